@@ -1,0 +1,349 @@
+"""A multimodal LLM is a function from (images, text) to text: a server, or a model in process.
+
+Everything that judges or writes goes through `ask`: pairwise comparisons, testpoints, scores.
+
+    judge = Cached(OpenAIMLLM("http://localhost:8000/v1", "UnifiedReward-Think"), "runs/judged")
+    judge.ask([Query((first, second), "Which is better?")])      # [Answer(text=..., error=None)]
+"""
+
+import asyncio
+import base64
+import hashlib
+import io
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+import torch
+from PIL import Image
+
+
+class Query(NamedTuple):
+    images: tuple[Image.Image, ...]
+    text: str
+
+
+class Answer(NamedTuple):
+    """Exactly one of the two is not None."""
+
+    text: str | None = None
+    error: str | None = None
+
+
+class MLLM(Protocol):
+    name: str  # for people, and for the cache: the model and every setting that changes its answers
+
+    def ask(self, queries: Sequence[Query]) -> list[Answer]:
+        """One answer for each query, in order. A query that fails is an Answer with an error."""
+
+
+# ---- a server ----
+
+# Our own source of jitter: drawing from the global one would change what a seeded training draws.
+_jitter = random.Random()
+
+
+def _data_uri(image: Image.Image) -> str:
+    """The image as a PNG data URI: lossless, at the fastest compression level."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _reply_text(reply) -> str:
+    """The text of a chat completion; ValueError where there is none."""
+    try:  # a server may send any JSON, and the client does not check it
+        text, reason = reply.choices[0].message.content, reply.choices[0].finish_reason
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise ValueError(f"not a chat completion: {str(reply)[:80]!r}") from None
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"empty answer (finish_reason: {reason})")
+    return text
+
+
+def _worth_retrying(error: Exception) -> bool:
+    """True for busy or broken servers, timeouts, lost connections and garbled bodies."""
+    if getattr(error, "code", None) == "insufficient_quota":  # a 429 that no waiting mends
+        return False
+    status = getattr(error, "status_code", None)
+    return status is None or status in (408, 409, 429) or not 400 <= status < 500
+
+
+def _retry_delay(error: Exception, attempt: int) -> float:
+    """Seconds to wait: what Retry-After says, otherwise exponential backoff with jitter."""
+    with suppress(AttributeError, KeyError, ValueError):  # no response, no header, or a date
+        return min(max(float(error.response.headers["retry-after"]), 0.0), 60.0)
+    return min(0.5 * 2**attempt, 30.0) * _jitter.uniform(0.5, 1.0)
+
+
+class OpenAIMLLM:
+    """Any OpenAI-compatible server: vLLM, SGLang, a cloud API.
+
+    base_url, api_key: by default from the environment, OPENAI_BASE_URL and OPENAI_API_KEY. The key
+        stands in no name, repr or error.
+    model: by default the first one that the server lists.
+    concurrency: calls in flight; N calls of latency L take ceil(N / concurrency) * L.
+    timeout: seconds for one call from end to end. max_retries: further calls for one query.
+    patience: seconds without any success after which the rest of a batch fails without being tried:
+        a dead server costs patience + timeout, not queries * retries * timeout.
+    seed: None for servers that refuse it.
+    max_calls: cap on calls over the life of the object, retries included.
+    """
+
+    def __init__(
+        self, base_url: str | None = None, model: str | None = None, *, api_key: str | None = None,
+        concurrency: int = 16, timeout: float = 60.0, max_retries: int = 5, patience: float = 180.0,
+        temperature: float = 0.0, seed: int | None = 0, max_tokens: int = 2048,
+        max_calls: int | None = None,
+    ):  # fmt: skip
+        import openai
+
+        base_url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        if concurrency < 1 or timeout <= 0:
+            raise ValueError(f"concurrency and timeout must be positive: {concurrency}, {timeout}")
+        # A server of one's own asks for no key, but the client insists on one.
+        key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        url = urlsplit(base_url)
+        self._secrets = [secret for secret in (key, url.password) if secret and secret != "none"]
+        self._where = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"  # no credentials
+        # One retry policy and one deadline, ours: the client's deadline is for each read of a call.
+        options = {"base_url": base_url, "api_key": key, "max_retries": 0}
+        self._errors = (openai.APIError, TimeoutError, ValueError)  # ValueError: a garbled body
+        if model is None:
+            try:
+                model = openai.OpenAI(**options, timeout=timeout).models.list().data[0].id
+            except (*self._errors, AttributeError, IndexError, TypeError) as error:
+                message = self._scrubbed(f"{self._where} lists no model, name one: {error}")
+                raise ValueError(message) from None
+        self.model, self.timeout, self.max_retries = model, timeout, max_retries
+        self.patience, self.max_calls, self.calls = patience, max_calls, 0
+        self._request = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
+        if seed is not None:
+            self._request["seed"] = seed
+        self.name = f"{model} at {self._where} (temperature {temperature}, max_tokens {max_tokens})"
+
+        # One event loop in one daemon thread, for life: connections are reused from batch to batch,
+        # an interrupt cancels every call in flight, and nothing keeps the process from ending.
+        self._client = openai.AsyncOpenAI(**options, timeout=None)
+        self._slots = asyncio.Semaphore(concurrency)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="mllm", daemon=True).start()
+
+    def ask(self, queries: Sequence[Query]) -> list[Answer]:
+        future = asyncio.run_coroutine_threadsafe(self._ask_all(queries), self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # only matters on KeyboardInterrupt
+
+    async def _ask_all(self, queries: Sequence[Query]) -> list[Answer]:
+        self._last_success = time.monotonic()
+        images = {id(image): image for query in queries for image in query.images}
+        encode = partial(asyncio.to_thread, _data_uri)  # each once, while the first calls run
+        uris = {key: asyncio.ensure_future(encode(image)) for key, image in images.items()}
+        return list(await asyncio.gather(*(self._answer(query, uris) for query in queries)))
+
+    async def _answer(self, query: Query, uris: dict[int, asyncio.Future]) -> Answer:
+        """The first good answer within the retries, or the last error."""
+        content = [
+            {"type": "image_url", "image_url": {"url": await uris[id(image)]}}
+            for image in query.images
+        ]
+        content.append({"type": "text", "text": query.text})
+        message = f"no call was answered for {self.patience:g} s"
+        for attempt in range(self.max_retries + 1):
+            async with self._slots:
+                if time.monotonic() - self._last_success > self.patience:
+                    break
+                if self.max_calls is not None and self.calls >= self.max_calls:
+                    message = f"the cap of {self.max_calls} calls is reached"
+                    break
+                self.calls += 1
+                try:
+                    return Answer(text=await self._call(content))
+                except self._errors as error:
+                    failure = error
+            message = f"{type(failure).__name__}: {failure}"
+            if isinstance(failure, TimeoutError):  # it has no text of its own
+                message = f"no answer within {self.timeout:g} s"
+            if attempt == self.max_retries or not _worth_retrying(failure):
+                break
+            await asyncio.sleep(_retry_delay(failure, attempt))
+        return Answer(error=self._scrubbed(message))
+
+    async def _call(self, content: list[dict]) -> str:
+        messages = [{"role": "user", "content": content}]
+        call = self._client.chat.completions.create(messages=messages, **self._request)
+        text = _reply_text(await asyncio.wait_for(call, self.timeout))
+        self._last_success = time.monotonic()
+        return text
+
+    def _scrubbed(self, message: str) -> str:
+        """The message in at most 300 characters, without the key or the URL's password."""
+        for secret in self._secrets:
+            message = message.replace(secret, "***")
+        return message[:300]
+
+
+# ---- a model in process ----
+
+
+def _load_processor(folder: str, config):
+    """The model's processor, with or without torchvision."""
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+    from transformers.utils import is_torchvision_available
+
+    if is_torchvision_available():
+        return AutoProcessor.from_pretrained(folder)
+
+    # Without torchvision, transformers cannot make the video processor that Qwen's processors
+    # insist on. We show no videos: accept None in its place, and take images through PIL.
+    class ImageProcessorOnly(PROCESSOR_MAPPING[type(config)]):
+        def check_argument_for_proper_class(self, argument_name, argument):
+            if argument is not None:
+                return super().check_argument_for_proper_class(argument_name, argument)
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    images = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return ImageProcessorOnly(images, tokenizer, None, chat_template=tokenizer.chat_template)
+
+
+class LocalMLLM:
+    """A transformers image-text-to-text model in process: Qwen2.5-VL, Qwen3-VL and their kin.
+
+    dtype: by default that of the weights on disk. device: by default CUDA where there is one.
+    """
+
+    def __init__(
+        self, folder_or_name: str | Path, *, batch_size: int = 8, max_new_tokens: int = 1024,
+        device: str | torch.device | None = None, dtype: torch.dtype | str = "auto",
+    ):  # fmt: skip
+        from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+        folder = str(folder_or_name)
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.batch_size = batch_size
+        self.name = f"{folder} (max_new_tokens {max_new_tokens})"
+        self.processor = _load_processor(folder, AutoConfig.from_pretrained(folder))
+        # Padding on the left: generation goes on from the last position of every row.
+        self.processor.tokenizer.padding_side = "left"
+        added = self.processor.tokenizer.added_tokens_decoder.values()
+        self._control = [str(token) for token in added if token.special]
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+        self.model.to(self.device).eval()
+        # Published generation configs sample and penalise repetition. Keep only where theirs ends,
+        # so that the answer is the most probable token at each place and nothing else.
+        self.model.generation_config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self.model.generation_config.eos_token_id,
+            pad_token_id=self.processor.tokenizer.pad_token_id,
+        )
+
+    def _inputs(self, queries: Sequence[Query], openings: Sequence[str]):
+        """The batch as tensors; `openings` are the first words of the answers."""
+        texts = []
+        for query, opening in zip(queries, openings, strict=True):
+            text = query.text
+            for token in self._control:  # a caption must not open a turn or announce an image
+                text = text.replace(token, "")
+            content = [{"type": "image"} for _ in query.images] + [{"type": "text", "text": text}]
+            turn = [{"role": "user", "content": content}]
+            text = self.processor.apply_chat_template(turn, add_generation_prompt=True)
+            texts.append(text + opening)
+        images = [image.convert("RGB") for query in queries for image in query.images]
+        tensors = {"padding": True, "return_tensors": "pt"}
+        return self.processor(text=texts, images=images or None, **tensors).to(self.device)
+
+    @torch.inference_mode()
+    def ask(self, queries: Sequence[Query]) -> list[Answer]:
+        answers = []
+        for start in range(0, len(queries), self.batch_size):
+            batch = queries[start : start + self.batch_size]
+            inputs = self._inputs(batch, [""] * len(batch))
+            tokens = self.model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+            texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
+            for text in texts:
+                answers.append(Answer(text=text) if text.strip() else Answer(error="empty answer"))
+        return answers
+
+    @torch.inference_mode()
+    def first_probability(self, queries: Sequence[Query]) -> list[float | None]:
+        """P("Image 1 is better"), of the two answers, when the model answers without reasoning.
+
+        None where the model gives no finite probability.
+        """
+        openings = [f"<answer>Image {number} is better" for number in (1, 2)]
+        probabilities = []
+        size = max(1, self.batch_size // 2)  # each query takes two rows
+        for start in range(0, len(queries), size):
+            batch = queries[start : start + size]
+            twice = [query for query in batch for _ in openings]
+            inputs = self._inputs(twice, openings * len(batch))
+            ids = inputs["input_ids"]
+            # The two texts of a query are equally long and differ from the digit on; what they
+            # share before it cancels.
+            tail = ids.shape[1] - int((ids[0::2] != ids[1::2]).any(0).int().argmax())
+            logits = self.model(**inputs, logits_to_keep=tail + 1).logits[:, :-1].float()
+            log_prob = logits.log_softmax(-1).gather(2, ids[:, -tail:, None]).sum((1, 2))
+            probabilities += log_prob.view(-1, 2).softmax(1)[:, 0].tolist()
+        return [p if p == p else None for p in probabilities]  # NaN differs from itself
+
+
+# ---- a memory ----
+
+
+def _image_digest(image: Image.Image) -> str:
+    """By mode, size and pixels: equal images have equal digests, whatever file they came from."""
+    digest = hashlib.sha256(f"{image.mode} {image.size} ".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+class Cached:
+    """Another MLLM's answers, kept on disk by (name, images in order, text); errors are not kept.
+
+    One line of JSON an answer, only ever appended: a process killed at any point leaves at worst a
+    torn line, which is skipped. Equal queries of a batch are asked once.
+    """
+
+    def __init__(self, mllm: MLLM, folder: str | Path):
+        self.mllm, self.name = mllm, mllm.name
+        self.path = Path(folder) / "answers.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._texts: dict[str, str] = {}
+        for line in self.path.read_bytes().splitlines() if self.path.exists() else []:
+            with suppress(ValueError, KeyError, TypeError):  # a torn line
+                record = json.loads(line)
+                self._texts[record["key"]] = record["text"]
+
+    def ask(self, queries: Sequence[Query]) -> list[Answer]:
+        images = {id(image): image for query in queries for image in query.images}
+        digests = {key: _image_digest(image) for key, image in images.items()}
+        keys = [
+            hashlib.sha256(
+                json.dumps([self.name, [digests[id(i)] for i in query.images], query.text]).encode()
+            ).hexdigest()
+            for query in queries
+        ]
+        new = {key: q for key, q in zip(keys, queries, strict=True) if key not in self._texts}
+        answers = dict(zip(new, self.mllm.ask(list(new.values())), strict=True)) if new else {}
+        self._keep({key: a.text for key, a in answers.items() if a.text is not None})
+        return [answers.get(key) or Answer(text=self._texts[key]) for key in keys]
+
+    def _keep(self, texts: dict[str, str]) -> None:
+        self._texts.update(texts)
+        lines = [json.dumps({"key": key, "text": text}) + "\n" for key, text in texts.items()]
+        # First a line break, in case the last writer was killed within a line; and one write, so
+        # that the lines of several processes do not mix.
+        with open(self.path, "ab", buffering=0) as file:
+            file.write(("\n" + "".join(lines)).encode() if lines else b"")

@@ -1,0 +1,191 @@
+"""The sampler: a flow-matching ODE turned into an SDE whose every step is a Gaussian policy.
+
+A flow-matching model predicts `velocity = noise - clean` on `latents = (1 - sigma) clean + sigma noise`.
+Following it down from sigma = 1 to 0 is an ODE. Flow-GRPO and DanceGRPO add noise to each step and
+a drift that undoes the noise's effect on the marginals: then one denoising step is a draw from a
+Gaussian whose density is known, which is what GRPO needs ("flow matching as a decision process").
+
+Symbols elsewhere -> here:
+
+    paper, Flow-GRPO      t in [0, 1]     dt                    a             x_{t+dt}       x_0
+    DanceGRPO code        sigma           dsigma                eta           prev_sample    pred_original
+    diffusers             sigma           sigma_next - sigma    -             prev_sample    -
+    here                  sigma           dsigma (negative)     noise_level   next_latents   clean
+
+Axes: B samples, K steps, N latent tokens, C channels. Arithmetic is float32 whatever the model's dtype.
+Departure from the released code: one explicit sigma table serves rollout, replay and evaluation,
+indexed by step; the last step is an ODE step, which yields exactly the predicted clean latents (the
+released code decodes those same latents and drops the last transition from training).
+
+    sigmas = sigma_schedule(6)
+    trajectory = rollout(velocity_fn, noise, sigmas, noise_level=0.7)      # velocity_fn(latents, sigma (B,))
+    step = replay(velocity_fn, trajectory, index=2)                        # the same step, with gradient
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Step(NamedTuple):
+    next_latents: torch.Tensor  # (B, N, C)
+    log_prob: torch.Tensor  # (B,) nats per latent element; 0 for an ODE step
+    mean: torch.Tensor  # (B, N, C)
+    std: torch.Tensor  # (B, 1, 1) step_std, the factor sqrt(-dsigma) included; 0 for an ODE step
+
+
+class Trajectory(NamedTuple):
+    latents: torch.Tensor  # (K+1, B, N, C), noise first
+    log_probs: torch.Tensor  # (K, B)
+    means: torch.Tensor  # (K, B, N, C)
+    stds: torch.Tensor  # (K, B, 1, 1)
+    sigmas: torch.Tensor  # (K+1,)
+    sde_steps: tuple[int, ...]  # the stochastic steps, ascending
+    noise_level: float
+    kind: str
+
+    @property
+    def clean(self) -> torch.Tensor:
+        """What is decoded and judged, (B, N, C)."""
+        return self.latents[-1]
+
+    def step(self, index: int, rows=slice(None)) -> Step:
+        """One stored transition, as rollout made it."""
+        return Step(self.latents[index + 1][rows], self.log_probs[index][rows],
+                    self.means[index][rows], self.stds[index][rows])
+
+
+def seed_of(*parts) -> int:
+    """A seed that depends on all its parts and on nothing else: not on rank, batch or history."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
+
+
+def sigma_schedule(num_steps: int, shift: float = 1.0) -> torch.Tensor:
+    """Noise fractions (K+1,) float32 falling from 1 to 0, bent towards 1 by shift > 1.
+
+    Raises ValueError unless num_steps >= 1 and shift > 0.
+    """
+    if num_steps < 1 or shift <= 0:
+        raise ValueError(f"need num_steps >= 1 and shift > 0, got {num_steps} and {shift}")
+    s = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+    return (shift * s / (1 + (shift - 1) * s)).float()
+
+
+def sde_step(latents: torch.Tensor, velocity: torch.Tensor, sigmas: torch.Tensor, index,
+             noise_level: float, kind: str = "flow", next_latents: torch.Tensor | None = None,
+             generator: torch.Generator | list[torch.Generator] | None = None) -> Step:
+    """One transition of the policy: draw next_latents, or score the given ones.
+
+    Flow-GRPO's SDE update ("flow") or DanceGRPO's ("dance"); released code: flow_grpo_step, dance_grpo_step.
+    latents, velocity: (B, N, C); sigmas: (K+1,); index: int, or (B,) so that a batch mixes steps.
+    generator: one, or a list of one for each sample, so that a sample's noise is the same in any batch.
+    noise_level = 0 gives the Euler step of the ODE, and so does the last step, to sigma = 0, always:
+    std is 0 there, log_prob 0, and the last step's result is the predicted clean latents.
+    Raises ValueError for an unknown kind.
+    """
+    latents, velocity = latents.float(), velocity.float()
+    index = torch.as_tensor(index, device=latents.device).expand(len(latents))
+    sigmas = sigmas.to(latents.device)
+    sigma, sigma_next = sigmas[index].view(-1, 1, 1), sigmas[index + 1].view(-1, 1, 1)
+    dsigma = sigma_next - sigma
+    noise_level = noise_level * (sigma_next > 0)  # (B, 1, 1)
+    if kind == "flow":
+        # 1 - sigma is 0 at the very start: the first step borrows the second step's sigma there
+        d = noise_level * torch.sqrt(sigma / (1 - torch.where(sigma == 1, sigmas[1], sigma)))
+        mean = (latents * (1 + d**2 / (2 * sigma) * dsigma)
+                + velocity * (1 + d**2 * (1 - sigma) / (2 * sigma)) * dsigma)
+    elif kind == "dance":
+        d = noise_level
+        clean = latents - sigma * velocity
+        score = -(latents - clean * (1 - sigma)) / sigma**2
+        mean = latents + velocity * dsigma - 0.5 * d**2 * score * dsigma
+    else:
+        raise ValueError(f"unknown SDE kind '{kind}': use 'flow' or 'dance'")
+    std = d * torch.sqrt(-dsigma)
+    if next_latents is None:
+        next_latents = mean + std * randn_tensor(mean.shape, generator, mean.device, torch.float32)
+    stochastic = std.flatten() > 0
+    safe_std = torch.where(std > 0, std, torch.ones_like(std))
+    z = (next_latents.float().detach() - mean) / safe_std
+    log_density = (-0.5 * z**2).mean((1, 2)) - safe_std.log().flatten() - 0.5 * math.log(2 * math.pi)
+    return Step(next_latents, torch.where(stochastic, log_density, 0.0), mean, std)
+
+
+def check_sde_steps(sde_steps: Iterable[int] | None, num_steps: int) -> tuple[int, ...]:
+    """The stochastic steps, ascending: all but the last by default (None).
+
+    Raises ValueError for a step outside 0 .. K-2: the last step is always an ODE step.
+    """
+    steps = tuple(range(num_steps - 1)) if sde_steps is None else tuple(sorted(set(sde_steps)))
+    if any(not 0 <= k < num_steps - 1 for k in steps):
+        raise ValueError(f"sde_steps {steps} must lie in 0..{num_steps - 2}: the last of "
+                         f"{num_steps} steps is always an ODE step")
+    return steps
+
+
+@torch.no_grad()
+def rollout(velocity_fn: Velocity, noise: torch.Tensor, sigmas: torch.Tensor, noise_level: float,
+            kind: str = "flow", sde_steps: Iterable[int] | None = None,
+            generator: torch.Generator | list[torch.Generator] | None = None) -> Trajectory:
+    """Sample B images and keep what GRPO needs to score each step again.
+
+    noise: (B, N, C); sde_steps: the stochastic steps (a sub-range is MixGRPO's / Flow-GRPO-Fast's
+    window), the others follow the ODE. Nothing is read back to the host within the loop.
+    """
+    num_steps = len(sigmas) - 1
+    sde_steps = check_sde_steps(sde_steps, num_steps)
+    sigmas = sigmas.to(noise.device)
+    latents, steps = noise.float(), []
+    states = [latents]
+    for k in range(num_steps):
+        velocity = velocity_fn(latents, sigmas[k].expand(len(latents)))
+        level = noise_level if k in sde_steps else 0.0
+        step = sde_step(latents, velocity, sigmas, k, level, kind, generator=generator)
+        latents = step.next_latents
+        states.append(latents)
+        steps.append(step)
+    return Trajectory(torch.stack(states), torch.stack([s.log_prob for s in steps]),
+                      torch.stack([s.mean for s in steps]), torch.stack([s.std for s in steps]),
+                      sigmas, sde_steps, noise_level, kind)
+
+
+def replay(velocity_fn: Velocity, trajectory: Trajectory, index, rows=slice(None)) -> Step:
+    """Score stored transitions under the current weights, with gradient: rollout's own arithmetic.
+
+    index: a stochastic step, or (b,) of them, one a row; rows: which samples (slice or (b,) indices).
+    velocity_fn takes the latents of those rows. At unchanged weights log_prob equals the stored one.
+    Raises ValueError if an int index is not a stochastic step of the trajectory.
+    """
+    if isinstance(index, int) and index not in trajectory.sde_steps:
+        raise ValueError(f"step {index} was not stochastic; choose from {trajectory.sde_steps}")
+    if isinstance(index, int):
+        latents, next_latents = trajectory.latents[index][rows], trajectory.latents[index + 1][rows]
+    else:
+        samples = torch.arange(trajectory.latents.shape[1], device=trajectory.latents.device)[rows]
+        latents, next_latents = trajectory.latents[index, samples], trajectory.latents[index + 1, samples]
+    sigma = trajectory.sigmas[torch.as_tensor(index)].expand(len(latents))
+    velocity = velocity_fn(latents, sigma)
+    return sde_step(latents, velocity, trajectory.sigmas, index, trajectory.noise_level,
+                    trajectory.kind, next_latents=next_latents)
+
+
+@torch.no_grad()
+def ode_sample(velocity_fn: Velocity, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """Clean latents (B, N, C) by Euler steps along the flow: evaluation's sampler, no randomness."""
+    latents = noise.float()
+    for k in range(len(sigmas) - 1):
+        velocity = velocity_fn(latents, sigmas[k].to(noise.device).expand(len(latents)))
+        latents = sde_step(latents, velocity, sigmas, k, noise_level=0.0).next_latents
+    return latents
+
+
+def concatenate(parts: list[Trajectory]) -> Trajectory:
+    """Trajectories of several micro-batches as one, samples in order."""
+    joined = [torch.cat([part[i] for part in parts], dim=1) for i in range(4)]
+    return Trajectory(*joined, *parts[0][4:])

@@ -1,0 +1,247 @@
+"""Pictures of coloured shapes: from things to pixels, and back.
+
+`render` draws a scene on 32x32 pixels. `read` is its inverse: ground, then connected blobs, then for
+each blob the best of six templates (circle, square, triangle; filled or in outline) and the nearest
+of six colors. It decides strictly, since whatever it lets pass, training will find:
+  - A blend of two colors is no color: the mean color inside the template must lie within
+    COLOR_TOLERANCE of a palette entry (no half-way mix of two entries does), and the pixels there
+    must agree on it.
+  - A half-drawn shape is no shape: its template must cover it with an overlap (soft
+    intersection over union) of MIN_OVERLAP, and beat every other shape by MIN_MARGIN.
+  - `fidelity` renders again what was read and compares: mean absolute difference in grey levels.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+SIZE = 32  # pixels
+LIGHT, DARK = (238, 236, 230), (30, 30, 36)  # the two grounds
+COLORS = {"red": (214, 39, 40), "green": (44, 160, 44), "blue": (40, 80, 215),
+          "yellow": (240, 205, 30), "pink": (240, 110, 190), "purple": (130, 40, 190)}
+SHAPES = ("circle", "square", "triangle")
+
+LINE_WIDTH = 2.0  # pixels, of outlined shapes
+COLOR_TOLERANCE = 45.0  # Euclidean distance in RGB; half-way mixes are at least 55 from any entry
+MIN_OVERLAP, MIN_MARGIN = 0.86, 0.02
+MIN_BLOB = 10  # pixels; anything smaller is dirt, which only fidelity sees
+
+
+# ----------------------------------------------------------------------------- render
+
+class Thing(NamedTuple):
+    shape: str
+    color: str | None  # None: no color of the palette
+    x: float
+    y: float
+    r: float
+    outline: bool = False
+
+
+class Scene(NamedTuple):
+    things: tuple[Thing, ...]
+    dark: bool = False
+
+
+def coverage(shape: np.ndarray, x, y, r, outline) -> np.ndarray:
+    """Share of each pixel that a shape covers (n, 32, 32), from its signed distance; all inputs (n,).
+
+    All three shapes are centred on their centroid; circle and square of one r have equal areas.
+    """
+    grid = np.arange(SIZE, dtype=np.float32) + 0.5
+    x, y, r = (np.asarray(v, np.float32)[:, None, None] for v in (x, y, r))
+    dx, dy = np.abs(grid[None, None, :] - x), grid[None, :, None] - y
+    circle = np.sqrt(dx**2 + dy**2) - r
+    square = np.maximum(dx, np.abs(dy)) - 0.886 * r
+    # base 2.4 r, height 2.1 r, centroid a third above the base
+    side = (2.1 * dx - 1.2 * (dy + 1.4 * r)) / np.float32(np.hypot(2.1, 1.2))
+    triangle = np.maximum(dy - 0.7 * r, side)
+    distance = np.choose(np.asarray(shape)[:, None, None], [circle, square, triangle])
+    half = np.float32(LINE_WIDTH / 2)
+    distance = np.where(np.asarray(outline)[:, None, None], np.abs(distance + half) - half, distance)
+    return np.clip(0.5 - distance, 0, 1)
+
+
+def nearest_color(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index of the nearest palette color (...,) and its distance (...,) for rgb (..., 3)."""
+    palette = np.array(list(COLORS.values()), np.float32)
+    distance = np.linalg.norm(rgb[..., None, :] - palette, axis=-1)
+    return distance.argmin(-1), distance.min(-1)
+
+
+def render(scenes: list[Scene]) -> np.ndarray:
+    """Anti-aliased pictures (n, 32, 32, 3) uint8, things painted in order."""
+    ground = np.array([DARK if s.dark else LIGHT for s in scenes], np.float32)
+    images = np.broadcast_to(ground[:, None, None], (len(scenes), SIZE, SIZE, 3)).copy()
+    for layer in range(max((len(s.things) for s in scenes), default=0)):
+        rows = [i for i, s in enumerate(scenes) if len(s.things) > layer]
+        things = [scenes[i].things[layer] for i in rows]
+        alpha = coverage(np.array([SHAPES.index(t.shape) for t in things]), [t.x for t in things],
+                         [t.y for t in things], [t.r for t in things],
+                         [t.outline for t in things])[..., None]
+        color = np.array([COLORS[t.color] for t in things], np.float32)[:, None, None]
+        images[rows] += alpha * (color - images[rows])
+    return np.round(images).astype(np.uint8)
+
+
+# ----------------------------------------------------------------------------- read
+
+class Reading(NamedTuple):
+    things: tuple[Thing, ...]  # what was recognised
+    unread: int  # blobs that are no shape of this world
+    dark: bool
+    fidelity: float  # mean absolute difference to the picture rendered again, grey levels
+
+
+@functools.cache
+def outline_spread() -> np.ndarray:
+    """For each shape in outline: mean squared distance to the centroid over (r - 1)^2, measured."""
+    alpha = coverage(np.arange(3), [16] * 3, [16] * 3, [6] * 3, [True] * 3)
+    return spread(alpha) / (6 - LINE_WIDTH / 2) ** 2
+
+
+def centroid(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Area, x and y of the centroid, each (n,), of coverage maps (n, 32, 32)."""
+    grid = np.arange(SIZE, dtype=np.float32) + 0.5
+    area = np.maximum(alpha.sum((1, 2)), 1e-6)
+    return area, alpha.sum(1) @ grid / area, alpha.sum(2) @ grid / area
+
+
+def spread(alpha: np.ndarray) -> np.ndarray:
+    """Mean squared distance to the centroid (n,), pixels squared."""
+    grid = np.arange(SIZE, dtype=np.float32) + 0.5
+    area, x, y = centroid(alpha)
+    return (alpha.sum(1) @ grid**2 + alpha.sum(2) @ grid**2) / area - x**2 - y**2
+
+
+def fit(alpha: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The best of six templates for each coverage map (n, 32, 32).
+
+    Position and size come from the map's moments: the area of a filled shape, the spread of an
+    outline. Returns shape, outline, x, y, r, overlap and margin over the next best shape, each (n,).
+    """
+    count = len(alpha)
+    area, x, y = centroid(alpha)
+    per_r2 = np.array([np.pi, 4 * 0.886**2, 1.2 * 2.1])  # area of each shape over r^2
+    filled = np.sqrt(area[:, None] / per_r2)
+    hollow = LINE_WIDTH / 2 + np.sqrt(spread(alpha)[:, None].clip(0) / outline_spread())
+    r = np.concatenate([filled, hollow], 1)  # (n, 6)
+    shape, outline = np.tile([0, 1, 2, 0, 1, 2], count), np.tile([False] * 3 + [True] * 3, count)
+    template = coverage(shape, x.repeat(6), y.repeat(6), r.ravel(), outline)
+    template = template.reshape(count, 6, SIZE, SIZE)
+    overlap = (np.minimum(template, alpha[:, None]).sum((2, 3))
+               / np.maximum(template, alpha[:, None]).sum((2, 3)))
+    best = overlap.argmax(1)
+    rows = np.arange(count)
+    others = np.where(np.arange(6) % 3 == best[:, None] % 3, 0, overlap).max(1)  # of another shape
+    return best % 3, best >= 3, x, y, r[rows, best], overlap[rows, best], overlap[rows, best] - others
+
+
+def mean_color(pixels: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean (n, 3) and root mean squared deviation (n,) of pixels (n, 32, 32, 3)."""
+    total = np.maximum(weight.sum((1, 2)), 1e-6)
+    mean = np.einsum("nhw,nhwc->nc", weight, pixels) / total[:, None]
+    square = np.einsum("nhw,nhwc->n", weight, pixels**2) / total
+    return mean, np.sqrt(np.maximum(square - (mean**2).sum(1), 0))
+
+
+def along(pixels: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """How far each pixel lies from color start (0) to color end (1), clipped: (n, 32, 32)."""
+    axis = end - start
+    share = np.einsum("nhwc,nc->nhw", pixels - start[:, None, None], axis)
+    return np.clip(share / np.maximum((axis**2).sum(1), 1e-6)[:, None, None], 0, 1)
+
+
+def find_blobs(pixels: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Connected blobs of what is not ground: image index (m,) and mask (m, 32, 32), grown by a pixel."""
+    cross = np.zeros((3, 3, 3), bool)
+    cross[1] = ndimage.generate_binary_structure(2, 1)  # connects within an image only
+    labels, _ = ndimage.label(np.linalg.norm(pixels - ground[:, None, None], axis=-1) > 40, cross)
+    sizes = np.bincount(labels.ravel())
+    ids = 1 + np.flatnonzero(sizes[1:] >= MIN_BLOB)
+    first = np.full(len(sizes), labels.size)
+    np.minimum.at(first, labels.ravel(), np.arange(labels.size))
+    image = first[ids] // SIZE**2
+    grown = ndimage.maximum_filter(labels, size=(1, 3, 3))
+    own = np.where(labels > 0, labels, grown)  # the soft edge belongs to the blob beside it
+    return image, own[image] == ids[:, None, None]
+
+
+def unmix(pixels: np.ndarray, ground: np.ndarray, c1: np.ndarray, c2: np.ndarray):
+    """Shares of c1 and of c2 in each pixel over the ground, by least squares: two (n, 32, 32)."""
+    axes = np.stack([c1 - ground, c2 - ground], 1)  # (n, 2, 3)
+    solve = np.linalg.solve(axes @ axes.transpose(0, 2, 1) + 1e-3 * np.eye(2), axes)
+    shares = np.einsum("nhwc,nkc->knhw", pixels - ground[:, None, None], solve)
+    return np.clip(shares[0], 0, 1), np.clip(shares[1], 0, 1)
+
+
+def extent(mask: np.ndarray) -> np.ndarray:
+    """Bounding boxes (n, 4) as left, top, -right, -bottom, so that inside means greater."""
+    columns, rows = mask.any(1), mask.any(2)
+    return np.stack([columns.argmax(1), rows.argmax(1), columns[:, ::-1].argmax(1) - SIZE,
+                     rows[:, ::-1].argmax(1) - SIZE], 1)
+
+
+def split_blobs(pixels, ground, mask, index, nearest, distance) -> list[tuple[np.ndarray, ...]]:
+    """Blobs -> coverage maps of single-colored things: (blob rows, alpha, pixels that show it).
+
+    A blob with a second palette color holds two things: one inside the other (then the outer one is
+    taken to go on beneath), or side by side.
+    """
+    voter = mask & (distance[index] < 60)
+    votes = np.stack([(voter & (nearest[index] == c)).sum((1, 2)) for c in range(len(COLORS))], 1)
+    first, second = np.argsort(-votes, 1)[:, :2].T
+    rows = np.arange(len(votes))
+    contrast = np.linalg.norm(pixels - ground[:, None, None], axis=-1) * mask
+    strong = contrast >= 0.75 * contrast.max((1, 2), keepdims=True)
+    known = votes[rows, first] >= 5
+    shows = np.where(known[:, None, None], voter & (nearest[index] == first[:, None, None]), strong)
+    c1, _ = mean_color(pixels, shows.astype(np.float32))
+    one = np.flatnonzero(votes[rows, second] < 12)
+    two = np.flatnonzero(votes[rows, second] >= 12)
+    found = [(one, along(pixels[one], ground[one], c1[one]) * mask[one], mask[one])]
+    if len(two):
+        c2 = np.array(list(COLORS.values()), np.float32)[second[two]]
+        a, b = (share * mask[two] for share in unmix(pixels[two], ground[two], c1[two], c2))
+        whole = np.minimum(a + b, 1)
+        nested = (extent(b > 0.5) > extent(whole > 0.5)).all(1)[:, None, None]
+        found += [(two, np.where(nested, whole, a), b < 0.05), (two, b, b > 0)]
+    return found
+
+
+def read(images: list[Image.Image]) -> list[Reading]:
+    """What each image shows; any size, read at 32x32."""
+    small = [im if im.size == (SIZE, SIZE) else im.resize((SIZE, SIZE), Image.BOX) for im in images]
+    pixels = np.stack([np.asarray(im.convert("RGB"), np.float32) for im in small])
+    border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], 1)
+    ground = np.median(border, axis=1)
+    dark = np.linalg.norm(ground - DARK, axis=-1) < np.linalg.norm(ground - LIGHT, axis=-1)
+    index, mask = find_blobs(pixels, ground)
+    parts = split_blobs(pixels[index], ground[index], mask, index, *nearest_color(pixels))
+    rows = np.concatenate([rows for rows, _, _ in parts])
+    alpha, shows = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
+    keep = alpha.sum((1, 2)) >= MIN_BLOB / 2
+    image, alpha, shows = index[rows[keep]], alpha[keep], shows[keep]
+    shape, outline, x, y, r, overlap, margin = fit(alpha)
+    # the color is decided on the inside of the template, where no edge is mixed in
+    inside = coverage(shape, x, y, np.where(outline, r, r - 1), outline) ** 6 * shows
+    color, deviation = mean_color(pixels[image], inside)
+    entry, distance = nearest_color(color)
+    colored = (distance <= COLOR_TOLERANCE) & (deviation <= COLOR_TOLERANCE)
+    accepted = (overlap >= MIN_OVERLAP) & (margin >= MIN_MARGIN)
+
+    things, drawn = [[] for _ in images], [[] for _ in images]
+    names = list(COLORS)
+    for k in np.flatnonzero(accepted)[np.argsort(-r[accepted])]:  # the outer of two things first
+        thing = Thing(SHAPES[shape[k]], names[entry[k]], float(x[k]), float(y[k]), float(r[k]),
+                      bool(outline[k]))
+        drawn[image[k]].append(thing)
+        things[image[k]].append(thing if colored[k] else thing._replace(color=None))
+    unread = np.bincount(image[~accepted], minlength=len(images))
+    again = render([Scene(tuple(t), bool(d)) for t, d in zip(drawn, dark)])
+    fidelity = np.abs(again - pixels).mean((1, 2, 3))
+    return [Reading(tuple(t), int(u), bool(d), float(f))
+            for t, u, d, f in zip(things, unread, dark, fidelity)]

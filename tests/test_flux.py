@@ -1,0 +1,102 @@
+"""The base model: our sampler against diffusers' own pipeline, adapters, saving, and errors."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+import flux
+import sampler
+
+PROMPTS = ["a red circle inside a blue square", "three green triangles"]
+
+
+def our_images(pipe, prompts, seeds, steps=6):
+    noise = flux.initial_noise(pipe, 32, 32, seeds)
+    velocity = flux.velocity_fn(pipe, flux.encode(pipe, prompts), 32, 32)
+    return flux.decode(pipe, sampler.ode_sample(velocity, noise, sampler.sigma_schedule(steps)), 32, 32)
+
+
+def pixels(images):
+    return np.stack([np.asarray(image, np.int16) for image in images])
+
+
+def test_ode_sample_is_what_diffusers_own_pipeline_draws(tiny_flux):
+    sigmas = sampler.sigma_schedule(6)[:-1].tolist()
+    theirs = [tiny_flux(prompt, height=32, width=32, num_inference_steps=6, sigmas=sigmas,
+                        max_sequence_length=tiny_flux.tokenizer_2.model_max_length,
+                        generator=torch.Generator().manual_seed(seed)).images[0]
+              for prompt, seed in zip(PROMPTS, (5, 6))]
+    assert np.abs(pixels(our_images(tiny_flux, PROMPTS, [5, 6])) - pixels(theirs)).max() <= 1
+    assert np.abs(pixels(our_images(tiny_flux, PROMPTS, [6, 5])) - pixels(theirs)).max() > 20
+
+
+def test_noise_depends_on_the_seed_alone(tiny_flux):
+    both = flux.initial_noise(tiny_flux, 32, 32, [1, 2])
+    assert both.shape == (2, 16, 32) and both.dtype == torch.float32
+    assert torch.equal(both[1:], flux.initial_noise(tiny_flux, 32, 32, [2]))
+    assert abs(both.mean()) < 0.15 and abs(both.std() - 1) < 0.1
+
+
+def test_text_rows_repeat_a_prompt_for_its_group(tiny_flux):
+    text = flux.encode(tiny_flux, PROMPTS)
+    rows = text.rows(torch.tensor([0, 0, 1]))
+    assert torch.equal(rows.embeds[1], text.embeds[0]) and torch.equal(rows.pooled[2], text.pooled[1])
+
+
+def test_image_size_must_divide(tiny_flux):
+    with pytest.raises(ValueError, match="36x32 is not a multiple of 8"):
+        flux.initial_noise(tiny_flux, 36, 32, [0])
+
+
+@pytest.mark.parametrize("model", ["no/such/folder", "./missing", "runs/none"])
+def test_a_missing_model_is_named(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no FLUX pipeline in"):
+        flux.load(model)
+
+
+def test_lora_starts_as_the_base_switches_off_and_saves(tiny_flux, tmp_path):
+    folder = tmp_path / "base"
+    tiny_flux.save_pretrained(folder)
+    pipe = flux.load(str(folder))
+    before = pixels(our_images(pipe, PROMPTS, [1, 2]))
+    with pytest.raises(ValueError, match="no base to compare with"):
+        with flux.base_weights(pipe, None):
+            pass
+    flux.add_lora(pipe, rank=4)
+    assert np.array_equal(before, pixels(our_images(pipe, PROMPTS, [1, 2])))  # B starts at zero
+    assert 0 < sum(p.numel() for p in flux.trainable(pipe)) < 200_000
+    with torch.no_grad():
+        for parameter in flux.trainable(pipe):
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    after = pixels(our_images(pipe, PROMPTS, [1, 2]))
+    assert not np.array_equal(before, after)
+    with flux.base_weights(pipe, None):
+        assert np.array_equal(before, pixels(our_images(pipe, PROMPTS, [1, 2])))
+    assert np.array_equal(after, pixels(our_images(pipe, PROMPTS, [1, 2])))  # and back on
+
+    flux.save(pipe, tmp_path / "lora")
+    plain = FluxPipeline.from_pretrained(folder)
+    plain.load_lora_weights(tmp_path / "lora")
+    assert np.abs(after - pixels(our_images(plain, PROMPTS, [1, 2]))).max() <= 1
+
+
+def test_full_weights_save_as_a_pipeline(tiny_flux, tmp_path):
+    flux.save(tiny_flux, tmp_path / "full")
+    again = flux.load(str(tmp_path / "full"))
+    assert np.array_equal(pixels(our_images(tiny_flux, PROMPTS, [1, 2])),
+                          pixels(our_images(again, PROMPTS, [1, 2])))
+
+
+def test_guidance_reaches_a_distilled_transformer(tiny_flux):
+    from diffusers import FluxTransformer2DModel
+
+    config = dict(tiny_flux.transformer.config) | {"guidance_embeds": True, "num_layers": 1, "num_single_layers": 1}
+    torch.manual_seed(0)
+    distilled = FluxTransformer2DModel.from_config(config)
+    pipe = FluxPipeline(tiny_flux.scheduler, tiny_flux.vae, tiny_flux.text_encoder, tiny_flux.tokenizer,
+                        tiny_flux.text_encoder_2, tiny_flux.tokenizer_2, distilled)
+    noise, text = flux.initial_noise(pipe, 32, 32, [0]), flux.encode(pipe, PROMPTS[:1])
+    outputs = [flux.velocity_fn(pipe, text, 32, 32, guidance)(noise, torch.ones(1)) for guidance in (1.0, 3.5)]
+    assert not torch.equal(*outputs)

@@ -1,0 +1,181 @@
+"""The loop for real, small: one process, two, killed and resumed, and every wrong setting."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+import train
+
+SMALL = dict(model=str(ROOT / "assets" / "tiny-flux"), prompts_per_step=2, group_size=4, heldout=8,
+             eval_every=2, checkpoint_every=1)
+
+
+def flags(**settings):
+    return [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+
+
+def command(out, *launcher, **settings):
+    python = [sys.executable, *launcher] if launcher else [sys.executable]
+    return [*python, str(ROOT / "train.py"), *flags(**(SMALL | settings), out=out)]
+
+
+def run(*args, **kwargs):
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command(*args, **kwargs), env=env, capture_output=True, text=True, timeout=150)
+
+
+def log_of(out):
+    """metrics.jsonl without the times."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+
+
+def in_process(out, **settings):
+    cfg = train.Config(**(SMALL | {"steps": 2, "out": str(out)} | settings))
+    train.train(cfg, train.Processes(0, 1, torch.device("cpu")))
+    return log_of(out)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    done = run(out, steps=4)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_a_run_leaves_what_the_readme_promises(undisturbed):
+    out, printed = undisturbed
+    for name in ("config.json", "metrics.jsonl", "curves.png", "before_after.png", "checkpoint/state.pt",
+                 "samples/step_00002.png", "samples/step_00004.png", "final/model_index.json"):
+        assert (out / name).stat().st_size > 0, name
+    assert "held-out accuracy" in printed
+    rows = log_of(out)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    wanted = {"reward_mean", "reward_std", "frac_floor", "tie_rate", "order_agreement", "unparsable",
+              "failed", "ratio_mean", "ratio_min", "ratio_max", "clip_frac", "kl_to_base", "grad_norm",
+              "delta_log_prob"}
+    assert all(wanted <= set(row) for row in rows[1:])
+    held = {"heldout_accuracy", "heldout_perfect", "heldout_fidelity", "win_rate_vs_base"}
+    assert [held <= set(row) for row in rows] == [True, False, True, False, True]
+    assert all(row["reward_mean"] == pytest.approx(0.5) for row in rows[1:])
+    assert rows[1]["kl_to_base"] == 0 and rows[4]["kl_to_base"] > 0
+    assert rows[1]["ratio_min"] == rows[1]["ratio_max"] == 1.0
+
+
+def test_final_is_what_plain_diffusers_loads(undisturbed, tmp_path):
+    out, _ = undisturbed
+    script = ("import sys, torch; from diffusers import FluxPipeline\n"
+              "pipe = FluxPipeline.from_pretrained(sys.argv[1])\n"
+              "pipe('a red circle', height=32, width=32, num_inference_steps=2, max_sequence_length=12)"
+              ".images[0].save('picture.png')\n"
+              "assert not {'flux', 'train'} & set(sys.modules)")
+    done = subprocess.run([sys.executable, "-c", script, str(out / "final")], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "picture.png").stat().st_size > 0
+
+
+def test_killed_and_resumed_is_bit_identical(undisturbed, tmp_path):
+    whole, _ = undisturbed
+    out = tmp_path / "killed"
+    process = subprocess.Popen(command(out, steps=4), env=os.environ | {"OMP_NUM_THREADS": "1"},
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline and not (out / "checkpoint" / "state.pt").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert len(log_of(out)) < 5  # it was still at work
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "rew')  # as a kill within a write leaves it
+    done = subprocess.run([*command(out, steps=4), "--resume"], env=os.environ | {"OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert log_of(out) == log_of(whole)
+    weights = "final/transformer/diffusion_pytorch_model.safetensors"
+    assert (out / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+def test_two_processes_average_to_the_gradient_of_one(tmp_path):
+    one = run(tmp_path / "one", steps=1, prompts_per_step=4)
+    two = run(tmp_path / "two", "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533",
+              steps=1, prompts_per_step=4)
+    assert one.returncode == 0 and two.returncode == 0, one.stderr + two.stderr
+    # After one step AdamW's first moment is 0.1 times the clipped, averaged gradient.
+    moments = []
+    for name in ("one", "two"):
+        state = torch.load(tmp_path / name / "checkpoint" / "state.pt", weights_only=True)
+        moments.append(torch.cat([s["exp_avg"].flatten() for s in state["optimizer"]["state"].values()]))
+    assert moments[0].norm() > 0
+    assert (moments[0] - moments[1]).norm() <= 1e-4 * moments[0].norm()
+    assert len(log_of(tmp_path / "two")) == 2  # one log, not one a rank
+    rows = [log_of(tmp_path / name)[1] for name in ("one", "two")]
+    assert rows[0]["reward_std"] == pytest.approx(rows[1]["reward_std"])
+    assert rows[0]["comparisons"] == rows[1]["comparisons"]
+
+
+def test_micro_batches_give_the_gradient_of_the_whole(tmp_path):
+    norms = [in_process(tmp_path / str(size), steps=1, micro_batch=size)[1]["grad_norm"] for size in (0, 2)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("settings", [
+    {"reward": "pointwise"}, {"lora_rank": 4}, {"kl_coef": 0.1}, {"guard": False}, {"sde_kind": "dance"},
+    {"same_noise": True},
+], ids=str)
+def test_the_variants_train(settings, tmp_path):
+    rows = in_process(tmp_path / "run", **settings)
+    assert rows[1]["ratio_max"] == 1.0 and rows[2]["grad_norm"] > 0 and rows[2]["kl_to_base"] > 0
+    if "reward" in settings:
+        assert 1 <= rows[1]["reward_mean"] <= 5
+    if "lora_rank" in settings:
+        assert list((tmp_path / "run" / "final").glob("*.safetensors"))
+
+
+def test_a_replay_that_differs_stops_the_run(tmp_path, monkeypatch):
+    pipe = train.flux.load(SMALL["model"])
+    cfg = train.Config(**SMALL)
+    rollout = train.roll_out(pipe, cfg, ["a large red circle"], [[2, 4, 6, 8]])
+    train.check_on_policy(pipe, cfg, rollout)
+    with torch.no_grad():
+        pipe.transformer.proj_out.bias += 1e-3
+    with pytest.raises(SystemExit, match="does not reproduce rollout"):
+        train.check_on_policy(pipe, cfg, rollout)
+
+
+def main_says(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    return str(stop.value)
+
+
+@pytest.mark.parametrize("setting, sentence", [
+    ({"steps": 0}, "at least 1 step"), ({"group_size": 1}, "at least 2 images"),
+    ({"num_steps": 1}, "at least 2"), ({"noise_level": 0.0}, "no policy to learn"),
+    ({"prompts_per_step": 0}, "multiple of"), ({"reward": "elo"}, "choose from pairwise, pointwise"),
+    ({"judge": "oracle"}, "choose from shapes, openai, local"), ({"recipe": "sdxl"}, "unknown --recipe"),
+    ({"judge": "local"}, "--judge_model"), ({"judge_prompt": "no.txt"}, "no such file"),
+    ({"model": "no/such/model"}, "no FLUX pipeline in"), ({"size": 36}, "not a multiple of 8"),
+])
+def test_wrong_settings_get_one_sentence(setting, sentence, tmp_path, monkeypatch):
+    says = main_says(monkeypatch, *flags(**({"out": tmp_path / "run"} | SMALL | setting)))
+    assert sentence in says and "\n" not in says
+
+
+def test_an_unwritable_folder_a_missing_checkpoint_and_other_settings(undisturbed, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    assert "cannot write to --out" in main_says(monkeypatch, "--out", str(tmp_path / "file" / "run"))
+    assert "nothing to resume" in main_says(monkeypatch, "--out", str(tmp_path / "new"), "--resume")
+    out, _ = undisturbed
+    again = flags(**SMALL, out=out, steps=4)
+    assert "already holds a run" in main_says(monkeypatch, *again)
+    assert "lr (0.0002 -> 0.1)" in main_says(monkeypatch, *again, "--resume", "--lr", "0.1")

@@ -1,0 +1,146 @@
+"""What a judge is asked, and how its free text becomes a verdict or a score.
+
+Released code: neither phrase found gives half a win to each image. Here such an answer is UNPARSABLE:
+a verdict is read from a final answer only, never guessed from the reasoning.
+"""
+
+import itertools
+import json
+import re
+from enum import Enum
+
+PAIRWISE_TEMPLATE = """\
+You are given two images, Image 1 and Image 2 (in this order), that were made from the same caption.
+
+Caption: {prompt}
+
+Decide which of them is better. Look first at how well each follows the caption: objects, counts,
+colours, places, actions, text. Then look at errors of form, and last at how good it looks.
+The order in which the images are shown means nothing.
+Explain your reasons in a few sentences. Then finish with exactly one of these three lines:
+<answer>Image 1 is better</answer>
+<answer>Image 2 is better</answer>
+<answer>Both are equal</answer>
+"""
+
+POINTWISE_TEMPLATE = """\
+You are given one image that was made from a caption.
+
+Caption: {prompt}
+
+Score it on three scales from 1 (worst) to 5 (best), fractions welcome: alignment (does it show what
+the caption says?), coherence (is it free of errors of form?) and style (does it look good?).
+Finish with exactly these three lines, with your numbers in place of X:
+Alignment Score (1-5): X
+Coherence Score (1-5): X
+Style Score (1-5): X
+"""
+
+# Appended when an answer had no verdict: a greedy or cached judge, asked the very same text again,
+# would give the very same answer.
+REMINDER = "\nYour last line must be one of the three <answer> lines, word for word.\n"
+
+
+class Verdict(Enum):
+    """The outcome of one comparison; the last two are lost comparisons, never ties."""
+
+    FIRST = "first"
+    SECOND = "second"
+    TIE = "tie"
+    UNPARSABLE = "unparsable"  # the judge answered, but without a verdict
+    FAILED = "failed"  # the judge did not answer
+
+
+# The whole phrase must be a verdict, so that "Image 1 is not better", "I doubt that Image 1 is
+# better" and "Image 1 is better, Image 2 is better" are none. No nested quantifiers: linear time.
+_LABEL = r"(?:final )?(?:answer|verdict|winner) ?: ?"
+_OPENING = rf"(?:{_LABEL}|(?:overall|therefore|thus|so|hence),? )?"
+_REASON = r"[,;:]? (?:because|since|as|due to|overall)\b(?!.*\b(?:better|worse|equal|tie)\b).*"
+_WINNER = re.compile(
+    rf"{_OPENING}(?:image ?)?([12])"
+    rf"(?: (?:is(?: \w+ly)? better|wins)(?: than image ?([12]))?(?:{_REASON})?)?"
+)
+_TIE = re.compile(
+    rf"{_OPENING}(?:(?:it is |it's )?(?:a )?(?:tie|draw)|equal"
+    r"|(?:both|the two)(?: images)?(?: are)?(?: about| roughly)? (?:equal|equally good|the same))"
+)
+_PUNCTUATION = str.maketrans({c: " " for c in "*_`\"#>\u201c\u201d"})
+
+
+def _phrase_verdict(phrase: str) -> Verdict:
+    """The verdict that one line states, or UNPARSABLE."""
+    phrase = " ".join(phrase.translate(_PUNCTUATION).lower().split()).strip(" .!")
+    if _TIE.fullmatch(phrase):
+        return Verdict.TIE
+    match = _WINNER.fullmatch(phrase)
+    if match is None or match[1] == match[2]:  # "Image 1 is better than Image 1"
+        return Verdict.UNPARSABLE
+    return Verdict.FIRST if match[1] == "1" else Verdict.SECOND
+
+
+def _tagged_verdict(text: str) -> Verdict | None:
+    """The verdict in the last <answer>, or None if there is none.
+
+    A closed answer decides, verdict or not, by its last line. An unclosed one decides only if it is
+    a verdict; otherwise it is a mere mention of the tag, which a caption may well contain.
+    """
+    tags = list(re.finditer(r"<(/?)answer>", text, re.IGNORECASE))
+    for tag, following in reversed(list(itertools.zip_longest(tags, tags[1:]))):
+        if tag[1]:
+            continue
+        closed = following is not None and following[1] == "/"
+        content = text[tag.end() : following.start() if following else len(text)].strip()
+        lines = content.splitlines() or [""]
+        verdict = _phrase_verdict(lines[-1 if closed else 0])
+        if closed or verdict is not Verdict.UNPARSABLE:
+            return verdict
+    return None
+
+
+def _json_verdict(text: str) -> tuple[Verdict | None, str]:
+    """The verdict in the top-level "winner" of a JSON object, and the text that follows the object.
+
+    The object spans all braces of the text, or those of its last code fence. Nothing smaller is
+    tried: an inner object names the winner of one category.
+    """
+    head, _, tail = text.rpartition("```")
+    for body, rest in ((text, ""), (head.rpartition("```")[2], tail)):
+        start, end = body.find("{"), body.rfind("}") + 1
+        if 0 <= start < end:
+            try:
+                found = json.loads(body[start:end])
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(found, dict) and "winner" in found:
+                return _phrase_verdict(str(found["winner"])), body[end:] + rest
+    return None, text
+
+
+def parse_verdict(text: str | None) -> Verdict:
+    """The last final answer in a judge's text; FAILED for None, UNPARSABLE without a final answer.
+
+    Forms: <answer>Image 1 is better</answer> (UnifiedReward-Think); a JSON object with "winner"
+    (UnifiedReward-Flex); the bare phrase, as the whole text or on a last line "Answer: ...".
+    Nothing is guessed from the reasoning. Time is linear in the text.
+    """
+    if text is None:
+        return Verdict.FAILED
+    _, _, text = text.rpartition("</think>")  # what is said while thinking is not final
+    text = text.partition("<think>")[0].strip()
+    winner, rest = _json_verdict(text)
+    verdict = _tagged_verdict(rest) or winner
+    if verdict is None and text:
+        *before, last = text.splitlines()
+        final = not before or re.match(_LABEL, last.translate(_PUNCTUATION).strip().lower())
+        verdict = _phrase_verdict(last) if final else None
+    return verdict or Verdict.UNPARSABLE
+
+
+def parse_scores(text: str) -> float | None:
+    """Mean of the three scores, the last of each kind; None unless all are there and in 1 to 5."""
+    pattern = r"(alignment|coherence|style) score[^:\n]{0,20}:[ *]{0,8}(\d+(?:\.\d+)?)"
+    found = re.findall(pattern, text, re.IGNORECASE)
+    scores = {kind.lower(): float(number) for kind, number in found}
+    if len(scores) != 3 or not all(1 <= score <= 5 for score in scores.values()):
+        return None
+    return sum(scores.values()) / 3
