@@ -1,13 +1,12 @@
 """Flow-matching pre-training from nothing: how the tiny FLUX in assets/tiny-flux came to be.
 
-Five stages, all on pictures that `shapes.py` renders, none of a held-out combination:
+Four stages, all on pictures that `shapes.py` renders, none of a held-out combination:
   1. an AutoencoderKL learns to compress 32x32 pictures to 8x8 latents of 8 channels;
   2. the pictures are encoded once;
   3. a FluxTransformer2DModel and its two text encoders learn velocity = noise - clean on clean data;
   4. they go on, on web-like data: WRONG_CAPTION of the captions have one wrong attribute, WASHED_OUT
      of the pictures are pale. The result knows the world better than it draws it: a base that
-     reinforcement learning can improve, as it is after pre-training on web data;
-  5. the autoencoder's decoder is sharpened on latents that no longer change.
+     reinforcement learning can improve, as it is after pre-training on web data.
 Every part is the real class, so that `FluxPipeline.from_pretrained` loads the folder.
 
     python pretrain.py                        # makes assets/tiny-flux again (minutes below)
@@ -198,29 +197,14 @@ def encode_images(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
 
 
 def flow_loss(pipe: FluxPipeline, texts: list[str], latents: torch.Tensor, generator) -> torch.Tensor:
-    """Flow matching: mean squared error of the velocity at a logit-normal sigma (as SD3 draws it)."""
+    """Flow matching: mean squared error of the velocity at a logit-normal sigma, as SD3 draws it, shifted to noise."""
     clean = flux.pack((latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor)
     noise = torch.randn(clean.shape, generator=generator)
-    sigma = torch.sigmoid(torch.randn(len(clean), generator=generator))
+    sigma = torch.sigmoid(0.5 + torch.randn(len(clean), generator=generator))
     noisy = (1 - sigma)[:, None, None] * clean + sigma[:, None, None] * noise
     text = flux.encode.__wrapped__(pipe, texts)  # with gradient: the text encoders learn too
     velocity = flux.velocity_fn(pipe, text, scenes.SIZE, scenes.SIZE)(noisy, sigma)
     return (velocity - (noise - clean)).square().mean()
-
-
-def sharpen_decoder(vae: AutoencoderKL, images: np.ndarray, latents: torch.Tensor, steps: int,
-                    state: Path) -> None:
-    """Trains the decoder alone on fixed latents: sharper pictures, and the flow's space unchanged."""
-    def loss_of(generator):
-        rows = torch.randint(len(images), (64,), generator=generator)
-        pixels = to_pixels(images[rows.numpy()])
-        error = vae.decode(latents[rows], return_dict=False)[0] - pixels
-        weight = 1 + 4 * ((pixels - pixels[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.05)
-        return (weight * (error.abs() + error.square())).mean(), \
-            f"{127.5 * error.detach().abs().mean():.2f} grey levels"
-
-    vae.encoder.requires_grad_(False)
-    descend(vae, loss_of, steps, 2e-3, state)
 
 
 def train_flow(pipe: FluxPipeline, texts: list[str], latents: torch.Tensor, steps: int, peak: float,
@@ -240,11 +224,10 @@ def main() -> None:
     parser.add_argument("--out", default="assets/tiny-flux", help="the folder of the pipeline")
     parser.add_argument("--work", default="runs/pretrain", help="states of the stages, for resuming")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pictures", type=int, default=40_000, help="of each kind, clean and web")
-    parser.add_argument("--vae_steps", type=int, default=2000)
+    parser.add_argument("--pictures", type=int, default=20_000, help="of each kind, clean and web")
+    parser.add_argument("--vae_steps", type=int, default=700)
     parser.add_argument("--flow_steps", type=int, default=2200, help="on clean data")
-    parser.add_argument("--web_steps", type=int, default=1250, help="then on web-like data")
-    parser.add_argument("--decoder_steps", type=int, default=1500, help="last, on fixed latents")
+    parser.add_argument("--web_steps", type=int, default=800, help="then on web-like data")
     args = parser.parse_args()
 
     start = time.perf_counter()
@@ -263,10 +246,6 @@ def main() -> None:
     train_flow(pipe, texts, latents, args.flow_steps, 1.5e-3, work / "clean.pt")
     pipe.save_pretrained(work / "clean")
     train_flow(pipe, web_texts, web_latents, args.web_steps, 5e-4, work / "web-like.pt")
-    hard_latents = encode_images(pipe.vae, hard)
-    sharpen_decoder(pipe.vae, np.concatenate([images, web_images, hard, hard]),
-                    torch.cat([latents, web_latents, hard_latents, hard_latents]),
-                    args.decoder_steps, work / "decoder.pt")
     pipe.to(torch.float16).save_pretrained(args.out)  # half the size; loaded as float32
     print(f"{args.out} after {(time.perf_counter() - start) / 60:.1f} minutes")
 

@@ -20,13 +20,16 @@ import zlib
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from mllm import Answer, Query
-from scenes import COLORS, SHAPES, SIZE, Reading, Scene, Thing, read
+from scenes import COLORS, SHAPES, SIZE, Reading, Scene, Thing, read, render
+from serve import Faults, JudgeServer
 
 THINGS = {"a ripe tomato": "red", "fresh grass": "green", "a clear sky": "blue",
           "a ripe banana": "yellow", "a flamingo": "pink", "an eggplant": "purple"}
-RADII = {"small": (3.4, 3.9), "large": (5.25, 6.0), "outer": (8.0, 9.0)}  # pixels
+RADII = {"small": 3.4, "large": 5.6, "outer": 9.0}  # pixels
+LATTICES = {3.4: (4, 12, 20, 28), 5.6: (8, 16, 24), 9.0: (16,)}  # where centres may lie, by radius
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
 SUMS = {f"{a} {sign} {b}": n for a, b, sign in itertools.product(NUMBERS, NUMBERS, ("plus", "minus"))
         if 2 <= (n := NUMBERS[a] + NUMBERS[b] * (1 if sign == "plus" else -1)) <= 4}
@@ -136,17 +139,21 @@ def sample_prompts(count: int, rng: np.random.Generator) -> list[Prompt]:
 
 # ----------------------------------------------------------------------------- scenes
 
-def place(radii, rng, ordered=None) -> np.ndarray:
-    """Centres (n, 2) of things that do not touch and stay inside; ordered=(dx, dy) puts 0 before 1."""
-    for _ in range(2000):
-        xy = np.stack([rng.uniform(1.2 * r + 1, SIZE - 1.2 * r - 1, 2) for r in radii])
+def place(radii: np.ndarray, rng: np.random.Generator, ordered=None) -> np.ndarray:
+    """Centres (n, 2) of things that do not touch; ordered=(dx, dy): thing 0 lies there of thing 1.
+
+    Small things stand in the middle of the cells of 8 pixels that one token shows, large ones on the
+    cells' corners: so the world is small enough for a tiny model to learn it in minutes.
+    """
+    for _ in range(10_000):
+        xy = np.stack([rng.choice(LATTICES[r], 2) for r in radii])
         gap = np.abs(xy[:, None] - xy[None]).max(-1) - 1.2 * (radii[:, None] + radii[None])
-        apart = (gap[np.triu_indices(len(radii), 1)] >= 1.5).all()
+        apart = (gap[np.triu_indices(len(radii), 1)] >= 1.0).all()
         if apart and ordered is not None:
             along = (xy[0] - xy[1]) @ np.array(ordered)
             apart = along >= np.abs(xy[0] - xy[1]).max()
         if apart:
-            return xy
+            return xy.astype(float)
     raise ValueError(f"no room for things of radius {radii}")
 
 
@@ -171,12 +178,11 @@ def sample_scene(prompt: Prompt, rng: np.random.Generator) -> Scene:
         looks.append((other, str(rng.choice(list(COLORS)))))
         sizes = [*sizes, "small"]
     if prompt.kind == "inclusion":
-        outer, inner = rng.uniform(*RADII["outer"]), rng.uniform(3.0, 3.4)
-        centre = rng.uniform(1.2 * outer + 1, SIZE - 1.2 * outer - 1, 2)
-        things = (Thing(s["s2"], s["c2"], *centre, outer),
-                  Thing(s["s1"], s["c1"], *(centre + rng.uniform(-0.5, 0.5, 2)), inner))
+        centre = place(np.array([RADII["outer"]]), rng)[0]
+        things = (Thing(s["s2"], s["c2"], *centre, RADII["outer"]),
+                  Thing(s["s1"], s["c1"], *centre, RADII["small"]))
     else:
-        radii = np.array([rng.uniform(*RADII[size]) for size in sizes])
+        radii = np.array([RADII[size] for size in sizes])
         xy = place(radii, rng, PLACES.get(s.get("place")))
         things = tuple(Thing(shape, c, x, y, r, s.get("style") == "drawn in outline")
                        for (shape, c), (x, y), r in zip(looks, xy, radii))
@@ -326,6 +332,72 @@ def answer_scores(prompt: Prompt, reading: Reading) -> str:
             f"Style Score (1-5): {clean:.4f}")
 
 
+# What a perfect drawing loses on its way through the VAE, in grey levels over the picture: for the
+# ground, and for each thing by its look (line or area) and the squared radius. Least squares over
+# decoded clean scenes; `python shapes.py fairness` shows what remains by shape, color and size.
+GROUND_LOSS = {False: 0.0, True: 0.0}
+THING_LOSS = {False: (0.0, 0.0), True: (0.0, 0.0)}  # outline -> (each, per squared pixel of r)
+
+
 def expected_fidelity(reading: Reading) -> float:
-    """Grey levels by which a perfect drawing of these things differs after the VAE (`fairness`)."""
-    return 0.0
+    """The fidelity of a perfect drawing of the same things, so that no look is favoured by itself."""
+    return GROUND_LOSS[reading.dark] + sum(
+        each + by_area * t.r**2 for t in reading.things for each, by_area in [THING_LOSS[t.outline]])
+
+
+def print_fairness(model: str, count: int = 40) -> None:
+    """Fidelity of decoded clean scenes of one thing: raw, and less what is expected, by look."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", dtype=torch.float32)
+    rng = np.random.default_rng(0)
+    looks = itertools.product(SHAPES, COLORS, ("small", "large", "outline"), (False, True))
+    drawn = [Scene((Thing(shape, color, *place(np.array([r]), rng)[0], r, size == "outline"),), dark)
+             for shape, color, size, dark in looks for _ in range(count)
+             for r in [RADII["large" if size == "outline" else size]]]
+    readings = []
+    for i in range(0, len(drawn), 100):
+        pixels = torch.from_numpy(render(drawn[i:i + 100])).permute(0, 3, 1, 2) / 127.5 - 1
+        with torch.no_grad():
+            decoded = vae.decode(vae.encode(pixels).latent_dist.mean, return_dict=False)[0]
+        pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        readings += read([Image.fromarray(p) for p in pixels])
+    rows = [(s.things[0].shape, s.things[0].color,
+             "outline" if s.things[0].outline else "small" if s.things[0].r < 4.5 else "large",
+             "dark" if s.dark else "light", r.fidelity, r.fidelity - expected_fidelity(r))
+            for s, r in zip(drawn, readings) if len(r.things) == 1]
+    print(f"{len(rows)} of {len(drawn)} scenes read\n{'':10}   raw  left")
+    for column in range(4):
+        for look in dict.fromkeys(row[column] for row in rows):
+            raw, left = np.mean([row[4:] for row in rows if row[column] == look], axis=0)
+            print(f"{look:10} {raw:5.2f} {left:+5.2f}")
+
+
+# ----------------------------------------------------------------------------- command line
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="the judge as an OpenAI-compatible server on loopback")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--error_rate", type=float, default=0.0, help="share of random verdicts")
+    serve.add_argument("--first_bias", type=float, default=0.0, help="share of 'Image 1' regardless")
+    for name in ("latency", "error_500", "error_429", "garbage", "truncated", "hang", "hang_seconds"):
+        serve.add_argument(f"--{name}", type=float, default=getattr(Faults, name))
+    fairness = commands.add_parser("fairness", help="fidelity by shape, color and size")
+    fairness.add_argument("--model", default="assets/tiny-flux")
+    args = parser.parse_args()
+    if args.command == "fairness":
+        return print_fairness(args.model)
+    faults = Faults(**{k: v for k, v in vars(args).items() if hasattr(Faults, k)})
+    server = JudgeServer(ShapesMLLM(args.error_rate, args.first_bias), args.port, faults)
+    print(f"judging at http://127.0.0.1:{server.server_port}/v1", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print(f"{server.calls} calls answered")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,6 @@ descend the clipped loss. arXiv 2508.20751; sampler.py, rewards.py and grpo.py h
     python train.py --reward pointwise --out runs/pointwise
     torchrun --nproc_per_node=2 train.py             # gradients averaged over ranks, groups whole
     python train.py --resume                         # continue runs/shapes after Ctrl-C or a kill
-    torchrun --nproc_per_node=8 train.py --recipe flux-lora --judge openai --base_url http://HOST/v1 ...
 """
 
 import argparse
@@ -50,7 +49,7 @@ def option(default, help):
 @dataclass(frozen=True)
 class Config:
     """Every setting of a run; each is a flag. (P) paper, (C) released code, (T) tried here."""
-    recipe: str = option("shapes", "shapes | flux-lora | flux-full: a set of the values below")
+    recipe: str = option("shapes", "a set of the values below; so far: shapes")
     model: str = option("assets/tiny-flux", "pipeline folder or hub name")
     out: str = option("runs/shapes", "the run directory")
     steps: int = option(100, "training steps, one update each")
@@ -83,6 +82,7 @@ class Config:
     clip_range: float = option(1e-4, "of the ratio (C)")
     adv_clip: float = option(5.0, "of advantages (C)")
     std_floor: float = option(0.05, "least deviation of a group's rewards that divides")
+    timestep_fraction: float = option(1.0, "share of the stochastic steps that is replayed (C: 0.6)")
     kl_coef: float = option(0.0, "weight of the KL to the base (C: none)")
     micro_batch: int = option(0, "samples through the network at once; 0: all")
     # what is written
@@ -92,12 +92,9 @@ class Config:
     device: str = option("", "cpu, cuda, ...; empty: cuda if there is one")
 
 
-# The toy and the paper, side by side. Values that are not named are Config's defaults.
+# Sets of values other than Config's defaults, side by side.
 RECIPES = {
     "shapes": {},
-    "flux-lora": dict(model="black-forest-labs/FLUX.1-dev", out="runs/flux-lora", size=720,
-                      num_steps=25, shift=3.0, same_noise=True, judge="openai", lora_rank=16,
-                      lr=1e-4, micro_batch=1, eval_every=20),
 }
 
 
@@ -167,51 +164,52 @@ def micro_batches(count: int, cfg: Config) -> list[slice]:
     return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
 
-def update(pipe, cfg: Config, policy, optimizer, rollout: Rollout, advantages: torch.Tensor,
-           frozen) -> dict:
-    """Replays every stochastic step of every sample, descends the clipped loss once; its metrics.
+def replay_loss(pipe, cfg: Config, policy, frozen, rollout: Rollout, advantages: torch.Tensor,
+                k: int, rows: slice) -> tuple[torch.Tensor, grpo.Loss, torch.Tensor]:
+    """The loss of step k of some samples: (what to descend, its statistics, change of log-prob (b,))."""
+    text, trajectory = rollout.text.rows(rows), rollout.trajectory
+    velocity = flux.velocity_fn(pipe, text, cfg.size, cfg.size, cfg.guidance, policy)
+    step, old = sampler.replay(velocity, trajectory, k, rows), trajectory.step(k, rows)
+    if cfg.guard:
+        log_ratio = grpo.normalised_log_ratio(step, old)
+        scale = 1 / (trajectory.sigmas[k] - trajectory.sigmas[k + 1])
+    else:
+        log_ratio, scale = step.log_prob - old.log_prob, 1.0
+    loss = grpo.clipped_loss(log_ratio, torch.zeros_like(log_ratio), advantages[rows], cfg.clip_range)
+    objective = scale * loss.loss
+    if cfg.kl_coef:
+        with torch.no_grad(), flux.base_weights(pipe, frozen) as base:
+            velocity = flux.velocity_fn(pipe, text, cfg.size, cfg.size, cfg.guidance, base)
+            reference = sampler.replay(velocity, trajectory, k, rows)
+        objective = objective + cfg.kl_coef * grpo.kl_to_reference(step.mean, reference.mean, step.std)
+    return objective, loss, (step.log_prob - old.log_prob).detach()
 
-    advantages: (B,). policy: the transformer, or its DDP wrapper.
+
+def update(pipe, cfg: Config, policy, optimizer, rollout: Rollout, advantages: torch.Tensor,
+           frozen, sde_steps: tuple[int, ...]) -> dict:
+    """Replays stochastic steps of every sample and descends the clipped loss once; its metrics.
+
+    advantages: (B,). policy: the transformer, or its DDP wrapper. sde_steps: which steps to replay.
     """
-    trajectory = rollout.trajectory
-    parts = [(k, rows) for rows in micro_batches(len(advantages), cfg) for k in trajectory.sde_steps]
-    losses, deltas = [], {k: 0.0 for k in trajectory.sde_steps}
+    batches = micro_batches(len(advantages), cfg)
+    parts = [(k, rows) for rows in batches for k in sde_steps]
+    losses, deltas = [], []
     for i, (k, rows) in enumerate(parts):
-        last = i == len(parts) - 1
-        sync = contextlib.nullcontext() if last or not hasattr(policy, "no_sync") else policy.no_sync()
-        with sync:
-            velocity = flux.velocity_fn(pipe, rollout.text.rows(rows), cfg.size, cfg.size,
-                                        cfg.guidance, policy)
-            step = sampler.replay(velocity, trajectory, k, rows)
-            old = trajectory.step(k, rows)
-            share = (rows.stop - rows.start) / len(advantages) / len(trajectory.sde_steps)
-            if cfg.guard:
-                log_ratio = grpo.normalised_log_ratio(step, old)
-                weight = share / (trajectory.sigmas[k] - trajectory.sigmas[k + 1])
-                loss = grpo.clipped_loss(log_ratio, torch.zeros_like(log_ratio), advantages[rows],
-                                         cfg.clip_range)
-            else:
-                weight = share
-                loss = grpo.clipped_loss(step.log_prob, old.log_prob, advantages[rows], cfg.clip_range)
-            objective = weight * loss.loss
-            if cfg.kl_coef:
-                with torch.no_grad(), flux.base_weights(pipe, frozen) as base:
-                    reference = sampler.replay(flux.velocity_fn(
-                        pipe, rollout.text.rows(rows), cfg.size, cfg.size, cfg.guidance, base),
-                        trajectory, k, rows)
-                objective = objective + cfg.kl_coef * share * grpo.kl_to_reference(
-                    step.mean, reference.mean, step.std)
-            objective.backward()
+        hold = policy.no_sync if hasattr(policy, "no_sync") and i < len(parts) - 1 else contextlib.nullcontext
+        with hold():  # DDP averages gradients once, in the last backward pass
+            objective, loss, delta = replay_loss(pipe, cfg, policy, frozen, rollout, advantages, k, rows)
+            share = (rows.stop - rows.start) / len(advantages) / len(sde_steps)
+            (share * objective).backward()
         losses.append(loss)
-        deltas[k] = max(deltas[k], (step.log_prob - old.log_prob).detach().abs().max())
+        deltas.append(delta.abs().max())
     norm = torch.nn.utils.clip_grad_norm_(flux.trainable(pipe), cfg.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"ratio_mean": torch.stack([x.ratio_mean for x in losses]).mean().item(),
-            "ratio_min": torch.stack([x.ratio_min for x in losses]).min().item(),
-            "ratio_max": torch.stack([x.ratio_max for x in losses]).max().item(),
-            "clip_frac": torch.stack([x.clip_frac for x in losses]).mean().item(),
-            "delta_log_prob": [float(d) for d in deltas.values()], "grad_norm": norm.item()}
+    ratio_mean, ratio_min, ratio_max, clip_frac = (torch.stack(x) for x in zip(*(l[1:] for l in losses)))
+    by_step = torch.stack(deltas).view(len(batches), len(sde_steps)).max(0).values
+    return {"ratio_mean": ratio_mean.mean().item(), "ratio_min": ratio_min.min().item(),
+            "ratio_max": ratio_max.max().item(), "clip_frac": clip_frac.mean().item(),
+            "delta_log_prob": by_step.tolist(), "grad_norm": norm.item()}
 
 
 def check_on_policy(pipe, cfg: Config, rollout: Rollout) -> None:
@@ -287,7 +285,11 @@ def train_step(pipe, cfg, procs, policy, optimizer, frozen, reward, step) -> dic
     advantages = grpo.group_advantages(rewards, cfg.std_floor, cfg.adv_clip)
     kl = kl_to_base(pipe, cfg, rollout, frozen, step)
     replayed = time.perf_counter()
-    learned = update(pipe, cfg, policy, optimizer, rollout, advantages.flatten().to(procs.device), frozen)
+    all_steps = rollout.trajectory.sde_steps
+    count = max(1, round(cfg.timestep_fraction * len(all_steps)))
+    sde_steps = tuple(sorted(rng.choice(all_steps, count, replace=False).tolist()))  # alike on all ranks
+    learned = update(pipe, cfg, policy, optimizer, rollout, advantages.flatten().to(procs.device), frozen,
+                     sde_steps)
     return {"step": step, "reward_mean": rewards.mean().item(),
             "reward_std": rewards.std(1, correction=0).mean().item(),
             "frac_floor": grpo.frac_floor(rewards, cfg.std_floor), **stats, **learned, "kl_to_base": kl,
@@ -402,6 +404,8 @@ def check_config(cfg: Config, world: int) -> None:
     need(cfg.prompts_per_step >= 1 and cfg.prompts_per_step % world == 0,
          f"--prompts_per_step {cfg.prompts_per_step} must be a multiple of the {world} process(es): "
          "a group never spans ranks")
+    need(0 < cfg.timestep_fraction <= 1,
+         f"--timestep_fraction {cfg.timestep_fraction}: a share of the steps, above 0 and up to 1")
     need(cfg.noise_level > 0, f"--noise_level {cfg.noise_level}: without noise there is no policy to learn")
     for name, choices in (("reward", ("pairwise", "pointwise")), ("sde_kind", ("flow", "dance")),
                           ("judge", ("shapes", "openai", "local"))):

@@ -1,0 +1,103 @@
+"""Balanced plans; prompts that are complete, checked, unlike each other and never written twice."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+
+import construct as C
+from mllm import Answer
+from testpoints import SUBS
+
+
+class Writer:
+    """Writes a prompt of words that no other has, and approves of everything; `say` may differ."""
+
+    name = "fake writer"
+
+    def __init__(self, say=None):
+        self.say, self.written, self.checked = say, 0, 0
+
+    def ask(self, queries):
+        return [Answer(self.answer(query.text)) for query in queries]
+
+    def answer(self, text):
+        count = len(re.findall(r"^Testpoint \d+: ", text, re.MULTILINE))
+        if "Write one prompt" in text:
+            self.written += 1
+            n = self.written
+            default = {"prompt": f"thing{n} beside other{n}", "descriptions": [f"d{n}"] * count}
+        else:
+            self.checked += 1
+            default = f"<score>{[1] * count}</score>"
+        said = self.say(text, default) if self.say else default
+        return said if isinstance(said, str) else json.dumps(said)
+
+
+def test_plans_are_balanced_and_fit_their_subjects():
+    plans = C.make_plans(200, seed=0)
+    places = Counter((p.theme, p.subtheme) for p in plans)
+    assert len(places) == 20 and set(places.values()) == {10}
+    assert set(Counter(p.subject for p in plans).values()) == {40}
+    assert {len(p.subs) for p in plans} == {1, 2, 3, 4, 5}
+    subs = Counter(sub for p in plans for sub in p.subs)
+    assert set(subs) == set(SUBS) and max(subs.values()) - min(subs.values()) <= 5
+    for p in plans:
+        assert len(set(p.subs)) == len(p.subs)
+        assert all(p.subject in C.NEEDS.get(sub, C.SUBJECTS) for sub in p.subs)
+    assert C.make_plans(50, seed=0) == plans[:50] != C.make_plans(50, seed=1)
+
+
+def test_every_prompt_is_written_and_checked_once_and_resumed(tmp_path, capsys):
+    writer = Writer()
+    prompts, given_up = C.construct(writer, 30, tmp_path / "j.jsonl")
+    assert (len(prompts), given_up, writer.written, writer.checked) == (30, [], 30, 30)
+    assert "60 to 240 calls" in capsys.readouterr().out  # the cost comes first
+    for prompt, plan in zip(prompts, C.make_plans(30, seed=0)):
+        assert prompt.index == plan.index
+        assert tuple(sub for sub, _ in prompt.testpoints) == plan.subs
+    journal = tmp_path / "j.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-5])
+    again = Writer()
+    again.written = 100  # so that it repeats none
+    resumed, _ = C.construct(again, 31, journal)
+    assert again.written == 102 and resumed[:29] == prompts[:29]
+    with pytest.raises(ValueError, match="begun for"):
+        C.construct(again, 31, journal, seed=1)
+
+
+@pytest.mark.parametrize("answer", [
+    "no JSON", '{"prompt": "a"}', '{"prompt": "", "descriptions": ["a"]}',
+    '{"prompt": "a", "descriptions": ["a", "b"]}', '{"prompt": "a", "descriptions": [" "]}',
+    '{"prompt": "%s", "descriptions": ["a"]}' % ("word " * 61)])
+def test_incomplete_answers_are_refused(answer):
+    plan = C.Plan(0, "Art", "Other", "Scene", ("Style",))
+    assert C.read_written(answer, plan) is None
+    assert C.read_written('Here: {"prompt": "a\\nb", "descriptions": ["c"]}', plan).text == "a b"
+
+
+def test_what_the_check_refuses_is_written_again_and_in_the_end_given_up(tmp_path):
+    def say(text, default):
+        if "Score 1 for a testpoint" in text and "Style" in text:
+            return default.replace("1", "0", 1)
+        return default
+
+    writer = Writer(say)
+    prompts, given_up = C.construct(writer, 40, tmp_path / "j.jsonl")
+    assert given_up and all("Style" in plan.subs for plan in given_up)
+    assert not any("Style" in dict(prompt.testpoints) for prompt in prompts)
+    assert writer.written == len(prompts) + C.ATTEMPTS * len(given_up)
+
+
+def test_near_duplicates_are_refused(tmp_path):
+    def say(text, default):
+        if "Write one prompt" in text and "attempt" not in text:
+            return default | {"prompt": "A red fox sleeps under the old oak tree."}
+        return default
+
+    prompts, given_up = C.construct(Writer(say), 5, tmp_path / "j.jsonl")
+    assert len(prompts) == 5 and not given_up
+    assert sum("red fox" in p.text for p in prompts) == 1
+    assert C.alike("A red fox sleeps under the oak!", "a red fox sleeps under the oak") == 1
+    assert C.alike("a red fox sleeps", "two blue cars race") == 0

@@ -1,0 +1,201 @@
+"""Scores by hand, the published row, official result files, and intervals that can be checked."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+import results as R
+from results import Coverage, Result, compare, read_results, score, write_results
+from testpoints import PRIMARIES, SUBS
+
+# FLUX.1-dev, English short, as published: Style, World Knowledge, Attribute, Action, Relationship,
+# Logical Reasoning, Grammar, Compound, Layout, Text
+PUBLISHED = (85.00, 87.50, 67.20, 62.26, 66.88, 29.77, 62.30, 45.75, 70.90, 32.18)
+
+
+def result(index, subs, scores, image=0, **others):
+    return Result(index, f"prompt {index}", list(subs), f"{index}_{image}.png", scores, **others)
+
+
+COLOR, SIZE = "Attribute - Color", "Attribute - Size"
+RESULTS = [result(0, ("Style", COLOR), [1, 0]), result(0, ("Style", COLOR), [1, 1], 1),
+           result(1, (COLOR, COLOR, SIZE), [0, 0, 1]), result(1, (COLOR, COLOR, SIZE), None, 1,
+                                                              output="I cannot tell"),
+           result(2, ("Grammar - Negation",), [1]), result(2, ("Grammar - Negation",), None, 1)]
+
+
+def test_published_row_gives_its_overall():
+    assert round(R.mean_of_primaries(PUBLISHED), 2) == 60.97
+
+
+def test_scores_by_hand():
+    s = score(RESULTS)
+    assert {name: t[:3] for name, t in s.sub.items()} == {
+        "Style": (2, 2, 2), COLOR: (1, 4, 6), SIZE: (1, 1, 2), "Grammar - Negation": (1, 1, 2)}
+    assert {name: t[:3] for name, t in s.primary.items()} == {
+        "Style": (2, 2, 2), "Attribute": (2, 5, 8), "Grammar": (1, 1, 2)}
+    assert s.overall == pytest.approx((1 + 2 / 5 + 1) / 3)
+    assert s.strict == pytest.approx((1 + 2 / 8 + 1 / 2) / 3)
+    assert s.coverage == Coverage(12, 8, 3, 1)
+    assert R.coverage_line(s).startswith("INCOMPLETE")
+
+
+def test_a_dropped_row_counts_as_failed():
+    """Other evaluators leave failed images out of the file; the denominator keeps them."""
+    whole, dropped = score(RESULTS), score(RESULTS[:-1])
+    assert dropped.coverage == whole.coverage and dropped.strict == whole.strict
+
+
+def test_nothing_judged_is_no_score():
+    s = score([result(0, ("Style",), None)])
+    assert s.overall is None and s.interval is None and s.strict == 0
+    assert s.coverage == Coverage(1, 0, 0, 1)
+    with pytest.raises(ValueError, match="no results"):
+        score([])
+
+
+def test_full_coverage_says_so_and_absent_dimensions_are_named():
+    s = score(RESULTS[:3] + [result(1, (COLOR, COLOR, SIZE), [1, 1, 1], 1)])
+    assert R.coverage_line(s).startswith("Testpoints: 10 expected, 10 judged")
+    assert s.strict == s.overall
+    rows = {row[0]: row[1] for row in R.score_rows(s)}
+    assert rows["Action"] == rows["- Material"] == "absent" and rows["Style"] == "100.00"
+    assert "Overall (mean over 2 of 10)" in rows
+    assert len(rows) == 27 + 10 - 4 + 1  # four primaries are their own only sub
+
+
+def many(rate, prompts=100, images=4, seed=1):
+    """Style testpoints, right with probability `rate` for a whole prompt at a time."""
+    right = np.random.default_rng(seed).random(prompts) < rate
+    return [result(i, ("Style",), [int(right[i])], j)
+            for i in range(prompts) for j in range(images)]
+
+
+def test_interval_resamples_prompts_not_images():
+    """Images of one prompt agree here, so the error is that of 100 draws, not of 400."""
+    r = many(0.5)
+    p = score(r).overall
+    low, high = score(r).interval
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(p * (1 - p) / 100), rel=0.1)
+    assert low < p < high and score(r).interval == score(r).interval
+    assert score(many(1.0)).interval == (1, 1)
+
+
+def test_compare_is_paired():
+    """The second model is right where the first is, and on 10 prompts more."""
+    first = many(0.5)
+    wrong = sorted({r.index for r in first if r.scores == [0]})[:10]
+    second = [r._replace(scores=[1]) if r.index in wrong else r for r in first]
+    difference = compare(first, second)
+    point, low, high = difference["Overall"]
+    assert point == pytest.approx(0.1) and difference["Style"] == difference["Overall"]
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.1 * 0.9 / 100), rel=0.15)
+    assert compare(second, first)["Style"][0] == pytest.approx(-0.1)
+    assert compare(first, first)["Style"] == (0, 0, 0)
+    assert list(difference) == ["Style", "Overall"]
+
+
+def test_compare_needs_the_same_prompts():
+    with pytest.raises(ValueError, match="not the same prompts: 1 differ, the first with index 2"):
+        compare(RESULTS, RESULTS[:4])
+    with pytest.raises(ValueError, match="index 0"):
+        compare(RESULTS, [r._replace(prompt="other") if r.index == 0 else r for r in RESULTS])
+
+
+# ----------------------------------------------------------------------------- files
+
+def test_result_file_is_read_back(tmp_path):
+    rows = [result(0, ("Style", COLOR), [1, 0], output="<score>[1, 0]</score>",
+                   descriptions=["a", "b"], reasons=["it's", 'a "b",\nc']), *RESULTS[3:]]
+    write_results(rows, tmp_path / "r.csv")
+    assert read_results(tmp_path / "r.csv") == rows
+    with open(tmp_path / "r.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert list(lines[0]) == ["index", "prompt", "testpoint", "output", "result_json", "img_path"]
+    assert lines[0]["testpoint"] == "['Style', 'Attribute - Color']"  # as Python prints it
+    assert json.loads(lines[0]["result_json"])["score"] == [1, 0]
+    assert lines[1]["result_json"] == "null"
+
+
+def official_file(path, rows):
+    """As the official evaluator writes it: testpoint printed by Python, result_json indented."""
+    with open(path, "w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["index", "testpoint", "prompt", "img_path", "output", "result_json"])
+        for n, (labels, scores) in enumerate(rows):
+            judged = scores and {"prompt": "p", "testpoint": labels,
+                                 "analysis": ["x"] * len(scores), "score": scores}
+            out.writerow([n, str(labels), "p", f"flux/{n}_0.png", "text",
+                          json.dumps(judged, ensure_ascii=False, indent=4)])
+
+
+def test_counts_equal_the_official_ones_in_both_languages(tmp_path):
+    """Official rule: of rows with scores, testpoints by label and by what precedes the dash."""
+    rows = [(["Style", COLOR], [1, 0]), ([COLOR, SIZE], [1, 1]), ([COLOR], None)]
+    official_file(tmp_path / "en.csv", rows)
+    zh = {"Style": "风格", COLOR: "属性-颜色", SIZE: "属性-大小"}
+    official_file(tmp_path / "zh.csv", [([zh[x] for x in labels], s) for labels, s in rows])
+    for name, style, attribute, color in (("en", "Style", "Attribute", COLOR),
+                                          ("zh", "风格", "属性", "属性-颜色")):
+        results = read_results(tmp_path / f"{name}.csv")
+        R.write_scores(score(results), tmp_path / "s.json", results[0].language, {"judge": "me"})
+        written = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))
+        counts = {k: (v["correct"], v["total"], v["accuracy"])
+                  for part in ("primary_dimensions", "sub_dimensions")
+                  for k, v in written[part].items()}
+        assert counts[style] == (1, 1, 1.0) and counts[attribute] == (2, 3, 0.6667)
+        assert counts[color] == (1, 2, 0.5)
+        assert written["overall"] == pytest.approx((1 + 2 / 3) / 2) and written["overall_over"] == 2
+        assert written["coverage"] == {"expected": 5, "judged": 4, "unparsable": 1, "failed": 0}
+        assert written["settings"] == {"judge": "me"}
+        assert R.read_scores(tmp_path / "s.json") == {"Style": 1.0, "Attribute": 2 / 3}
+
+
+def test_official_scores_with_blanks_in_their_names(tmp_path):
+    entries = {f"{name} ": {"correct": round(100 * p), "total": 10000, "accuracy": p / 100}
+               for name, p in zip(PRIMARIES, PUBLISHED)}
+    (tmp_path / "s.json").write_text(json.dumps({"primary_dimensions": entries}))
+    scores = R.read_scores(tmp_path / "s.json")
+    assert tuple(scores) == PRIMARIES
+    assert round(100 * R.mean_of_primaries(scores.values()), 2) == 60.97
+    (tmp_path / "s.json").write_text("[]")
+    with pytest.raises(ValueError, match="no score file"):
+        R.read_scores(tmp_path / "s.json")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"result_json": '{"score": [1]}'}, "row 2: .*for each of 2 testpoints"),
+    ({"result_json": '{"score": [1, 3]}'}, "row 2: .*for each of 2 testpoints"),
+    ({"result_json": "{"}, "row 2: cannot read"), ({"testpoint": "['Colour']"}, "none of the 27"),
+    ({"img_path": "0_0.png", "index": "0"}, "row 2: image 0_0.png stands in row 1 too")])
+def test_bad_result_rows_are_named(tmp_path, change, message):
+    write_results(RESULTS[:1] + [result(5, ("Style", COLOR), [1, 1])], tmp_path / "r.csv")
+    with open(tmp_path / "r.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[1] |= change
+    with open(tmp_path / "r.csv", "w", newline="") as file:
+        out = csv.DictWriter(file, rows[0])
+        out.writeheader()
+        out.writerows(rows)
+    with pytest.raises(ValueError, match=message):
+        read_results(tmp_path / "r.csv")
+
+
+def test_not_a_result_file(tmp_path):
+    (tmp_path / "r.csv").write_text("index,prompt\n")
+    with pytest.raises(ValueError, match="no result file: it lacks img_path"):
+        read_results(tmp_path / "r.csv")
+
+
+def test_accuracies_of_all_subs():
+    """Primary totals are sums over their subs, and the overall weighs primaries alike."""
+    rng = np.random.default_rng(0)
+    total = rng.integers(1, 9, len(SUBS))
+    correct = rng.integers(0, total + 1)
+    parts = R.accuracies(correct, total)
+    attribute = [i for i, sub in enumerate(SUBS) if sub.startswith("Attribute")]
+    share = correct[attribute].sum() / total[attribute].sum()
+    assert parts[27 + PRIMARIES.index("Attribute")] == share
+    assert parts[-1] == pytest.approx(parts[27:37].mean()) and parts.shape == (38,)
