@@ -58,7 +58,7 @@ def test_dance_step_equals_the_published_formula():
     assert step.std.flatten()[0].item() == pytest.approx(0.7 * math.sqrt(-dsigma), rel=1e-6)
 
 
-def simulate(kind, noise_level, data_mean, data_std, steps=400, count=20_000, corrected=True):
+def simulate(kind, noise_level, data_mean, data_std, steps=400, count=5000, corrected=True):
     """Samples of the SDE with the exact velocity of N(m, s^2), and their mean and deviation by sigma."""
     generator = torch.Generator().manual_seed(0)
     sigmas = sampler.sigma_schedule(steps)
@@ -81,17 +81,18 @@ def simulate(kind, noise_level, data_mean, data_std, steps=400, count=20_000, co
     return torch.tensor(errors).max(0).values
 
 
-@pytest.mark.parametrize("kind, noise_level", [("flow", 0.7), ("dance", 0.3)])
-def test_sde_keeps_the_marginals_of_the_ode(kind, noise_level):
-    # 20,000 samples estimate a mean to 0.02 and 400 steps discretise to about as much
-    mean_error, std_error = simulate(kind, noise_level, data_mean=1.5, data_std=0.5)
-    assert mean_error < 0.04 and std_error < 0.04
+@pytest.mark.parametrize("kind", KINDS)
+def test_sde_keeps_the_marginals_of_the_ode(kind):
+    # Sampling error of 5,000 draws is about 0.014; Flow-SDE's first step adds noise of 0.7 however
+    # many steps there are, and its Euler drift leaves a deviation of 1.03 there instead of 1.
+    mean_error, std_error = simulate(kind, 0.7, data_mean=1.5, data_std=0.5)
+    assert mean_error < 0.05 and std_error < 0.06
 
 
-@pytest.mark.parametrize("kind, noise_level", [("flow", 0.7), ("dance", 0.3)])
-def test_without_the_score_correction_the_marginals_are_lost(kind, noise_level):
-    _, std_error = simulate(kind, noise_level, data_mean=1.5, data_std=0.5, corrected=False)
-    assert std_error > 0.05
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_the_score_correction_the_marginals_are_lost(kind):
+    _, std_error = simulate(kind, 0.7, data_mean=1.5, data_std=0.5, corrected=False)
+    assert std_error > 0.2
 
 
 @pytest.mark.parametrize("kind", KINDS)
