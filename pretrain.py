@@ -1,12 +1,13 @@
 """Flow-matching pre-training from nothing: how the tiny FLUX in assets/tiny-flux came to be.
 
-Four stages, all on pictures that `shapes.py` renders, none of a held-out combination:
+Five stages, all on pictures that `shapes.py` renders, none of a held-out combination:
   1. an AutoencoderKL learns to compress 32x32 pictures to 8x8 latents of 8 channels;
   2. the pictures are encoded once;
   3. a FluxTransformer2DModel and its two text encoders learn velocity = noise - clean on clean data;
   4. they go on, on web-like data: WRONG_CAPTION of the captions have one wrong attribute, WASHED_OUT
      of the pictures are pale. The result knows the world better than it draws it: a base that
-     reinforcement learning can improve, as it is after pre-training on web data.
+     reinforcement learning can improve, as it is after pre-training on web data;
+  5. the autoencoder's decoder is sharpened on latents that no longer change.
 Every part is the real class, so that `FluxPipeline.from_pretrained` loads the folder.
 
     python pretrain.py                        # makes assets/tiny-flux again (minutes below)
@@ -53,9 +54,19 @@ def wrong_caption(prompt: shapes.Prompt, rng: np.random.Generator) -> shapes.Pro
             return changed
 
 
-def make_data(count: int, rng: np.random.Generator, web: bool) -> tuple[list[str], np.ndarray]:
-    """Captions and pictures (count, 32, 32, 3) uint8, clean or web-like."""
+def make_data(count: int, rng: np.random.Generator, web: bool, pairs: float = 0.0
+              ) -> tuple[list[str], np.ndarray]:
+    """Captions and pictures (count, 32, 32, 3) uint8, clean or web-like.
+
+    pairs: share of prompts drawn from the kinds with two things, whose colors are slow to learn.
+    """
     prompts = shapes.sample_prompts(count, rng)
+    two = [p for pool in shapes.all_prompts("train").values() for p in pool if "c2" in p.slots]
+    kinds = sorted({p.kind for p in two})
+    pools = {kind: [p for p in two if p.kind == kind] for kind in kinds}
+    for i in np.flatnonzero(rng.random(count) < pairs):
+        pool = pools[kinds[rng.integers(len(kinds))]]
+        prompts[i] = pool[rng.integers(len(pool))]
     drawn = [shapes.sample_scene(p, rng) for p in tqdm(prompts, desc="scenes", leave=False)]
     images = np.concatenate([scenes.render(drawn[i:i + 1000]) for i in range(0, count, 1000)])
     if web:
@@ -171,19 +182,23 @@ def descend(module: torch.nn.Module, loss_of, steps: int, peak: float, state: Pa
     module.load_state_dict(average.state_dict())
 
 
-def train_vae(vae: AutoencoderKL, images: np.ndarray, steps: int, state: Path) -> None:
-    """Reconstruction error, absolute and squared, and a slight KL to keep latents smooth.
+def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, str]:
+    """Absolute and squared error; what is not ground counts five times, since it is the little area
+    that a picture is about. And the mean error in grey levels, for the bar."""
+    error = decoded - pixels
+    weight = 1 + 4 * ((pixels - pixels[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.05)
+    loss = (weight * (error.abs() + error.square())).mean()
+    return loss, f"{127.5 * error.detach().abs().mean():.2f} grey levels"
 
-    What is not ground counts five times: it is what the picture is about, and little of its area.
-    """
+
+def train_vae(vae: AutoencoderKL, images: np.ndarray, steps: int, state: Path) -> None:
+    """Reconstruction, and a slight KL to keep latents smooth."""
     def loss_of(generator):
         pixels = to_pixels(images[torch.randint(len(images), (64,), generator=generator).numpy()])
         posterior = vae.encode(pixels).latent_dist
         latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
-        error = vae.decode(latents, return_dict=False)[0] - pixels
-        weight = 1 + 4 * ((pixels - pixels[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.05)
-        loss = (weight * (error.abs() + error.square())).mean() + 2e-7 * posterior.kl().mean()
-        return loss, f"{127.5 * error.detach().abs().mean():.2f} grey levels"
+        loss, note = reconstruction_loss(vae.decode(latents, return_dict=False)[0], pixels)
+        return loss + 2e-7 * posterior.kl().mean(), note
 
     descend(vae, loss_of, steps, 3e-3, state)
 
@@ -207,6 +222,18 @@ def flow_loss(pipe: FluxPipeline, texts: list[str], latents: torch.Tensor, gener
     return (velocity - (noise - clean)).square().mean()
 
 
+def sharpen_decoder(vae: AutoencoderKL, images: np.ndarray, latents: torch.Tensor, steps: int,
+                    state: Path) -> None:
+    """Trains the decoder alone on fixed latents: sharper pictures, and the flow's space unchanged."""
+    def loss_of(generator):
+        rows = torch.randint(len(images), (64,), generator=generator)
+        pixels = to_pixels(images[rows.numpy()])
+        return reconstruction_loss(vae.decode(latents[rows], return_dict=False)[0], pixels)
+
+    vae.encoder.requires_grad_(False)
+    descend(vae, loss_of, steps, 2e-3, state)
+
+
 def train_flow(pipe: FluxPipeline, texts: list[str], latents: torch.Tensor, steps: int, peak: float,
                state: Path) -> None:
     """Trains the transformer, and the text encoders along with it."""
@@ -227,7 +254,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=20_000, help="of each kind, clean and web")
     parser.add_argument("--vae_steps", type=int, default=700)
     parser.add_argument("--flow_steps", type=int, default=2200, help="on clean data")
-    parser.add_argument("--web_steps", type=int, default=800, help="then on web-like data")
+    parser.add_argument("--pair_steps", type=int, default=2000, help="on clean data, more of two things")
+    parser.add_argument("--web_steps", type=int, default=500, help="then on web-like data")
+    parser.add_argument("--decoder_steps", type=int, default=1200, help="last, on fixed latents")
     args = parser.parse_args()
 
     start = time.perf_counter()
@@ -236,16 +265,22 @@ def main() -> None:
     rng = np.random.default_rng(args.seed)
     pipe = build(args.seed)
     texts, images = make_data(args.pictures, rng, web=False)
-    web_texts, web_images = make_data(args.pictures, rng, web=True)
+    pair_texts, pair_images = make_data(args.pictures, rng, web=False, pairs=0.5)
+    web_texts, web_images = make_data(args.pictures, rng, web=True, pairs=0.5)
     hard = hard_pictures(args.pictures, rng)
     train_vae(pipe.vae, np.concatenate([images, web_images, hard]), args.vae_steps,
               work / "autoencoder.pt")
-    latents, web_latents = encode_images(pipe.vae, images), encode_images(pipe.vae, web_images)
+    latents, pair_latents, web_latents = (encode_images(pipe.vae, x)
+                                          for x in (images, pair_images, web_images))
     pipe.vae.register_to_config(shift_factor=latents.mean().item(),
                                 scaling_factor=1 / latents.std().item())
     train_flow(pipe, texts, latents, args.flow_steps, 1.5e-3, work / "clean.pt")
+    train_flow(pipe, pair_texts, pair_latents, args.pair_steps, 1.5e-3, work / "clean-pairs.pt")
     pipe.save_pretrained(work / "clean")
     train_flow(pipe, web_texts, web_latents, args.web_steps, 5e-4, work / "web-like.pt")
+    sharpen_decoder(pipe.vae, np.concatenate([images, pair_images, web_images, hard]),
+                    torch.cat([latents, pair_latents, web_latents, encode_images(pipe.vae, hard)]),
+                    args.decoder_steps, work / "decoder.pt")
     pipe.to(torch.float16).save_pretrained(args.out)  # half the size; loaded as float32
     print(f"{args.out} after {(time.perf_counter() - start) / 60:.1f} minutes")
 

@@ -49,6 +49,7 @@ COLORS_ = ("Attribute - Color", "the {s1}s are {c1}")
 SHAPE = ("Attribute - Shape", "a {s1}")
 SIZE_ = ("Attribute - Size", "the {s1} is {size}")
 COUNT = ("Attribute - Quantity", "{n} {s1}s")
+COLOR2 = ("Attribute - Color", "the {s2} is {c2}")
 PAIR = ("Compound - Feature Matching", "a {c1} {s1} and a {c2} {s2}")
 
 # kind -> (the sentence, its testpoints as (sub dimension, description))
@@ -60,13 +61,13 @@ KINDS = {
                     (COUNT, ("Grammar - Consistency", "all the {s1}s are {c1}"))),
     "style": ("a {c1} {s1} {style}", (("Style", "{style}"), COLOR, SHAPE)),
     "layout": ("a {c1} {s1} {place} a {c2} {s2}",
-               (("Entity Layout - Two-Dimensional Space", "the {s1} is {place} the {s2}"), PAIR)),
+               (("Entity Layout - Two-Dimensional Space", "the {s1} is {place} the {s2}"), COLOR, COLOR2)),
     "comparison": ("a {c1} {s1} {than} than a {c2} {s2}",
-                   (("Relationship - Comparison", "the {s1} is {than} than the {s2}"), PAIR)),
+                   (("Relationship - Comparison", "the {s1} is {than} than the {s2}"), COLOR, COLOR2)),
     "inclusion": ("a {c1} {s1} inside a {c2} {s2}",
-                  (("Relationship - Inclusion", "the {s1} is inside the {s2}"), PAIR)),
+                  (("Relationship - Inclusion", "the {s1} is inside the {s2}"), COLOR, COLOR2)),
     "matching": ("a {c1} {s1} and a {c2} {s2}",
-                 (PAIR, COLOR, ("Attribute - Color", "the {s2} is {c2}"))),
+                 (PAIR, COLOR, COLOR2)),
     "negation": ("a {size} {c1} {s1} and no {s2}",
                  (("Grammar - Negation", "no {s2}"), COLOR, SIZE_)),
     "arithmetic": ("{sum} {c1} {s1}s", (("Logical Reasoning", "{sum} {s1}s"), COLORS_)),
