@@ -353,15 +353,14 @@ def train(cfg: Config, procs: Processes) -> None:
             report.training_curves(metrics, out / "curves.png")
         if step % cfg.checkpoint_every == 0 or step == cfg.steps:
             save_checkpoint(out, pipe, optimizer, step)
-    held = held or heldout.evaluate()
+    held, grid = held or heldout.evaluate(), heldout.grid_images(pipe.transformer)
     if procs.first:
-        finish(pipe, cfg, out, heldout, held)
+        finish(pipe, cfg, out, heldout, held, grid)
 
 
-def finish(pipe, cfg: Config, out: Path, heldout: Heldout, held: Held) -> None:
+def finish(pipe, cfg: Config, out: Path, heldout: Heldout, held: Held, grid: list[list]) -> None:
     """final/, the pictures before and after, and the result in one line."""
     flux.save(pipe, out / "final")
-    grid = heldout.grid_images(pipe.transformer)
     rows = [before + after for before, after in zip(heldout.base_grid, grid)]
     columns = ["before"] * heldout.GRID_COLUMNS + ["after"] * heldout.GRID_COLUMNS
     report.sample_grid(rows, heldout.grid_prompts, out / "before_after.png", columns)
