@@ -251,8 +251,9 @@ class ShapesMLLM:
     """The verifier as a multimodal judge: it reads questions and writes answers as a real one does.
 
     Two images and a caption: which is better, as a careful person would compare them. More
-    testpoints satisfied wins; if equal (and not zero, with equally many things drawn), the image
-    that renders again better by more than a just-noticeable difference JND wins; else a tie.
+    testpoints satisfied wins. If equal, and equally many things are drawn, fewer that are no shape
+    win; if equal again, the image that renders again better by more than a just-noticeable
+    difference JND. Else a tie. (Without "equally many", leaving things out would pay.)
     One image and testpoints: an analysis and a 0 or 1 for each. One image and a caption: scores 1-5.
 
     error_rate: share of comparisons answered at random; first_bias: share answered "Image 1"
@@ -302,8 +303,13 @@ def compare(prompt: Prompt, first: Reading, second: Reading, jnd: float) -> tupl
     if met[0] != met[1]:
         return reason, 1 if met[0] > met[1] else 2
     drawn = [len(r.things) + r.unread for r in (first, second)]
+    if drawn[0] != drawn[1] or drawn[0] == 0:
+        return reason + " They do not show equally many things.", 0
+    if first.unread != second.unread:
+        winner = 1 if first.unread < second.unread else 2
+        return reason + f" Image {winner} has fewer things that are no shape at all.", winner
     flaws = [r.fidelity - expected_fidelity(r) for r in (first, second)]
-    if met[0] == 0 or drawn[0] != drawn[1] or abs(flaws[0] - flaws[1]) <= jnd:
+    if abs(flaws[0] - flaws[1]) <= jnd:
         return reason + " Neither is visibly cleaner.", 0
     winner = 1 if flaws[0] < flaws[1] else 2
     return reason + f" Image {winner} is drawn more cleanly.", winner
