@@ -308,7 +308,7 @@ def compare(prompt: Prompt, first: Reading, second: Reading, jnd: float) -> tupl
     if first.unread != second.unread:
         winner = 1 if first.unread < second.unread else 2
         return reason + f" Image {winner} has fewer things that are no shape at all.", winner
-    flaws = [r.fidelity - expected_fidelity(r) for r in (first, second)]
+    flaws = [first.fidelity, second.fidelity]
     if abs(flaws[0] - flaws[1]) <= jnd:
         return reason + " Neither is visibly cleaner.", 0
     winner = 1 if flaws[0] < flaws[1] else 2
@@ -333,27 +333,13 @@ def answer_scores(prompt: Prompt, reading: Reading) -> str:
     from fidelity."""
     met = satisfied(prompt, reading)
     alignment = 1 + 4 * sum(met) / len(met)
-    flaw = max(0.0, reading.fidelity - expected_fidelity(reading))
-    clean = 1 + 4 * np.exp(-flaw / 4)
+    clean = 1 + 4 * np.exp(-reading.fidelity / 4)
     return (f"Alignment Score (1-5): {alignment:.4f}\nCoherence Score (1-5): {clean:.4f}\n"
             f"Style Score (1-5): {clean:.4f}")
 
 
-# What a perfect drawing loses on its way through the VAE, in grey levels over the picture: for the
-# ground, and for each thing by its look (line or area) and the squared radius. Least squares over
-# decoded clean scenes; `python shapes.py fairness` shows what remains by shape, color and size.
-GROUND_LOSS = {False: 0.0, True: 0.0}
-THING_LOSS = {False: (0.0, 0.0), True: (0.0, 0.0)}  # outline -> (each, per squared pixel of r)
-
-
-def expected_fidelity(reading: Reading) -> float:
-    """The fidelity of a perfect drawing of the same things, so that no look is favoured by itself."""
-    return GROUND_LOSS[reading.dark] + sum(
-        each + by_area * t.r**2 for t in reading.things for each, by_area in [THING_LOSS[t.outline]])
-
-
-def print_fairness(model: str, count: int = 40) -> None:
-    """Fidelity of decoded clean scenes of one thing: raw, and less what is expected, by look."""
+def print_fairness(model: str, count: int = 10) -> None:
+    """Mean fidelity of decoded clean scenes of one thing, by look: what the VAE alone costs each."""
     import torch
     from diffusers import AutoencoderKL
 
@@ -372,13 +358,12 @@ def print_fairness(model: str, count: int = 40) -> None:
         readings += read([Image.fromarray(p) for p in pixels])
     rows = [(s.things[0].shape, s.things[0].color,
              "outline" if s.things[0].outline else "small" if s.things[0].r < 4.5 else "large",
-             "dark" if s.dark else "light", r.fidelity, r.fidelity - expected_fidelity(r))
+             "dark" if s.dark else "light", r.fidelity)
             for s, r in zip(drawn, readings) if len(r.things) == 1]
-    print(f"{len(rows)} of {len(drawn)} scenes read\n{'':10}   raw  left")
+    print(f"{len(rows)} of {len(drawn)} scenes read; mean fidelity in grey levels:")
     for column in range(4):
         for look in dict.fromkeys(row[column] for row in rows):
-            raw, left = np.mean([row[4:] for row in rows if row[column] == look], axis=0)
-            print(f"{look:10} {raw:5.2f} {left:+5.2f}")
+            print(f"{look:10} {np.mean([row[4] for row in rows if row[column] == look]):5.2f}")
 
 
 # ----------------------------------------------------------------------------- command line

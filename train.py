@@ -52,7 +52,7 @@ class Config:
     recipe: str = option("shapes", "a set of the values below; so far: shapes")
     model: str = option("assets/tiny-flux", "pipeline folder or hub name")
     out: str = option("runs/shapes", "the run directory")
-    steps: int = option(100, "training steps, one update each")
+    steps: int = option(110, "training steps, one update each")
     seed: int = option(0, "seed of prompts and noise")
     resume: bool = option(False, "continue the run in --out from its last checkpoint")
     # what is sampled
@@ -74,7 +74,7 @@ class Config:
     both_orders: bool = option(True, "judge each pair in both orders; disagreement is a tie")
     max_failed: float = option(0.05, "share of a step's comparisons that may be lost")
     # how it learns
-    lr: float = option(2e-4, "AdamW (C: 1e-5 at full FLUX size)")
+    lr: float = option(2e-4, "AdamW, falling to 0 over --steps (C: 1e-5, constant, at full FLUX size)")
     weight_decay: float = option(1e-4, "(C)")
     max_grad_norm: float = option(1.0, "(C)")
     lora_rank: int = option(0, "0 trains all weights (C: 16 for LoRA)")
@@ -82,11 +82,11 @@ class Config:
     clip_range: float = option(1e-4, "of the ratio (C)")
     adv_clip: float = option(5.0, "of advantages (C)")
     std_floor: float = option(0.05, "least deviation of a group's rewards that divides")
-    timestep_fraction: float = option(1.0, "share of the stochastic steps that is replayed (C: 0.6)")
+    timestep_fraction: float = option(0.6, "share of the stochastic steps that is replayed (C: 0.6)")
     kl_coef: float = option(0.0, "weight of the KL to the base (C: none)")
     micro_batch: int = option(0, "samples through the network at once; 0: all")
     # what is written
-    eval_every: int = option(10, "steps between held-out evaluations")
+    eval_every: int = option(22, "steps between held-out evaluations")
     heldout: int = option(0, "held-out prompts to evaluate on; 0: all")
     checkpoint_every: int = option(10, "steps between checkpoints")
     device: str = option("", "cpu, cuda, ...; empty: cuda if there is one")
@@ -285,6 +285,8 @@ def train_step(pipe, cfg, procs, policy, optimizer, frozen, reward, step) -> dic
     advantages = grpo.group_advantages(rewards, cfg.std_floor, cfg.adv_clip)
     kl = kl_to_base(pipe, cfg, rollout, frozen, step)
     replayed = time.perf_counter()
+    for group in optimizer.param_groups:  # falls linearly to nearly nothing
+        group["lr"] = cfg.lr * (cfg.steps - step + 1) / cfg.steps
     all_steps = rollout.trajectory.sde_steps
     count = max(1, round(cfg.timestep_fraction * len(all_steps)))
     sde_steps = tuple(sorted(rng.choice(all_steps, count, replace=False).tolist()))  # alike on all ranks
