@@ -88,8 +88,9 @@ def test_verifier_rejects_one_wrong_attribute(world):
     changed = [changed_scene(p, s, rng) for p, s in zip(prompts, drawn)]
     rejected = []
     for prompt, reading, (_, subs) in zip(prompts, read_all([s for s, _ in changed]), changed):
-        for (sub, _), verdict in zip(prompt.testpoints, shapes.satisfied(prompt, reading)):
-            if sub in subs and not (sub == "Attribute - Color" and prompt.kind == "matching"):
+        for testpoint, verdict in zip(prompt.testpoints, shapes.satisfied(prompt, reading)):
+            about = shapes.parse_testpoint(*testpoint).get("s1")
+            if testpoint[0] in subs and about == prompt.slots["s1"]:  # the other thing is still right
                 rejected.append(not verdict)
     assert len(rejected) > 1000 and np.mean(rejected) >= 0.99
 
