@@ -10,8 +10,9 @@ Five stages, all on pictures that `shapes.py` renders, none of a held-out combin
   5. the autoencoder's decoder is sharpened on latents that no longer change.
 Every part is the real class, so that `FluxPipeline.from_pretrained` loads the folder.
 
-    python pretrain.py                        # makes assets/tiny-flux again (minutes below)
-    python pretrain.py --out runs/tiny --flow_steps 200 --web_steps 100 --vae_steps 200    # a quick look
+    python pretrain.py                        # makes assets/tiny-flux again, in about 40 minutes on 2 cores
+    python pretrain.py --out runs/tiny --work runs/tiny-work --pictures 500 --vae_steps 40 --flow_steps 20 \\
+        --pair_steps 20 --web_steps 10 --decoder_steps 20                               # does it run?
 """
 
 import argparse

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 # Settings that may differ between a run and its resumption.
-FREE = ("resume", "out", "device", "base_url")
+FREE = ("resume", "steps", "out", "device", "base_url")
 
 
 def write_atomically(path: Path, write) -> None:

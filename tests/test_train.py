@@ -66,7 +66,7 @@ def test_a_run_leaves_what_the_readme_promises(undisturbed):
     held = {"heldout_accuracy", "heldout_perfect", "heldout_fidelity", "win_rate_vs_base"}
     assert [held <= set(row) for row in rows] == [True, False, True, False, True]
     assert all(row["reward_mean"] == pytest.approx(0.5) for row in rows[1:])
-    assert rows[1]["kl_to_base"] == 0 and rows[4]["kl_to_base"] > 0
+    assert rows[1]["kl_to_base"] < 1e-9 < rows[4]["kl_to_base"]  # 0 but for rounding: another batch shape
     assert rows[1]["ratio_min"] == rows[1]["ratio_max"] == 1.0
 
 
@@ -178,4 +178,4 @@ def test_an_unwritable_folder_a_missing_checkpoint_and_other_settings(undisturbe
     out, _ = undisturbed
     again = flags(**SMALL, out=out, steps=4)
     assert "already holds a run" in main_says(monkeypatch, *again)
-    assert "lr (0.0002 -> 0.1)" in main_says(monkeypatch, *again, "--resume", "--lr", "0.1")
+    assert "lr (0.0001 -> 0.1)" in main_says(monkeypatch, *again, "--resume", "--lr", "0.1")
