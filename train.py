@@ -418,9 +418,8 @@ def check_config(cfg: Config, world: int) -> None:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "diffusers", "transformers"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
     cfg = parse_config()
     check_config(cfg, int(os.environ.get("WORLD_SIZE", 1)))
     procs = start_processes(cfg.device)
