@@ -8,7 +8,6 @@ check or repeats an earlier prompt is written again, a few times at most.
     prompts, given_up = construct(mllm, count=100, journal_path="prompts.journal.jsonl")
 """
 
-import json
 import logging
 from collections import Counter
 from typing import NamedTuple

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from mllm import Answer, Query
-from scenes import COLORS, SHAPES, SIZE, Reading, Scene, Thing, read, render
+from scenes import COLORS, SHAPES, Reading, Scene, Thing, read, render
 from serve import Faults, JudgeServer
 
 THINGS = {"a ripe tomato": "red", "fresh grass": "green", "a clear sky": "blue",
