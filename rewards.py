@@ -49,6 +49,22 @@ class Comparison(NamedTuple):
         return Comparison(self.prompt, self.second, self.first)
 
 
+class Said(NamedTuple):
+    """One answer as it was shown."""
+
+    outcome: Verdict | float
+    error: str | None
+
+
+class Judged(NamedTuple):
+    """What a judge said about some groups of a step, pairs in the order of pair_schedule."""
+
+    group_size: int
+    one: list[Verdict | float]  # P * pairs, first image first
+    other: list[Verdict | float]  # the other order, turned back; empty if only one is asked
+    said: list[Said]  # every answer, repeats included
+
+
 class Scorer(Protocol):
     name: str
 
@@ -185,6 +201,11 @@ def _merged(outcome: Verdict | float, other: Verdict | float) -> Verdict | float
     return outcome if outcome is other else Verdict.TIE
 
 
+def _chained(rows) -> list[list]:
+    """[[a, b], [c, d]] -> [a + c, b + d]: the parts' lists, joined field by field."""
+    return [list(itertools.chain(*column)) for column in zip(*rows, strict=True)]
+
+
 class PairwiseReward:
     """Win rates within each group, from a multimodal LLM that compares two images at a time.
 
@@ -215,13 +236,28 @@ class PairwiseReward:
         unparsable, failed (comparisons lost for good), uncompared (images that have none left).
         Raises JudgeError if too many comparisons are lost, ValueError if groups differ in size.
         """
+        return self.result([self.judge(prompts, images)])
+
+    def calls(self, group_size: int) -> int:
+        """Questions that one group costs, repeats of lost ones not included."""
+        return len(pair_schedule(group_size, self.opponents)) * (2 if self.both_orders else 1)
+
+    def judge(self, prompts: Sequence[str], images: Sequence[Sequence]) -> Judged:
+        """What the judge says about some groups of a step; `result` makes rewards of all of them."""
         group_size = _group_size(prompts, images)
         pairs = pair_schedule(group_size, self.opponents)
         forward = [Comparison(p, i, j) for p in range(len(prompts)) for i, j in pairs]
         backward = [c.turned() for c in forward] if self.both_orders else []
-        outcomes, stats = self._judge(forward + backward, prompts, images)
-        one = outcomes[: len(forward)]
-        other = [_turned(o) for o in outcomes[len(forward) :]] or one
+        outcomes, said = self._judge(forward + backward, prompts, images)
+        turned = [_turned(outcome) for outcome in outcomes[len(forward) :]]
+        return Judged(group_size, outcomes[: len(forward)], turned, said)
+
+    def result(self, parts: Sequence[Judged]) -> RewardBatch:
+        """The rewards of a whole step, judged in parts; stats and errors as in __call__."""
+        group_size, one, other, said = parts[0].group_size, *_chained(part[1:] for part in parts)
+        stats = self._counts(one + other, said)
+        pairs = pair_schedule(group_size, self.opponents)
+        other = other or one
         merged = [_merged(a, b) for a, b in zip(one, other, strict=True)]
 
         rate = win_rates if self.opponents is None else bradley_terry
@@ -231,15 +267,34 @@ class PairwiseReward:
         counted = [k for k, outcome in enumerate(merged) if _points(outcome) is not None]
         ties = sum(merged[k] is Verdict.TIE for k in counted)
         agreements = sum(_verdict(one[k]) is _verdict(other[k]) for k in counted)
-        compared = {(c.prompt, i) for c in map(forward.__getitem__, counted) for i in c[1:]}
+        compared = {(k // len(pairs), i) for k in counted for i in pairs[k % len(pairs)]}
         return RewardBatch(rewards, stats | {
             "tie_rate": ties / max(len(counted), 1),
             "order_agreement": agreements / max(len(counted), 1),
             "uncompared": rewards.numel() - len(compared),
         })  # fmt: skip
 
-    def _judge(self, shown, prompts, images) -> tuple[list[Verdict | float], dict[str, float]]:
-        """One outcome for each comparison, a lost one asked once more; and the counts."""
+    def _counts(self, outcomes: list[Verdict | float], said: list[Said]) -> dict[str, float]:
+        """What was asked and what was lost; JudgeError if that is too much."""
+        failed, unparsable = outcomes.count(Verdict.FAILED), outcomes.count(Verdict.UNPARSABLE)
+        if failed + unparsable > self.max_failed * len(outcomes):
+            error = next(error for _, error in reversed(said) if error)
+            raise JudgeError(
+                f"{self.mllm.name}: {failed + unparsable} of {len(outcomes)} comparisons lost "
+                f"({failed} failed, {unparsable} unparsable; {self.max_failed:.0%} allowed), "
+                f"last error: {error}"
+            )
+        kinds = Counter(_verdict(outcome) for outcome, _ in said)
+        decisive = kinds[Verdict.FIRST] + kinds[Verdict.SECOND]
+        return {
+            "comparisons": len(said),
+            "unparsable": unparsable,
+            "failed": failed,
+            "first_rate": kinds[Verdict.FIRST] / decisive if decisive else 0.5,
+        }
+
+    def _judge(self, shown, prompts, images) -> tuple[list[Verdict | float], list[Said]]:
+        """One outcome for each comparison, a lost one asked once more; and all that was said."""
         said = self._ask(shown, [""] * len(shown), prompts, images)
         outcomes = [outcome for outcome, _ in said]
         lost = [k for k, outcome in enumerate(outcomes) if _points(outcome) is None]
@@ -251,25 +306,9 @@ class PairwiseReward:
             for k, (outcome, _) in zip(lost, repeats, strict=True):
                 outcomes[k] = outcome if self.both_orders else _turned(outcome)
             said += repeats
+        return outcomes, said
 
-        failed, unparsable = outcomes.count(Verdict.FAILED), outcomes.count(Verdict.UNPARSABLE)
-        if failed + unparsable > self.max_failed * len(shown):
-            error = next(error for _, error in reversed(said) if error)
-            raise JudgeError(
-                f"{self.mllm.name}: {failed + unparsable} of {len(shown)} comparisons lost "
-                f"({failed} failed, {unparsable} unparsable; {self.max_failed:.0%} allowed), "
-                f"last error: {error}"
-            )
-        kinds = Counter(_verdict(outcome) for outcome, _ in said)
-        decisive = kinds[Verdict.FIRST] + kinds[Verdict.SECOND]
-        return outcomes, {
-            "comparisons": len(said),
-            "unparsable": unparsable,
-            "failed": failed,
-            "first_rate": kinds[Verdict.FIRST] / decisive if decisive else 0.5,
-        }
-
-    def _ask(self, shown, reminders, prompts, images) -> list[tuple[Verdict | float, str | None]]:
+    def _ask(self, shown, reminders, prompts, images) -> list[Said]:
         """(outcome, error) of each comparison, in one call, so that a server sees them all."""
         texts = [self.template.replace("{prompt}", prompt) for prompt in prompts]
         queries = [
@@ -278,13 +317,14 @@ class PairwiseReward:
         ]
         if self.soft:
             odds = self.mllm.first_probability(queries)
-            return [(Verdict.FAILED, "no probability") if p is None else (p, None) for p in odds]
+            lost = Said(Verdict.FAILED, "no probability")
+            return [lost if p is None else Said(p, None) for p in odds]
         said = []
         for answer in self.mllm.ask(queries):
             verdict, error = parse_verdict(answer.text), answer.error
             if verdict is Verdict.UNPARSABLE:
                 error = f"no verdict in an answer that ends with {answer.text[-80:]!r}"
-            said.append((verdict, error))
+            said.append(Said(verdict, error))
         return said
 
 
@@ -299,18 +339,32 @@ class PointwiseReward:
 
         stats: comparisons (images scored), failed. Raises JudgeError if too many scores are lost.
         """
-        group_size = _group_size(prompts, images)
-        captions = [prompt for prompt in prompts for _ in range(group_size)]
+        return self.result([self.judge(prompts, images)])
+
+    def calls(self, group_size: int) -> int:
+        """Scores that one group costs."""
+        return group_size
+
+    def judge(self, prompts: Sequence[str], images: Sequence[Sequence]) -> list[list[float | None]]:
+        """The scores of some groups of a step; `result` makes rewards of all of them."""
+        size = _group_size(prompts, images)
+        captions = [prompt for prompt in prompts for _ in range(size)]
         scores = self.scorer.score(captions, [image for group in images for image in group])
+        return [scores[k : k + size] for k in range(0, len(scores), size)]
+
+    def result(self, parts: Sequence[list[list[float | None]]]) -> RewardBatch:
+        """The rewards of a whole step, scored in parts; stats and errors as in __call__."""
+        groups = list(itertools.chain(*parts))
+        scores = list(itertools.chain(*groups))
         failed = sum(score is None for score in scores)
         if failed > self.max_failed * len(scores):
             raise JudgeError(
                 f"{self.scorer.name}: {failed} of {len(scores)} scores lost "
-                f"({self.max_failed:.0%} allowed)"
+                f"({self.max_failed:.0%} allowed), "
+                f"last error: {getattr(self.scorer, 'last_error', 'none told')}"
             )
         scores = [float("nan") if score is None else float(score) for score in scores]
-        rewards = torch.tensor(scores, dtype=torch.float32)
-        rewards = rewards.view(len(prompts), group_size)
+        rewards = torch.tensor(scores, dtype=torch.float32).view(len(groups), -1)
         mean = rewards.nanmean(1, keepdim=True).nan_to_num(0.0)  # 0 for a group without any score
         rewards = torch.where(rewards.isnan(), mean, rewards)
         return RewardBatch(rewards, {"comparisons": len(scores), "failed": failed})
@@ -323,6 +377,7 @@ class MLLMScorer:
         if "{prompt}" not in template:
             raise ValueError("the template of the pointwise judge lacks {prompt}")
         self.mllm, self.name, self.template = mllm, mllm.name, template
+        self.last_error = "none"
 
     def score(self, prompts: list[str], images: list) -> list[float | None]:
         queries = [
@@ -333,5 +388,7 @@ class MLLMScorer:
         scores = [None if answer.text is None else parse_scores(answer.text) for answer in answers]
         lost = [answer for answer, score in zip(answers, scores, strict=True) if score is None]
         if lost:
-            log.warning("%s: %d scores lost, last: %s", self.name, len(lost), lost[-1])
+            said = f"no scores in an answer that ends with {(lost[-1].text or '')[-80:]!r}"
+            self.last_error = lost[-1].error or said
+            log.warning("%s: %d scores lost, last error: %s", self.name, len(lost), self.last_error)
         return scores

@@ -8,6 +8,7 @@ import base64
 import io
 import json
 import random
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -57,6 +58,11 @@ class JudgeServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.mllm, self.faults, self.calls = mllm, faults, 0
         self._random, self._lock = random.Random(faults.seed), threading.Lock()
+
+    def handle_error(self, request, client_address) -> None:
+        """Quiet where a client went away in the middle, as one that was killed does."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     def draw_fault(self) -> str | None:
         """Which fault the next request meets, if any; also counts it."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -226,6 +227,43 @@ def test_a_dead_server_costs_its_patience_not_all_retries():
     assert all(answer.text is None and answer.error for answer in answers)
 
 
+def test_silence_adds_up_over_batches_and_one_call_of_each_finds_the_server_back():
+    with serving(*[500] * 60) as server:
+        judge = client(server, patience=0.2, max_retries=10**6, concurrency=1)
+        assert judge.ask([Query((), "x")])[0].error  # when its patience is at an end
+        for _ in range(2):
+            before = len(server.requests)
+            answers = judge.ask([Query((), str(k)) for k in range(5)])
+            assert len(server.requests) == before + 1  # not 0.2 s of calls again, one only
+            for answer in answers:
+                assert answer.error.startswith("no call was answered for 0.2 s (last: InternalServerError")
+        server.faults.clear()
+        assert judge.ask([Query((), "a")]) == [Answer(text="echo a")]
+        assert None not in [answer.text for answer in judge.ask([Query((), "b"), Query((), "c")])]
+
+
+def test_time_without_calls_is_no_silence():
+    with serving() as server:
+        judge = client(server, patience=0.3)
+        assert judge.ask([Query((), "x")])[0].text
+        time.sleep(0.4)
+        server.faults = [500]
+        assert judge.ask([Query((), "y"), Query((), "z")]) == [Answer(text="echo y"), Answer(text="echo z")]
+
+
+def test_answers_come_as_they_are_ready_and_to_several_threads():
+    with serving() as server:
+        judge = client(server, concurrency=3)
+        texts = [[f"{thread} {k}" for k in range(8)] for thread in range(4)]
+        with ThreadPoolExecutor(4) as threads:
+            batches = list(threads.map(lambda own: judge.ask([Query((), t) for t in own]), texts))
+        assert [[a.text for a in batch] for batch in batches] == [[f"echo {t}" for t in own] for own in texts]
+        assert server.most_active <= 3  # the slots are shared
+    with serving("hang") as server:
+        first = next(client(server, concurrency=2).as_answered([Query((), "hangs"), Query((), "quick")]))
+    assert first == (1, Answer(text="echo quick"))
+
+
 def test_retry_delay_follows_the_server_then_grows(monkeypatch):
     monkeypatch.undo()
     from mllm import _retry_delay
@@ -380,6 +418,20 @@ def test_cache_survives_a_torn_line_at_every_byte(tmp_path):
         inner.asked.clear()
         Cached(inner, tmp_path).ask(queries)  # what was added after the tear is read back
         assert inner.asked == []
+
+
+def test_cache_loses_nothing_that_was_answered_before_the_end(tmp_path):
+    class Dying(Counting):
+        def as_answered(self, queries):
+            yield 1, Answer(text="early")
+            raise KeyboardInterrupt
+
+    queries = [Query((), "a"), Query((), "b")]
+    with pytest.raises(KeyboardInterrupt):
+        Cached(Dying(), tmp_path).ask(queries)
+    inner = Counting()
+    assert Cached(inner, tmp_path).ask(queries) == [Answer(text="a 0"), Answer(text="early")]
+    assert inner.asked == queries[:1]
 
 
 # ---- LocalMLLM ----

@@ -1,15 +1,15 @@
-"""rewards.py: verdicts out of hostile text, known win rates, Bradley-Terry, lost comparisons."""
+"""rewards.py: known win rates, Bradley-Terry, lost comparisons, judges without a mind of their own."""
 
 import itertools
 import time
 
+import numpy as np
 import pytest
 import torch
 
+from grpo import group_advantages
 from mllm import Answer
 from rewards import (
-    PAIRWISE_TEMPLATE,
-    POINTWISE_TEMPLATE,
     REMINDER,
     JudgeError,
     MLLMScorer,
@@ -18,115 +18,11 @@ from rewards import (
     Verdict,
     bradley_terry,
     pair_schedule,
-    parse_scores,
-    parse_verdict,
     win_rates,
 )
 
 FIRST, SECOND, TIE, UNPARSABLE, FAILED = Verdict
 ONE, TWO = "<answer>Image 1 is better</answer>", "<answer>Image 2 is better</answer>"
-
-VERDICTS = [
-    # what a judge should write
-    (ONE, FIRST),
-    (TWO, SECOND),
-    ("<answer>Both are equal</answer>", TIE),
-    ("Image 2 lacks the cube.\n" + ONE, FIRST),
-    ("Image 1 is better at colour.\n" + TWO + "\n", SECOND),
-    # what judges write instead
-    ("<ANSWER>IMAGE 2 IS BETTER</ANSWER>", SECOND),
-    ("<answer>\nimage 1 is better.\n</answer>", FIRST),
-    ("**<answer>Image 2 is better</answer>**", SECOND),
-    ("<answer>**Image 1** is better!</answer>", FIRST),
-    ("<answer>Image 1 is better than Image 2</answer>", FIRST),
-    ("<answer>Image 2 is clearly better than image 1.</answer>", SECOND),
-    ("<answer>Image 2 is better because Image 1 lacks the cube</answer>", SECOND),
-    ("<answer>Overall, Image 1 is better</answer>", FIRST),
-    ("<answer>Image 2</answer>", SECOND),
-    ("<answer>Image1 is better</answer>", FIRST),
-    ("<answer>Colours: Image 1.\nImage 2 is better</answer>", SECOND),
-    ("<answer>Both images are equally good</answer>", TIE),
-    ("<answer>It is a tie</answer>", TIE),
-    ("Image 2 is better", SECOND),
-    ("I looked at both.\n**Final answer:** Image 1 is better", FIRST),
-    ("<think>Image 2 is better, no?</think>" + ONE, FIRST),
-    # text after, several answers, tags that are not closed
-    (ONE + "\nI hope that this helps! Image 2 is better in style.", FIRST),
-    (ONE + " On reflection: " + TWO, SECOND),
-    (TWO * 3 + "<answer>Both are equal</answer>", TIE),
-    ("So <answer>Image 2 is better", SECOND),
-    ("So <answer>Image 2 is better\nbecause of its colours, I think", SECOND),
-    (ONE + " wait: <answer>Image 2 is better", SECOND),
-    ("<answer><answer>Image 1 is better</answer></answer>", FIRST),
-    # a caption with the tag in it, quoted before or after the answer
-    ('The caption "say <answer> and go" is met by both. ' + TWO, SECOND),
-    (TWO + ' (The sign says "<answer>" indeed.)', SECOND),
-    ("The caption reads " + ONE + ", as text on a sign. " + TWO, SECOND),
-    ('{"why": "the sign says <answer>Image 1 is better</answer>", "winner": "Image 2"}', SECOND),
-    # no final answer: never a guess, never a tie
-    ("", UNPARSABLE),
-    ("   \n\n", UNPARSABLE),
-    ("<answer></answer>", UNPARSABLE),
-    ("<answer>", UNPARSABLE),
-    ("</answer>", UNPARSABLE),
-    ("</answer>Image 1 is better<answer>", UNPARSABLE),
-    ("<answer>Image 3 is better</answer>", UNPARSABLE),
-    ("<answer>Image 12 is better</answer>", UNPARSABLE),
-    (ONE + "<answer>Image 3 is better</answer>", UNPARSABLE),
-    ("<answer>Image 1 is not better</answer>", UNPARSABLE),
-    ("<answer>I doubt that Image 1 is better</answer>", UNPARSABLE),
-    ("<answer>Neither Image 1 nor Image 2 is better</answer>", UNPARSABLE),
-    ("<answer>Image 1 is better, Image 2 is better</answer>", UNPARSABLE),
-    ("<answer>Image 1 is better than Image 1</answer>", UNPARSABLE),
-    ("<answer>Image 1 is better since Image 2 is better in colour</answer>", UNPARSABLE),
-    ("<answer>Image 1 is", UNPARSABLE),
-    ("<answer>Both are bad</answer>", UNPARSABLE),
-    ("<answer>not equal</answer>", UNPARSABLE),
-    ("Image 1 is better in colour.\nImage 2 is better in shape.", UNPARSABLE),
-    ("Reasons first.\nImage 1 is better", UNPARSABLE),  # a line of a list cut short reads the same
-    ("I cannot help with that.", UNPARSABLE),
-    ("<think>I must end with " + ONE + " or " + TWO, UNPARSABLE),
-    ("<think>" + ONE + "</think>", UNPARSABLE),
-    ("\x00\ufffd<<>>{}[]``````", UNPARSABLE),
-    (None, FAILED),
-    # JSON
-    ('{"winner": "Image 1"}', FIRST),
-    ('{"winner": 2}', SECOND),
-    ('{"winner": "tie"}', TIE),
-    ('{"winner": "Image 2 is better", "confidence": 0.9}', SECOND),
-    ('```json\n{"categories": [{"name": "style", "winner": 2}], "winner": "Image 1"}\n```', FIRST),
-    ('{"winner": "Image 1", "style": {"winner": "Image 2"}}', FIRST),
-    ('Reasons with {braces}.\n```\n{"winner": "Image 2"}\n```\nDone {here}.', SECOND),
-    ('```json\n{"winner": 1}\n```\nNo:\n```json\n{"winner": 2}\n```', SECOND),
-    ('<answer>{"winner": "Image 2"}</answer>', SECOND),
-    ('{"winner": "Image 1"} but then ' + TWO, SECOND),
-    ('{"style": {"winner": "Image 2"}}', UNPARSABLE),
-    ('{"winner": null}', UNPARSABLE),
-    ('{"winner": true}', UNPARSABLE),
-    ('{"winner": 3}', UNPARSABLE),
-    ('{"winner": "Image 1", ', UNPARSABLE),
-    ('{"categories": [\n{"winner": "Image 2"}, {"winner": ', UNPARSABLE),
-]
-
-
-@pytest.mark.parametrize(("text", "verdict"), VERDICTS)
-def test_parse_verdict(text, verdict):
-    assert parse_verdict(text) is verdict
-
-
-@pytest.mark.parametrize(
-    "unit",
-    ["Image 1 is better. ", "<answer>", "</answer>", "<", "{", "[", '{"a":', "`", "``` ", "\n", " ",
-     "image 1 is better because ", "<think>", "</think>", "both ", "1 "],
-)  # fmt: skip
-def test_long_reasoning_takes_linear_time(unit):
-    noise = unit * (100_000 // len(unit))
-    start = time.thread_time()  # of this thread alone: other work on the machine does not count
-    assert parse_verdict(noise + "</think>\n" + TWO) is SECOND
-    assert parse_verdict(noise) is UNPARSABLE
-    assert parse_verdict("<answer>" + noise + " not</answer>") is UNPARSABLE
-    assert time.thread_time() - start < 1.5  # quadratic time would take minutes
-
 
 # ---- schedules and rates ----
 
@@ -288,6 +184,57 @@ def test_a_judge_that_always_says_the_same_gives_all_half(answer, first_rate):
     assert stats["order_agreement"] == 1.0 and stats["comparisons"] == 28
 
 
+@pytest.mark.parametrize("answer", [ONE, TWO])
+@pytest.mark.parametrize("opponents", [None, 2, 3])
+def test_a_judge_that_always_says_the_same_teaches_nothing(answer, opponents):
+    reward = PairwiseReward(Judge(lambda *_: answer), opponents=opponents)
+    rewards = reward(["p", "q"], [list(range(8))] * 2).rewards
+    assert group_advantages(rewards).tolist() == [[0.0] * 8] * 2
+
+
+def test_a_judge_that_answers_at_random_gives_the_spread_of_coin_tosses():
+    groups, size, rng = 200, 8, np.random.default_rng(0)
+    judge = Judge(lambda *_: ONE if rng.random() < 0.5 else TWO)
+    rewards = PairwiseReward(judge)(["p"] * groups, [list(range(size))] * groups).rewards
+
+    # The same by simulation: of each pair two tosses, and both must agree for a win.
+    tosses = np.random.default_rng(1).integers(2, size=(2, 4000, size, size)).mean(0)
+    points = np.triu(tosses, 1)
+    points += np.transpose(np.triu(1 - tosses, 1), (0, 2, 1))
+    simulated = torch.from_numpy(points.sum(2) / (size - 1)).float()
+    # A pair's points have variance 1/8, so that a win rate over 7 pairs has 1/56.
+    for rates in (rewards, simulated):
+        assert rates.var(1, correction=0).mean().item() == pytest.approx(1 / 56, rel=0.1)
+    asked, expected = group_advantages(rewards, 0.05), group_advantages(simulated, 0.05)
+    for share in (0.05, 0.25, 0.75, 0.95):
+        assert asked.quantile(share).item() == pytest.approx(expected.quantile(share).item(), abs=0.15)
+    assert asked.mean(0).abs().max() < 0.25  # no place in the group is favoured: 3.5 deviations
+
+
+def test_a_step_judged_in_parts_is_the_step():
+    images = [[3, 1, 2, 0], [5, 5, 7, 4], [1, 2, 3, 4]]
+    for reward in (PairwiseReward(Judge(higher)), PairwiseReward(Judge(higher), opponents=2),
+                   PairwiseReward(Judge(higher), both_orders=False), PointwiseReward(Scores())):
+        whole = reward(["a", "b", "c"], images)
+        parts = [reward.judge(["a", "b"], images[:2]), reward.judge(["c"], images[2:])]
+        rewards, stats = reward.result(parts)
+        assert rewards.tolist() == whole.rewards.tolist() and stats == whole.stats
+        assert stats["comparisons"] == 3 * reward.calls(4)
+
+
+def test_losses_are_weighed_over_the_step_not_its_parts():
+    bad = Judge(lambda first, second, _: Answer(error="HTTP 500") if {first, second} == {1, 2}
+                else higher(first, second))
+    reward = PairwiseReward(bad, max_failed=0.1)
+    with pytest.raises(JudgeError, match="2 of 12 comparisons lost"):
+        reward(["a"], [[1, 2, 3, 4]])
+    parts = [reward.judge(["a"], [[1, 2, 3, 4]]), reward.judge(["b"], [[5, 6, 7, 8]])]
+    assert reward.result(parts).stats["failed"] == 2
+    scorer = PointwiseReward(Scores(), max_failed=0.2)
+    parts = [scorer.judge(["a"], [[None, 2]]), scorer.judge(["b", "c"], [[1, 2], [3, 4]])]
+    assert scorer.result(parts).rewards.tolist() == [[3, 3], [2, 3], [4, 5]]
+
+
 def test_a_tie_in_one_order_and_a_win_in_the_other_is_a_tie():
     judge = Judge(lambda first, second, _: ONE if first > second else higher(0, 0))
     assert PairwiseReward(judge)(["p"], [[1, 2, 3]]).rewards.tolist() == [[0.5] * 3]
@@ -428,30 +375,11 @@ def test_a_lost_score_is_its_groups_mean():
     images = [[1, 3, None], [None, None, None]]
     rewards, stats = PointwiseReward(Scores(), max_failed=1.0)(["a", "a"], images)
     assert rewards.tolist() == [[2, 4, 3], [0, 0, 0]] and stats["failed"] == 4
-    with pytest.raises(JudgeError, match=r"fake scorer: 4 of 6 scores lost \(5% allowed\)"):
+    with pytest.raises(JudgeError, match=r"fake scorer: 4 of 6 scores lost \(5% allowed\), last"):
         PointwiseReward(Scores())(["a", "a"], images)
 
 
 GOOD = "Alignment Score (1-5): 4.25\nCoherence Score (1-5): 3.5\nStyle Score (1-5): 4"
-
-
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [
-        (GOOD, 11.75 / 3),
-        (GOOD.lower() + "\nthat is all", 11.75 / 3),
-        (GOOD.replace(": ", ": **"), 11.75 / 3),
-        ("Style Score (1-5): 1\n" + GOOD, 11.75 / 3),  # the last counts
-        (GOOD.replace("4.25", "9"), None),
-        (GOOD.replace("4.25", "0"), None),
-        (GOOD.replace("4.25", "X"), None),
-        (GOOD.replace("Style", "Taste"), None),
-        ("", None),
-        ("alignment score" * 5000, None),
-    ],
-)
-def test_parse_scores(text, score):
-    assert parse_scores(text) == (None if score is None else pytest.approx(score))
 
 
 def test_mllm_scorer_asks_for_each_image_alone(caplog):
@@ -467,13 +395,7 @@ def test_mllm_scorer_asks_for_each_image_alone(caplog):
     assert [query.images for query in rater.batches[0]] == [(1,), (2,), (3,)]
     assert "\nCaption: a {x}\n" in rater.batches[0][0].text
     assert "2 scores lost" in caplog.text and "HTTP 500" in caplog.text
+    with pytest.raises(JudgeError, match="2 of 3 scores lost .*, last error: HTTP 500"):
+        PointwiseReward(scorer)(["p"], [[1, 2, 3]])
     with pytest.raises(ValueError, match="lacks {prompt}"):
         MLLMScorer(rater, template="x")
-
-
-def test_our_templates_ask_for_what_our_parsers_read():
-    for line in PAIRWISE_TEMPLATE.splitlines()[-3:]:
-        assert parse_verdict(line) in (FIRST, SECOND, TIE)
-    assert parse_scores(POINTWISE_TEMPLATE.replace(": X", ": 3")) == 3
-    for template in (PAIRWISE_TEMPLATE, POINTWISE_TEMPLATE):
-        assert template.splitlines().count("Caption: {prompt}") == 1

@@ -1,0 +1,140 @@
+"""verdicts.py: verdicts and scores out of what models really write, half of it hostile."""
+
+import time
+
+import pytest
+
+from verdicts import PAIRWISE_TEMPLATE, POINTWISE_TEMPLATE, Verdict, parse_scores, parse_verdict
+
+FIRST, SECOND, TIE, UNPARSABLE, FAILED = Verdict
+ONE, TWO = "<answer>Image 1 is better</answer>", "<answer>Image 2 is better</answer>"
+GOOD = "Alignment Score (1-5): 4.25\nCoherence Score (1-5): 3.5\nStyle Score (1-5): 4"
+
+
+VERDICTS = [
+    # what a judge should write
+    (ONE, FIRST),
+    (TWO, SECOND),
+    ("<answer>Both are equal</answer>", TIE),
+    ("Image 2 lacks the cube.\n" + ONE, FIRST),
+    ("Image 1 is better at colour.\n" + TWO + "\n", SECOND),
+    # what judges write instead
+    ("<ANSWER>IMAGE 2 IS BETTER</ANSWER>", SECOND),
+    ("<answer>\nimage 1 is better.\n</answer>", FIRST),
+    ("**<answer>Image 2 is better</answer>**", SECOND),
+    ("<answer>**Image 1** is better!</answer>", FIRST),
+    ("<answer>Image 1 is better than Image 2</answer>", FIRST),
+    ("<answer>Image 2 is clearly better than image 1.</answer>", SECOND),
+    ("<answer>Image 2 is better because Image 1 lacks the cube</answer>", SECOND),
+    ("<answer>Overall, Image 1 is better</answer>", FIRST),
+    ("<answer>Image 2</answer>", SECOND),
+    ("<answer>Image1 is better</answer>", FIRST),
+    ("<answer>Colours: Image 1.\nImage 2 is better</answer>", SECOND),
+    ("<answer>Both images are equally good</answer>", TIE),
+    ("<answer>It is a tie</answer>", TIE),
+    ("Image 2 is better", SECOND),
+    ("I looked at both.\n**Final answer:** Image 1 is better", FIRST),
+    ("<think>Image 2 is better, no?</think>" + ONE, FIRST),
+    # text after, several answers, tags that are not closed
+    (ONE + "\nI hope that this helps! Image 2 is better in style.", FIRST),
+    (ONE + " On reflection: " + TWO, SECOND),
+    (TWO * 3 + "<answer>Both are equal</answer>", TIE),
+    ("So <answer>Image 2 is better", SECOND),
+    ("So <answer>Image 2 is better\nbecause of its colours, I think", SECOND),
+    (ONE + " wait: <answer>Image 2 is better", SECOND),
+    ("<answer><answer>Image 1 is better</answer></answer>", FIRST),
+    # a caption with the tag in it, quoted before or after the answer
+    ('The caption "say <answer> and go" is met by both. ' + TWO, SECOND),
+    (TWO + ' (The sign says "<answer>" indeed.)', SECOND),
+    ("The caption reads " + ONE + ", as text on a sign. " + TWO, SECOND),
+    ('{"why": "the sign says <answer>Image 1 is better</answer>", "winner": "Image 2"}', SECOND),
+    # no final answer: never a guess, never a tie
+    ("", UNPARSABLE),
+    ("   \n\n", UNPARSABLE),
+    ("<answer></answer>", UNPARSABLE),
+    ("<answer>", UNPARSABLE),
+    ("</answer>", UNPARSABLE),
+    ("</answer>Image 1 is better<answer>", UNPARSABLE),
+    ("<answer>Image 3 is better</answer>", UNPARSABLE),
+    ("<answer>Image 12 is better</answer>", UNPARSABLE),
+    (ONE + "<answer>Image 3 is better</answer>", UNPARSABLE),
+    ("<answer>Image 1 is not better</answer>", UNPARSABLE),
+    ("<answer>I doubt that Image 1 is better</answer>", UNPARSABLE),
+    ("<answer>Neither Image 1 nor Image 2 is better</answer>", UNPARSABLE),
+    ("<answer>Image 1 is better, Image 2 is better</answer>", UNPARSABLE),
+    ("<answer>Image 1 is better than Image 1</answer>", UNPARSABLE),
+    ("<answer>Image 1 is better since Image 2 is better in colour</answer>", UNPARSABLE),
+    ("<answer>Image 1 is", UNPARSABLE),
+    ("<answer>Both are bad</answer>", UNPARSABLE),
+    ("<answer>not equal</answer>", UNPARSABLE),
+    ("Image 1 is better in colour.\nImage 2 is better in shape.", UNPARSABLE),
+    ("Reasons first.\nImage 1 is better", UNPARSABLE),  # a line of a list cut short reads the same
+    ("I cannot help with that.", UNPARSABLE),
+    ("<think>I must end with " + ONE + " or " + TWO, UNPARSABLE),
+    ("<think>" + ONE + "</think>", UNPARSABLE),
+    ("\x00\ufffd<<>>{}[]``````", UNPARSABLE),
+    (None, FAILED),
+    # JSON
+    ('{"winner": "Image 1"}', FIRST),
+    ('{"winner": 2}', SECOND),
+    ('{"winner": "tie"}', TIE),
+    ('{"winner": "Image 2 is better", "confidence": 0.9}', SECOND),
+    ('```json\n{"categories": [{"name": "style", "winner": 2}], "winner": "Image 1"}\n```', FIRST),
+    ('{"winner": "Image 1", "style": {"winner": "Image 2"}}', FIRST),
+    ('Reasons with {braces}.\n```\n{"winner": "Image 2"}\n```\nDone {here}.', SECOND),
+    ('```json\n{"winner": 1}\n```\nNo:\n```json\n{"winner": 2}\n```', SECOND),
+    ('<answer>{"winner": "Image 2"}</answer>', SECOND),
+    ('{"winner": "Image 1"} but then ' + TWO, SECOND),
+    ('{"style": {"winner": "Image 2"}}', UNPARSABLE),
+    ('{"winner": null}', UNPARSABLE),
+    ('{"winner": true}', UNPARSABLE),
+    ('{"winner": 3}', UNPARSABLE),
+    ('{"winner": "Image 1", ', UNPARSABLE),
+    ('{"categories": [\n{"winner": "Image 2"}, {"winner": ', UNPARSABLE),
+]
+
+
+@pytest.mark.parametrize(("text", "verdict"), VERDICTS)
+def test_parse_verdict(text, verdict):
+    assert parse_verdict(text) is verdict
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["Image 1 is better. ", "<answer>", "</answer>", "<", "{", "[", '{"a":', "`", "``` ", "\n", " ",
+     "image 1 is better because ", "<think>", "</think>", "both ", "1 "],
+)  # fmt: skip
+def test_long_reasoning_takes_linear_time(unit):
+    noise = unit * (100_000 // len(unit))
+    start = time.thread_time()  # of this thread alone: other work on the machine does not count
+    assert parse_verdict(noise + "</think>\n" + TWO) is SECOND
+    assert parse_verdict(noise) is UNPARSABLE
+    assert parse_verdict("<answer>" + noise + " not</answer>") is UNPARSABLE
+    assert time.thread_time() - start < 1.5  # quadratic time would take minutes
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        (GOOD, 11.75 / 3),
+        (GOOD.lower() + "\nthat is all", 11.75 / 3),
+        (GOOD.replace(": ", ": **"), 11.75 / 3),
+        ("Style Score (1-5): 1\n" + GOOD, 11.75 / 3),  # the last counts
+        (GOOD.replace("4.25", "9"), None),
+        (GOOD.replace("4.25", "0"), None),
+        (GOOD.replace("4.25", "X"), None),
+        (GOOD.replace("Style", "Taste"), None),
+        ("", None),
+        ("alignment score" * 5000, None),
+    ],
+)
+def test_parse_scores(text, score):
+    assert parse_scores(text) == (None if score is None else pytest.approx(score))
+
+
+def test_our_templates_ask_for_what_our_parsers_read():
+    for line in PAIRWISE_TEMPLATE.splitlines()[-3:]:
+        assert parse_verdict(line) in (FIRST, SECOND, TIE)
+    assert parse_scores(POINTWISE_TEMPLATE.replace(": X", ": 3")) == 3
+    for template in (PAIRWISE_TEMPLATE, POINTWISE_TEMPLATE):
+        assert template.splitlines().count("Caption: {prompt}") == 1
