@@ -1,0 +1,161 @@
+"""Published pointwise scorers: what Pref-GRPO is held against, and what it can be mixed with.
+
+A scorer has a name and `score(prompts, images)`: one number for each (prompt, image) alone, higher
+is better, its scale its own. rewards.PointwiseReward turns it into a reward.
+
+  clip       logit scale x cosine of CLIP's two embeddings (100 x cosine for OpenAI's weights)
+  pickscore  the same, of a CLIP ViT-H/14 that was tuned to choices of people (Pick-a-Pic); the
+             model card names another repository's processor
+  hpsv2      the cosine of a CLIP ViT-H/14 that was tuned to rankings of people. The authors
+             publish a pickled open_clip checkpoint, which does not load cleanly; a third party
+             has converted it to CLIPModel, pickled too, and has safetensors only as the hub's
+             automatic conversion, which transformers looks for. The least certain of the four
+  aesthetic  LAION's predictor, 1 to 10: linear layers on CLIP ViT-L/14's image embedding; ignores
+             the prompt. The authors publish a pickle; a third party has it with the tower in one
+             safetensors file
+
+Safetensors only: a repository that has nothing but a pickle is refused by transformers. To convert
+one: `safetensors.torch.save_file(torch.load(path, weights_only=True), "model.safetensors")`. None
+of the published weights could be downloaded where this was written: tests run the real classes at
+small size.
+
+    scores = load("pickscore", device="cuda", dtype=torch.float16).score(["a red circle"], [image])
+"""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import normalize
+
+# Before the import: it would warn that image processors miss torchvision.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+from safetensors import safe_open  # noqa: E402
+from transformers import CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection  # noqa: E402
+from transformers.utils import cached_file  # noqa: E402
+
+# name -> where its weights are, where its processor is (None: in the same place)
+PUBLISHED = {
+    "clip": ("openai/clip-vit-large-patch14", None),
+    "pickscore": ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
+    "hpsv2": ("adams-story/HPSv2-hf", "openai/clip-vit-base-patch32"),
+    "aesthetic": ("shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE", None),
+}
+
+
+def load(name: str, weights: str = "", device="cpu", dtype=torch.float32):
+    """The scorer of that name, from its published weights or from a folder or hub name of the kind.
+
+    weights: a CLIPModel with its processor in the same place; empty for the published ones.
+    Raises ValueError for an unknown name, and for weights that are not there or of another kind.
+    """
+    if name not in PUBLISHED:
+        raise ValueError(f"unknown scorer '{name}': choose from {', '.join(PUBLISHED)}")
+    model, processor = (weights, None) if weights else PUBLISHED[name]
+    if name == "aesthetic":
+        return AestheticScorer(model, device, dtype)
+    return CLIPScorer(model, processor, 1.0 if name == "hpsv2" else None, device, dtype, name=name)
+
+
+def _loaded(what: str, name: str, function, *args, **settings):
+    """function(name, ...), its many errors as one ValueError."""
+    try:
+        return function(name, *args, **settings)
+    except (OSError, ValueError, RuntimeError) as error:  # not there; not of the kind; other shapes
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"cannot load {what} from '{name}': give a folder or hub name with "
+                         f"safetensors weights and a processor ({reason})") from None
+
+
+def _rgb(images: Sequence, count: int, name: str) -> list:
+    if len(images) != count:
+        raise ValueError(f"{name} needs one image a prompt, got {count} prompts, "
+                         f"{len(images)} images")
+    return [image.convert("RGB") for image in images]
+
+
+class CLIPScorer:
+    """scale x cosine of the embeddings of prompt and image: CLIP score, PickScore, HPSv2."""
+
+    def __init__(self, model: str, processor: str | None = None, scale: float | None = None,
+                 device="cpu", dtype=torch.float32, batch_size: int = 32, name: str = "clip"):
+        """model, processor: folders or hub names; scale: what multiplies, None for the model's own.
+
+        Raises ValueError if there is no such model.
+        """
+        self.model = _loaded("a CLIP model", model, CLIPModel.from_pretrained, dtype=dtype,
+                             use_safetensors=True)
+        self.model.requires_grad_(False).eval().to(device)
+        self.processor = _loaded("a CLIP processor", processor or model,
+                                 CLIPProcessor.from_pretrained)
+        self.scale = self.model.logit_scale.float().exp().item() if scale is None else scale
+        self.batch_size, self.name = batch_size, name
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[str], images: Sequence) -> list[float]:
+        """One score for each (prompt, PIL image), in order; the group it stands in changes nothing.
+
+        A prompt longer than the text tower (77 tokens in the published ones) is cut.
+        """
+        images, scores = _rgb(images, len(prompts), self.name), []
+        for start in range(0, len(images), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            image, text = self.embed_images(images[rows]), self.embed_texts(list(prompts[rows]))
+            scores += (self.scale * (image * text).sum(-1)).tolist()
+        return scores
+
+    def embed_images(self, images: list) -> torch.Tensor:
+        """(n, D) float32, of length one."""
+        pixels = self.processor.image_processor(images=images, return_tensors="pt").pixel_values
+        pixels = pixels.to(self.model.device, self.model.dtype)
+        return normalize(self.model.get_image_features(pixels).pooler_output.float(), dim=-1)
+
+    def embed_texts(self, texts: list[str]) -> torch.Tensor:
+        """(n, D) float32, of length one."""
+        tokens = self.processor.tokenizer(
+            texts, padding="max_length", truncation=True, return_tensors="pt",
+            max_length=self.model.config.text_config.max_position_embeddings).to(self.model.device)
+        features = self.model.get_text_features(tokens.input_ids, tokens.attention_mask)
+        return normalize(features.pooler_output.float(), dim=-1)
+
+
+class AestheticScorer:
+    """LAION's aesthetic predictor: linear layers on the normalised image embedding of a CLIP tower.
+
+    There is no activation between its layers, only dropout in training: they are one linear map.
+    """
+
+    def __init__(self, model: str, device="cpu", dtype=torch.float32, batch_size: int = 32,
+                 name: str = "aesthetic"):
+        """model: folder or hub name whose model.safetensors has the tower and the head `layers.*`.
+
+        Raises ValueError if either is missing.
+        """
+        with safe_open(_loaded("a head", model, cached_file, "model.safetensors"), "pt") as file:
+            head = {key: file.get_tensor(key).float() for key in file.keys()
+                    if key.startswith("layers.")}
+        layers = sorted({int(key.split(".")[1]) for key in head})
+        if not layers:
+            raise ValueError(f"no aesthetic head in '{model}': expected tensors layers.* beside "
+                             "the tower")
+        self.tower = _loaded("a CLIP tower", model, CLIPVisionModelWithProjection.from_pretrained,
+                             dtype=dtype, use_safetensors=True)
+        self.tower.requires_grad_(False).eval().to(device)
+        self.processor = _loaded("a CLIP processor", model, CLIPProcessor.from_pretrained)
+        self.head = [(head[f"layers.{k}.weight"].to(device), head[f"layers.{k}.bias"].to(device))
+                     for k in layers]
+        self.batch_size, self.name = batch_size, name
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[str], images: Sequence) -> list[float]:
+        """One score for each image; the prompts only have to be as many."""
+        images, scores = _rgb(images, len(prompts), self.name), []
+        for start in range(0, len(images), self.batch_size):
+            part = images[start:start + self.batch_size]
+            pixels = self.processor.image_processor(images=part, return_tensors="pt").pixel_values
+            embeds = self.tower(pixels.to(self.tower.device, self.tower.dtype)).image_embeds
+            value = normalize(embeds.float(), dim=-1)
+            for weight, bias in self.head:
+                value = value @ weight.T + bias
+            scores += value.squeeze(-1).tolist()
+        return scores

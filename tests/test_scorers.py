@@ -1,0 +1,164 @@
+"""Published scorers on tiny models of their real classes, saved and loaded as the published are."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor,
+                          CLIPVisionModelWithProjection)
+
+import pretrain
+import scorers
+from rewards import PointwiseReward
+
+PROMPTS = ["a large red circle", "two green squares", "a blue triangle inside a red circle"]
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8))
+            for size in ((32, 32, 3), (40, 24, 3), (64, 64, 3))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny CLIPModel and its processor, as from_pretrained finds them."""
+    torch.manual_seed(0)
+    tokenizer = pretrain.word_tokenizer()
+    text = dict(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32,
+                num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=8,
+                pad_token_id=0, eos_token_id=1)
+    vision = dict(image_size=16, patch_size=8, hidden_size=24, intermediate_size=32,
+                  num_hidden_layers=2, num_attention_heads=2)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
+    torch.nn.init.constant_(model.logit_scale, 4.0)
+    path = tmp_path_factory.mktemp("clip")
+    model.save_pretrained(path)
+    side = {"height": 16, "width": 16}
+    images = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=side)
+    CLIPProcessor(images, tokenizer).save_pretrained(path)
+    return str(path)
+
+
+def cosines(folder, images):
+    """By hand: one image and one prompt at a time, through the model's own forward pass."""
+    model, processor = CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
+    scale, result = model.logit_scale.exp().item(), []
+    for prompt, image in zip(PROMPTS, images, strict=True):
+        inputs = processor(text=[prompt], images=[image], return_tensors="pt")
+        with torch.no_grad():
+            out = model(**inputs)
+        a, b = out.image_embeds[0], out.text_embeds[0]
+        result.append((a @ b / a.norm() / b.norm()).item())
+        assert out.logits_per_image.item() == pytest.approx(scale * result[-1], abs=1e-4)
+    return result
+
+
+@pytest.mark.parametrize("name, scale", [("clip", np.exp(4.0)), ("pickscore", np.exp(4.0)),
+                                         ("hpsv2", 1.0)])
+def test_a_score_is_scale_times_cosine(name, scale, folder, images):
+    scorer = scorers.load(name, folder)
+    assert scorer.name == name
+    expected = [scale * cosine for cosine in cosines(folder, images)]
+    assert scorer.score(PROMPTS, images) == pytest.approx(expected, abs=1e-4)
+    assert np.std(expected) > 1e-2  # the model tells the three apart
+
+
+def test_a_score_does_not_depend_on_its_batch(folder, images):
+    whole = scorers.CLIPScorer(folder).score(PROMPTS, images)
+    parts = scorers.CLIPScorer(folder, batch_size=2).score(PROMPTS, images)
+    alone = [scorers.CLIPScorer(folder).score([p], [i])[0] for p, i in zip(PROMPTS, images)]
+    turned = scorers.CLIPScorer(folder).score(PROMPTS[::-1], images[::-1])[::-1]
+    for other in (parts, alone, turned):
+        assert other == pytest.approx(whole, abs=1e-4)
+    assert scorers.CLIPScorer(folder).score([], []) == []
+
+
+def test_embeddings_have_length_one_and_no_gradient(folder, images):
+    scorer = scorers.CLIPScorer(folder)
+    for embeds in (scorer.embed_images(images), scorer.embed_texts(PROMPTS)):
+        assert embeds.shape == (3, 12) and not embeds.requires_grad
+        assert torch.allclose(embeds.norm(dim=-1), torch.ones(3))
+    assert not any(p.requires_grad for p in scorer.model.parameters()) and not scorer.model.training
+
+
+def test_bfloat16_runs_and_agrees_roughly(folder, images):
+    scorer = scorers.CLIPScorer(folder, dtype=torch.bfloat16, scale=1.0)
+    assert scorer.model.dtype == torch.bfloat16
+    assert scorer.score(PROMPTS, images) == pytest.approx(cosines(folder, images), abs=0.05)
+
+
+def test_gray_and_transparent_images_and_a_prompt_that_is_too_long(folder, images):
+    scorer = scorers.CLIPScorer(folder)
+    gray, first = images[0].convert("L"), PROMPTS[:1]
+    same = scorer.score(first, [gray.convert("RGB")])
+    assert scorer.score(first, [gray]) == pytest.approx(same)
+    assert np.isfinite(scorer.score(["a red circle " * 50], [images[0].convert("RGBA")])).all()
+
+
+def test_it_is_what_pointwise_reward_expects(folder, images):
+    batch = PointwiseReward(scorers.CLIPScorer(folder))(PROMPTS[:2], [images, images])
+    assert batch.rewards.shape == (2, 3) and batch.stats == {"comparisons": 6, "failed": 0}
+    assert batch.rewards[1, 2].item() == pytest.approx(
+        scorers.CLIPScorer(folder).score(PROMPTS[1:2], images[2:])[0], abs=1e-4)
+
+
+def test_pickscore_takes_another_repositorys_processor(folder, images, tmp_path):
+    model = CLIPModel.from_pretrained(folder)
+    model.save_pretrained(tmp_path)  # no processor here
+    with pytest.raises(ValueError, match="cannot load a CLIP processor"):
+        scorers.CLIPScorer(str(tmp_path))
+    split = scorers.CLIPScorer(str(tmp_path), processor=folder)
+    assert split.score(PROMPTS, images) == scorers.CLIPScorer(folder).score(PROMPTS, images)
+
+
+@pytest.fixture(scope="module")
+def aesthetic(folder, tmp_path_factory):
+    """A tower and a head layers.0, .2, .4 in one file, as the published conversion has them."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("aesthetic")
+    config = CLIPModel.from_pretrained(folder).config.vision_config
+    config.projection_dim = 12
+    tower = CLIPVisionModelWithProjection(config)
+    whole = load_file(Path(folder) / "model.safetensors")
+    tower.load_state_dict({key: whole[key] for key in tower.state_dict()})
+    tower.save_pretrained(path)
+    CLIPProcessor.from_pretrained(folder).save_pretrained(path)
+    sizes = {0: (12, 8), 2: (8, 4), 4: (4, 1)}
+    head = {f"layers.{k}.{part}": torch.randn(*shape) for k, (n, m) in sizes.items()
+            for part, shape in (("weight", (m, n)), ("bias", (m,)))}
+    weights = load_file(path / "model.safetensors") | head
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    return str(path), head
+
+
+def test_the_aesthetic_head_on_a_normalised_embedding(aesthetic, folder, images):
+    path, head = aesthetic
+    scorer = scorers.load("aesthetic", path)
+    value = scorers.CLIPScorer(folder).embed_images(images)
+    for k in (0, 2, 4):
+        value = value @ head[f"layers.{k}.weight"].T + head[f"layers.{k}.bias"]
+    scores = scorer.score(PROMPTS, images)
+    assert scores == pytest.approx(value.squeeze(-1).tolist(), abs=1e-4)
+    assert scorer.score(["other"] * 3, images) == scores  # the prompt is ignored
+    assert value.std() > 1e-3
+
+
+def test_errors_are_one_sentence(folder, images, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    for call, sentence in [
+        (lambda: scorers.load("elo"), "unknown scorer 'elo': choose from clip, pickscore, hpsv2"),
+        (lambda: scorers.load("clip", str(tmp_path / "none")), "cannot load a CLIP model from"),
+        (lambda: scorers.load("clip", str(tmp_path)), "safetensors"),  # a pickle is not opened
+        (lambda: scorers.load("aesthetic", folder), "no aesthetic head"),
+        (lambda: scorers.load("aesthetic", str(tmp_path)), "cannot load a head from"),
+        (lambda: scorers.CLIPScorer(folder).score(PROMPTS, images[:2]), "got 3 prompts, 2 images"),
+    ]:
+        with pytest.raises(ValueError) as error:
+            call()
+        assert sentence in str(error.value) and "\n" not in str(error.value)
