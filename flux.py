@@ -1,7 +1,8 @@
 """The base model: everything that is specific to a FLUX pipeline, behind a few functions.
 
-load, encode, initial_noise, velocity_fn, decode, add_lora, trainable, base_weights, save. A second base model is
-a second file with the same functions; sampler, grpo, rewards, train and bench know no other names.
+load, encode, initial_noise, schedule_shift, velocity_fn, decode, add_lora, trainable, base_weights,
+save. A second base model is a second file with the same functions; sampler, grpo, rewards, train and
+bench know no other names.
 
 Latents are packed as FLUX does it: the VAE's (C/4, H, W) latents in 2x2 patches, (N, C) tokens. All
 shapes and scales come from the loaded configuration; nothing here is a FLUX.1-dev constant.
@@ -14,6 +15,7 @@ shapes and scales come from the loaded configuration; nothing here is a FLUX.1-d
 """
 
 import contextlib
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +25,9 @@ from PIL import Image
 
 # Before the import: it would warn that image processors of other pipelines miss torchvision.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+import diffusers  # noqa: E402
 from diffusers import FluxPipeline  # noqa: E402
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift  # noqa: E402
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
@@ -61,7 +65,8 @@ def load(model: str, device="cpu", dtype=torch.float32) -> FluxPipeline:
 def encode(pipe: FluxPipeline, prompts: list[str]) -> Text:
     """Text embeddings of P prompts, up to 512 T5 tokens (fewer where the tokenizer says so)."""
     length = min(512, pipe.tokenizer_2.model_max_length)
-    embeds, pooled, _ = pipe.encode_prompt(prompts, None, max_sequence_length=length)
+    embeds, pooled, _ = pipe.encode_prompt(prompts, None, device=pipe.text_encoder.device,
+                                            max_sequence_length=length)
     return Text(embeds, pooled)
 
 
@@ -89,7 +94,16 @@ def initial_noise(pipe: FluxPipeline, height: int, width: int, seeds: list[int])
     """
     shape = latent_shape(pipe, height, width)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return pack(torch.stack(noise)).to(pipe.device)
+    return pack(torch.stack(noise)).to(pipe.vae.device)  # text encoders may be elsewhere
+
+
+def schedule_shift(pipe: FluxPipeline, tokens: int) -> float:
+    """The shift that the pipeline's own scheduler would use for this many latent tokens."""
+    config = pipe.scheduler.config
+    if not config.use_dynamic_shifting:
+        return config.shift
+    return math.exp(calculate_shift(tokens, config.base_image_seq_len, config.max_image_seq_len,
+                                    config.base_shift, config.max_shift))
 
 
 def velocity_fn(pipe: FluxPipeline, text: Text, height: int, width: int, guidance: float = 3.5,
@@ -172,11 +186,21 @@ def trainable(pipe: FluxPipeline) -> list[torch.nn.Parameter]:
     return [p for p in pipe.transformer.parameters() if p.requires_grad]
 
 
-def save(pipe: FluxPipeline, folder: str | Path) -> None:
-    """What plain diffusers loads: a full pipeline folder, or a LoRA file for `load_lora_weights`."""
+def save(pipe: FluxPipeline, folder: str | Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """What plain diffusers loads: a full pipeline folder, or a LoRA file for `load_lora_weights`.
+
+    weights: the transformer's state dict, gathered, where the module itself holds but a shard of it;
+    it is written in the precision of the rest of the pipeline.
+    """
     if getattr(pipe.transformer, "peft_config", None):
         from peft import get_peft_model_state_dict
 
         pipe.save_lora_weights(folder, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer))
-    else:
-        pipe.save_pretrained(folder)
+        return
+    if weights:
+        with torch.device("meta"):
+            # by name: fully_shard renames the class of the module itself
+            whole = getattr(diffusers, pipe.config["transformer"][1]).from_config(pipe.transformer.config)
+        whole.load_state_dict({k: v.to(pipe.vae.dtype) for k, v in weights.items()}, assign=True)
+        pipe = type(pipe)(**(pipe.components | {"transformer": whole}))
+    pipe.save_pretrained(folder)
