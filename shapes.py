@@ -22,13 +22,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+import phrasebook
 from mllm import Answer, Query
 from scenes import COLORS, SHAPES, Reading, Scene, Thing, read, render
 from serve import Faults, JudgeServer
 
 THINGS = {"a ripe tomato": "red", "fresh grass": "green", "a clear sky": "blue",
           "a ripe banana": "yellow", "a flamingo": "pink", "an eggplant": "purple"}
-RADII = {"small": 3.4, "large": 5.6, "outer": 9.0}  # pixels
+RADII = {"small": 3.4, "inner": 4.3, "large": 5.6, "outer": 9.0}  # pixels
 LATTICES = {3.4: (4, 12, 20, 28), 5.6: (8, 16, 24), 9.0: (16,)}  # where centres may lie, by radius
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
 SUMS = {f"{a} {sign} {b}": n for a, b, sign in itertools.product(NUMBERS, NUMBERS, ("plus", "minus"))
@@ -181,7 +182,7 @@ def sample_scene(prompt: Prompt, rng: np.random.Generator) -> Scene:
     if prompt.kind == "inclusion":
         centre = place(np.array([RADII["outer"]]), rng)[0]
         things = (Thing(s["s2"], s["c2"], *centre, RADII["outer"]),
-                  Thing(s["s1"], s["c1"], *centre, RADII["small"]))
+                  Thing(s["s1"], s["c1"], *centre, RADII["inner"]))
     else:
         radii = np.array([RADII[size] for size in sizes])
         xy = place(radii, rng, PLACES.get(s.get("place")))
@@ -252,9 +253,11 @@ class ShapesMLLM:
 
     Two images and a caption: which is better, as a careful person would compare them. More
     testpoints satisfied wins. If equal, and equally many things are drawn, fewer that are no shape
-    win; if equal again, the image that renders again better by more than a just-noticeable
-    difference JND. Else a tie. (Without "equally many", leaving things out would pay.)
+    win. If equal again, and the same looks are drawn, the image that renders again better by more
+    than a just-noticeable difference JND wins. Else a tie. (Without "equally many", leaving things
+    out would pay; without "the same looks", so would what renders best, circles in yellow.)
     One image and testpoints: an analysis and a 0 or 1 for each. One image and a caption: scores 1-5.
+    No image: the questions of construct.py, from a phrase book.
 
     error_rate: share of comparisons answered at random; first_bias: share answered "Image 1"
     whatever is shown. Both depend on the query alone, so that asking again gives the same answer.
@@ -278,6 +281,8 @@ class ShapesMLLM:
         prompt = parse_prompt(caption[1]) if caption else None
         if len(shown) == 1 and "Testpoint 1:" in query.text:
             return answer_testpoints(query.text, shown[0])
+        if not shown and (written := phrasebook.answer(query.text)):
+            return written
         if prompt is None or not shown:
             return "I can only judge pictures of coloured shapes by a caption that describes them."
         if len(shown) == 1:
@@ -296,6 +301,12 @@ class ShapesMLLM:
         return f"{reason}\n<answer>{final}</answer>"
 
 
+def look(thing: Thing) -> tuple[str, str, str, bool]:
+    """Shape, color, size and outline: what fidelity depends on even where nothing is wrong."""
+    size = min(RADII, key=lambda name: abs(RADII[name] - thing.r))
+    return thing.shape, thing.color or "", size, thing.outline
+
+
 def compare(prompt: Prompt, first: Reading, second: Reading, jnd: float) -> tuple[str, int]:
     """Why, and which image is better: 1, 2, or 0 for a tie."""
     met = [sum(satisfied(prompt, r)) for r in (first, second)]
@@ -308,6 +319,9 @@ def compare(prompt: Prompt, first: Reading, second: Reading, jnd: float) -> tupl
     if first.unread != second.unread:
         winner = 1 if first.unread < second.unread else 2
         return reason + f" Image {winner} has fewer things that are no shape at all.", winner
+    looks = [sorted(map(look, r.things)) for r in (first, second)]
+    if looks[0] != looks[1]:
+        return reason + " They show different things.", 0
     flaws = [first.fidelity, second.fidelity]
     if abs(flaws[0] - flaws[1]) <= jnd:
         return reason + " Neither is visibly cleaner.", 0

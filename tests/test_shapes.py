@@ -198,6 +198,15 @@ def test_a_visibly_cleaner_picture_wins_among_equals():
     assert [rewards.parse_verdict(a.text) for a in answers] == [rewards.Verdict.FIRST, rewards.Verdict.SECOND]
 
 
+def test_cleanness_never_decides_between_looks():
+    """Else whatever renders again best would creep in wherever no picture matches the caption."""
+    clean, dirty = scenes.render([one("circle", "yellow"), one("triangle", "green")])
+    dirty[2:4, 2:30:2] = (200, 200, 200)
+    readings = scenes.read([Image.fromarray(clean), Image.fromarray(dirty)])
+    assert readings[1].fidelity - readings[0].fidelity > shapes.ShapesMLLM.JND
+    assert shapes.compare(shapes.parse_prompt("a large red square"), *readings, jnd=0.5)[1] == 0
+
+
 def test_json_form_where_it_is_asked_for():
     template = 'Caption: {prompt}\nAnswer with JSON: {"reason": ..., "winner": "Image 1" | "Image 2" | "tie"}'
     assert ask("a large red circle", one(), one(color="blue"), template=template) is rewards.Verdict.FIRST

@@ -1,0 +1,52 @@
+"""The classroom's writer: its own phrases pass its check, anything else does not."""
+
+import json
+import re
+
+import pytest
+
+import construct as C
+import phrasebook
+from shapes import ShapesMLLM
+from testpoints import SUBS, Prompt, parse_reasons, parse_scores
+
+PLAN = C.Plan(0, "Art", "Other", "Animal", tuple(SUBS[:5]))
+
+
+def write(plan, attempt=0):
+    return C.read_written(phrasebook.answer(C.writing_question(plan, attempt)), plan)
+
+
+def test_it_has_a_phrase_for_each_testpoint_and_knows_it_again():
+    assert tuple(phrasebook.PHRASES) == SUBS
+    for sub in SUBS:
+        prompt = write(PLAN._replace(subs=(sub,)))
+        assert prompt.testpoints[0][1] in prompt.text
+        assert parse_scores(phrasebook.answer(C.checking_question(prompt)), 1) == [1]
+
+
+def test_the_same_question_gives_the_same_prompt_and_another_attempt_another():
+    assert write(PLAN) == write(PLAN) != write(PLAN, attempt=1)
+
+
+def test_its_check_refuses_what_is_not_there_or_is_of_another_dimension():
+    points = [("Attribute - Color", "a red kite"), ("Attribute - Shape", "a round table"),
+              ("Attribute - Size", "exactly two lamps"), ("Style", "nice")]
+    prompt = Prompt(0, "a red kite, exactly two lamps, nice", points, "Art", "Other", "en")
+    answer = phrasebook.answer(C.checking_question(prompt))
+    assert parse_scores(answer, 4) == [1, 0, 0, 0]
+    assert parse_reasons(answer, 4) == ["asked for", "not in the prompt",
+                                        "not known to be Attribute - Size", "not known to be Style"]
+
+
+def test_what_a_prompt_excludes_no_phrase_brings_in():
+    others = {name: words for name, words in phrasebook.SLOTS.items() if name != "none"}
+    words = set(re.findall(r"\w+", json.dumps([others, phrasebook.PHRASES])))
+    for noun in phrasebook.SLOTS["none"]:
+        assert not {noun, noun.removesuffix("s")} & words
+
+
+@pytest.mark.parametrize("text", ["Write a poem", "Caption: a dog", ""])
+def test_other_questions_are_left_to_the_judge(text):
+    assert phrasebook.answer(text) is None
+    assert "only judge pictures" in ShapesMLLM().answer(C.Query((), text), [])
