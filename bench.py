@@ -18,7 +18,6 @@ import hashlib
 import io
 import json
 import logging
-import math
 import os
 import sys
 from pathlib import Path
@@ -71,17 +70,6 @@ class Sampling(NamedTuple):
     versions: dict[str, str]
 
 
-def schedule_shift(pipe, tokens: int) -> float:
-    """The shift that the pipeline's own scheduler would use for this many latent tokens."""
-    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-
-    config = pipe.scheduler.config
-    if not config.use_dynamic_shifting:
-        return config.shift
-    return math.exp(calculate_shift(tokens, config.base_image_seq_len, config.max_image_seq_len,
-                                    config.base_shift, config.max_shift))
-
-
 def keep_settings(folder: Path, settings: dict) -> None:
     """Write settings.json, or check that images already there were made with the same settings.
 
@@ -89,13 +77,14 @@ def keep_settings(folder: Path, settings: dict) -> None:
     """
     path = folder / "settings.json"
     folder.mkdir(parents=True, exist_ok=True)
+    images = any(folder.glob("*.png"))  # looked for first: another process may be starting as well
     if path.is_file():
         old, new = json.loads(path.read_text()), json.loads(json.dumps(settings))
         odd = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in old | new if old.get(k) != new.get(k)]
         if odd:
             raise ValueError(f"{folder} holds images of other settings ({'; '.join(odd)}); "
                              "choose another --out")
-    elif any(folder.glob("*.png")):
+    elif images:
         raise ValueError(f"{folder} holds images, but no settings.json says how they were made; "
                          "choose another --out")
     else:
@@ -114,7 +103,7 @@ def generate(prompts: list[Prompt], out, model: str, lora=None, steps=30, guidan
     import diffusers
     import torch
 
-    import flux
+    from base import flux
     import sampler
 
     cuda = torch.cuda.is_available()
@@ -127,7 +116,7 @@ def generate(prompts: list[Prompt], out, model: str, lora=None, steps=30, guidan
     size = size or pipe.vae.config.sample_size
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + IMAGES))
     noise = flux.initial_noise(pipe, size, size, list(seeds))
-    shift = schedule_shift(pipe, noise.shape[1])
+    shift = flux.schedule_shift(pipe, noise.shape[1])
     out = Path(out)
     keep_settings(out, Sampling(
         model, lora, steps, guidance, size, shift, seeds, device.split(":")[0], str(pipe.dtype),

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from judge import Journal
+from judge import Journal, Patience
 from mllm import MLLM, Query
 from testpoints import DIMENSIONS, SUBS, Prompt, last_json, one_line, parse_scores
 
@@ -129,10 +129,11 @@ def alike(first: str, second: str) -> float:
     return len(a & b) / len(a | b)
 
 
-def attempt_batch(mllm: MLLM, plans: list[Plan], attempt: int,
-                  accepted: list[Prompt]) -> list[Prompt]:
+def attempt_batch(mllm: MLLM, plans: list[Plan], attempt: int, accepted: list[Prompt],
+                  patience: Patience) -> list[Prompt]:
     """Write and check a prompt for each plan; those that pass and repeat no other."""
     answers = mllm.ask([Query((), writing_question(plan, attempt)) for plan in plans])
+    patience.check(answers)
     written = [read_written(answer.text, plan) for answer, plan in zip(answers, plans)]
     fresh = []
     for prompt in filter(None, written):
@@ -152,8 +153,9 @@ def cost_line(count: int, done: int) -> str:
 def construct(mllm: MLLM, count: int, journal_path, seed=0) -> tuple[list[Prompt], list[Plan]]:
     """`count` prompts, and the plans that no attempt fulfilled. Started again, it goes on.
 
-    Raises ValueError if the journal is of another model or seed.
+    Raises ValueError if the journal is of another model or seed, or the model seems dead.
     """
+    patience = Patience()
     journal = Journal(journal_path, {"writer": mllm.name, "seed": seed})
     plans = {plan.index: plan for plan in make_plans(count, seed)}
     accepted = {}
@@ -166,8 +168,8 @@ def construct(mllm: MLLM, count: int, journal_path, seed=0) -> tuple[list[Prompt
         for attempt in range(ATTEMPTS):
             todo = [plan for index, plan in plans.items() if index not in accepted]
             for start in range(0, len(todo), BATCH):
-                batch = todo[start:start + BATCH]
-                for prompt in attempt_batch(mllm, batch, attempt, list(accepted.values())):
+                batch, so_far = todo[start:start + BATCH], list(accepted.values())
+                for prompt in attempt_batch(mllm, batch, attempt, so_far, patience):
                     accepted[prompt.index] = prompt
                     journal.write(prompt._asdict())
                     bar.update()

@@ -13,12 +13,13 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from mllm import MLLM, Answer, Query
@@ -27,6 +28,7 @@ from testpoints import Prompt, parse_reasons, parse_scores, question
 
 log = logging.getLogger("bench")
 IMAGES = 4  # a prompt
+FORMATS = ("PNG", "JPEG", "WEBP")  # whatever the name says; none that Pillow runs a program for
 
 
 # ----------------------------------------------------------------------------- images
@@ -42,10 +44,12 @@ def open_image(path: Path) -> tuple[Image.Image, bytes]:
     """
     try:
         data = path.read_bytes()
-        Image.open(io.BytesIO(data)).verify()  # Pillow decodes some files that lack their end
-        return Image.open(io.BytesIO(data)).convert("RGB"), data
+        Image.open(io.BytesIO(data), formats=FORMATS).verify()  # some are decoded without their end
+        return Image.open(io.BytesIO(data), formats=FORMATS).convert("RGB"), data
     except FileNotFoundError:
         raise ValueError(f"{path.name}: missing") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path.name}: no image ({' or '.join(FORMATS)})") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path.name}: not a whole image ({error})") from None
 
@@ -105,6 +109,36 @@ class Journal:
             self.file.flush()
 
 
+class Patience:
+    """Ends the work once a judge seems dead, so that a dead server does not cost hours of timeouts.
+
+    That is after MOST_FAILURES calls in a row without an answer, or with the first failure once no
+    call has been answered for `seconds`. With the defaults of OpenAIMLLM and 16 lanes, a server
+    that hangs is left after 3 to 5 minutes (its calls in flight end by their own timeouts), one that
+    refuses connections after about 40 seconds.
+    """
+
+    MOST_FAILURES = 32
+
+    def __init__(self, seconds: float = 180.0):
+        self.seconds, self.failures, self.answered = seconds, 0, time.monotonic()
+        self.lock = threading.Lock()
+
+    def check(self, answers: list[Answer]) -> None:
+        """Raises ValueError if these calls all failed, and that was one failure too many."""
+        errors = [answer.error for answer in answers if answer.error is not None]
+        with self.lock:
+            if len(errors) < len(answers):
+                self.failures, self.answered = 0, time.monotonic()
+                return
+            self.failures += len(errors)
+            silent = time.monotonic() - self.answered
+        if self.failures >= self.MOST_FAILURES or silent > self.seconds:
+            raise ValueError(f"no answer to the last {self.failures} calls in {silent:.0f} s "
+                             f"({errors[-1]}); what was answered is kept: mend the server and "
+                             "start again")
+
+
 REMINDER = ("\n\nYour last answer did not end with one list of {count} scores, each 0 or 1. "
             "Answer again.")
 
@@ -127,9 +161,9 @@ def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, lanes: int, batch: int) -> 
     """Ask for every task, `lanes` calls of `batch` tasks at a time; keep(task, answer) at once.
 
     Tasks are drawn when a lane is free, so that few images are in memory. A fault in one lane
-    stops the others after the call that they are in.
+    stops the others after the call that they are in. Raises ValueError if the judge seems dead.
     """
-    draw, stop = threading.Lock(), threading.Event()
+    draw, stop, patience = threading.Lock(), threading.Event(), Patience()
 
     def lane():
         try:
@@ -138,8 +172,10 @@ def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, lanes: int, batch: int) -> 
                     chunk = list(itertools.islice(tasks, batch))
                 if not chunk:
                     break
-                for task, answer in zip(chunk, ask(mllm, chunk)):
+                answers = ask(mllm, chunk)
+                for task, answer in zip(chunk, answers):
                     keep(task, answer)
+                patience.check(answers)
         except BaseException:
             stop.set()
             raise

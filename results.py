@@ -136,6 +136,12 @@ class Scores(NamedTuple):
     interval: tuple[float, float] | None
     coverage: Coverage
 
+    @property
+    def accuracy(self) -> float | None:
+        """0..1, the share of all judged testpoints, whatever their dimension; train.py logs it."""
+        right = sum(t.correct for t in self.primary.values())
+        return right / self.coverage.judged if self.coverage.judged else None
+
 
 def mean_of_primaries(values) -> float | None:
     """The overall score: the plain mean of the primary dimensions that there are."""
@@ -261,6 +267,7 @@ def write_scores(scores: Scores, path, language="en", settings=None) -> None:
     content = {
         "primary_dimensions": entries(scores.primary, PRIMARY_ZH if zh else {}),
         "sub_dimensions": entries(scores.sub, chinese if zh else {}),
+        "accuracy": scores.accuracy,
         "overall": scores.overall, "overall_strict": scores.strict,
         "overall_interval": scores.interval, "overall_over": len(scores.primary),
         "coverage": scores.coverage._asdict(), "settings": settings or {}}

@@ -40,12 +40,13 @@ def test_images_do_not_depend_on_the_number_of_processes_or_on_restarts(tmp_path
     one = digests(tmp_path / "one")
     assert set(one) == {f"{p}_{i}.png" for p in range(3) for i in range(4)}
     assert len(set(one.values())) == 12  # other prompt or other seed, other image
+    bench.generate(PROMPTS, tmp_path / "half", model, steps=3, rank=1, ranks=2)
+    assert set(digests(tmp_path / "half")) == {f"1_{i}.png" for i in range(4)}
     write_prompts(PROMPTS, tmp_path / "p.csv")
-    command = [sys.executable, str(ROOT / "bench.py"), "generate", "--model", model, "--steps", "3",
-               "--prompts", str(tmp_path / "p.csv"), "--out", str(tmp_path / "two")]
-    subprocess.run(command, env=os.environ | {"RANK": "1", "WORLD_SIZE": "2"}, check=True)
-    assert set(digests(tmp_path / "two")) == {f"1_{i}.png" for i in range(4)}
-    bench.generate(PROMPTS, tmp_path / "two", model, steps=3, rank=0, ranks=2)
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                    "--nproc_per_node=2", str(ROOT / "bench.py"), "generate", "--model", model,
+                    "--steps", "3", "--prompts", str(tmp_path / "p.csv"),
+                    "--out", str(tmp_path / "two")], check=True)
     assert digests(tmp_path / "two") == one
     (tmp_path / "one" / "1_2.png").write_bytes(b"torn")
     (tmp_path / "one" / "2_0.png").unlink()
@@ -72,6 +73,7 @@ def test_images_of_other_settings_are_not_mixed(tmp_path, model):
 
 def test_schedule_shift_is_the_pipelines_own(model):
     """Our sigmas equal those that diffusers' scheduler sets for FLUX.1-dev at 1024 x 1024."""
+    import flux
     import numpy as np
     import sampler
     from diffusers import FlowMatchEulerDiscreteScheduler
@@ -81,12 +83,12 @@ def test_schedule_shift_is_the_pipelines_own(model):
             use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, shift=3.0,
             base_image_seq_len=256, max_image_seq_len=4096)
 
-    shift = bench.schedule_shift(Pipe, 4096)
+    shift = flux.schedule_shift(Pipe, 4096)
     Pipe.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 30, 30), mu=1.15)
     assert sampler.sigma_schedule(30, shift).numpy() == pytest.approx(
         Pipe.scheduler.sigmas.numpy(), abs=1e-6)
     Pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    assert bench.schedule_shift(Pipe, 4096) == 3.0
+    assert flux.schedule_shift(Pipe, 4096) == 3.0
 
 
 @pytest.fixture
@@ -144,6 +146,47 @@ def test_an_incomplete_run_says_so_first_and_exits_non_zero(drawn, capsys):
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith("r.csv: INCOMPLETE") and f"{len(drawn[0].testpoints)} failed" in first
     assert run("score r.csv --allow_partial") == 0
+
+
+def test_the_default_run_twice_gives_the_same_bytes(tmp_path, monkeypatch):
+    """The commands of `python bench.py`, on its first prompts. (Other processes: see above.)"""
+    monkeypatch.chdir(tmp_path)
+    model = os.path.relpath(ROOT / "assets" / "tiny-flux")
+    for folder in ("a", "b"):
+        for line in bench.DEFAULT:
+            limit = " --limit 4" if line.startswith(("generate", "judge")) else ""
+            assert run(line.format(model=model, folder=folder) + limit) == 0
+    files = {p.relative_to("a") for p in Path("a").rglob("*") if p.is_file()}
+    assert {Path("scores.json"), Path("report.html"), Path("images/3_3.png")} <= files
+    own = {Path("results.csv")}  # the paths of the images stand in it
+    assert {f for f in files if Path("a", f).read_bytes() != Path("b", f).read_bytes()} <= own
+
+
+def test_the_held_out_score_of_training_is_the_benchmarks(tmp_path):
+    """The same pictures, right and wrong ones, through train.py's measure and through the files."""
+    import heldout
+    import numpy as np
+    import scenes
+    import shapes
+    from judge import judge_images
+    from results import score
+
+    rng, prompts = np.random.default_rng(0), shapes.heldout_prompts()[:30]
+    (tmp_path / "images").mkdir()
+    shown = [[Image.fromarray(pixels) for pixels in scenes.render(
+        [shapes.sample_scene(prompts[(n + i * (n % 2)) % 30], rng) for i in range(4)])]
+        for n in range(30)]
+    for n, i in np.ndindex(30, 4):
+        shown[n][i].save(tmp_path / "images" / f"{n}_{i}.png")
+    judged = judge_images(shapes.ShapesMLLM(), bench.find_prompts("shapes")[:30],
+                          tmp_path / "images", tmp_path / "j.jsonl")
+    for i in range(4):
+        results, fidelity = heldout.verify(prompts, [images[i] for images in shown])
+        assert [(r.index, r.prompt, r.subs, r.scores) for r in results] == [
+            (r.index, r.prompt, r.subs, r.scores) for r in judged[i::4]]
+        metrics = heldout.Held(results, fidelity, [0.5] * 30).metrics()
+        assert metrics["heldout_accuracy"] == score(judged[i::4]).accuracy
+        assert (metrics["heldout_accuracy"] == 1) == (i == 0)
 
 
 def test_prompt_sets():

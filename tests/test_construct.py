@@ -1,14 +1,19 @@
 """Balanced plans; prompts that are complete, checked, unlike each other and never written twice."""
 
+import itertools
 import json
 import re
+import threading
 from collections import Counter
 
 import pytest
 
+import bench
 import construct as C
 from mllm import Answer
-from testpoints import SUBS
+from serve import JudgeServer
+from shapes import ShapesMLLM
+from testpoints import SUBS, load_prompts
 
 
 class Writer:
@@ -101,3 +106,51 @@ def test_near_duplicates_are_refused(tmp_path):
     assert sum("red fox" in p.text for p in prompts) == 1
     assert C.alike("A red fox sleeps under the oak!", "a red fox sleeps under the oak") == 1
     assert C.alike("a red fox sleeps", "two blue cars race") == 0
+
+
+def test_a_dead_writer_ends_the_work(tmp_path):
+    """Two batches of nothing but failures; not four attempts for each of 100 prompts."""
+    asked = []
+
+    class Dead:
+        name = "dead"
+
+        def ask(self, queries):
+            asked.extend(queries)
+            return [Answer(error="connection refused")] * len(queries)
+
+    with pytest.raises(ValueError, match="no answer to the last 32 calls .*connection refused"):
+        C.construct(Dead(), 100, tmp_path / "j.jsonl")
+    assert len(asked) == 32
+
+
+@pytest.fixture
+def server():
+    with JudgeServer(ShapesMLLM()) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield served
+        served.shutdown()
+
+
+def test_the_classroom_server_writes_and_checks_over_the_network(tmp_path, server):
+    """The command and the real client: a whole file, and after a kill only what is missing."""
+    def run():
+        before = server.calls
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        assert bench.run(["construct", "--judge", "openai", "--base_url", url, "--count", "20",
+                          "--out", str(tmp_path / "p.csv")]) == 0
+        return load_prompts(tmp_path / "p.csv"), server.calls - before
+
+    prompts, calls = run()
+    assert len(prompts) == 20 and calls >= 40
+    for prompt, plan in zip(prompts, C.make_plans(20, seed=0)):
+        assert tuple(sub for sub, _ in prompt.testpoints) == plan.subs
+        assert all(description in prompt.text for _, description in prompt.testpoints)
+    assert all(C.alike(a.text, b.text) <= C.MOST_ALIKE
+               for a, b in itertools.combinations(prompts, 2))
+    assert run() == (prompts, 0)
+    journal = tmp_path / "p.journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:16]) + lines[16][:30])  # 15 prompts and a torn line
+    resumed, calls = run()
+    assert len(resumed) == 20 and 10 <= calls <= 14

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from judge import Journal, judge_images, open_image, opens
-from mllm import Answer
+from judge import Journal, Patience, judge_images, open_image, opens
+from mllm import Answer, OpenAIMLLM
 from testpoints import Prompt
 
 ROOT = Path(__file__).parent.parent
@@ -181,6 +182,44 @@ def test_a_fault_in_one_lane_stops_the_others_and_keeps_what_was_said(place):
     again = Judge()
     place(again)
     assert 4 <= kept and len(again.asked) == 12 - kept
+
+
+def test_a_dead_judge_ends_the_work_with_one_sentence(tmp_path):
+    """After 32 failures in a row and the calls then in flight, not after all 160."""
+    prompts, journal = make_prompts(40), tmp_path / "j.jsonl"
+    draw(tmp_path / "images", prompts)
+    dead = Judge(lambda pixel, text: Answer(error="503") if pixel[0] >= 5 else None)
+    with pytest.raises(ValueError, match=r"^no answer to the last 3\d calls in \d+ s \(503\); w"):
+        judge_images(dead, prompts, tmp_path / "images", journal, lanes=4, batch=1)
+    assert 20 + 32 <= len(dead.asked) <= 20 + 32 + 4
+    again = Judge()
+    results = judge_images(again, prompts, tmp_path / "images", journal, lanes=4, batch=1)
+    assert {r.state for r in results} == {"judged"} and len(again.asked) == 140
+
+
+def test_a_server_that_is_not_there_ends_the_work(tmp_path):
+    draw(tmp_path / "images", make_prompts(10))
+    with socket.socket() as unused:  # bound, but nobody listens
+        unused.bind(("127.0.0.1", 0))
+        mllm = OpenAIMLLM(f"http://127.0.0.1:{unused.getsockname()[1]}/v1", "m", max_retries=0)
+        with pytest.raises(ValueError, match="to the last 3[2-9] calls .*Connection error"):
+            judge_images(mllm, make_prompts(10), tmp_path / "images", tmp_path / "j", lanes=8,
+                         batch=1)
+
+
+def test_patience_counts_failures_in_a_row_and_the_time_without_an_answer():
+    patience, good, bad = Patience(), Answer("yes"), Answer(error="503")
+    for _ in range(3):
+        for _ in range(31):
+            patience.check([bad])
+        patience.check([bad, good])
+    patience.check([bad] * 31)
+    with pytest.raises(ValueError, match="last 32 calls"):
+        patience.check([bad])
+    impatient = Patience(seconds=-1)  # so that any time is too long
+    impatient.check([good])
+    with pytest.raises(ValueError, match="last 1 calls"):
+        impatient.check([bad])
 
 
 SCRIPT = """
