@@ -2,7 +2,8 @@
 
     config.json      every setting, versions, the command
     metrics.jsonl    one JSON object a step; step 0 is the base
-    checkpoint/      trainable weights and optimiser state, in one file
+    checkpoint/      step_N/: trainable weights, optimiser state, moving average (parallel.py)
+    final/           what plain diffusers loads, with a model card
 """
 
 import json
@@ -13,8 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from parallel import newest_checkpoint
+
 # Settings that may differ between a run and its resumption.
-FREE = ("resume", "steps", "out", "device", "base_url")
+FREE = ("resume", "steps", "out", "device", "base_url", "concurrency", "call_timeout", "patience", "logger",
+        "text_cache", "dry_run", "gpu_memory", "ranks")
 
 
 def write_atomically(path: Path, write) -> None:
@@ -22,24 +26,6 @@ def write_atomically(path: Path, write) -> None:
     temporary = path.with_name(path.name + ".tmp")
     write(temporary)
     os.replace(temporary, path)
-
-
-def save_checkpoint(out: Path, pipe, optimizer, step: int) -> None:
-    """Trainable weights and optimiser state, in one file so that they cannot disagree."""
-    weights = {n: p.detach() for n, p in pipe.transformer.named_parameters() if p.requires_grad}
-    state = {"step": step, "weights": weights, "optimizer": optimizer.state_dict()}
-    write_atomically(out / "checkpoint" / "state.pt", lambda path: torch.save(state, path))
-
-
-def load_checkpoint(out: Path, pipe, optimizer, device) -> int:
-    """Puts the checkpoint back and drops the log's lines after it; the step it stood at."""
-    state = torch.load(out / "checkpoint" / "state.pt", map_location=device, weights_only=True)
-    parameters = dict(pipe.transformer.named_parameters())
-    with torch.no_grad():
-        for name, value in state["weights"].items():
-            parameters[name].copy_(value)
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
 
 
 def read_metrics(out: Path, up_to: int) -> list[dict]:
@@ -55,7 +41,7 @@ def prepare_run(settings: dict) -> Path:
         (out / "checkpoint").mkdir(parents=True, exist_ok=True)
         (out / "samples").mkdir(exist_ok=True)
         if settings["resume"]:
-            if not (out / "checkpoint" / "state.pt").exists():
+            if not newest_checkpoint(out / "checkpoint"):
                 raise SystemExit(f"nothing to resume in '{out}': no checkpoint was written there; "
                                  "start without --resume")
             old = json.loads((out / "config.json").read_text())["config"]
@@ -85,3 +71,78 @@ def versions() -> dict[str, str]:
 def write_metrics(out: Path, metrics: list[dict]) -> None:
     text = "".join(json.dumps(row) + "\n" for row in metrics)
     write_atomically(out / "metrics.jsonl", lambda path: path.write_text(text))
+
+
+def make_logger(kind: str, out: Path, settings: dict):
+    """A function of a metrics row that also sends its numbers to TensorBoard (out/tensorboard) or W&B.
+
+    kind: "", "tensorboard" or "wandb"; the package is imported only then. SystemExit if it is missing.
+    W&B reads its key and mode from its own environment variables.
+    """
+    if not kind:
+        return lambda row: None
+    try:
+        if kind == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+            writer = SummaryWriter(str(out / "tensorboard"))
+        else:
+            import wandb
+            wandb.init(project="pref-grpo", name=out.name, dir=str(out), config=settings)
+    except ImportError:
+        raise SystemExit(f"--logger {kind} needs the package '{kind}': pip install {kind}")
+
+    def write(row: dict) -> None:
+        numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
+        if kind == "wandb":
+            wandb.log(numbers, step=row["step"])
+        else:
+            for key, value in numbers.items():
+                writer.add_scalar(key, value, row["step"])
+            writer.flush()
+
+    return write
+
+
+CARD = """---
+base_model: {model}
+library_name: diffusers
+---
+
+# {model}, trained with Pref-GRPO
+
+{result}
+
+| held out | base | trained |
+|---|---|---|
+{scores}
+
+```python
+{snippet}
+image = pipe("a prompt").images[0]
+```
+
+Settings, as flags of train.py where they are not its defaults:
+
+```
+{settings}
+```
+"""
+
+
+def write_card(folder: Path, pipeline: str, model: str, lora: bool, settings: dict, result: str,
+               scores: dict[str, dict]) -> None:
+    """final/README.md: how the model was trained, what it scored on held-out prompts, how to load it.
+
+    pipeline: name of its class in diffusers; model: what was trained, folder or hub name.
+    """
+    load = f'pipe = {pipeline}.from_pretrained("{{}}")'
+    snippet = [f"from diffusers import {pipeline}",
+               load.format(model) if lora else load.format("PATH/TO/THIS/FOLDER")]
+    if lora:
+        snippet.append('pipe.load_lora_weights("PATH/TO/THIS/FOLDER")')
+    rows = [f"| {key} | {scores['base'][key]:.3f} | {value:.3f} |"
+            for key, value in scores["trained"].items()]
+    hidden = {"base_url", "out", "device", "resume"}
+    text = CARD.format(model=model, result=result, scores="\n".join(rows), snippet="\n".join(snippet),
+                       settings="\n".join(f"--{k} {v}" for k, v in settings.items() if k not in hidden))
+    (folder / "README.md").write_text(text)

@@ -8,15 +8,15 @@ descend the clipped loss. arXiv 2508.20751; sampler.py, rewards.py and grpo.py h
     python train.py --steps 20 --out runs/short      # every field of Config is a flag
     python train.py --reward pointwise --out runs/pointwise
     torchrun --nproc_per_node=2 train.py             # gradients averaged over ranks, groups whole
+    python train.py --recipe flux-lora --prompts prompts.txt --base_url http://judge:8000/v1
     python train.py --resume                         # continue runs/shapes after Ctrl-C or a kill
 """
 
 import argparse
-import contextlib
-import copy
 import dataclasses
-import json
+import functools
 import logging
+import math
 import os
 import time
 from dataclasses import dataclass, field
@@ -26,18 +26,24 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-import flux
 import grpo
+import parallel
 import report
 import sampler
 import shapes
+from base import flux
+from checks import check_config
 from heldout import Held, Heldout
-from mllm import Cached, LocalMLLM, OpenAIMLLM
-from rewards import JudgeError, MLLMScorer, PairwiseReward, PointwiseReward
-from rundir import load_checkpoint, prepare_run, read_metrics, save_checkpoint, write_metrics
+from judging import call_budget, make_judge, make_reward
+from learner import Learner, build
+from mixture import parse_rewards
+from overlap import roll_out_and_judge
+from parallel import Processes, start_processes
+from prompts import Prompts, read_prompts, step_prompts
+from rewards import JudgeError, RewardBatch
+from rundir import make_logger, prepare_run, read_metrics, write_card, write_metrics
 
 log = logging.getLogger("train")
 
@@ -49,13 +55,14 @@ def option(default, help):
 @dataclass(frozen=True)
 class Config:
     """Every setting of a run; each is a flag. (P) paper, (C) released code, (T) tried here."""
-    recipe: str = option("shapes", "a set of the values below; so far: shapes")
+    recipe: str = option("shapes", "a set of the values below: shapes | flux-lora | flux-full")
     model: str = option("assets/tiny-flux", "pipeline folder or hub name")
     out: str = option("runs/shapes", "the run directory")
-    steps: int = option(110, "training steps, one update each")
+    steps: int = option(78, "training steps, one update each")
     seed: int = option(0, "seed of prompts and noise")
     resume: bool = option(False, "continue the run in --out from its last checkpoint")
     # what is sampled
+    prompts: str = option("", "UTF-8 file, one prompt a line; empty: prompts of the shapes world")
     prompts_per_step: int = option(16, "P, over all processes")
     group_size: int = option(8, "G, images a prompt (C: 8)")
     size: int = option(32, "height and width, pixels (C: 720)")
@@ -67,12 +74,17 @@ class Config:
     same_noise: bool = option(False, "one initial noise for the whole group (C: yes)")
     # how it is judged
     reward: str = option("pairwise", "pairwise (win rate) | pointwise (score)")
+    rewards: str = option("", "several instead: NAME[=SOURCE]:WEIGHT,... (C: pairwise:0.4,clip:0.6)")
     judge: str = option("shapes", "shapes (verifier) | openai (a server) | local (in process)")
     base_url: str = option("", "of an OpenAI-compatible judge server, else $OPENAI_BASE_URL")
     judge_model: str = option("", "model name at the server, or folder of a local judge")
     judge_prompt: str = option("", "file with a comparison template; {prompt} is replaced")
     both_orders: bool = option(True, "judge each pair in both orders; disagreement is a tie")
+    opponents: int = option(0, "compare each image with so many others (sparse); 0: all pairs")
     max_failed: float = option(0.05, "share of a step's comparisons that may be lost")
+    concurrency: int = option(16, "calls in flight at a judge server, each process")
+    call_timeout: float = option(60.0, "seconds for one call of a judge server")
+    patience: float = option(180.0, "seconds without any answer after which a judge server is dead")
     # how it learns
     lr: float = option(1e-4, "AdamW (C: 1e-5 at full FLUX size; T: 5e-4 destroys the tiny one)")
     weight_decay: float = option(1e-4, "(C)")
@@ -84,49 +96,49 @@ class Config:
     std_floor: float = option(0.05, "least deviation of a group's rewards that divides")
     timestep_fraction: float = option(0.6, "share of the stochastic steps that is replayed (C: 0.6)")
     kl_coef: float = option(0.0, "weight of the KL to the base (C: none)")
-    micro_batch: int = option(0, "samples through the network at once; 0: all")
+    updates: int = option(1, "optimiser steps a rollout, each on its part of every rank's samples")
+    ema: float = option(0.9, "decay of the weights' moving average that is evaluated and saved; 0: none")
+    # what fits
+    micro_batch: int = option(0, "samples through the network at once; 0: all, or a group if a "
+                              "server judges")
+    dtype: str = option("float32", "of the network: float32 | bfloat16; what is trained stays float32")
+    gradient_checkpointing: bool = option(False, "each block's activations are computed again backwards")
+    shard: bool = option(False, "FSDP2: weights, gradients and optimiser spread over all processes")
+    text_cache: str = option("", "folder for text embeddings; the text encoders then leave the GPU")
+    vae_slicing: bool = option(False, "decode one image at a time")
+    compile: bool = option(False, "torch.compile of the transformer's blocks")
     # what is written
-    eval_every: int = option(22, "steps between held-out evaluations")
-    heldout: int = option(0, "held-out prompts to evaluate on; 0: all")
+    eval_every: int = option(26, "steps between held-out evaluations")
+    heldout: int = option(0, "held-out prompts to evaluate on; 0: all of the shapes world's")
     checkpoint_every: int = option(10, "steps between checkpoints")
+    logger: str = option("", "tensorboard | wandb, beside metrics.jsonl")
     device: str = option("", "cpu, cuda, ...; empty: cuda if there is one")
+    dry_run: bool = option(False, "print what the run needs in memory and work, and stop")
+    gpu_memory: float = option(80.0, "GB a GPU, for --dry_run")
+    ranks: int = option(0, "processes to plan for with --dry_run; 0: those of torchrun")
 
 
-# Sets of values other than Config's defaults, side by side.
+# Sets of values other than Config's defaults, side by side. (C) where no other source is named; the
+# README says where the paper's text differs. FLUX.1-dev needs --prompts and a judge server.
+RELEASED = {
+    "model": "black-forest-labs/FLUX.1-dev", "judge": "openai", "size": 720, "num_steps": 25, "shift": 3.0,
+    "same_noise": True, "dtype": "bfloat16", "gradient_checkpointing": True, "vae_slicing": True,
+    "rewards": "pairwise:0.4,clip:0.6", "text_cache": "runs/text_cache", "eval_every": 40, "heldout": 64,  # ours, all three
+    "checkpoint_every": 20,
+}
 RECIPES = {
     "shapes": {},
+    "flux-lora": RELEASED | {  # one 80 GB GPU; untried on one, see README
+        "out": "runs/flux-lora", "lora_rank": 16, "lr": 1e-4,  # ours: (C) gives no LoRA rate
+        "prompts_per_step": 4, "steps": 600,  # ours: what one GPU samples in days, not weeks
+        "micro_batch": 4, "updates": 2,
+    },
+    "flux-full": RELEASED | {  # 8 nodes of 8 GPUs, one prompt a GPU
+        "out": "runs/flux-full", "shard": True, "lr": 1e-5,
+        "prompts_per_step": 64, "steps": 465,  # 3 epochs over 9,999 prompts less those held out
+        "micro_batch": 1, "updates": 2,  # 8 images in accumulations of 4
+    },
 }
-
-
-class Processes(NamedTuple):
-    """Where this process stands among those that torchrun started; alone without torchrun."""
-    rank: int
-    world: int
-    device: torch.device
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-    def gather(self, items: list) -> list:
-        """The ranks' lists, one after another, on every rank."""
-        if self.world == 1:
-            return items
-        parts = [None] * self.world
-        dist.all_gather_object(parts, items)
-        return [item for part in parts for item in part]
-
-
-def start_processes(device: str) -> Processes:
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if not device:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        torch.cuda.set_device(device)
-    if world > 1:
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return Processes(rank, world, torch.device(device))
 
 
 # ----------------------------------------------------------------------------- one step, as data
@@ -137,14 +149,16 @@ class Rollout(NamedTuple):
     images: list  # P lists of G
 
 
-def roll_out(pipe, cfg: Config, prompts: list[str], seeds: list[list[int]]) -> Rollout:
+def roll_out(pipe, cfg: Config, prompts: list[str], seeds: list[list[int]], encode=None) -> Rollout:
     """G sampled images for each of P prompts, and the trajectories that made them.
 
-    seeds: P lists of G. Micro-batches are runs of samples; update() uses the same ones, so that
-    replay sees the very batch shapes that rollout saw.
+    seeds: P lists of G. encode: from prompts to flux.Text, if not flux.encode.
+    Micro-batches are runs of samples; update() uses the same ones, so that replay sees the very batch
+    shapes that rollout saw.
     """
     group = len(seeds[0])
-    text = flux.encode(pipe, prompts).rows(torch.arange(len(prompts)).repeat_interleave(group))
+    encode = encode or functools.partial(flux.encode, pipe)
+    text = encode(prompts).rows(torch.arange(len(prompts)).repeat_interleave(group))
     noise = flux.initial_noise(pipe, cfg.size, cfg.size, [
         row[0] if cfg.same_noise else seed for row in seeds for seed in row])
     generators = [torch.Generator().manual_seed(seed ^ 1) for row in seeds for seed in row]
@@ -160,8 +174,33 @@ def roll_out(pipe, cfg: Config, prompts: list[str], seeds: list[list[int]]) -> R
 
 
 def micro_batches(count: int, cfg: Config) -> list[slice]:
-    size = cfg.micro_batch or count
+    size = cfg.micro_batch or (cfg.group_size if cfg.judge == "openai" else count)
     return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+
+def join(rollouts: list[Rollout]) -> Rollout:
+    """Rollouts of several chunks of prompts as one."""
+    text = flux.Text(*map(torch.cat, zip(*(r.text for r in rollouts))))
+    return Rollout(text, sampler.concatenate([r.trajectory for r in rollouts]),
+                   [group for r in rollouts for group in r.images])
+
+
+def sample_and_judge(learner: Learner, cfg: Config, prompts: list[str], seeds: list[list[int]],
+                     reward) -> tuple[Rollout, RewardBatch, dict]:
+    """The step's rollout, its rewards, and the seconds of both: one after the other, or, where a server
+    judges, in chunks of whole groups and micro-batches, each judged while the next ones roll out."""
+    sample = functools.partial(roll_out, learner.pipe, cfg, encode=learner.encode)
+    if cfg.judge == "openai":
+        groups = math.lcm(cfg.micro_batch or cfg.group_size, cfg.group_size) // cfg.group_size
+        chunks = [(prompts[p:p + groups], seeds[p:p + groups]) for p in range(0, len(prompts), groups)]
+        rollouts, batch, seconds = roll_out_and_judge(sample, reward, chunks)
+        return join(rollouts), batch, seconds
+    start = time.perf_counter()
+    rollout = sample(prompts, seeds)
+    rolled = time.perf_counter()
+    batch = reward(prompts, rollout.images)
+    return rollout, batch, {"seconds_rollout": rolled - start, "seconds_judge": time.perf_counter() - rolled,
+                            "seconds_judge_hidden": 0.0}
 
 
 def replay_loss(pipe, cfg: Config, policy, frozen, rollout: Rollout, advantages: torch.Tensor,
@@ -187,52 +226,63 @@ def replay_loss(pipe, cfg: Config, policy, frozen, rollout: Rollout, advantages:
 
 def update(pipe, cfg: Config, policy, optimizer, rollout: Rollout, advantages: torch.Tensor,
            frozen, sde_steps: tuple[int, ...]) -> dict:
-    """Replays stochastic steps of every sample and descends the clipped loss once; its metrics.
+    """Replays stochastic steps of every sample and descends the clipped loss; its metrics.
 
     advantages: (B,). policy: the transformer, or its DDP wrapper. sde_steps: which steps to replay.
+    With cfg.updates > 1 each update sees as many micro-batches, strided: images of every group.
     """
     batches = micro_batches(len(advantages), cfg)
-    parts = [(k, rows) for rows in batches for k in sde_steps]
-    losses, deltas = [], []
-    for i, (k, rows) in enumerate(parts):
-        hold = policy.no_sync if hasattr(policy, "no_sync") and i < len(parts) - 1 else contextlib.nullcontext
-        with hold():  # DDP averages gradients once, in the last backward pass
-            objective, loss, delta = replay_loss(pipe, cfg, policy, frozen, rollout, advantages, k, rows)
-            share = (rows.stop - rows.start) / len(advantages) / len(sde_steps)
-            (share * objective).backward()
-        losses.append(loss)
-        deltas.append(delta.abs().max())
-    norm = torch.nn.utils.clip_grad_norm_(flux.trainable(pipe), cfg.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    losses, deltas, norms = [], [], []
+    for n in range(cfg.updates):
+        parts = [(k, rows) for rows in batches[n::cfg.updates] for k in sde_steps]
+        count = sum(rows.stop - rows.start for _, rows in parts)
+        for k, rows in parts:
+            with parallel.gradients(policy, average=(k, rows) == parts[-1]):
+                objective, loss, delta = replay_loss(pipe, cfg, policy, frozen, rollout, advantages, k, rows)
+                ((rows.stop - rows.start) / count * objective).backward()
+            losses.append(loss)
+            deltas.append(delta.abs().max())
+        norms.append(parallel.clip_gradients(flux.trainable(pipe), cfg.max_grad_norm))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     ratio_mean, ratio_min, ratio_max, clip_frac = (torch.stack(x) for x in zip(*(l[1:] for l in losses)))
     by_step = torch.stack(deltas).view(len(batches), len(sde_steps)).max(0).values
     return {"ratio_mean": ratio_mean.mean().item(), "ratio_min": ratio_min.min().item(),
             "ratio_max": ratio_max.max().item(), "clip_frac": clip_frac.mean().item(),
-            "delta_log_prob": by_step.tolist(), "grad_norm": norm.item()}
+            "delta_log_prob": by_step.tolist(), "grad_norm": sum(norms) / len(norms)}
 
 
-def check_on_policy(pipe, cfg: Config, rollout: Rollout) -> None:
-    """Stops unless replay gives ratio 1 before the first update: else every gradient is of something else.
+def check_on_policy(pipe, cfg: Config, rollout: Rollout) -> list[float]:
+    """Largest |ratio - 1| of each stochastic step before the first update: the noise floor of the ratio.
 
-    Rollout and replay see the same batch shapes, so that in float32 on one device the ratio is exactly
-    1; elsewhere rounding may move the log-prob, a mean over latent elements, by up to 1e-4.
+    Rollout and replay see the same batch shapes, so that in float32 on the CPU the floor is exactly 0.
+    Elsewhere kernels with gradient may round otherwise than those without: a floor above a tenth of
+    the clip range is warned of. SystemExit where log-probs (means over latent elements) differ by more
+    than rounding: every gradient would be one of something else.
     """
-    worst = 0.0
-    for rows in micro_batches(len(rollout.text.embeds), cfg)[:1]:
-        velocity = flux.velocity_fn(pipe, rollout.text.rows(rows), cfg.size, cfg.size, cfg.guidance)
-        for k in rollout.trajectory.sde_steps:
-            with torch.no_grad():
-                step = sampler.replay(velocity, rollout.trajectory, k, rows)
-            change = step.log_prob - rollout.trajectory.step(k, rows).log_prob
-            worst = max(worst, change.abs().max().item())
-    exact = rollout.text.embeds.dtype == torch.float32 and rollout.text.embeds.device.type == "cpu"
-    bound = 0.0 if exact else 1e-4
-    if worst > bound:
+    floors, worst = [], 0.0
+    rows = micro_batches(len(rollout.text.embeds), cfg)[0]
+    velocity = flux.velocity_fn(pipe, rollout.text.rows(rows), cfg.size, cfg.size, cfg.guidance)
+    for k in rollout.trajectory.sde_steps:
+        step = sampler.Step(*(x.detach() for x in sampler.replay(velocity, rollout.trajectory, k, rows)))
+        old = rollout.trajectory.step(k, rows)
+        change = step.log_prob - old.log_prob
+        log_ratio = grpo.normalised_log_ratio(step, old) if cfg.guard else change
+        floors.append(torch.expm1(log_ratio).abs().max().item())
+        worst = max(worst, change.abs().max().item())
+    exact = cfg.dtype == "float32" and rollout.text.embeds.device.type == "cpu"
+    bound = 0.0 if exact else {"float32": 1e-4, "bfloat16": 1e-3}[cfg.dtype]
+    if not worst <= bound:
         raise SystemExit(
             f"replay does not reproduce rollout: log-probs differ by up to {worst:.2e} (bound {bound:g}) "
             "before any update. Dropout, a changed model or a different batch shape would do this.")
-    log.info("on-policy check: largest |log ratio| before the first update %.1e (bound %g)", worst, bound)
+    log.info("on-policy check, largest |ratio - 1| by step: %s; clip range %g",
+             " ".join(f"{floor:.1e}" for floor in floors), cfg.clip_range)
+    if max(floors) > 0.1 * cfg.clip_range:
+        log.warning("the ratio's noise floor %.1e is above a tenth of --clip_range %g: rounding decides "
+                    "what is clipped; use --dtype float32 or a wider --clip_range",
+                    max(floors), cfg.clip_range)
+    return floors
 
 
 @torch.no_grad()
@@ -254,37 +304,30 @@ def kl_to_base(pipe, cfg: Config, rollout: Rollout, frozen) -> float:
 
 # ----------------------------------------------------------------------------- the loop
 
-def make_judge(cfg: Config, out: Path):
-    """The judge behind mllm.MLLM; answers of real ones are kept on disk, so that nothing is asked twice."""
-    if cfg.judge == "shapes":
-        return shapes.ShapesMLLM()
-    judge = (OpenAIMLLM(base_url=cfg.base_url or None, model=cfg.judge_model or None)
-             if cfg.judge == "openai" else LocalMLLM(cfg.judge_model))
-    return Cached(judge, out / "judge_cache")
+def make_advantages(cfg: Config, procs: Processes, rewards: torch.Tensor):
+    """Rewards of this rank's groups, (P, G) or several (P, G, R) -> advantages (P, G), share at the floor."""
+    if rewards.ndim == 2:
+        return (grpo.group_advantages(rewards, cfg.std_floor, cfg.adv_clip),
+                grpo.frac_floor(rewards, cfg.std_floor))
+    weights = {name: part.weight for name, part in parse_rewards(cfg.rewards).items()}
+    batch = torch.cat(procs.gather([rewards]))  # of all ranks: combined over the whole batch
+    combined = grpo.combine_advantages(dict(zip(weights, batch.unbind(-1))), weights, cfg.std_floor, cfg.adv_clip)
+    floor = cfg.std_floor * batch.std((0, 1), correction=0)  # of each reward, as combine_advantages has it
+    return combined.split(len(rewards))[procs.rank], grpo.frac_floor(rewards, floor)
 
 
-def make_reward(cfg: Config, judge):
-    if cfg.reward == "pointwise":
-        return PointwiseReward(MLLMScorer(judge))
-    template = Path(cfg.judge_prompt).read_text() if cfg.judge_prompt else None
-    return PairwiseReward(judge, both_orders=cfg.both_orders, template=template, max_failed=cfg.max_failed)
-
-
-def train_step(pipe, cfg, procs, policy, optimizer, frozen, reward, step) -> dict:
+def train_step(learner: Learner, cfg, procs, reward, source: Prompts | None, step: int) -> dict:
     """One step of Pref-GRPO on this rank's share of the prompts; its metrics."""
-    start = time.perf_counter()
+    pipe, policy, optimizer, frozen = learner[:4]
     rng = np.random.default_rng(sampler.seed_of(cfg.seed, step, "prompts"))
-    prompts = [p.text for p in shapes.sample_prompts(cfg.prompts_per_step, rng)]
+    texts = step_prompts(source, cfg.prompts_per_step, step, cfg.seed, rng)
     mine = range(procs.rank, cfg.prompts_per_step, procs.world)
     seeds = [[sampler.seed_of(cfg.seed, step, p, g) & ~1 for g in range(cfg.group_size)] for p in mine]
-    prompts = [prompts[p] for p in mine]
-    rollout = roll_out(pipe, cfg, prompts, seeds)
-    rolled = time.perf_counter()
-    rewards, stats = reward(prompts, rollout.images)
-    judged = time.perf_counter()
+    prompts = [texts[p] for p in mine]
+    rollout, (rewards, stats), seconds = procs.together(sample_and_judge, learner, cfg, prompts, seeds, reward)
     if step == 1:
         check_on_policy(pipe, cfg, rollout)
-    advantages = grpo.group_advantages(rewards, cfg.std_floor, cfg.adv_clip)
+    advantages, frac_floor = make_advantages(cfg, procs, rewards)
     kl = kl_to_base(pipe, cfg, rollout, frozen)
     replayed = time.perf_counter()
     all_steps = rollout.trajectory.sde_steps
@@ -292,11 +335,11 @@ def train_step(pipe, cfg, procs, policy, optimizer, frozen, reward, step) -> dic
     sde_steps = tuple(sorted(rng.choice(all_steps, count, replace=False).tolist()))  # alike on all ranks
     learned = update(pipe, cfg, policy, optimizer, rollout, advantages.flatten().to(procs.device), frozen,
                      sde_steps)
+    learner.average.update()
     return {"step": step, "reward_mean": rewards.mean().item(),
             "reward_std": rewards.std(1, correction=0).mean().item(),
-            "frac_floor": grpo.frac_floor(rewards, cfg.std_floor), **stats, **learned, "kl_to_base": kl,
-            "seconds_rollout": rolled - start, "seconds_judge": judged - rolled,
-            "seconds_update": time.perf_counter() - replayed}
+            "frac_floor": frac_floor, **stats, **learned, "kl_to_base": kl,
+            **seconds, "seconds_update": time.perf_counter() - replayed}
 
 
 def average(rows: list[dict]) -> dict:
@@ -314,66 +357,88 @@ def average(rows: list[dict]) -> dict:
 
 
 def train(cfg: Config, procs: Processes) -> None:
+    prompts = read_prompts(cfg.prompts, cfg.heldout, cfg.prompts_per_step) if cfg.prompts else None
     out = prepare_run(dataclasses.asdict(cfg)) if procs.first else Path(cfg.out)
-    pipe = flux.load(cfg.model, procs.device)
-    if cfg.lora_rank:
-        flux.add_lora(pipe, cfg.lora_rank)
-        frozen = None
-    else:
-        frozen = copy.deepcopy(pipe.transformer)
-        pipe.transformer.requires_grad_(True)
-    policy = DistributedDataParallel(pipe.transformer) if procs.world > 1 else pipe.transformer
-    optimizer = torch.optim.AdamW(flux.trainable(pipe), lr=cfg.lr, weight_decay=cfg.weight_decay)
+    write = make_logger(cfg.logger, out, dataclasses.asdict(cfg)) if procs.first else None
+    learner = build(cfg, procs, prompts)
+    pipe, state = learner.pipe, (learner.pipe.transformer, learner.optimizer, learner.average)
     judge = make_judge(cfg, out)
-    reward = make_reward(cfg, judge)
+    reward = make_reward(cfg, judge, procs.device)
 
-    heldout = Heldout(pipe, cfg, procs, judge, frozen)
+    if procs.first and cfg.judge != "shapes":
+        log.info(call_budget(cfg, reward, len(prompts.heldout if prompts
+                                              else shapes.heldout_prompts()[:cfg.heldout or None])))
+    heldout = Heldout(pipe, cfg, procs, judge, learner.frozen, learner.encode, prompts and prompts.heldout)
     if cfg.resume:
-        start = load_checkpoint(out, pipe, optimizer, procs.device)
+        start = parallel.load_checkpoint(out / "checkpoint", *state)
         metrics = read_metrics(out, start)
     else:
         start, metrics = 0, [{"step": 0, **heldout.base.metrics()}]
     if procs.first:
         write_metrics(out, metrics)
-    held = None
+    try:
+        held = run_steps(learner, cfg, procs, reward, prompts, heldout, metrics, write)
+    except JudgeError as error:  # raised on all ranks alike, before weights change
+        if procs.first:
+            write_metrics(out, metrics)
+        parallel.save_checkpoint(out / "checkpoint", procs, *state, metrics[-1]["step"])
+        raise JudgeError(f"{error}; the state after step {metrics[-1]['step']} is saved in '{out}': when the "
+                         "judge answers again, repeat the command with --resume")
+    with learner.average.in_place():
+        held, grid = held or heldout.evaluate(), heldout.grid_images(pipe.transformer)
+        weights = parallel.full_weights(pipe.transformer) if cfg.shard else None
+        if procs.first:
+            finish(pipe, cfg, out, heldout, held, grid, weights)
+
+
+def run_steps(learner: Learner, cfg: Config, procs: Processes, reward, prompts: Prompts | None,
+              heldout: Heldout, metrics: list[dict], write) -> Held | None:
+    """All steps that are left, each added to metrics and written; the last evaluation, if any."""
+    def evaluates(step: int) -> bool:
+        return step > 0 and (step % cfg.eval_every == 0 or step == cfg.steps)
+
+    out, pipe = Path(cfg.out), learner.pipe
+    held, start = None, metrics[-1]["step"]
+    if evaluates(start) and "win_rate_vs_base" not in metrics[-1]:
+        start -= 1  # the judge failed within its evaluation: only that is left of it
     bar = tqdm(range(start + 1, cfg.steps + 1), initial=start, total=cfg.steps, desc="training",
                disable=not procs.first)
     for step in bar:
-        row = average(procs.gather([train_step(pipe, cfg, procs, policy, optimizer, frozen, reward, step)]))
-        if step % cfg.eval_every == 0 or step == cfg.steps:
-            held = heldout.evaluate()
-            row |= held.metrics()
-            grid = heldout.grid_images(pipe.transformer)
-        metrics.append(row)
-        if not procs.first:
-            continue
-        with open(out / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
-        if "heldout_accuracy" in row:
-            bar.set_postfix_str(f"held-out accuracy {row['heldout_accuracy']:.3f}")
+        if step > metrics[-1]["step"]:
+            row = train_step(learner, cfg, procs, reward, prompts, step)
+            metrics.append(average(procs.gather([row])))
+        if evaluates(step):
+            with learner.average.in_place():
+                held, grid = heldout.evaluate(), heldout.grid_images(pipe.transformer)
+            metrics[-1] |= held.metrics()
+        # The log first: a kill in between leaves a line after the checkpoint, which --resume drops.
+        if procs.first:
+            write_metrics(out, metrics)
+            write(metrics[-1])
+        if step % cfg.checkpoint_every == 0 or step == cfg.steps:
+            parallel.save_checkpoint(out / "checkpoint", procs, learner.pipe.transformer, learner.optimizer,
+                                     learner.average, step)
+        if procs.first and evaluates(step):
+            name, value = next(iter(held.metrics().items()))
+            bar.set_postfix_str(f"{name} {value:.3f}")
             report.sample_grid(grid, heldout.grid_prompts, out / "samples" / f"step_{step:05d}.png")
             report.training_curves(metrics, out / "curves.png")
-        if step % cfg.checkpoint_every == 0 or step == cfg.steps:
-            save_checkpoint(out, pipe, optimizer, step)
-    held, grid = held or heldout.evaluate(), heldout.grid_images(pipe.transformer)
-    if procs.first:
-        finish(pipe, cfg, out, heldout, held, grid)
+    return held
 
 
-def finish(pipe, cfg: Config, out: Path, heldout: Heldout, held: Held, grid: list[list]) -> None:
-    """final/, the pictures before and after, and the result in one line."""
-    flux.save(pipe, out / "final")
+def finish(pipe, cfg: Config, out: Path, heldout: Heldout, held: Held, grid: list[list], weights) -> None:
+    """final/ with its card, the pictures before and after, and the result in words."""
+    flux.save(pipe, out / "final", weights)
+    result = held.against(heldout.base)
+    changed = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)
+               if getattr(cfg, f.name) != f.default or f.name in ("recipe", "reward", "judge")}
+    write_card(out / "final", type(pipe).__name__, cfg.model, bool(cfg.lora_rank), changed, result,
+               {"base": heldout.base.metrics(), "trained": held.metrics()})
     rows = [before + after for before, after in zip(heldout.base_grid, grid)]
     columns = ["before"] * heldout.GRID_COLUMNS + ["after"] * heldout.GRID_COLUMNS
     report.sample_grid(rows, heldout.grid_prompts, out / "before_after.png", columns)
-    base, now = heldout.base.metrics(), held.metrics()
-    gain, low, high = held.gain_over(heldout.base)
-    print(f"held-out accuracy {base['heldout_accuracy']:.3f} -> {now['heldout_accuracy']:.3f}: "
-          f"gain {gain:+.3f} (95 % interval {low:+.3f} .. {high:+.3f}), "
-          f"wholly right {base['heldout_perfect']:.2f} -> {now['heldout_perfect']:.2f}, "
-          f"fidelity {base['heldout_fidelity']:.2f} -> {now['heldout_fidelity']:.2f} grey levels, "
-          f"win rate against the base {now['win_rate_vs_base']:.3f}\n"
-          f"look at {out / 'before_after.png'} and {out / 'curves.png'}; the model is in {out / 'final'}")
+    print(f"{result}\nlook at {out / 'before_after.png'} and {out / 'curves.png'}; "
+          f"the model is in {out / 'final'}")
 
 
 def parse_config(arguments: list[str] | None = None) -> Config:
@@ -391,46 +456,35 @@ def parse_config(arguments: list[str] | None = None) -> Config:
     return Config(**(RECIPES[recipe] | given))
 
 
-def check_config(cfg: Config, world: int) -> None:
-    """SystemExit with one sentence for settings that cannot work, before anything expensive starts."""
-    def need(ok, sentence):
-        if not ok:
-            raise SystemExit(sentence)
+def print_plan(cfg: Config) -> None:
+    """What the run needs, on the real configuration without weights; SystemExit if it does not fit."""
+    import plan
 
-    need(cfg.steps >= 1, f"--steps {cfg.steps}: training needs at least 1 step")
-    need(cfg.group_size >= 2, f"--group_size {cfg.group_size}: a group needs at least 2 images, since "
-         "rewards and advantages compare images of one prompt")
-    need(cfg.num_steps >= 2, f"--num_steps {cfg.num_steps}: at least 2, since the last step is not "
-         "stochastic and carries no gradient")
-    need(cfg.prompts_per_step >= 1 and cfg.prompts_per_step % world == 0,
-         f"--prompts_per_step {cfg.prompts_per_step} must be a multiple of the {world} process(es): "
-         "a group never spans ranks")
-    need(0 < cfg.timestep_fraction <= 1,
-         f"--timestep_fraction {cfg.timestep_fraction}: a share of the steps, above 0 and up to 1")
-    need(cfg.noise_level > 0, f"--noise_level {cfg.noise_level}: without noise there is no policy to learn")
-    for name, choices in (("reward", ("pairwise", "pointwise")), ("sde_kind", ("flow", "dance")),
-                          ("judge", ("shapes", "openai", "local"))):
-        need(getattr(cfg, name) in choices,
-             f"--{name} '{getattr(cfg, name)}': choose from {', '.join(choices)}")
-    need(not cfg.judge_prompt or Path(cfg.judge_prompt).is_file(),
-         f"--judge_prompt '{cfg.judge_prompt}': no such file")
-    need(cfg.judge != "local" or cfg.judge_model, "--judge local needs --judge_model, a folder or hub name")
+    settings = plan.Settings(**{name: getattr(cfg, name) for name in plan.Settings._fields})
+    try:
+        planned = plan.make_plan(cfg.model, settings, cfg.ranks or int(os.environ.get("WORLD_SIZE", 1)))
+    except ValueError as error:
+        raise SystemExit(str(error))
+    print(plan.table(planned))
+    plan.refuse(planned, cfg.gpu_memory)
 
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
     cfg = parse_config()
+    if cfg.dry_run:
+        return print_plan(cfg)
     check_config(cfg, int(os.environ.get("WORLD_SIZE", 1)))
-    procs = start_processes(cfg.device)
+    procs = start_processes(cfg.device, cfg.shard)
     try:
         train(cfg, procs)
     except (ValueError, JudgeError) as error:
         raise SystemExit(str(error))
     except KeyboardInterrupt:
-        raise SystemExit(f"stopped; continue with: python train.py --out {cfg.out} --resume")
+        raise SystemExit(f"stopped; to continue the run in '{cfg.out}', repeat the command with --resume")
     finally:
-        if procs.world > 1:
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 

@@ -10,8 +10,11 @@ import time
 import pytest
 import torch
 from conftest import ROOT
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+import parallel
 import train
+from rundir import make_logger
 
 SMALL = dict(model=str(ROOT / "assets" / "tiny-flux"), prompts_per_step=2, group_size=4, heldout=8,
              eval_every=2, checkpoint_every=1)
@@ -37,10 +40,25 @@ def log_of(out):
     return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
 
 
+def moment_of(out):
+    """AdamW's first moment in the last checkpoint: after one step 0.1 times the clipped, averaged gradient."""
+    file = out / "moments.pt"
+    dcp_to_torch_save(parallel.newest_checkpoint(out / "checkpoint"), file)
+    state = torch.load(file, weights_only=True)["optimizer"]["state"]
+    return torch.cat([state[name]["exp_avg"].flatten() for name in sorted(state)])
+
+
 def in_process(out, **settings):
     cfg = train.Config(**(SMALL | {"steps": 2, "out": str(out)} | settings))
     train.train(cfg, train.Processes(0, 1, torch.device("cpu")))
     return log_of(out)
+
+
+@pytest.fixture(autouse=True)
+def small_grids(monkeypatch):
+    """Fewer pictures to look at in the runs within this process; the subprocesses draw them all."""
+    monkeypatch.setattr(train.Heldout, "GRID_ROWS", 2)
+    monkeypatch.setattr(train.Heldout, "GRID_COLUMNS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +71,7 @@ def undisturbed(tmp_path_factory):
 
 def test_a_run_leaves_what_the_readme_promises(undisturbed):
     out, printed = undisturbed
-    for name in ("config.json", "metrics.jsonl", "curves.png", "before_after.png", "checkpoint/state.pt",
+    for name in ("config.json", "metrics.jsonl", "curves.png", "before_after.png", "checkpoint/step_000004/.metadata",
                  "samples/step_00002.png", "samples/step_00004.png", "final/model_index.json"):
         assert (out / name).stat().st_size > 0, name
     assert "held-out accuracy" in printed
@@ -89,7 +107,7 @@ def test_killed_and_resumed_is_bit_identical(undisturbed, tmp_path):
     process = subprocess.Popen(command(out, steps=4), env=os.environ | {"OMP_NUM_THREADS": "1"},
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
-    while time.time() < deadline and not (out / "checkpoint" / "state.pt").exists():
+    while time.time() < deadline and not list(out.glob("checkpoint/*/.metadata")):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -105,15 +123,13 @@ def test_killed_and_resumed_is_bit_identical(undisturbed, tmp_path):
 
 
 def test_two_processes_average_to_the_gradient_of_one(tmp_path):
-    one = run(tmp_path / "one", steps=1, prompts_per_step=4)
+    in_process(tmp_path / "one", steps=1, prompts_per_step=4)
     two = run(tmp_path / "two", "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533",
               steps=1, prompts_per_step=4)
-    assert one.returncode == 0 and two.returncode == 0, one.stderr + two.stderr
-    # After one step AdamW's first moment is 0.1 times the clipped, averaged gradient.
+    assert two.returncode == 0, two.stderr
     moments = []
     for name in ("one", "two"):
-        state = torch.load(tmp_path / name / "checkpoint" / "state.pt", weights_only=True)
-        moments.append(torch.cat([s["exp_avg"].flatten() for s in state["optimizer"]["state"].values()]))
+        moments.append(moment_of(tmp_path / name))
     assert moments[0].norm() > 0
     assert (moments[0] - moments[1]).norm() <= 1e-4 * moments[0].norm()
     assert len(log_of(tmp_path / "two")) == 2  # one log, not one a rank
@@ -140,6 +156,40 @@ def test_the_variants_train(settings, tmp_path):
         assert list((tmp_path / "run" / "final").glob("*.safetensors"))
 
 
+def test_prompts_from_a_file_in_bfloat16_with_all_that_saves_memory(tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n".join(
+        f"a large {color} {shape}" for color in ("red", "blue") for shape in ("circle", "square", "triangle")))
+    rows = in_process(tmp_path / "run", prompts=str(tmp_path / "prompts.txt"), heldout=2, steps=1, ema=0.9,
+                      dtype="bfloat16", lora_rank=2, gradient_checkpointing=True, vae_slicing=True, lr=1e-2,
+                      micro_batch=4, updates=2, text_cache=str(tmp_path / "texts"))
+    assert set(rows[0]) == {"step", "win_rate_vs_base"} and rows[1]["grad_norm"] > 0
+    assert abs(rows[1]["ratio_max"] - 1) > 0  # the second update sees what the first one changed
+    assert len(list((tmp_path / "texts").glob("*.safetensors"))) == 4  # 2 a step and 2 held out
+    card = (tmp_path / "run" / "final" / "README.md").read_text()
+    for part in ("load_lora_weights", "on 2 held-out prompts", "--lora_rank 2", "| win_rate_vs_base | 0.500 |"):
+        assert part in card, card
+
+
+def test_the_noise_floor_of_the_ratio_is_warned_of(tmp_path, monkeypatch, caplog):
+    pipe = train.flux.load(SMALL["model"])
+    cfg = train.Config(**SMALL, dtype="bfloat16", clip_range=1e-7)  # float32 weights: the wider bound
+    rollout = train.roll_out(pipe, cfg, ["a large red circle"], [[2, 4, 6, 8]])
+    assert train.check_on_policy(pipe, cfg, rollout) == [0.0] * 5
+    assert "noise floor" not in caplog.text  # other tests may have switched this logger's INFO lines on
+    with torch.no_grad():
+        pipe.transformer.proj_out.bias += 1e-4
+    assert 1e-8 < max(train.check_on_policy(pipe, cfg, rollout)) < 1e-4
+    assert "noise floor" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_a_logger_that_is_not_installed_is_named(kind, tmp_path, monkeypatch):
+    for module in ("wandb", "tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit, match=f"pip install {kind}"):
+        make_logger(kind, tmp_path, {})
+
+
 def test_a_replay_that_differs_stops_the_run(tmp_path, monkeypatch):
     pipe = train.flux.load(SMALL["model"])
     cfg = train.Config(**SMALL)
@@ -164,11 +214,21 @@ def main_says(monkeypatch, *arguments):
     ({"prompts_per_step": 0}, "multiple of"), ({"reward": "elo"}, "choose from pairwise, pointwise"),
     ({"judge": "oracle"}, "choose from shapes, openai, local"), ({"recipe": "sdxl"}, "unknown --recipe"),
     ({"judge": "local"}, "--judge_model"), ({"judge_prompt": "no.txt"}, "no such file"),
+    ({"recipe": "flux-lora"}, "needs --prompts FILE"), ({"prompts": "p.txt", "heldout": 0}, "--heldout N"),
+    ({"prompts": "no.txt"}, "No such file"), ({"dtype": "bfloat16"}, "float32 master weights"),
+    ({"dtype": "float16"}, "choose from float32, bfloat16"), ({"updates": 3}, "must divide the micro-batches"),
+    ({"ema": 1.0}, "a decay from 0"), ({"micro_batch": -1}, "or 0 for all"),
+    ({"logger": "paper"}, "choose from , tensorboard, wandb"),
     ({"model": "no/such/model"}, "no FLUX pipeline in"), ({"size": 36}, "not a multiple of 8"),
 ])
 def test_wrong_settings_get_one_sentence(setting, sentence, tmp_path, monkeypatch):
     says = main_says(monkeypatch, *flags(**({"out": tmp_path / "run"} | SMALL | setting)))
     assert sentence in says and "\n" not in says
+
+
+def test_shards_and_lora_exclude_each_other(tmp_path, monkeypatch):
+    says = main_says(monkeypatch, *flags(**SMALL, out=tmp_path, lora_rank=2), "--shard")
+    assert "without --shard" in says
 
 
 def test_an_unwritable_folder_a_missing_checkpoint_and_other_settings(undisturbed, tmp_path, monkeypatch):

@@ -1,0 +1,220 @@
+"""One process or many: what torchrun started, who holds which weights, and checkpoints of them.
+
+Small trained sets (LoRA, the tiny model) are replicated: DistributedDataParallel averages gradients.
+Weights too large for one GPU are sharded: FSDP2 (`fully_shard`, one unit a transformer block) keeps
+float32 master weights in pieces and computes in --dtype. A group of images never spans ranks, so win
+rates and advantages need no collective: only gradients, logged means and checkpoints do.
+
+    torchrun --nproc_per_node=8 train.py --recipe flux-full --prompts prompts.txt
+    torchrun --nnodes=8 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py ...
+
+Checkpoints are torch.distributed.checkpoint folders, and resume on any number of ranks, sharded or not.
+With several nodes the run directory must be on a file system that all of them see.
+"""
+
+import contextlib
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_model_state_dict,
+                                                     get_optimizer_state_dict,
+                                                     set_optimizer_state_dict)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from rewards import JudgeError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Said of every unit; nothing here writes into a unit's output in place.
+warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
+warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable", UserWarning)
+
+
+class Processes(NamedTuple):
+    """Where this process stands among those that torchrun started; alone without torchrun."""
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, items: list) -> list:
+        """The ranks' lists, one after another, on every rank."""
+        if self.world == 1:
+            return items
+        parts = [None] * self.world
+        dist.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
+
+    def together(self, function, *args):
+        """function(*args); a JudgeError of any rank is raised on all, so that none waits for another."""
+        result, error = None, ""
+        try:
+            result = function(*args)
+        except JudgeError as lost:
+            error = str(lost)
+        errors = [e for e in self.gather([error]) if e]
+        if errors:
+            raise JudgeError(errors[0])
+        return result
+
+    def share(self, count: int) -> list[int]:
+        """This rank's indices out of `count`, as many on every rank: with sharded weights each forward
+        pass is a collective, so the last ones are done twice rather than by some ranks only."""
+        return [i % count for i in range(self.rank, -(-count // self.world) * self.world, self.world)]
+
+    def wait(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+def start_processes(device: str, shard: bool = False) -> Processes:
+    """Joins the ranks that torchrun started. shard: a group is made even of one process, for FSDP2."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not device:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    if world > 1:
+        dist.init_process_group(backend)
+    elif shard and not dist.is_initialized():
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return Processes(rank, world, torch.device(device))
+
+
+# ----------------------------------------------------------------------------- who holds the weights
+
+def shard(transformer: torch.nn.Module, procs: Processes, dtype: torch.dtype,
+          master: torch.dtype = torch.float32) -> None:
+    """Spreads the weights over all ranks, in place: stored as `master`, computed with as `dtype`.
+
+    One unit a transformer block, gathered when it runs and freed after it, forward and backward alike.
+    Blocks go to the device one by one, so that it never holds the whole model. Gradients are averaged
+    in float32. Inputs are not cast: rotary embeddings stay float32, as in the unsharded model.
+    """
+    mesh = init_device_mesh(procs.device.type, (procs.world,))
+    policy = MixedPrecisionPolicy(param_dtype=dtype if dtype != master else None,
+                                  reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for blocks in transformer.children():
+        if isinstance(blocks, torch.nn.ModuleList):
+            for block in blocks:
+                fully_shard(block.to(procs.device, master), mesh=mesh, mp_policy=policy)
+    # What is left is small: a second move would undo nothing, sharded blocks are there already.
+    for child in transformer.children():
+        if not isinstance(child, torch.nn.ModuleList):
+            child.to(procs.device, master)
+    # FSDP2 would leave the root gathered after a forward pass: an optimiser, average or checkpoint that
+    # then takes the module's parameters holds copies, and a changed shard is not seen by the next pass.
+    fully_shard(transformer, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+def replicate(transformer: torch.nn.Module, procs: Processes) -> torch.nn.Module:
+    """What update() calls so that gradients are averaged; the module itself where there is one rank."""
+    return DistributedDataParallel(transformer) if procs.world > 1 else transformer
+
+
+@contextlib.contextmanager
+def gradients(policy: torch.nn.Module, average: bool):
+    """Backward passes inside add up locally; with `average` the sum is also averaged over the ranks."""
+    if isinstance(policy, FSDPModule):
+        policy.set_requires_gradient_sync(average)
+        yield
+    elif isinstance(policy, DistributedDataParallel) and not average:
+        with policy.no_sync():
+            yield
+    else:
+        yield
+
+
+def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
+    """Scales gradients down to a joint norm of max_norm; the norm before that, over all ranks."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
+
+
+def full_weights(transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The whole state dict on the CPU of rank 0, nothing elsewhere; every rank must call it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_model_state_dict(transformer, options=options)
+
+
+# ----------------------------------------------------------------------------- moving average
+
+class MovingAverage:
+    """Exponential moving average of the trainable weights, in float32, sharded as they are."""
+
+    def __init__(self, transformer: torch.nn.Module, decay: float):
+        self.decay = decay
+        self.live = {n: p for n, p in transformer.named_parameters() if p.requires_grad}
+        self.mean = {n: p.detach().float().clone() for n, p in self.live.items()} if decay else {}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for name, mean in self.mean.items():
+            mean.lerp_(self.live[name].detach().float(), 1 - self.decay)
+
+    @contextlib.contextmanager
+    def in_place(self):
+        """The average stands in for the live weights; without a decay nothing is exchanged."""
+        kept = {n: self.live[n].detach().clone() for n in self.mean}
+        try:
+            self._put(self.mean)
+            yield
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self.live[name].copy_(value)
+
+
+# ----------------------------------------------------------------------------- checkpoints
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last complete checkpoint: its .metadata is written after everything else."""
+    done = sorted(folder.glob("step_*/.metadata"))
+    return done[-1].parent if done else None
+
+
+def training_state(transformer, optimizer, average: MovingAverage) -> dict:
+    names = {"weights": {n: p.detach() for n, p in transformer.named_parameters() if p.requires_grad}}
+    options = StateDictOptions(ignore_frozen_params=True)
+    return names | {"optimizer": get_optimizer_state_dict(transformer, optimizer, options=options),
+                    "average": average.mean}
+
+
+def save_checkpoint(folder: Path, procs: Processes, transformer, optimizer, average, step: int) -> None:
+    """Trainable weights, optimiser state and moving average, each rank its part; then drops older ones."""
+    target = folder / f"step_{step:06d}"
+    if procs.first and target.exists():
+        shutil.rmtree(target)  # what a killed run left half written
+    procs.wait()
+    dcp.save(training_state(transformer, optimizer, average), checkpoint_id=str(target))
+    procs.wait()
+    if procs.first:
+        for old in folder.glob("step_*"):
+            if old != target:
+                shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path, transformer, optimizer, average) -> int:
+    """Puts the newest checkpoint back, each rank its part of it; the step it stood at."""
+    newest = newest_checkpoint(folder)
+    state = training_state(transformer, optimizer, average)
+    dcp.load(state, checkpoint_id=str(newest))  # in place: weights and average are the live tensors
+    set_optimizer_state_dict(transformer, optimizer, state["optimizer"],
+                             options=StateDictOptions(ignore_frozen_params=True))
+    return int(newest.name.removeprefix("step_"))

@@ -1,0 +1,155 @@
+"""Two gloo processes against one: the same updated weights, and checkpoints that move between them."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import parallel  # noqa: E402
+import train  # noqa: E402
+from learner import build  # noqa: E402
+
+SETTINGS = {
+    "ddp": dict(lora_rank=2),
+    "fsdp": dict(shard=True, gradient_checkpointing=True),
+    "fsdp_bf16": dict(shard=True, dtype="bfloat16"),
+}
+PROMPTS = ["a large red circle", "two small blue squares"]
+
+
+def config(mode):
+    return train.Config(model=str(ROOT / "assets" / "tiny-flux"), prompts_per_step=2, group_size=2,
+                        micro_batch=1, num_steps=3, ema=0.5, **SETTINGS[mode])
+
+
+def learn(cfg, procs):
+    """One rollout and two updates of it: (learner, the weights after plain descent, and after AdamW)."""
+    learner = build(cfg, procs, None)
+    mine = list(range(procs.rank, len(PROMPTS), procs.world))
+    rollout = train.roll_out(learner.pipe, cfg, [PROMPTS[p] for p in mine], [[4 * p, 4 * p + 2] for p in mine])
+    floors = train.check_on_policy(learner.pipe, cfg, rollout)
+    assert max(floors) <= 0.1 * cfg.clip_range, floors
+    # Descent itself, since AdamW's first step turns the rounding of a gradient near 0 into its sign.
+    descent = torch.optim.SGD(train.flux.trainable(learner.pipe), lr=1.0)
+    advantages = torch.tensor([[1.0, -0.5], [-2.0, 1.5]])[mine].flatten()
+    weights = []
+    for optimizer in (descent, learner.optimizer):
+        train.update(learner.pipe, cfg, learner.policy, optimizer, rollout, advantages, learner.frozen, (0, 1))
+        learner.average.update()
+        weights.append(trained_weights(learner))
+    return learner, *weights
+
+
+def trained_weights(learner):
+    names = {n for n, p in learner.pipe.transformer.named_parameters() if p.requires_grad}
+    return {n: w.clone() for n, w in parallel.full_weights(learner.pipe.transformer).items() if n in names}
+
+
+def state_of(learner):
+    return learner.pipe.transformer, learner.optimizer, learner.average
+
+
+def as_one_of_two(folder: Path) -> None:
+    """What each of the two processes does, under torchrun; rank 0 writes what the test compares."""
+    procs = parallel.start_processes("cpu")
+    for mode in SETTINGS:
+        learner, plain, adam = learn(config(mode), procs)
+        (folder / mode).mkdir(exist_ok=True)
+        parallel.save_checkpoint(folder / mode, procs, *state_of(learner), step=7)
+        with torch.no_grad():
+            for parameter in train.flux.trainable(learner.pipe):
+                parameter.zero_()
+        step = parallel.load_checkpoint(folder / mode, *state_of(learner))
+        again = trained_weights(learner)
+        with learner.average.in_place():
+            average = trained_weights(learner)
+        whole = parallel.full_weights(learner.pipe.transformer)
+        if procs.first:
+            assert step == 7 and all(torch.equal(adam[n], again[n]) for n in adam)
+            torch.save((plain, adam, average), folder / f"{mode}.pt")
+            if mode == "fsdp":
+                train.flux.save(learner.pipe, folder / "final", whole)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folder that two processes left."""
+    folder = tmp_path_factory.mktemp("two")
+    env = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                        "MASTER_PORT": "29541"}  # what torchrun sets, without its third process
+    ranks = [subprocess.Popen([sys.executable, __file__, str(folder)], env=env | {"RANK": str(rank)},
+                              stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    errors = [rank.communicate()[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors[0][-2000:] + errors[1][-2000:]
+    return folder
+
+
+def flat(weights):
+    return torch.cat([weights[name].flatten() for name in sorted(weights)])
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_two_processes_learn_what_one_learns_and_one_resumes_them(mode, two):
+    torch.set_num_threads(1)
+    cfg = dataclasses.replace(config(mode), shard=False)
+    procs = parallel.Processes(0, 1, torch.device("cpu"))
+    before = flat(trained_weights(build(cfg, procs, None)))
+    learner, plain, _ = learn(cfg, procs)
+    theirs, adam, average = torch.load(two / f"{mode}.pt", weights_only=True)
+    change = (flat(plain) - before).norm()
+    assert change > 1e-3
+    assert (flat(plain) - flat(theirs)).norm() <= 1e-5 * change + 1e-7 * before.norm()
+
+    moment = torch.cat([s["exp_avg"].flatten() for s in learner.optimizer.state.values()])
+    with torch.no_grad():
+        for parameter in train.flux.trainable(learner.pipe):
+            parameter.zero_()
+        for state in learner.optimizer.state.values():
+            state["exp_avg"].zero_()
+    assert parallel.load_checkpoint(two / mode, *state_of(learner)) == 7
+    assert torch.equal(flat(trained_weights(learner)), flat(adam))
+    with learner.average.in_place():
+        assert torch.equal(flat(trained_weights(learner)), flat(average))
+    assert not torch.equal(flat(average), flat(adam))
+    assert torch.equal(flat(trained_weights(learner)), flat(adam))
+    loaded = torch.cat([s["exp_avg"].flatten() for s in learner.optimizer.state.values()])
+    assert (loaded - moment).norm() <= 1e-2 * moment.norm()
+    if mode == "fsdp":  # what plain diffusers loads holds the gathered weights
+        final = train.flux.load(str(two / "final")).transformer.state_dict()
+        assert all(torch.equal(final[name], value) for name, value in adam.items())
+
+
+def test_bfloat16_shards_keep_float32_masters(two):
+    masters = torch.load(two / "fsdp_bf16.pt", weights_only=True)[0]
+    exact = torch.load(two / "fsdp.pt", weights_only=True)[0]
+    assert all(value.dtype == torch.float32 for value in masters.values())
+    rounded = flat(masters).bfloat16().float()
+    assert not torch.equal(flat(masters), rounded)  # an update smaller than bfloat16 resolves survives
+    assert (flat(masters) - flat(exact)).norm() <= 0.05 * flat(exact).norm()
+
+
+def test_every_rank_has_as_many_shares():
+    ranks = [parallel.Processes(rank, 3, torch.device("cpu")) for rank in range(3)]
+    shares = [procs.share(7) for procs in ranks]
+    assert {len(share) for share in shares} == {3} and set().union(*shares) == set(range(7))
+
+
+def test_a_half_written_checkpoint_is_not_the_newest(tmp_path):
+    assert parallel.newest_checkpoint(tmp_path) is None
+    for step in (9, 10, 11):
+        (tmp_path / f"step_{step:06d}").mkdir()
+    for step in (9, 10):
+        (tmp_path / f"step_{step:06d}" / ".metadata").write_text("")
+    assert parallel.newest_checkpoint(tmp_path).name == "step_000010"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    as_one_of_two(Path(sys.argv[1]))
