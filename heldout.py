@@ -44,7 +44,6 @@ class Held(NamedTuple):
         low, high = np.percentile(gain[rows].sum(1) / count[rows].sum(1), [2.5, 97.5])
         return gain.sum() / count.sum(), low, high
 
-
     def against(self, base: "Held") -> str:
         """The result of a run in words, with its 95 % interval."""
         now, before = self.metrics(), base.metrics()
