@@ -1,18 +1,21 @@
 """Flow-matching pre-training from nothing: how the tiny FLUX in assets/tiny-flux came to be.
 
-Four stages, all on sentences and pictures of `shapes.py`, none of a held-out combination:
-  1. an AutoencoderKL learns to compress 32x32 pictures to 8x8 latents of 8 channels;
-  2. the two text encoders learn to read the grammar: FLUX's own knew language before they met pictures,
-     and without it the model learns late which of two colors belongs to which shape;
+Four stages, all on sentences and pictures of `shapes.py`, no sentence of a held-out combination:
+  1. an AutoencoderKL learns to compress 32x32 pictures to 8x8 latents of 8 channels, half of them
+     of things in any color, as FLUX's own had seen more than its prompts say; its decoder learns
+     longest;
+  2. the two text encoders learn to read the grammar: FLUX's own knew language before they met
+     pictures, and without it the model learns late which of two colors belongs to which shape;
   3. a FluxTransformer2DModel, and the text encoders along with it, learn velocity = noise - clean;
-  4. they go on, on web-like data: WRONG_CAPTION of the captions have one wrong attribute, WASHED_OUT
-     of the pictures are pale. A short while at a low rate: the result still knows the world better than
-     it draws it, a base that reinforcement learning can improve, as after pre-training on web data.
+  4. they go on, on web-like data: WRONG_CAPTION of the captions have one wrong attribute,
+     WASHED_OUT of the pictures are pale. A short while at a low rate: the result still knows the
+     world better than it draws it, a base that reinforcement learning can improve, as after
+     pre-training on web data.
 Every part is the real class, so that `FluxPipeline.from_pretrained` loads the folder.
 
-    python pretrain.py                        # makes assets/tiny-flux again, in about an hour on 2 cores
-    python pretrain.py --out runs/tiny --work runs/tiny-work --pictures 500 --vae_steps 40 --text_steps 20 \\
-        --flow_steps 20 --web_steps 10                                                  # does it run?
+    python pretrain.py                  # makes assets/tiny-flux again, in about an hour on 2 cores
+    python pretrain.py --out runs/tiny --work runs/tiny-work --pictures 500 --vae_steps 40 \\
+        --decoder_steps 20 --text_steps 20 --flow_steps 20 --web_steps 10          # does it run?
 """
 
 import argparse
@@ -81,13 +84,28 @@ def make_data(count: int, rng: np.random.Generator, web: bool, pairs: float = 0.
     return [p.text for p in prompts], images
 
 
-def hard_pictures(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Pictures that are rare above and hard to compress: nested, outlined, on a dark ground."""
-    pools = shapes.all_prompts("train")
-    prompts = [pools[kind][rng.integers(len(pools[kind]))]
-               for kind in rng.choice(["inclusion", "style", "layout"], count, p=[0.5, 0.3, 0.2])]
-    drawn = [shapes.sample_scene(p, rng) for p in tqdm(prompts, desc="scenes", leave=False)]
-    drawn = [s._replace(dark=bool(rng.random() < 0.3)) for s in drawn]
+def any_pictures(count: int, rng: np.random.Generator, nested: float = 0.3) -> np.ndarray:
+    """Pictures (count, 32, 32, 3) uint8 that no sentence describes: any color, ground and outline.
+
+    For the autoencoder alone: one that meets only the training combinations keeps those alone, and
+    repaints others (a pink square in outline) as what it knows. nested: share of things in things.
+    """
+    def thing(x, y, r, outline=False) -> scenes.Thing:
+        color = tuple(rng.integers(256, size=3))
+        return scenes.Thing(str(rng.choice(scenes.SHAPES)), color, x, y, r, outline)
+
+    def scene() -> scenes.Scene:
+        dark, inside, large = (rng.random(3) < (0.35, nested, 0.6)).tolist()
+        if inside:
+            outer, inner = shapes.RADII["outer"], shapes.RADII["inner"]
+            xy = shapes.place(np.array([outer]), rng)[0]
+            return scenes.Scene((thing(*xy, outer), thing(*xy, inner)), dark)
+        smalls = rng.integers(0, 3) if large else rng.integers(1, 5)
+        radii = np.array([shapes.RADII["large"]] * large + [shapes.RADII["small"]] * smalls)
+        return scenes.Scene(tuple(thing(*xy, r, r > 5 and rng.random() < 0.4)
+                                  for xy, r in zip(shapes.place(radii, rng), radii)), dark)
+
+    drawn = [scene() for _ in tqdm(range(count), desc="scenes", leave=False)]
     return np.concatenate([scenes.render(drawn[i:i + 1000]) for i in range(0, count, 1000)])
 
 
@@ -140,7 +158,8 @@ def build(seed: int) -> FluxPipeline:
 # ----------------------------------------------------------------------------- training
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over the first twentieth, then a half cosine down to a hundredth of the peak."""
+    """Linear warm-up over the first twentieth, then a half cosine down to a hundredth of the
+    peak."""
     warm_up = max(1, steps // 20)
     fall = 0.5 * (1 + math.cos(math.pi * step / steps))
     return peak * min(1.0, (step + 1) / warm_up) * max(0.01, fall)
@@ -199,11 +218,26 @@ def train_vae(vae: AutoencoderKL, images: np.ndarray, steps: int, state: Path) -
     def loss_of(generator):
         pixels = to_pixels(images[torch.randint(len(images), (32,), generator=generator).numpy()])
         posterior = vae.encode(pixels).latent_dist
-        latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
-        loss, note = reconstruction_loss(vae.decode(latents, return_dict=False)[0], pixels)
+        loss, note = reconstruction_loss(vae.decode(draw(posterior, generator)).sample, pixels)
         return loss + 2e-7 * posterior.kl().mean(), note
 
     descend(vae, loss_of, steps, 3e-3, state)
+
+
+def train_decoder(vae: AutoencoderKL, images: np.ndarray, steps: int, state: Path) -> None:
+    """The decoder alone goes on: latents stay as they are."""
+    def loss_of(generator):
+        pixels = to_pixels(images[torch.randint(len(images), (32,), generator=generator).numpy()])
+        with torch.no_grad():
+            latents = draw(vae.encode(pixels).latent_dist, generator)
+        return reconstruction_loss(vae.decoder(latents), pixels)
+
+    descend(vae.decoder, loss_of, steps, 2e-3, state)
+
+
+def draw(posterior, generator: torch.Generator) -> torch.Tensor:
+    """Latents from the encoder's Gaussian."""
+    return posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
 
 
 @torch.no_grad()
@@ -222,7 +256,8 @@ def train_text(pipe: FluxPipeline, prompts: list[shapes.Prompt], steps: int, sta
     """
     values = {name: {value: i for i, value in enumerate(("", *choices))}
               for name, choices in shapes.SLOTS.items()}
-    targets = torch.tensor([[values[name][p.slots.get(name, "")] for name in values] for p in prompts])
+    targets = torch.tensor([[values[name][p.slots.get(name, "")] for name in values]
+                            for p in prompts])
     heads = [torch.nn.Linear(width, sum(len(v) for v in values.values())) for width in (128, 64)]
     parts = torch.nn.ModuleList([pipe.text_encoder, pipe.text_encoder_2, *heads])
 
@@ -238,8 +273,10 @@ def train_text(pipe: FluxPipeline, prompts: list[shapes.Prompt], steps: int, sta
     descend(parts, loss_of, steps, 3e-3, state)
 
 
-def flow_loss(pipe: FluxPipeline, texts: list[str], latents: torch.Tensor, generator) -> torch.Tensor:
-    """Flow matching: mean squared error of the velocity at a logit-normal sigma, as SD3 draws it, shifted to noise."""
+def flow_loss(pipe: FluxPipeline, texts: list[str], latents: torch.Tensor,
+              generator) -> torch.Tensor:
+    """Flow matching: mean squared error of the velocity at a logit-normal sigma, as SD3 draws it,
+    shifted to noise."""
     clean = flux.pack((latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor)
     noise = torch.randn(clean.shape, generator=generator)
     sigma = torch.sigmoid(0.5 + torch.randn(len(clean), generator=generator))
@@ -265,27 +302,32 @@ def train_flow(pipe: FluxPipeline, texts: list[str], latents: torch.Tensor, step
 def report_heldout(pipe: FluxPipeline, stage: str) -> None:
     """Prints which share of the held-out testpoints the model draws right, by kind of sentence."""
     prompts = shapes.heldout_prompts()
-    velocity = flux.velocity_fn(pipe, flux.encode(pipe, [p.text for p in prompts]), scenes.SIZE, scenes.SIZE)
+    velocity = flux.velocity_fn(pipe, flux.encode(pipe, [p.text for p in prompts]), scenes.SIZE,
+                                scenes.SIZE)
     noise = flux.initial_noise(pipe, scenes.SIZE, scenes.SIZE, list(range(len(prompts))))
     clean = sampler.ode_sample(velocity, noise, sampler.sigma_schedule(6))
     readings = scenes.read(flux.decode(pipe, clean, scenes.SIZE, scenes.SIZE))
     met = [shapes.satisfied(p, r) for p, r in zip(prompts, readings)]
     share = lambda rows: sum(map(sum, rows)) / sum(map(len, rows))
-    kinds = {kind: share([m for p, m in zip(prompts, met) if p.kind == kind]) for kind in shapes.KINDS}
+    kinds = {kind: share([m for p, m in zip(prompts, met) if p.kind == kind])
+             for kind in shapes.KINDS}
     print(f"after {stage}: held-out accuracy {share(met):.3f}, wholly right "
-          f"{np.mean([all(m) for m in met]):.3f}, fidelity {np.mean([r.fidelity for r in readings]):.2f}; "
+          f"{np.mean([all(m) for m in met]):.3f}, fidelity "
+          f"{np.mean([r.fidelity for r in readings]):.2f}; "
           + ", ".join(f"{kind} {value:.2f}" for kind, value in kinds.items()), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="assets/tiny-flux", help="the folder of the pipeline")
-    parser.add_argument("--work", default="runs/pretrain", help="states of the stages, for resuming")
+    parser.add_argument("--work", default="runs/pretrain",
+                        help="states of the stages, for resuming")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pictures", type=int, default=20_000, help="of each kind")
-    parser.add_argument("--vae_steps", type=int, default=2000)
+    parser.add_argument("--pictures", type=int, default=30_000, help="of each kind")
+    parser.add_argument("--vae_steps", type=int, default=3000)
+    parser.add_argument("--decoder_steps", type=int, default=2000)
     parser.add_argument("--text_steps", type=int, default=500)
-    parser.add_argument("--flow_steps", type=int, default=5000, help="on clean data")
+    parser.add_argument("--flow_steps", type=int, default=6000, help="on clean data")
     parser.add_argument("--web_steps", type=int, default=60, help="then on web-like data")
     args = parser.parse_args()
 
@@ -297,9 +339,11 @@ def main() -> None:
     texts, images = make_data(args.pictures, rng, web=False)
     pair_texts, pair_images = make_data(args.pictures, rng, web=False, pairs=0.5)
     web_texts, web_images = make_data(args.pictures, rng, web=True, pairs=0.5)
-    hard = hard_pictures(args.pictures, rng)
-    train_vae(pipe.vae, np.concatenate([images, web_images, hard]), args.vae_steps,
-              work / "autoencoder.pt")
+    train_vae(pipe.vae, np.concatenate([images, web_images, any_pictures(2 * args.pictures, rng)]),
+              args.vae_steps, work / "autoencoder.pt")
+    nested = any_pictures(args.pictures, np.random.default_rng(args.seed + 1), nested=0.7)
+    train_decoder(pipe.vae, np.concatenate([images, nested]), args.decoder_steps,
+                  work / "decoder.pt")
     train_text(pipe, shapes.sample_prompts(args.pictures, rng), args.text_steps, work / "text.pt")
     latents = encode_images(pipe.vae, np.concatenate([images, pair_images]))
     pipe.vae.register_to_config(shift_factor=latents.mean().item(),

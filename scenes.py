@@ -1,8 +1,8 @@
 """Pictures of coloured shapes: from things to pixels, and back.
 
-`render` draws a scene on 32x32 pixels. `read` is its inverse: ground, then connected blobs, then for
-each blob the best of six templates (circle, square, triangle; filled or in outline) and the nearest
-of six colors. It decides strictly, since whatever it lets pass, training will find:
+`render` draws a scene on 32x32 pixels. `read` is its inverse: ground, then connected blobs, then
+for each blob the best of six templates (circle, square, triangle; filled or in outline) and the
+nearest of six colors. It decides strictly, since whatever it lets pass, training will find:
   - A blend of two colors is no color: the mean color inside the template must lie within
     COLOR_TOLERANCE of a palette entry (no half-way mix of two entries does), and the pixels there
     must agree on it.
@@ -34,7 +34,7 @@ MIN_BLOB = 10  # pixels; anything smaller is dirt, which only fidelity sees
 
 class Thing(NamedTuple):
     shape: str
-    color: str | None  # None: no color of the palette
+    color: str | tuple[int, int, int] | None  # of the palette, or RGB; None: read as no color of it
     x: float
     y: float
     r: float
@@ -47,7 +47,8 @@ class Scene(NamedTuple):
 
 
 def coverage(shape: np.ndarray, x, y, r, outline) -> np.ndarray:
-    """Share of each pixel that a shape covers (n, 32, 32), from its signed distance; all inputs (n,).
+    """Share of each pixel that a shape covers (n, 32, 32), from its signed distance; all inputs
+    (n,).
 
     All three shapes are centred on their centroid; circle and square of one r have equal areas.
     """
@@ -61,7 +62,8 @@ def coverage(shape: np.ndarray, x, y, r, outline) -> np.ndarray:
     triangle = np.maximum(dy - 0.7 * r, side)
     distance = np.choose(np.asarray(shape)[:, None, None], [circle, square, triangle])
     half = np.float32(LINE_WIDTH / 2)
-    distance = np.where(np.asarray(outline)[:, None, None], np.abs(distance + half) - half, distance)
+    distance = np.where(np.asarray(outline)[:, None, None], np.abs(distance + half) - half,
+                        distance)
     return np.clip(0.5 - distance, 0, 1)
 
 
@@ -82,7 +84,7 @@ def render(scenes: list[Scene]) -> np.ndarray:
         alpha = coverage(np.array([SHAPES.index(t.shape) for t in things]), [t.x for t in things],
                          [t.y for t in things], [t.r for t in things],
                          [t.outline for t in things])[..., None]
-        color = np.array([COLORS[t.color] for t in things], np.float32)[:, None, None]
+        color = np.array([COLORS.get(t.color, t.color) for t in things], np.float32)[:, None, None]
         images[rows] += alpha * (color - images[rows])
     return np.round(images).astype(np.uint8)
 
@@ -121,7 +123,8 @@ def fit(alpha: np.ndarray) -> tuple[np.ndarray, ...]:
     """The best of six templates for each coverage map (n, 32, 32).
 
     Position and size come from the map's moments: the area of a filled shape, the spread of an
-    outline. Returns shape, outline, x, y, r, overlap and margin over the next best shape, each (n,).
+    outline. Returns shape, outline, x, y, r, overlap and margin over the next best shape, each
+    (n,).
     """
     count = len(alpha)
     area, x, y = centroid(alpha)
@@ -137,7 +140,8 @@ def fit(alpha: np.ndarray) -> tuple[np.ndarray, ...]:
     best = overlap.argmax(1)
     rows = np.arange(count)
     others = np.where(np.arange(6) % 3 == best[:, None] % 3, 0, overlap).max(1)  # of another shape
-    return best % 3, best >= 3, x, y, r[rows, best], overlap[rows, best], overlap[rows, best] - others
+    return (best % 3, best >= 3, x, y, r[rows, best], overlap[rows, best],
+            overlap[rows, best] - others)
 
 
 def mean_color(pixels: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +160,8 @@ def along(pixels: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 
 def find_blobs(pixels: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Connected blobs of what is not ground: image index (m,) and mask (m, 32, 32), grown by a pixel."""
+    """Connected blobs of what is not ground: image index (m,) and mask (m, 32, 32), grown by
+    a pixel."""
     cross = np.zeros((3, 3, 3), bool)
     cross[1] = ndimage.generate_binary_structure(2, 1)  # connects within an image only
     labels, _ = ndimage.label(np.linalg.norm(pixels - ground[:, None, None], axis=-1) > 40, cross)

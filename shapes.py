@@ -1,4 +1,4 @@
-"""The embedded world: prompts about coloured shapes, testpoints that pixels can decide, and a judge.
+"""The embedded world: prompts about coloured shapes, testpoints that pixels decide, and a judge.
 
 Prompts are plain English from a small grammar (KINDS); each carries testpoints under UniGenBench's
 own labels, so that the benchmark runs here too. Eight of its ten primary dimensions can be decided
@@ -32,7 +32,8 @@ THINGS = {"a ripe tomato": "red", "fresh grass": "green", "a clear sky": "blue",
 RADII = {"small": 3.4, "inner": 4.3, "large": 5.6, "outer": 9.0}  # pixels
 LATTICES = {3.4: (4, 12, 20, 28), 5.6: (8, 16, 24), 9.0: (16,)}  # where centres may lie, by radius
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
-SUMS = {f"{a} {sign} {b}": n for a, b, sign in itertools.product(NUMBERS, NUMBERS, ("plus", "minus"))
+SUMS = {f"{a} {sign} {b}": n
+        for a, b, sign in itertools.product(NUMBERS, NUMBERS, ("plus", "minus"))
         if 2 <= (n := NUMBERS[a] + NUMBERS[b] * (1 if sign == "plus" else -1)) <= 4}
 STYLES = ("on a dark ground", "drawn in outline")
 PLACES = {"to the left of": (-1, 0), "to the right of": (1, 0), "above": (0, -1), "below": (0, 1)}
@@ -62,9 +63,11 @@ KINDS = {
                     (COUNT, ("Grammar - Consistency", "all the {s1}s are {c1}"))),
     "style": ("a {c1} {s1} {style}", (("Style", "{style}"), COLOR, SHAPE)),
     "layout": ("a {c1} {s1} {place} a {c2} {s2}",
-               (("Entity Layout - Two-Dimensional Space", "the {s1} is {place} the {s2}"), COLOR, COLOR2)),
+               (("Entity Layout - Two-Dimensional Space", "the {s1} is {place} the {s2}"),
+                COLOR, COLOR2)),
     "comparison": ("a {c1} {s1} {than} than a {c2} {s2}",
-                   (("Relationship - Comparison", "the {s1} is {than} than the {s2}"), COLOR, COLOR2)),
+                   (("Relationship - Comparison", "the {s1} is {than} than the {s2}"),
+                    COLOR, COLOR2)),
     "inclusion": ("a {c1} {s1} inside a {c2} {s2}",
                   (("Relationship - Inclusion", "the {s1} is inside the {s2}"), COLOR, COLOR2)),
     "matching": ("a {c1} {s1} and a {c2} {s2}",
@@ -87,7 +90,8 @@ class Prompt(NamedTuple):
 @functools.cache
 def pattern(sentence: str) -> re.Pattern:
     """The regular expression that reads a sentence's slots back."""
-    return re.compile(re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{'|'.join(SLOTS[m[1]])})", sentence))
+    return re.compile(re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{'|'.join(SLOTS[m[1]])})",
+                             sentence))
 
 
 def make_prompt(kind: str, slots: dict[str, str]) -> Prompt:
@@ -116,7 +120,8 @@ def all_prompts(split: str) -> dict[str, tuple[Prompt, ...]]:
     prompts = {}
     for kind, (sentence, _) in KINDS.items():
         names = re.findall(r"\{(\w+)\}", sentence)
-        combos = [dict(zip(names, values)) for values in itertools.product(*(SLOTS[n] for n in names))]
+        combos = [dict(zip(names, values))
+                  for values in itertools.product(*(SLOTS[n] for n in names))]
         combos = [c for c in combos if c["s1"] != c.get("s2") and c.get("c1") != c.get("c2", 0)]
         made = [make_prompt(kind, slots) for slots in combos]
         prompts[kind] = tuple(p for p in made if
@@ -125,7 +130,8 @@ def all_prompts(split: str) -> dict[str, tuple[Prompt, ...]]:
 
 
 def heldout_prompts(most: int = 60) -> list[Prompt]:
-    """The held-out benchmark, at most `most` prompts of a kind, in an order that mixes the kinds."""
+    """The held-out benchmark, at most `most` prompts of a kind, in an order that mixes the
+    kinds."""
     by_kind = all_prompts("heldout").values()
     chosen = [sorted(p, key=lambda p: zlib.crc32(p.text.encode()))[:most] for p in by_kind]
     return sorted(itertools.chain(*chosen), key=lambda p: zlib.crc32(p.text.encode()))
@@ -144,8 +150,8 @@ def sample_prompts(count: int, rng: np.random.Generator) -> list[Prompt]:
 def place(radii: np.ndarray, rng: np.random.Generator, ordered=None) -> np.ndarray:
     """Centres (n, 2) of things that do not touch; ordered=(dx, dy): thing 0 lies there of thing 1.
 
-    Small things stand in the middle of the cells of 8 pixels that one token shows, large ones on the
-    cells' corners: so the world is small enough for a tiny model to learn it in minutes.
+    Small things stand in the middle of the cells of 8 pixels that one token shows, large ones on
+    the cells' corners: so the world is small enough for a tiny model to learn it in minutes.
     """
     for _ in range(10_000):
         xy = np.stack([rng.choice(LATTICES[r], 2) for r in radii])
@@ -256,8 +262,8 @@ class ShapesMLLM:
     win. If equal again, and the same looks are drawn, the image that renders again better by more
     than a just-noticeable difference JND wins. Else a tie. (Without "equally many", leaving things
     out would pay; without "the same looks", so would what renders best, circles in yellow.)
-    One image and testpoints: an analysis and a 0 or 1 for each. One image and a caption: scores 1-5.
-    No image: the questions of construct.py, from a phrase book.
+    One image and testpoints: an analysis and a 0 or 1 for each. One image and a caption: scores
+    1-5. No image: the questions of construct.py, from a phrase book.
 
     error_rate: share of comparisons answered at random; first_bias: share answered "Image 1"
     whatever is shown. Both depend on the query alone, so that asking again gives the same answer.
@@ -267,7 +273,8 @@ class ShapesMLLM:
 
     def __init__(self, error_rate: float = 0.0, first_bias: float = 0.0):
         self.error_rate, self.first_bias = error_rate, first_bias
-        self.name = "shapes" + (f"-err{error_rate}-first{first_bias}" if error_rate or first_bias else "")
+        self.name = "shapes" + (f"-err{error_rate}-first{first_bias}"
+                                if error_rate or first_bias else "")
 
     def ask(self, queries: list[Query]) -> list[Answer]:
         """One answer a query, in order; each image is read once however many queries show it."""
@@ -310,7 +317,8 @@ def look(thing: Thing) -> tuple[str, str, str, bool]:
 def compare(prompt: Prompt, first: Reading, second: Reading, jnd: float) -> tuple[str, int]:
     """Why, and which image is better: 1, 2, or 0 for a tie."""
     met = [sum(satisfied(prompt, r)) for r in (first, second)]
-    reason = f"Image 1 shows {met[0]} and Image 2 shows {met[1]} of {len(prompt.testpoints)} demands."
+    reason = (f"Image 1 shows {met[0]} and Image 2 shows {met[1]} of {len(prompt.testpoints)} "
+              "demands.")
     if met[0] != met[1]:
         return reason, 1 if met[0] > met[1] else 2
     drawn = [len(r.things) + r.unread for r in (first, second)]
@@ -330,10 +338,12 @@ def compare(prompt: Prompt, first: Reading, second: Reading, jnd: float) -> tupl
 
 
 def answer_testpoints(question: str, reading: Reading) -> str:
-    """The official form: a list of analyses and a list of scores, for the testpoints of a question."""
+    """The official form: a list of analyses and a list of scores, for the testpoints of a
+    question."""
     analyses, scores = [], []
     for sub, description in re.findall(
-            r"^Testpoint \d+: (.+)\n(?:Definition: .*\n)?Description: (.+)$", question, re.MULTILINE):
+            r"^Testpoint \d+: (.+)\n(?:Definition: .*\n)?Description: (.+)$", question,
+            re.MULTILINE):
         slots = parse_testpoint(sub.strip(), description.strip())
         verdict = slots is not None and holds(sub.strip(), slots, reading)
         fault = "cannot be verified" if slots is None else "is not shown"
@@ -353,14 +363,16 @@ def answer_scores(prompt: Prompt, reading: Reading) -> str:
 
 
 def print_fairness(model: str, count: int = 10) -> None:
-    """Mean fidelity of decoded clean scenes of one thing, by look: what the VAE alone costs each."""
+    """Mean fidelity of decoded clean scenes of one thing, by look: what the VAE alone costs
+    each."""
     import torch
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(model, subfolder="vae", dtype=torch.float32)
     rng = np.random.default_rng(0)
     looks = itertools.product(SHAPES, COLORS, ("small", "large", "outline"), (False, True))
-    drawn = [Scene((Thing(shape, color, *place(np.array([r]), rng)[0], r, size == "outline"),), dark)
+    drawn = [Scene((Thing(shape, color, *place(np.array([r]), rng)[0], r, size == "outline"),),
+                   dark)
              for shape, color, size, dark in looks for _ in range(count)
              for r in [RADII["large" if size == "outline" else size]]]
     readings = []
@@ -385,19 +397,25 @@ def print_fairness(model: str, count: int = 10) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    serve = commands.add_parser("serve", help="the judge as an OpenAI-compatible server on loopback")
+    serve = commands.add_parser("serve",
+                                help="the judge as an OpenAI-compatible server on loopback")
     serve.add_argument("--port", type=int, default=8000)
     serve.add_argument("--error_rate", type=float, default=0.0, help="share of random verdicts")
-    serve.add_argument("--first_bias", type=float, default=0.0, help="share of 'Image 1' regardless")
-    for name in ("latency", "error_500", "error_429", "garbage", "truncated", "hang", "hang_seconds"):
+    serve.add_argument("--first_bias", type=float, default=0.0,
+                       help="share of 'Image 1' regardless")
+    for name in ("latency", "error_500", "error_429", "garbage", "truncated", "hang",
+                 "hang_seconds"):
         serve.add_argument(f"--{name}", type=float, default=getattr(Faults, name))
     fairness = commands.add_parser("fairness", help="fidelity by shape, color and size")
     fairness.add_argument("--model", default="assets/tiny-flux")
     args = parser.parse_args()
     if args.command == "fairness":
         return print_fairness(args.model)
-    faults = Faults(**{k: v for k, v in vars(args).items() if hasattr(Faults, k)})
-    server = JudgeServer(ShapesMLLM(args.error_rate, args.first_bias), args.port, faults)
+    try:
+        faults = Faults(**{k: v for k, v in vars(args).items() if hasattr(Faults, k)})
+        server = JudgeServer(ShapesMLLM(args.error_rate, args.first_bias), args.port, faults)
+    except (ValueError, OSError) as error:  # a share above 1; a port that is taken
+        raise SystemExit(f"cannot serve on port {args.port}: {error}")
     print(f"judging at http://127.0.0.1:{server.server_port}/v1", flush=True)
     try:
         server.serve_forever()

@@ -16,7 +16,8 @@ COUNT = 2000
 
 @pytest.fixture(scope="module")
 def world():
-    """Prompts of all kinds, scenes that satisfy them, and what the verifier reads of their pictures."""
+    """Prompts of all kinds, scenes that satisfy them, and what the verifier reads of their
+    pictures."""
     rng = np.random.default_rng(7)
     prompts = shapes.sample_prompts(COUNT, rng)
     drawn = [shapes.sample_scene(p, rng) for p in prompts]
@@ -25,7 +26,8 @@ def world():
 
 def read_all(drawn):
     images = [Image.fromarray(pixels) for pixels in scenes.render(drawn)]
-    return [reading for i in range(0, len(images), 100) for reading in scenes.read(images[i:i + 100])]
+    return [reading for i in range(0, len(images), 100)
+            for reading in scenes.read(images[i:i + 100])]
 
 
 def one(shape="circle", color="red", x=16.0, y=16.0, r=5.5, outline=False):
@@ -65,7 +67,8 @@ def test_verifier_agrees_with_the_truth(world):
 
 
 def changed_scene(prompt, drawn, rng):
-    """The scene with one attribute of one thing made wrong, and the sub dimensions that must fail."""
+    """The scene with one attribute of one thing made wrong, and the sub dimensions that must
+    fail."""
     things = list(drawn.things)
     k = next(i for i, t in enumerate(things) if t.shape == prompt.slots["s1"])
     thing = things[k]
@@ -75,7 +78,8 @@ def changed_scene(prompt, drawn, rng):
         subs = {"Attribute - Color", "Grammar - Consistency", "World Knowledge",
                 "Compound - Feature Matching"}
     else:
-        shape = str(rng.choice([s for s in scenes.SHAPES if s not in (thing.shape, prompt.slots.get("s2"))]))
+        shape = str(rng.choice([s for s in scenes.SHAPES
+                                if s not in (thing.shape, prompt.slots.get("s2"))]))
         things[k] = thing._replace(shape=shape)
         subs = {"Attribute - Shape", "Attribute - Quantity", "Logical Reasoning",
                 "Compound - Feature Matching"}
@@ -90,7 +94,8 @@ def test_verifier_rejects_one_wrong_attribute(world):
     for prompt, reading, (_, subs) in zip(prompts, read_all([s for s, _ in changed]), changed):
         for testpoint, verdict in zip(prompt.testpoints, shapes.satisfied(prompt, reading)):
             about = shapes.parse_testpoint(*testpoint).get("s1")
-            if testpoint[0] in subs and about == prompt.slots["s1"]:  # the other thing is still right
+            # the other thing is still right
+            if testpoint[0] in subs and about == prompt.slots["s1"]:
                 rejected.append(not verdict)
     assert len(rejected) > 1000 and np.mean(rejected) >= 0.99
 
@@ -125,7 +130,8 @@ def test_a_shape_in_two_colors_is_not_accepted():
 @pytest.mark.parametrize("side", ["left", "right", "top", "bottom"])
 def test_half_drawn_shapes_are_not_that_shape(shape, r, side):
     pixels = scenes.render([one(shape, r=r)])[0]
-    half = {"left": np.s_[:, :16], "right": np.s_[:, 16:], "top": np.s_[:16], "bottom": np.s_[16:]}[side]
+    half = {"left": np.s_[:, :16], "right": np.s_[:, 16:],
+            "top": np.s_[:16], "bottom": np.s_[16:]}[side]
     pixels[half] = scenes.LIGHT
     (reading,) = scenes.read([Image.fromarray(pixels)])
     # the upper part of a triangle is a smaller triangle, and rightly so
@@ -152,7 +158,8 @@ def test_an_unread_blob_blocks_counting_and_negation():
     clean = scenes.read([Image.fromarray(pixels)])[0]
     pixels[4:9, 20:29] = scenes.COLORS["red"]  # a bar: no shape of this world
     barred = scenes.read([Image.fromarray(pixels)])[0]
-    count, none = shapes.parse_prompt("two red circles"), shapes.parse_prompt("a small red circle and no square")
+    count, none = (shapes.parse_prompt("two red circles"),
+                   shapes.parse_prompt("a small red circle and no square"))
     assert barred.unread == 1
     assert shapes.satisfied(count, clean)[0] and not shapes.satisfied(count, barred)[0]
     assert shapes.satisfied(none, clean)[0] and not shapes.satisfied(none, barred)[0]
@@ -164,15 +171,18 @@ def test_reading_does_not_depend_on_the_batch_or_on_enlargement(world):
     for seen in scenes.read([image]) + scenes.read([image.resize((128, 128), Image.NEAREST)]):
         assert len(seen.things) == len(readings[5].things) > 0
         for thing, other in zip(seen.things, readings[5].things):
-            assert (thing.shape, thing.color, thing.outline) == (other.shape, other.color, other.outline)
-            assert (thing.x, thing.y, thing.r) == pytest.approx((other.x, other.y, other.r), abs=1e-4)
+            assert ((thing.shape, thing.color, thing.outline)
+                    == (other.shape, other.color, other.outline))
+            assert (thing.x, thing.y, thing.r) == pytest.approx((other.x, other.y, other.r),
+                                                                abs=1e-4)
 
 
 # ---- the judge
 
 def ask(prompt, *drawn, judge=None, template=rewards.PAIRWISE_TEMPLATE):
     images = tuple(Image.fromarray(p) for p in scenes.render(list(drawn)))
-    (answer,) = (judge or shapes.ShapesMLLM()).ask([Query(images, template.replace("{prompt}", prompt))])
+    (answer,) = (judge or shapes.ShapesMLLM()).ask([Query(images,
+                                                          template.replace("{prompt}", prompt))])
     return rewards.parse_verdict(answer.text)
 
 
@@ -194,8 +204,10 @@ def test_a_visibly_cleaner_picture_wins_among_equals():
     dirty[2:4, 2:30:2] = (200, 200, 200)
     images = [Image.fromarray(clean), Image.fromarray(dirty)]
     text = rewards.PAIRWISE_TEMPLATE.replace("{prompt}", "a large red circle")
-    answers = shapes.ShapesMLLM().ask([Query(tuple(images), text), Query(tuple(images[::-1]), text)])
-    assert [rewards.parse_verdict(a.text) for a in answers] == [rewards.Verdict.FIRST, rewards.Verdict.SECOND]
+    answers = shapes.ShapesMLLM().ask([Query(tuple(images), text),
+                                       Query(tuple(images[::-1]), text)])
+    assert [rewards.parse_verdict(a.text) for a in answers] == [rewards.Verdict.FIRST,
+                                                                rewards.Verdict.SECOND]
 
 
 def test_cleanness_never_decides_between_looks():
@@ -208,8 +220,10 @@ def test_cleanness_never_decides_between_looks():
 
 
 def test_json_form_where_it_is_asked_for():
-    template = 'Caption: {prompt}\nAnswer with JSON: {"reason": ..., "winner": "Image 1" | "Image 2" | "tie"}'
-    assert ask("a large red circle", one(), one(color="blue"), template=template) is rewards.Verdict.FIRST
+    template = ('Caption: {prompt}\nAnswer with JSON: {"reason": ..., "winner": "Image 1" | '
+                '"Image 2" | "tie"}')
+    assert ask("a large red circle", one(), one(color="blue"),
+               template=template) is rewards.Verdict.FIRST
     assert ask("a large red circle", one(), one(), template=template) is rewards.Verdict.TIE
 
 
@@ -221,7 +235,8 @@ def test_first_bias_and_errors_show():
     rng = np.random.default_rng(0)
     good = [one("circle", "red", x) for x in rng.uniform(8, 24, 60)]
     bad = [one("circle", "blue", x) for x in rng.uniform(8, 24, 60)]
-    rate = lambda judge: np.mean([ask("a large red circle", b, g, judge=judge) is rewards.Verdict.SECOND
+    rate = lambda judge: np.mean([ask("a large red circle", b, g,
+                                      judge=judge) is rewards.Verdict.SECOND
                                   for g, b in zip(good, bad)])
     assert rate(shapes.ShapesMLLM()) == 1.0
     assert rate(shapes.ShapesMLLM(first_bias=1.0)) == 0.0
@@ -229,7 +244,8 @@ def test_first_bias_and_errors_show():
 
 
 def test_testpoints_are_answered_in_the_official_form():
-    question = ("Testpoint 1: Attribute - Color\nDefinition: the color.\nDescription: the circle is red\n"
+    question = ("Testpoint 1: Attribute - Color\nDefinition: the color.\n"
+                "Description: the circle is red\n"
                 "Testpoint 2: Attribute - Shape\nDescription: a square\n"
                 "Testpoint 3: Action - State\nDescription: asleep\n")
     image = Image.fromarray(scenes.render([one()])[0])
