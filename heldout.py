@@ -1,11 +1,12 @@
-"""What progress is measured on: fixed prompts and fixed noise, sampled with the ODE, never trained on.
+"""What progress is measured on: prompts and noise that stay the same and are never trained on.
 
 The win rate that Pref-GRPO optimises averages one half by construction, so it cannot show progress.
-Held-out prompts do: the share of testpoints that hold, the share of pictures wholly right, fidelity,
-and the win rate of the current model against the frozen base under the same judge. Testpoints become
-the benchmark's own results, scored by the benchmark's own code.
-For prompts from a file nothing can be verified: the win rate alone is measured, by the judge that also
-gave the reward. It says that the judge's taste was learnt; score final/ with bench.py for a second view.
+Held-out prompts do: the share of testpoints that hold, the share of pictures wholly right,
+fidelity, and the win rate of the current model against the frozen base under the same judge.
+Testpoints become the benchmark's own results, scored by the benchmark's own code.
+For prompts from a file nothing can be verified: the win rate alone is measured, by the judge that
+also gave the reward. It says that the judge's taste was learnt; score final/ with bench.py for a
+second view.
 """
 
 from typing import NamedTuple
@@ -17,8 +18,8 @@ import sampler
 import scenes
 import shapes
 from base import flux
+from judging import make_comparison
 from results import Result, score
-from rewards import PairwiseReward
 
 
 class Held(NamedTuple):
@@ -50,20 +51,22 @@ class Held(NamedTuple):
         wins = np.array(self.wins)
         draws = wins[np.random.default_rng(0).integers(len(wins), size=(10_000, len(wins)))].mean(1)
         low, high = np.percentile(draws, [2.5, 97.5])
-        text = (f"win rate against the base {now['win_rate_vs_base']:.3f} (95 % interval {low:.3f} .. "
-                f"{high:.3f}) on {len(wins)} held-out prompts")
+        text = (f"win rate against the base {now['win_rate_vs_base']:.3f} (95 % interval "
+                f"{low:.3f} .. {high:.3f}) on {len(wins)} held-out prompts")
         if not self.results:
             return text + ", by the judge of the reward"
         gain, low, high = self.gain_over(base)
-        return (f"held-out accuracy {before['heldout_accuracy']:.3f} -> {now['heldout_accuracy']:.3f}: "
-                f"gain {gain:+.3f} (95 % interval {low:+.3f} .. {high:+.3f}), "
+        return (f"held-out accuracy {before['heldout_accuracy']:.3f} -> "
+                f"{now['heldout_accuracy']:.3f}: gain {gain:+.3f} "
+                f"(95 % interval {low:+.3f} .. {high:+.3f}), "
                 f"wholly right {before['heldout_perfect']:.2f} -> {now['heldout_perfect']:.2f}, "
-                f"fidelity {before['heldout_fidelity']:.2f} -> {now['heldout_fidelity']:.2f} grey levels, "
-                + text)
+                f"fidelity {before['heldout_fidelity']:.2f} -> {now['heldout_fidelity']:.2f} grey "
+                "levels, " + text)
 
 
 def verify(prompts: list[shapes.Prompt], images: list) -> tuple[list[Result], list[float]]:
-    """What the verifier says of one picture a prompt, and each picture's fidelity in grey levels."""
+    """What the verifier says of one picture a prompt, and each picture's fidelity in grey
+    levels."""
     readings = scenes.read(images)
     results = [Result(index, prompt.text, [sub for sub, _ in prompt.testpoints], "",
                       list(map(int, shapes.satisfied(prompt, reading))))
@@ -72,17 +75,19 @@ def verify(prompts: list[shapes.Prompt], images: list) -> tuple[list[Result], li
 
 
 class Heldout:
-    """The held-out prompts with the base's pictures of them; `evaluate` measures the current model."""
+    """The held-out prompts with the base's pictures of them; `evaluate` measures the current
+    model."""
 
     GRID_ROWS, GRID_COLUMNS = 12, 4
 
     def __init__(self, pipe, cfg, procs, judge, frozen, encode, texts: list[str] | None = None):
-        """encode: prompts -> flux.Text. texts: prompts of a file; None: those of the shapes world."""
+        """encode: prompts -> flux.Text. texts: prompts of a file; None: those of the shapes
+        world."""
         self.pipe, self.cfg, self.procs, self.encode = pipe, cfg, procs, encode
         self.scenes = None if texts else shapes.heldout_prompts()[:cfg.heldout or None]
         self.texts = texts or [p.text for p in self.scenes]
         self.seeds = [sampler.seed_of("heldout", i) for i in range(len(self.texts))]
-        self.compare = PairwiseReward(judge, max_failed=cfg.max_failed)
+        self.compare = make_comparison(cfg, judge, procs.gather)
         kinds = self.texts if texts else {p.kind: p.text for p in reversed(self.scenes)}.values()
         self.grid_prompts = list(kinds)[:self.GRID_ROWS]
         with flux.base_weights(pipe, frozen) as base:
@@ -91,7 +96,8 @@ class Heldout:
         self.base = self.measure(self.base_images)
 
     @torch.no_grad()
-    def sample(self, prompts: list[str], seeds: list[int], transformer, batch_size: int = 64) -> list:
+    def sample(self, prompts: list[str], seeds: list[int], transformer,
+               batch_size: int = 64) -> list:
         """One picture a prompt, in order; the ranks share the work."""
         cfg, images = self.cfg, []
         mine = self.procs.share(len(prompts))
@@ -100,7 +106,8 @@ class Heldout:
             rows = mine[i:i + (cfg.micro_batch or batch_size)]
             text = self.encode([prompts[r] for r in rows])
             noise = flux.initial_noise(self.pipe, cfg.size, cfg.size, [seeds[r] for r in rows])
-            velocity = flux.velocity_fn(self.pipe, text, cfg.size, cfg.size, cfg.guidance, transformer)
+            velocity = flux.velocity_fn(self.pipe, text, cfg.size, cfg.size, cfg.guidance,
+                                        transformer)
             clean = sampler.ode_sample(velocity, noise, sigmas)
             images += zip(rows, flux.decode(self.pipe, clean, cfg.size, cfg.size))
         return [image for _, image in sorted(dict(self.procs.gather(images)).items())]
@@ -108,19 +115,20 @@ class Heldout:
     def grid_images(self, transformer) -> list[list]:
         columns = self.GRID_COLUMNS
         prompts = [p for p in self.grid_prompts for _ in range(columns)]
-        images = self.sample(prompts, [sampler.seed_of("grid", i) for i in range(len(prompts))], transformer)
+        images = self.sample(prompts, [sampler.seed_of("grid", i) for i in range(len(prompts))],
+                             transformer)
         return [images[i:i + columns] for i in range(0, len(images), columns)]
 
     def measure(self, images: list) -> Held:
         """Every rank has all images and asks the judge about its own share of them."""
-        mine = list(range(self.procs.rank, len(images), self.procs.world))
+        mine = self.procs.share(len(images))
 
         def judged() -> list[float]:
             pairs = [[images[i], self.base_images[i]] for i in mine]
-            return self.compare([self.texts[i] for i in mine], pairs).rewards[:, 0].tolist() if mine else []
+            return self.compare([self.texts[i] for i in mine], pairs).rewards[:, 0].tolist()
 
         wins = list(zip(mine, self.procs.together(judged)))
-        wins = [win for _, win in sorted(self.procs.gather(wins))]
+        wins = [win for _, win in sorted(dict(self.procs.gather(wins)).items())]
         results, fidelity = ([], []) if self.scenes is None else verify(self.scenes, images)
         return Held(results, fidelity, wins)
 

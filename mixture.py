@@ -41,8 +41,8 @@ def parse_rewards(text: str) -> dict[str, Part]:
         if name in parts:
             raise ValueError(f"--rewards: '{name}' stands twice in '{text}', name each reward once")
         if equals and (name in JUDGED or not source):
-            raise ValueError(f"--rewards: '{item.strip()}' in '{text}', only a scorer takes =SOURCE,"
-                             " the folder or hub name of its weights")
+            raise ValueError(f"--rewards: '{item.strip()}' in '{text}', only a scorer takes "
+                             "=SOURCE, the folder or hub name of its weights")
         try:
             value = float(weight) if colon else 1.0
         except ValueError:

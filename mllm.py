@@ -16,9 +16,8 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -87,7 +86,7 @@ def _worth_retrying(error: Exception) -> bool:
 def _retry_delay(error: Exception, attempt: int) -> float:
     """Seconds to wait: what Retry-After says, otherwise exponential backoff with jitter."""
     with suppress(AttributeError, KeyError, ValueError):  # no response, no header, or a date
-        return min(max(float(error.response.headers["retry-after"]), 0.0), 60.0)
+        return min(max(0.0, float(error.response.headers["retry-after"])), 60.0)  # NaN: 0
     return min(0.5 * 2**attempt, 30.0) * _jitter.uniform(0.5, 1.0)
 
 
@@ -100,9 +99,8 @@ class OpenAIMLLM:
     concurrency: calls in flight; N calls of latency L take ceil(N / concurrency) * L.
     timeout: seconds for one call from end to end. max_retries: further calls for one query.
     patience: seconds of calls without any success after which queries fail without being tried, but
-        for one of each batch, which finds out whether the server is back. However many batches are
-        asked, a dead server costs patience + timeout, and a further timeout for each batch that is
-        asked after that: not queries * retries * timeout.
+        for one of each batch, which finds out whether the server is back. So a dead server costs
+        patience + timeout, and a timeout for each later batch: not queries * retries * timeout.
     seed: None for servers that refuse it.
     max_calls: cap on calls over the life of the object, retries included.
     """
@@ -119,20 +117,24 @@ class OpenAIMLLM:
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         if concurrency < 1 or timeout <= 0:
             raise ValueError(f"concurrency and timeout must be positive: {concurrency}, {timeout}")
-        # A server of one's own asks for no key, but the client insists on one.
-        key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        # A server of one's own asks for no key, but the client insists on one; and no header takes
+        # the line break at the end of a key that was read from a file.
+        key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip() or "none"
         url = urlsplit(base_url)
+        if url.scheme not in ("http", "https") or not url.netloc:  # not quoted: may hold a password
+            raise ValueError("the judge's base URL must begin with http:// or https:// and a host")
         self._secrets = [secret for secret in (key, url.password) if secret and secret != "none"]
         self._where = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"  # no credentials
         # One retry policy and one deadline, ours: the client's deadline is for each read of a call.
         options = {"base_url": base_url, "api_key": key, "max_retries": 0}
-        self._errors = (openai.APIError, TimeoutError, ValueError)  # ValueError: a garbled body
+        # The last two are what the client lets through of a garbled body.
+        self._errors = (openai.APIError, TimeoutError, ValueError, RecursionError)
         if model is None:
             try:
                 model = openai.OpenAI(**options, timeout=timeout).models.list().data[0].id
             except (*self._errors, AttributeError, IndexError, TypeError) as error:
-                message = self._scrubbed(f"{self._where} lists no model, name one: {error}")
-                raise ValueError(message) from None
+                said = f"{self._where} lists no model, name one: {error}"
+                raise ValueError(self._scrubbed(said)) from None
         self.model, self.timeout, self.max_retries = model, timeout, max_retries
         self.patience, self.max_calls, self.calls = patience, max_calls, 0
         self._batches, self._idle_since = 0, time.monotonic()  # asked at present; without any since
@@ -140,7 +142,8 @@ class OpenAIMLLM:
         self._request = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
         if seed is not None:
             self._request["seed"] = seed
-        self.name = f"{model} at {self._where} (temperature {temperature}, max_tokens {max_tokens})"
+        settings = f"temperature {temperature}, seed {seed}, max_tokens {max_tokens}"
+        self.name = f"{model} at {self._where} ({settings})"
 
         # One event loop in one daemon thread, for life: connections are reused from batch to batch,
         # an interrupt cancels every call in flight, and nothing keeps the process from ending.
@@ -169,9 +172,9 @@ class OpenAIMLLM:
         if not self._batches:  # time in which nothing was asked is no silence of the server
             self._last_success += time.monotonic() - self._idle_since
         self._batches += 1
+        # Each image is encoded once, while the first calls run.
         images = {id(image): image for query in queries for image in query.images}
-        encode = partial(asyncio.to_thread, _data_uri)  # each once, while the first calls run
-        uris = {key: asyncio.ensure_future(encode(image)) for key, image in images.items()}
+        uris = {k: asyncio.create_task(asyncio.to_thread(_data_uri, i)) for k, i in images.items()}
 
         async def answer(index: int, query: Query) -> None:
             done((index, await self._answer(query, uris, probe=index == 0)))
@@ -213,25 +216,21 @@ class OpenAIMLLM:
         return Answer(error=message)
 
     async def _call(self, content: list[dict]) -> str:
-        messages = [{"role": "user", "content": content}]
+        body = {"messages": [{"role": "user", "content": content}], **self._request}
         # Not chat.completions.create: it rewrites the request key by key, a third of a call's time.
-        call = self._client.post(
-            "/chat/completions", cast_to=self._reply_type,
-            body={"messages": messages, **self._request},
-        )  # fmt: skip
+        call = self._client.post("/chat/completions", cast_to=self._reply_type, body=body)
         text = _reply_text(await asyncio.wait_for(call, self.timeout))
         self._last_success = time.monotonic()
         return text
 
     def _scrubbed(self, message: str) -> str:
-        """The message in at most 300 characters, without the key or the URL's password."""
+        """The message in one line of at most 300 characters, without key and URL's password."""
         for secret in self._secrets:
             message = message.replace(secret, "***")
-        return message[:300]
+        return " ".join(message.split())[:300]
 
 
 # ---- a model in process ----
-
 
 def _load_processor(folder: str, config):
     """The model's processor, with or without torchvision."""
@@ -241,7 +240,6 @@ def _load_processor(folder: str, config):
 
     if is_torchvision_available():
         return AutoProcessor.from_pretrained(folder)
-
     # Without torchvision, transformers cannot make the video processor that Qwen's processors
     # insist on. We show no videos: accept None in its place, and take images through PIL.
     class ImageProcessorOnly(PROCESSOR_MAPPING[type(config)]):
@@ -269,37 +267,40 @@ class LocalMLLM:
         folder = str(folder_or_name)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = batch_size
-        self.name = f"{folder} (max_new_tokens {max_new_tokens})"
-        self.processor = _load_processor(folder, AutoConfig.from_pretrained(folder))
+        try:
+            self.processor = _load_processor(folder, AutoConfig.from_pretrained(folder))
+            self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+        except (OSError, ValueError, KeyError) as error:  # not there; not of the kind
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"cannot load a multimodal model from '{folder}': {reason}") from None
+        self.name = f"{folder} ({self.model.dtype}, max_new_tokens {max_new_tokens})"
         # Padding on the left: generation goes on from the last position of every row.
         self.processor.tokenizer.padding_side = "left"
         added = self.processor.tokenizer.added_tokens_decoder.values()
-        self._control = [str(token) for token in added if token.special]
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+        self._control = [str(token) for token in added if token.special and str(token)]
         self.model.to(self.device).eval()
         # Published generation configs sample and penalise repetition. Keep only where theirs ends,
         # so that the answer is the most probable token at each place and nothing else.
+        eos, pad = self.model.generation_config.eos_token_id, self.processor.tokenizer.pad_token_id
         self.model.generation_config = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=self.model.generation_config.eos_token_id,
-            pad_token_id=self.processor.tokenizer.pad_token_id,
+            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad
         )
 
     def _inputs(self, queries: Sequence[Query], openings: Sequence[str]):
         """The batch as tensors; `openings` are the first words of the answers."""
         texts = []
         for query, opening in zip(queries, openings, strict=True):
-            text = query.text
-            for token in self._control:  # a caption must not open a turn or announce an image
-                text = text.replace(token, "")
+            text = query.text  # it must not open a turn or announce an image, whatever the caption
+            while any(token in text for token in self._control):  # halves may meet: again
+                for token in self._control:
+                    text = text.replace(token, "")
             content = [{"type": "image"} for _ in query.images] + [{"type": "text", "text": text}]
             turn = [{"role": "user", "content": content}]
             text = self.processor.apply_chat_template(turn, add_generation_prompt=True)
             texts.append(text + opening)
-        images = [image.convert("RGB") for query in queries for image in query.images]
-        tensors = {"padding": True, "return_tensors": "pt"}
-        return self.processor(text=texts, images=images or None, **tensors).to(self.device)
+        images = [image.convert("RGB") for query in queries for image in query.images] or None
+        batch = self.processor(text=texts, images=images, padding=True, return_tensors="pt")
+        return batch.to(self.device)
 
     def ask(self, queries: Sequence[Query]) -> list[Answer]:
         return _in_order(self.as_answered(queries))
@@ -325,11 +326,9 @@ class LocalMLLM:
         size = max(1, self.batch_size // 2)  # each query takes two rows
         for start in range(0, len(queries), size):
             batch = queries[start : start + size]
-            twice = [query for query in batch for _ in openings]
-            inputs = self._inputs(twice, openings * len(batch))
+            inputs = self._inputs([q for q in batch for _ in openings], openings * len(batch))
             ids = inputs["input_ids"]
-            # The two texts of a query are equally long and differ from the digit on; what they
-            # share before it cancels.
+            # A query's two texts are equally long; what they share before the digit cancels.
             tail = ids.shape[1] - int((ids[0::2] != ids[1::2]).any(0).int().argmax())
             logits = self.model(**inputs, logits_to_keep=tail + 1).logits[:, :-1].float()
             log_prob = logits.log_softmax(-1).gather(2, ids[:, -tail:, None]).sum((1, 2))
@@ -339,28 +338,27 @@ class LocalMLLM:
 
 # ---- a memory ----
 
-
 def _image_digest(image: Image.Image) -> str:
-    """By mode, size and pixels: equal images have equal digests, whatever file they came from."""
-    digest = hashlib.sha256(f"{image.mode} {image.size} ".encode())
-    digest.update(image.tobytes())
-    return digest.hexdigest()
+    """Of what a judge is shown: size and RGB pixels, whatever file or mode they came in."""
+    return hashlib.sha256(f"{image.size} ".encode() + image.convert("RGB").tobytes()).hexdigest()
 
 
 class Cached:
     """Another MLLM's answers, kept on disk by (name, images in order, text); errors are not kept.
 
+    keep: a text for which it is false is not kept either, so that another run asks again.
     One line of JSON an answer, appended as it comes where the mllm has `as_answered`: a process
     killed at any point leaves at worst a torn line, which is skipped. Equal queries of a batch are
-    asked once. Several threads and processes may share a folder.
+    asked once. Several threads and processes may share a folder. Memory holds all of it too.
     """
 
-    def __init__(self, mllm: MLLM, folder: str | Path):
-        self.mllm, self.name = mllm, mllm.name
+    def __init__(self, mllm: MLLM, folder: str | Path, keep: Callable[[str], bool] = bool):
+        self.mllm, self.name, self.keep = mllm, mllm.name, keep
+        if hasattr(mllm, "first_probability"):  # only then, since its presence is asked for
+            self.first_probability = self._first_probability
         self.path = Path(folder) / "answers.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._texts: dict[str, str] = {}
-        kept = self.path.read_bytes() if self.path.exists() else b""
+        self._texts, kept = {}, self.path.read_bytes() if self.path.exists() else b""
         if kept and not kept.endswith(b"\n"):  # the last writer was killed within a line
             self._append(b"\n")
         for line in kept.splitlines():
@@ -369,26 +367,32 @@ class Cached:
                 self._texts[record["key"]] = record["text"]
 
     def ask(self, queries: Sequence[Query]) -> list[Answer]:
+        as_answered = getattr(self.mllm, "as_answered", lambda q: enumerate(self.mllm.ask(q)))
+        return self._recall(queries, [], as_answered, self.keep)
+
+    def _first_probability(self, queries: Sequence[Query]) -> list[float | None]:
+        def as_answered(asked):
+            for k, p in enumerate(self.mllm.first_probability(asked)):
+                yield k, Answer(error="none") if p is None else Answer(text=repr(p))
+
+        answers = self._recall(queries, ["first_probability"], as_answered, bool)
+        return [None if answer.text is None else float(answer.text) for answer in answers]
+
+    def _recall(self, queries, kind: list[str], as_answered, keep) -> list[Answer]:
+        """The queries' answers: kept ones, and for the others those of as_answered."""
         images = {id(image): image for query in queries for image in query.images}
         digests = {key: _image_digest(image) for key, image in images.items()}
-        keys = [
-            hashlib.sha256(
-                json.dumps([self.name, [digests[id(i)] for i in query.images], query.text]).encode()
-            ).hexdigest()
-            for query in queries
-        ]
+        about = [[self.name, [digests[id(i)] for i in q.images], q.text, *kind] for q in queries]
+        keys = [hashlib.sha256(json.dumps(parts).encode()).hexdigest() for parts in about]
         new = {key: q for key, q in zip(keys, queries, strict=True) if key not in self._texts}
-        missing, asked = list(new), list(new.values())
-        as_answered = getattr(self.mllm, "as_answered", lambda q: enumerate(self.mllm.ask(q)))
-        failed = {}
+        missing, asked, loose = list(new), list(new.values()), {}
         for k, answer in as_answered(asked) if asked else []:
-            if answer.text is None:
-                failed[missing[k]] = answer
+            if answer.text is None or not keep(answer.text):
+                loose[missing[k]] = answer
             else:
                 self._texts[missing[k]] = answer.text
-                record = {"key": missing[k], "text": answer.text}
-                self._append(json.dumps(record).encode() + b"\n")
-        return [failed.get(key) or Answer(text=self._texts[key]) for key in keys]
+                self._append(json.dumps({"key": missing[k], "text": answer.text}).encode() + b"\n")
+        return [loose.get(key) or Answer(text=self._texts[key]) for key in keys]
 
     def _append(self, line: bytes) -> None:
         """In one write, so that the lines of several writers do not mix."""

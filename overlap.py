@@ -1,9 +1,10 @@
 """Judging behind the rollout: while a server judges some groups, the next ones are sampled.
 
-A served judge leaves this machine idle, and sampling leaves the server idle: so a step's prompts are
-cut into chunks of whole groups, and each is judged in the background as soon as it is sampled. All
-chunks share the judge's slots, so that no slot waits for the end of a chunk. Rewards are made at the
-end from all of them: they, and the share of comparisons that may be lost, are those of the step.
+A served judge leaves this machine idle, and sampling leaves the server idle: so a step's prompts
+are cut into chunks of whole groups, and each is judged in the background as soon as it is sampled.
+All chunks share the judge's slots, so that no slot waits for the end of a chunk. Rewards are made
+at the end from all of them: they, and the share of comparisons that may be lost, are those of the
+step.
 """
 
 import threading
@@ -13,7 +14,8 @@ from concurrent.futures import Future
 
 
 def in_background(function: Callable, *args) -> Future:
-    """The future result of function(*args) from a daemon thread, which no Ctrl-C has to wait for."""
+    """The future result of function(*args) from a daemon thread, which no Ctrl-C has to wait
+    for."""
     future = Future()
 
     def work() -> None:

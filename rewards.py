@@ -13,8 +13,9 @@ make a tie (there: one order); an answer without a verdict is lost, asked once m
 
 import itertools
 import logging
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -65,6 +66,15 @@ class Judged(NamedTuple):
     said: list[Said]  # every answer, repeats included
 
 
+class Lost(NamedTuple):
+    """What one process asked in a step, and what of it was lost for good."""
+
+    failed: int
+    unparsable: int
+    asked: int
+    error: str | None  # the last one
+
+
 class Scorer(Protocol):
     name: str
 
@@ -92,9 +102,8 @@ def pair_schedule(
     if not 1 <= opponents < group_size:
         raise ValueError(f"opponents must be from 1 to {group_size - 1}, got {opponents}")
     if group_size * opponents % 2:
-        raise ValueError(
-            f"{group_size} images cannot have {opponents} opponents each: one must be even"
-        )
+        raise ValueError(f"{group_size} images cannot have {opponents} opponents each: one must be "
+                         "even")
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     seats = torch.randperm(group_size, generator=generator).tolist()
@@ -206,19 +215,38 @@ def _chained(rows) -> list[list]:
     return [list(itertools.chain(*column)) for column in zip(*rows, strict=True)]
 
 
+def _share(max_failed: float) -> float:
+    if not 0 <= max_failed <= 1:
+        raise ValueError(f"max_failed {max_failed}: a share, from 0 to 1")
+    return max_failed
+
+
+def _check_lost(name: str, what: str, lost: Sequence[Lost], max_failed: float) -> None:
+    """JudgeError if more than that share is lost, all processes taken together."""
+    failed, unparsable, asked = (sum(column) for column in zip(*(row[:3] for row in lost)))
+    if failed + unparsable > max_failed * asked:
+        raise JudgeError(
+            f"{name}: {failed + unparsable} of {asked} {what} lost ({failed} failed, {unparsable} "
+            f"unparsable; {max_failed:.0%} allowed), "
+            f"last error: {next(row.error for row in reversed(lost) if row.error)}"
+        )
+
+
 class PairwiseReward:
     """Win rates within each group, from a multimodal LLM that compares two images at a time.
 
     both_orders: judge each pair both ways; a judge that always says "first" then yields all 0.5.
     opponents: compare each image with that many others only, and fit Bradley-Terry.
     template: text of the question; {prompt} in it is replaced and nothing else interpreted.
-    max_failed: largest share of comparisons that may be lost.
+    max_failed: largest share of a step's comparisons that may be lost.
+    gather: joins a list over all processes, so that the step is theirs (parallel.Processes.gather).
     soft: count P(first is better) instead of verdicts; the mllm must have `first_probability`.
     """
 
     def __init__(
         self, mllm: MLLM, both_orders: bool = True, opponents: int | None = None,
         template: str | None = None, max_failed: float = 0.05, soft: bool = False,
+        gather: Callable[[list], list] = list,
     ):  # fmt: skip
         template = PAIRWISE_TEMPLATE if template is None else template
         if "{prompt}" not in template:
@@ -226,14 +254,15 @@ class PairwiseReward:
         if soft and not hasattr(mllm, "first_probability"):
             raise ValueError(f"soft verdicts need LocalMLLM; {mllm.name} gives no probabilities")
         self.mllm, self.both_orders, self.opponents = mllm, both_orders, opponents
-        self.template, self.max_failed, self.soft = template, max_failed, soft
+        self.template, self.max_failed, self.soft = template, _share(max_failed), soft
+        self.gather = gather
 
     def __call__(self, prompts: Sequence[str], images: Sequence[Sequence]) -> RewardBatch:
         """Rewards (P, G) in [0, 1] for P prompts and P groups of G PIL images.
 
-        stats: tie_rate, order_agreement (shares of the counted pairs), first_rate (share of "first"
-        in decisive answers: 0.5 without position bias), comparisons (asked, repeats included),
-        unparsable, failed (comparisons lost for good), uncompared (images that have none left).
+        stats: tie_rate and, with both orders, order_agreement (shares of the counted pairs),
+        first_rate (of decisive answers: 0.5 without position bias), comparisons (asked, repeats
+        included), unparsable, failed (lost for good), uncompared (images that have none left).
         Raises JudgeError if too many comparisons are lost, ValueError if groups differ in size.
         """
         return self.result([self.judge(prompts, images)])
@@ -243,7 +272,7 @@ class PairwiseReward:
         return len(pair_schedule(group_size, self.opponents)) * (2 if self.both_orders else 1)
 
     def judge(self, prompts: Sequence[str], images: Sequence[Sequence]) -> Judged:
-        """What the judge says about some groups of a step; `result` makes rewards of all of them."""
+        """What the judge says of some groups of a step; `result` makes rewards of all of them."""
         group_size = _group_size(prompts, images)
         pairs = pair_schedule(group_size, self.opponents)
         forward = [Comparison(p, i, j) for p in range(len(prompts)) for i, j in pairs]
@@ -266,32 +295,27 @@ class PairwiseReward:
 
         counted = [k for k, outcome in enumerate(merged) if _points(outcome) is not None]
         ties = sum(merged[k] is Verdict.TIE for k in counted)
-        agreements = sum(_verdict(one[k]) is _verdict(other[k]) for k in counted)
+        if self.both_orders:
+            agreements = sum(_verdict(one[k]) is _verdict(other[k]) for k in counted)
+            stats["order_agreement"] = agreements / max(len(counted), 1)
         compared = {(k // len(pairs), i) for k in counted for i in pairs[k % len(pairs)]}
         return RewardBatch(rewards, stats | {
             "tie_rate": ties / max(len(counted), 1),
-            "order_agreement": agreements / max(len(counted), 1),
             "uncompared": rewards.numel() - len(compared),
         })  # fmt: skip
 
     def _counts(self, outcomes: list[Verdict | float], said: list[Said]) -> dict[str, float]:
         """What was asked and what was lost; JudgeError if that is too much."""
         failed, unparsable = outcomes.count(Verdict.FAILED), outcomes.count(Verdict.UNPARSABLE)
-        if failed + unparsable > self.max_failed * len(outcomes):
-            error = next(error for _, error in reversed(said) if error)
-            raise JudgeError(
-                f"{self.mllm.name}: {failed + unparsable} of {len(outcomes)} comparisons lost "
-                f"({failed} failed, {unparsable} unparsable; {self.max_failed:.0%} allowed), "
-                f"last error: {error}"
-            )
+        error = next((error for _, error in reversed(said) if error), None)
+        lost = self.gather([Lost(failed, unparsable, len(outcomes), error)])
+        _check_lost(self.mllm.name, "comparisons", lost, self.max_failed)
         kinds = Counter(_verdict(outcome) for outcome, _ in said)
         decisive = kinds[Verdict.FIRST] + kinds[Verdict.SECOND]
         return {
-            "comparisons": len(said),
-            "unparsable": unparsable,
-            "failed": failed,
+            "comparisons": len(said), "unparsable": unparsable, "failed": failed,
             "first_rate": kinds[Verdict.FIRST] / decisive if decisive else 0.5,
-        }
+        }  # fmt: skip
 
     def _judge(self, shown, prompts, images) -> tuple[list[Verdict | float], list[Said]]:
         """One outcome for each comparison, a lost one asked once more; and all that was said."""
@@ -331,8 +355,10 @@ class PairwiseReward:
 class PointwiseReward:
     """A score for each image alone, what Pref-GRPO is held against; called as PairwiseReward is."""
 
-    def __init__(self, scorer: Scorer, max_failed: float = 0.05):
-        self.scorer, self.max_failed = scorer, max_failed
+    def __init__(
+        self, scorer: Scorer, max_failed: float = 0.05, gather: Callable[[list], list] = list
+    ):
+        self.scorer, self.max_failed, self.gather = scorer, _share(max_failed), gather
 
     def __call__(self, prompts: Sequence[str], images: Sequence[Sequence]) -> RewardBatch:
         """Rewards (P, G); an image without a score gets its group's mean, and so no advantage.
@@ -350,19 +376,18 @@ class PointwiseReward:
         size = _group_size(prompts, images)
         captions = [prompt for prompt in prompts for _ in range(size)]
         scores = self.scorer.score(captions, [image for group in images for image in group])
+        # NaN and infinity, such as float16 gives when it overflows, are no scores either.
+        scores = [None if s is None or not math.isfinite(s) else s for s in scores]
         return [scores[k : k + size] for k in range(0, len(scores), size)]
 
     def result(self, parts: Sequence[list[list[float | None]]]) -> RewardBatch:
         """The rewards of a whole step, scored in parts; stats and errors as in __call__."""
         groups = list(itertools.chain(*parts))
         scores = list(itertools.chain(*groups))
-        failed = sum(score is None for score in scores)
-        if failed > self.max_failed * len(scores):
-            raise JudgeError(
-                f"{self.scorer.name}: {failed} of {len(scores)} scores lost "
-                f"({self.max_failed:.0%} allowed), "
-                f"last error: {getattr(self.scorer, 'last_error', 'none told')}"
-            )
+        failed = scores.count(None)
+        error = getattr(self.scorer, "last_error", "none told")
+        lost = self.gather([Lost(failed, 0, len(scores), error if failed else None)])
+        _check_lost(self.scorer.name, "scores", lost, self.max_failed)
         scores = [float("nan") if score is None else float(score) for score in scores]
         rewards = torch.tensor(scores, dtype=torch.float32).view(len(groups), -1)
         mean = rewards.nanmean(1, keepdim=True).nan_to_num(0.0)  # 0 for a group without any score

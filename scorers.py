@@ -67,6 +67,19 @@ def _loaded(what: str, name: str, function, *args, **settings):
                          f"safetensors weights and a processor ({reason})") from None
 
 
+def _model(what: str, name: str, kind, dtype, device):
+    """A model of that kind for inference, with all of its weights from safetensors.
+
+    Raises ValueError if some are missing, which transformers would fill with random numbers.
+    """
+    model, info = _loaded(what, name, kind.from_pretrained, dtype=dtype, use_safetensors=True,
+                          output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"cannot load {what} from '{name}': it lacks {len(missing)} weights, such "
+                         f"as {missing[0]}")
+    return model.requires_grad_(False).eval().to(device)
+
+
 def _rgb(images: Sequence, count: int, name: str) -> list:
     if len(images) != count:
         raise ValueError(f"{name} needs one image a prompt, got {count} prompts, "
@@ -83,9 +96,7 @@ class CLIPScorer:
 
         Raises ValueError if there is no such model.
         """
-        self.model = _loaded("a CLIP model", model, CLIPModel.from_pretrained, dtype=dtype,
-                             use_safetensors=True)
-        self.model.requires_grad_(False).eval().to(device)
+        self.model = _model("a CLIP model", model, CLIPModel, dtype, device)
         self.processor = _loaded("a CLIP processor", processor or model,
                                  CLIPProcessor.from_pretrained)
         self.scale = self.model.logit_scale.float().exp().item() if scale is None else scale
@@ -138,9 +149,7 @@ class AestheticScorer:
         if not layers:
             raise ValueError(f"no aesthetic head in '{model}': expected tensors layers.* beside "
                              "the tower")
-        self.tower = _loaded("a CLIP tower", model, CLIPVisionModelWithProjection.from_pretrained,
-                             dtype=dtype, use_safetensors=True)
-        self.tower.requires_grad_(False).eval().to(device)
+        self.tower = _model("a CLIP tower", model, CLIPVisionModelWithProjection, dtype, device)
         self.processor = _loaded("a CLIP processor", model, CLIPProcessor.from_pretrained)
         self.head = [(head[f"layers.{k}.weight"].to(device), head[f"layers.{k}.bias"].to(device))
                      for k in layers]

@@ -21,7 +21,8 @@ from mllm import MLLM, Query
 
 @dataclass(frozen=True)
 class Faults:
-    """Shares of requests, 0 to 1, that go wrong in each way, and the time that each request takes."""
+    """Shares of requests, 0 to 1, that go wrong in each way, and the time that each request
+    takes."""
     latency: float = 0.0  # seconds
     error_500: float = 0.0
     error_429: float = 0.0
@@ -31,9 +32,17 @@ class Faults:
     hang_seconds: float = 600.0
     seed: int = 0
 
+    SHARES = ("error_500", "error_429", "garbage", "truncated", "hang")  # no annotation: no field
+
+    def __post_init__(self):
+        shares = {name: getattr(self, name) for name in self.SHARES}
+        if min(shares.values()) < 0 or sum(shares.values()) > 1 + 1e-9:  # such as 10 for 10 %
+            raise ValueError(f"shares of faults must be from 0 to 1, also in sum: {shares}")
+
 
 def parse_request(body: dict) -> Query:
-    """The images (data URIs) and the text of all messages, in order. Raises ValueError otherwise."""
+    """The images (data URIs) and the text of all messages, in order. Raises ValueError
+    otherwise."""
     images, texts = [], []
     for message in body["messages"]:
         content = message["content"]
@@ -66,11 +75,10 @@ class JudgeServer(ThreadingHTTPServer):
 
     def draw_fault(self) -> str | None:
         """Which fault the next request meets, if any; also counts it."""
-        names = ("error_500", "error_429", "garbage", "truncated", "hang")
         with self._lock:
             self.calls += 1
             point = self._random.random()
-        for name in names:
+        for name in self.faults.SHARES:
             point -= getattr(self.faults, name)
             if point < 0:
                 return name
@@ -97,7 +105,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path.rstrip("/") == "/v1/models":
-            self.reply(200, {"object": "list", "data": [{"id": self.server.mllm.name, "object": "model"}]})
+            self.reply(200, {"object": "list",
+                             "data": [{"id": self.server.mllm.name, "object": "model"}]})
         else:
             self.reply(404, {"error": {"message": f"no such path: {self.path}"}})
 
@@ -111,11 +120,15 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(int(fault[-3:]), {"error": {"message": "a fault on purpose"}})
         try:
             query = parse_request(json.loads(data))
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            return self.reply(400, {"error": {"message": f"bad request: {error}"}})
-        text = "?!?" if fault == "garbage" else self.server.mllm.ask([query])[0].text
+        except Exception as error:  # whatever a client may send, also an image that PIL chokes on
+            return self.reply(400, {"error": {
+                "message": f"bad request: {type(error).__name__}: {error}"}})
+        text, failure = ("?!?", None) if fault == "garbage" else self.server.mllm.ask([query])[0]
+        if text is None:
+            return self.reply(500, {"error": {"message": failure}})
         return self.reply(200, {
-            "id": "chatcmpl-0", "object": "chat.completion", "created": 0, "model": self.server.mllm.name,
+            "id": "chatcmpl-0", "object": "chat.completion", "created": 0,
+            "model": self.server.mllm.name,
             "choices": [{"index": 0, "finish_reason": "stop",
                          "message": {"role": "assistant", "content": text}}],
         }, cut=fault == "truncated")

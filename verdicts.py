@@ -36,9 +36,9 @@ Coherence Score (1-5): X
 Style Score (1-5): X
 """
 
-# Appended when an answer had no verdict: a greedy or cached judge, asked the very same text again,
-# would give the very same answer.
-REMINDER = "\nYour last line must be one of the three <answer> lines, word for word.\n"
+# Appended when an answer had no verdict: a greedy judge, asked the very same text again, would give
+# the very same answer. It names no form: a template of one's own may ask for another than ours.
+REMINDER = "\nFinish with your verdict, word for word in the form that is asked for above.\n"
 
 
 class Verdict(Enum):
@@ -51,20 +51,26 @@ class Verdict(Enum):
     FAILED = "failed"  # the judge did not answer
 
 
-# The whole phrase must be a verdict, so that "Image 1 is not better", "I doubt that Image 1 is
-# better" and "Image 1 is better, Image 2 is better" are none. No nested quantifiers: linear time.
+# The whole phrase must be a verdict, so that "Image 1 is not better", "Image 1 is hardly better",
+# "I doubt that Image 1 is better" and "Image 1 is better, Image 2 is better" are none. No nested
+# quantifiers: linear time.
 _LABEL = r"(?:final )?(?:answer|verdict|winner) ?: ?"
 _OPENING = rf"(?:{_LABEL}|(?:overall|therefore|thus|so|hence),? )?"
 _REASON = r"[,;:]? (?:because|since|as|due to|overall)\b(?!.*\b(?:better|worse|equal|tie)\b).*"
+_DEGREE = (
+    r"(?:clearly|slightly|significantly|considerably|substantially|noticeably|marginally|definitely"
+    r"|obviously|much|far) "
+)
 _WINNER = re.compile(
     rf"{_OPENING}(?:image ?)?([12])"
-    rf"(?: (?:is(?: \w+ly)? better|wins)(?: than image ?([12]))?(?:{_REASON})?)?"
+    rf"(?: (?:is (?:{_DEGREE})?(?:better|the better (?:one|image))|wins)(?: than image ?([12]))?"
+    rf"(?:{_REASON})?)?"
 )
 _TIE = re.compile(
-    rf"{_OPENING}(?:(?:it is |it's )?(?:a )?(?:tie|draw)|equal"
+    rf"{_OPENING}(?:(?:it is |it s )?(?:a )?(?:tie|draw)|equal"
     r"|(?:both|the two)(?: images)?(?: are)?(?: about| roughly)? (?:equal|equally good|the same))"
 )
-_PUNCTUATION = str.maketrans({c: " " for c in "*_`\"#>\u201c\u201d"})
+_PUNCTUATION = str.maketrans({c: " " for c in "*_`'\"#>\u2018\u2019\u201c\u201d"})
 
 
 def _phrase_verdict(phrase: str) -> Verdict:
@@ -108,7 +114,7 @@ def _json_verdict(text: str) -> tuple[Verdict | None, str]:
         start, end = body.find("{"), body.rfind("}") + 1
         if 0 <= start < end:
             try:
-                found = json.loads(body[start:end])
+                found = json.loads(body[start:end], strict=False)  # models break lines in strings
             except (ValueError, RecursionError):
                 continue
             if isinstance(found, dict) and "winner" in found:

@@ -1,5 +1,7 @@
-"""overlap.py, and training by a served judge: hidden judging, faults, a server that dies and returns."""
+"""overlap.py, and training by a served judge: hidden judging, faults, a server that dies and
+returns."""
 
+import http.client
 import json
 import sys
 import threading
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 import judging
 import mllm
@@ -21,8 +24,9 @@ from mllm import Answer
 from overlap import covered, in_background, roll_out_and_judge
 from serve import Faults, JudgeServer
 
-SMALL = dict(model=str(ROOT / "assets" / "tiny-flux"), prompts_per_step=2, group_size=3, num_steps=3,
-             heldout=4, eval_every=2, checkpoint_every=10, judge="openai", call_timeout=20.0)
+SMALL = dict(model=str(ROOT / "assets" / "tiny-flux"), prompts_per_step=2, group_size=3,
+             num_steps=3, heldout=4, eval_every=2, checkpoint_every=10, judge="openai",
+             call_timeout=20.0)
 
 
 @pytest.fixture(autouse=True)
@@ -151,8 +155,10 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
         calls = server.calls
     assert calls <= 3 * 12 + 3 * 8  # what the call budget says
 
-    monkeypatch.setattr(judging, "OpenAIMLLM", partial(mllm.OpenAIMLLM, max_retries=1))  # to save time
-    flags = [t for k, v in vars(config(port, out, steps=3)).items() if not isinstance(v, bool) and v != ""
+    # to save time
+    monkeypatch.setattr(judging, "OpenAIMLLM", partial(mllm.OpenAIMLLM, max_retries=1))
+    flags = [t for k, v in vars(config(port, out, steps=3)).items()
+             if not isinstance(v, bool) and v != ""
              for t in (f"--{k}", str(v))]
     says = []
     for extra, left in (([], 4 + 2 * 12 + 2), (["--resume"], 10)):
@@ -161,7 +167,8 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
             train.main()
         says.append(stop.value.code)  # a text: exit status 1
     for said, done, of in zip(says, (2, 2), (8, 12), strict=True):
-        assert "\n" not in said and f"127.0.0.1:{port}" in said and f" of {of} comparisons lost" in said
+        assert ("\n" not in said and f"127.0.0.1:{port}" in said
+                and f" of {of} comparisons lost" in said)
         assert "last error: " in said and f"the state after step {done} is saved in '{out}'" in said
         assert said.endswith("repeat the command with --resume")
     assert [row["step"] for row in log_of(out)] == [0, 1, 2]
@@ -183,7 +190,8 @@ def test_overlap_changes_neither_rewards_nor_ratio(tmp_path):
         def result(self, parts):
             batch = super().result(parts)
             prompts = [p for part, _ in seen for p in part]
-            again = rewards.PairwiseReward(shapes.ShapesMLLM())(prompts, [g for _, i in seen for g in i])
+            again = rewards.PairwiseReward(shapes.ShapesMLLM())(prompts,
+                                                                [g for _, i in seen for g in i])
             assert batch.rewards.tolist() == again.rewards.tolist() and batch.stats == again.stats
             return batch
 
@@ -195,7 +203,8 @@ def test_overlap_changes_neither_rewards_nor_ratio(tmp_path):
             reward = Checked(train.make_judge(cfg, tmp_path / str(micro_batch)))
             row = train.train_step(train.build(cfg, procs, None), cfg, procs, reward, None, 1)
             assert [len(prompts) for prompts, _ in seen] == chunks
-            assert row["ratio_min"] == row["ratio_max"] == 1.0 and set(row["delta_log_prob"]) == {0.0}
+            assert (row["ratio_min"] == row["ratio_max"] == 1.0
+                    and set(row["delta_log_prob"]) == {0.0})
             assert row["seconds_judge"] >= row["seconds_judge_hidden"] >= 0
 
 
@@ -204,7 +213,8 @@ def test_faults_of_the_server_leave_the_rewards_alone(tmp_path):
     from judge_faults import compare_with_faultless
 
     with served(error_500=0.1, garbage=0.05, hang=0.02, hang_seconds=3.0) as server:
-        cfg = config(server.server_port, tmp_path / "run", steps=2, call_timeout=2.0, max_failed=0.3)
+        cfg = config(server.server_port, tmp_path / "run", steps=2, call_timeout=2.0,
+                     max_failed=0.3)
         lost, asked, wrong, groups = compare_with_faultless(cfg)
     assert wrong == 0 and groups > 0 and asked == 2 * 12 and lost <= 4
     assert server.calls > asked  # there were faults, and retries
@@ -219,7 +229,76 @@ def test_ranks_learn_of_each_others_lost_judge():
         Two(0, 2, torch.device("cpu")).together(lambda: "fine here")
 
 
+def test_nonsense_is_not_remembered_for_ever(tmp_path):
+    """A judge whose nonsense ended the run is mended: the same step must not quote the nonsense."""
+    with served(garbage=1.0) as server:
+        cfg = config(server.server_port, tmp_path)
+        reward = judging.make_reward(cfg, judging.make_judge(cfg, tmp_path), "cpu")
+        images = [[Image.new("RGB", (32, 32), color) for color in ("red", "white")]]
+        with pytest.raises(rewards.JudgeError, match="2 of 2 comparisons lost .*2 unparsable"):
+            reward(["a large red circle"], images)
+    for faults, calls in (({}, 2), ({"error_500": 1.0}, 0)):  # mended; then nothing is asked twice
+        with served(server.server_port, **faults) as server:
+            judge = judging.make_judge(cfg, tmp_path)
+            assert judging.make_reward(cfg, judge, "cpu")(["a large red circle"],
+                                                          images).stats["failed"] == 0
+            assert server.calls == calls
+
+
+# ---- the classroom's server ----
+
+
+@pytest.mark.parametrize("shares", [{"error_500": 10.0}, {"hang": -0.1},
+                                    {"garbage": 0.6, "hang": 0.6}])
+def test_ten_percent_is_not_ten(shares):
+    with pytest.raises(ValueError, match="from 0 to 1, also in sum"):
+        Faults(**shares)
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"{", b"[]", b"5", b'{"messages": 5}', b'{"messages": [{"content": null}]}',
+    b"[" * 100_000,
+    b'{"messages": [{"content": [{"type": "image_url", "image_url": {"url": 5}}]}]}',
+    b'{"messages": [{"content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]}',
+    b'{"messages": [{"content": [{"type": "image_url", "image_url": '
+    b'{"url": "data:image/png;base64,AAAA"}}]}]}',
+])
+def test_a_bad_request_is_told_so(body):
+    with served() as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+        connection.request("POST", "/v1/chat/completions", body)
+        reply = connection.getresponse()
+        assert reply.status == 400 and "bad request" in json.loads(reply.read())["error"]["message"]
+
+
+def test_a_judge_that_fails_behind_the_server_is_a_500():
+    class Broken:
+        name = "broken"
+
+        def ask(self, queries):
+            return [Answer(error="out of memory") for _ in queries]
+
+    server = Server(Broken())
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    (answer,) = mllm.OpenAIMLLM(url, max_retries=0).ask([mllm.Query((), "x")])
+    server.shutdown()
+    server.server_close()
+    assert "out of memory" in answer.error and "500" in answer.error
+
+
 # ---- settings ----
+
+
+def test_a_template_is_taken_word_for_word(tmp_path):
+    file, text = tmp_path / "template.txt", "Bild \u201e{prompt}\u201c {{x}} %s \\1\r\n<answer>"
+    file.write_bytes(text.encode("utf-8-sig"))  # as some editors save it
+    cfg = train.Config(judge_prompt=str(file))
+    reward = train.make_reward(cfg, shapes.ShapesMLLM(), "cpu")
+    assert reward.template == text
+    file.write_bytes(b"\xff{prompt}")
+    with pytest.raises(ValueError, match="template.txt' is not UTF-8 text"):
+        train.make_reward(cfg, shapes.ShapesMLLM(), "cpu")
 
 
 @pytest.mark.parametrize(("settings", "calls"), [
@@ -230,7 +309,8 @@ def test_ranks_learn_of_each_others_lost_judge():
 ])
 def test_the_call_budget_of_every_flag(settings, calls):
     cfg = train.Config(**({"steps": 110, "eval_every": 22} | settings))
-    said = train.call_budget(cfg, train.make_reward(cfg, shapes.ShapesMLLM(), "cpu"), cfg.heldout or 314)
+    said = train.call_budget(cfg, train.make_reward(cfg, shapes.ShapesMLLM(), "cpu"),
+                             cfg.heldout or 314)
     assert [f"= {n:,}" in said for n in calls] == [True, True] and f"{sum(calls):,} in all" in said
     assert "\n" not in said
 
@@ -239,7 +319,8 @@ def test_the_call_budget_of_every_flag(settings, calls):
     ({"opponents": 8}, "--opponents 8 with --group_size 8: opponents must be from 1 to 7"),
     ({"opponents": -1}, "from 1 to 7"), ({"opponents": 1}, "at least 2, or 0"),
     ({"opponents": 3, "group_size": 9}, "one must be even"),
-    ({"opponents": 2, "reward": "pointwise"}, "a pairwise reward"), ({"concurrency": 0}, "must be positive"),
+    ({"opponents": 2, "reward": "pointwise"}, "a pairwise reward"),
+    ({"concurrency": 0}, "must be positive"),
     ({"call_timeout": 0.0}, "must be positive"), ({"patience": -1.0}, "must be positive"),
 ])
 def test_wrong_settings_get_one_sentence(settings, sentence):

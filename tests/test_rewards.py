@@ -1,4 +1,5 @@
-"""rewards.py: known win rates, Bradley-Terry, lost comparisons, judges without a mind of their own."""
+"""rewards.py: known win rates, Bradley-Terry, lost comparisons, judges without a mind of their
+own."""
 
 import itertools
 import time
@@ -12,6 +13,7 @@ from mllm import Answer
 from rewards import (
     REMINDER,
     JudgeError,
+    Lost,
     MLLMScorer,
     PairwiseReward,
     PointwiseReward,
@@ -181,7 +183,7 @@ def test_a_judge_that_always_says_the_same_gives_all_half(answer, first_rate):
     assert stats["first_rate"] == first_rate
     biased, stats = PairwiseReward(Judge(lambda *_: answer), both_orders=False)(["p"], [range(8)])
     assert sorted(biased[0].tolist()) == pytest.approx([k / 7 for k in range(8)])  # out of nothing
-    assert stats["order_agreement"] == 1.0 and stats["comparisons"] == 28
+    assert "order_agreement" not in stats and stats["comparisons"] == 28  # nothing to agree with
 
 
 @pytest.mark.parametrize("answer", [ONE, TWO])
@@ -207,7 +209,8 @@ def test_a_judge_that_answers_at_random_gives_the_spread_of_coin_tosses():
         assert rates.var(1, correction=0).mean().item() == pytest.approx(1 / 56, rel=0.1)
     asked, expected = group_advantages(rewards, 0.05), group_advantages(simulated, 0.05)
     for share in (0.05, 0.25, 0.75, 0.95):
-        assert asked.quantile(share).item() == pytest.approx(expected.quantile(share).item(), abs=0.15)
+        assert asked.quantile(share).item() == pytest.approx(expected.quantile(share).item(),
+                                                             abs=0.15)
     assert asked.mean(0).abs().max() < 0.25  # no place in the group is favoured: 3.5 deviations
 
 
@@ -267,6 +270,7 @@ def test_an_unparsable_answer_is_asked_again_with_a_reminder():
     rewards, _ = PairwiseReward(judge)(["p"], [[1, 2]])
     assert rewards.tolist() == [[0, 1]]
     assert judge.batches[1][0].text == judge.batches[0][0].text + REMINDER
+    assert "<" not in REMINDER and "{" not in REMINDER  # a template of one's own has another form
 
 
 def test_lost_pairs_are_left_out_and_counted():
@@ -299,6 +303,21 @@ def test_too_many_losses_stop_the_run(bad, stops):
         "fake judge: 5 of 90 comparisons lost (5 failed, 0 unparsable; 5% allowed), "
         "last error: HTTP 503"
     )
+
+
+@pytest.mark.parametrize(("others", "stops"), [(Lost(0, 0, 30, None), False),
+                                               (Lost(1, 1, 38, "x"), True)])
+def test_what_may_be_lost_is_a_share_of_all_that_the_processes_asked(others, stops):
+    def verdict(first, second, text):
+        return Answer(error="HTTP 503") if (first, second) == (1, 2) else higher(first, second)
+
+    # of this process's two comparisons one is lost, far more than 5 %: alone it would stop
+    reward = PairwiseReward(Judge(verdict), gather=lambda mine: [*mine, others])
+    if stops:
+        with pytest.raises(JudgeError, match=r"3 of 40 comparisons lost \(2 failed, 1 unparsable"):
+            reward(["p"], [[1, 2]])
+    else:
+        assert reward(["p"], [[1, 2]]).stats["failed"] == 1  # 1 of 32
 
 
 def test_unparsable_answers_stop_the_run_and_are_quoted():
@@ -334,6 +353,13 @@ def test_soft_verdicts():
 def test_settings_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         PairwiseReward(Judge(higher), **settings)
+
+
+@pytest.mark.parametrize("share", [5, -0.1, float("nan")])
+@pytest.mark.parametrize("reward", [PairwiseReward, PointwiseReward])
+def test_five_percent_is_not_five(reward, share):
+    with pytest.raises(ValueError, match="a share, from 0 to 1"):
+        reward(Judge(higher), max_failed=share)
 
 
 @pytest.mark.parametrize("reward", [PairwiseReward(Judge(higher)), PointwiseReward(None)])
@@ -375,8 +401,17 @@ def test_a_lost_score_is_its_groups_mean():
     images = [[1, 3, None], [None, None, None]]
     rewards, stats = PointwiseReward(Scores(), max_failed=1.0)(["a", "a"], images)
     assert rewards.tolist() == [[2, 4, 3], [0, 0, 0]] and stats["failed"] == 4
-    with pytest.raises(JudgeError, match=r"fake scorer: 4 of 6 scores lost \(5% allowed\), last"):
+    with pytest.raises(JudgeError, match=r"fake scorer: 4 of 6 scores lost \(4 failed, .* 5% "
+                                         r"allowed\), last"):
         PointwiseReward(Scores())(["a", "a"], images)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_a_score_that_is_no_number_is_lost(broken):
+    rewards, stats = PointwiseReward(Scores(), max_failed=0.5)(["a"], [[1, broken, 3]])
+    assert rewards.tolist() == [[2, 3, 4]] and stats["failed"] == 1
+    with pytest.raises(JudgeError, match="1 of 3 scores lost"):
+        PointwiseReward(Scores())(["a"], [[1, broken, 3]])
 
 
 GOOD = "Alignment Score (1-5): 4.25\nCoherence Score (1-5): 3.5\nStyle Score (1-5): 4"

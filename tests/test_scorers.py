@@ -148,6 +148,22 @@ def test_the_aesthetic_head_on_a_normalised_embedding(aesthetic, folder, images)
     assert value.std() > 1e-3
 
 
+def test_a_model_without_some_of_its_weights_is_refused(folder, aesthetic, tmp_path):
+    """transformers would fill them with random numbers, and the scores would be noise."""
+    for kept, message in (("vision_model", "lacks"), ("text_model", "lacks")):
+        CLIPModel.from_pretrained(folder).save_pretrained(tmp_path / kept)
+        weights = load_file(tmp_path / kept / "model.safetensors")
+        weights = {key: value for key, value in weights.items() if key.startswith(kept)}
+        save_file(weights, tmp_path / kept / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ValueError, match=f"cannot load a CLIP model from .* {message}"):
+            scorers.CLIPScorer(str(tmp_path / kept), processor=folder)
+    path, head = aesthetic
+    CLIPVisionModelWithProjection.from_pretrained(path).save_pretrained(tmp_path / "head")
+    save_file(head, tmp_path / "head" / "model.safetensors", {"format": "pt"})  # and no tower
+    with pytest.raises(ValueError, match="cannot load a CLIP tower from .* lacks"):
+        scorers.load("aesthetic", str(tmp_path / "head"))
+
+
 def test_errors_are_one_sentence(folder, images, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     torch.save({}, tmp_path / "pytorch_model.bin")

@@ -33,6 +33,13 @@ VERDICTS = [
     ("<answer>Both images are equally good</answer>", TIE),
     ("<answer>It is a tie</answer>", TIE),
     ("Image 2 is better", SECOND),
+    ("<answer>'Image 1 is better'</answer>", FIRST),  # the quotes of the instruction
+    ("<answer>\u2018Image 2 is better\u2019.</answer>", SECOND),
+    ("Answer: 'Image 2 is better'", SECOND),
+    ("<answer>Image 2 is the better one</answer>", SECOND),
+    ("<answer>It's a tie</answer>", TIE),
+    ("<think>\n1. Aesthetics: \n    Image 1 (8/10) - ...; \n    Image 2 (6/10) - ...\nTotal score:\n"
+     "Image 1: 8=8\nImage 2: 6=6\n</think>\n" + ONE, FIRST),  # UnifiedReward-Think
     ("I looked at both.\n**Final answer:** Image 1 is better", FIRST),
     ("<think>Image 2 is better, no?</think>" + ONE, FIRST),
     # text after, several answers, tags that are not closed
@@ -59,6 +66,8 @@ VERDICTS = [
     ("<answer>Image 12 is better</answer>", UNPARSABLE),
     (ONE + "<answer>Image 3 is better</answer>", UNPARSABLE),
     ("<answer>Image 1 is not better</answer>", UNPARSABLE),
+    ("<answer>Image 1 is hardly better</answer>", UNPARSABLE),
+    ("<answer>Image 1 is supposedly better</answer>", UNPARSABLE),
     ("<answer>I doubt that Image 1 is better</answer>", UNPARSABLE),
     ("<answer>Neither Image 1 nor Image 2 is better</answer>", UNPARSABLE),
     ("<answer>Image 1 is better, Image 2 is better</answer>", UNPARSABLE),
@@ -80,6 +89,11 @@ VERDICTS = [
     ('{"winner": "tie"}', TIE),
     ('{"winner": "Image 2 is better", "confidence": 0.9}', SECOND),
     ('```json\n{"categories": [{"name": "style", "winner": 2}], "winner": "Image 1"}\n```', FIRST),
+    ('{"prompt": "a sign that says \\"<answer>\\"", "categories": [{"name": "A. Semantic Alignment", '
+     '"dims": [{"name": "count", "reason_1": "two", "reason_2": "{one}", "score_1": 8, "score_2": 2}],'
+     ' "cat_reason": "...", "cat_winner": "Image 1"}], "reason": "line\nline", "winner": "Image 2"}',
+     SECOND),  # UnifiedReward-Flex, with a line break that JSON forbids
+    ('{"categories": [{"cat_winner": "Image 1"}], "winner": "Image 1/2"}', UNPARSABLE),
     ('{"winner": "Image 1", "style": {"winner": "Image 2"}}', FIRST),
     ('Reasons with {braces}.\n```\n{"winner": "Image 2"}\n```\nDone {here}.', SECOND),
     ('```json\n{"winner": 1}\n```\nNo:\n```json\n{"winner": 2}\n```', SECOND),
