@@ -1,8 +1,8 @@
 """Group-relative policy optimisation: advantages, ratio, clipped loss, KL. No models, no images.
 
-Pref-GRPO, arXiv 2508.20751: for each prompt, G images; the reward of an image is its win rate within
-the group; the advantage is the reward normalised within the group; the objective is PPO's clipped
-ratio, averaged over images and denoising steps, less a KL penalty to the reference model.
+Pref-GRPO, arXiv 2508.20751: for each prompt, G images; the reward of an image is its win rate
+within the group; the advantage is the reward normalised within the group; the objective is PPO's
+clipped ratio, averaged over images and denoising steps, less a KL penalty to the reference model.
 
 Departures from the released code: the population standard deviation (as in the paper's worked
 example; the code uses the sample deviation); a floor under it, so that a group whose images are all
@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import torch
 
-STD_FLOOR = 1e-3  # below the spread of any published scorer (HPS: 0.0026); train.py sets it by reward
+# below the spread of any published scorer (HPS: 0.0026); train.py sets it by reward
+STD_FLOOR = 1e-3
 
 
 class Loss(NamedTuple):
@@ -38,7 +39,8 @@ def group_advantages(rewards: torch.Tensor, std_floor: float = STD_FLOOR,
     if rewards.ndim != 2 or rewards.shape[1] < 2:
         raise ValueError(f"rewards must be (P, G) with G >= 2, got shape {tuple(rewards.shape)}")
     if not torch.isfinite(rewards).all():
-        raise ValueError("rewards hold NaN or infinity; leave lost comparisons out before this point")
+        raise ValueError("rewards hold NaN or infinity; leave lost comparisons out before this "
+                         "point")
     rewards = rewards.double()  # so that equal float32 rewards centre to exactly 0
     centred = rewards - rewards.mean(1, keepdim=True)
     spread = rewards.max(1, keepdim=True).values - rewards.min(1, keepdim=True).values
@@ -48,21 +50,25 @@ def group_advantages(rewards: torch.Tensor, std_floor: float = STD_FLOOR,
 
 
 def frac_floor(rewards: torch.Tensor, std_floor: float = STD_FLOOR) -> float:
-    """Share of groups whose spread is below the floor: what they could teach is scaled down or nil."""
+    """Share of groups whose spread is below the floor: what they could teach is scaled down
+    or nil."""
     return (rewards.std(1, correction=0) < std_floor).float().mean().item()
 
 
 def combine_advantages(rewards: dict[str, torch.Tensor], weights: dict[str, float],
                        std_floor: float = STD_FLOOR, clip: float = 5.0) -> torch.Tensor:
-    """Several rewards, each (P, G): normalise each in its group, weigh, add, normalise over the batch.
+    """Several rewards, each (P, G): normalise each in its group, weigh, add, normalise over
+    the batch.
 
-    Released FLUX recipe, its `gdpo` switch: 0.4 pairwise + 0.6 CLIP. The floor applies to each reward
-    in its own units, as a share of that reward's spread over the batch, since scales differ.
+    Released FLUX recipe, its `gdpo` switch: 0.4 pairwise + 0.6 CLIP. The floor applies to each
+    reward in its own units, as a share of that reward's spread over the batch, since scales differ.
     Raises ValueError if the names of rewards and weights differ.
     """
     if rewards.keys() != weights.keys() or not rewards:
-        raise ValueError(f"rewards {sorted(rewards)} and weights {sorted(weights)} must name the same")
-    total = sum(weights[name] * group_advantages(r, std_floor * r.double().std(correction=0).item(), clip)
+        raise ValueError(f"rewards {sorted(rewards)} and weights {sorted(weights)} must name the "
+                         "same")
+    total = sum(weights[name] * group_advantages(r, std_floor * r.double().std(correction=0).item(),
+                                                 clip)
                 for name, r in rewards.items())
     std = total.std(correction=0)
     return ((total - total.mean()) / std if std > 0 else torch.zeros_like(total)).clamp(-clip, clip)
@@ -72,9 +78,9 @@ def clipped_loss(log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantages:
                  clip_range: float) -> Loss:
     """PPO's pessimistic clipped objective, as a loss: mean of max(-A ratio, -A clip(ratio)).
 
-    log_prob, old_log_prob, advantages: (b,), one (sample, step) each; ratio = exp(log_prob - old_log_prob).
-    The gradient of a sample vanishes where its ratio has already moved past the clip range in the
-    direction that its advantage asks for, and only there.
+    log_prob, old_log_prob, advantages: (b,), one (sample, step) each;
+    ratio = exp(log_prob - old_log_prob). The gradient of a sample vanishes where its ratio has
+    already moved past the clip range in the direction that its advantage asks for, and only there.
     """
     ratio = torch.exp(log_prob - old_log_prob.detach())
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
@@ -89,7 +95,8 @@ def normalised_log_ratio(step, old_step) -> torch.Tensor:
 
     A small policy update shifts log_prob - old_log_prob downwards by mean((mean - old_mean)^2) /
     (2 step_std^2) on average, and by more at steps of small noise; adding the shift back and
-    multiplying by step_std makes one clip range fit all steps. The loss is to be divided by -dsigma.
+    multiplying by step_std makes one clip range fit all steps. The loss is to be divided by
+    -dsigma.
     Released code: `rationorm`. step, old_step: sampler.Step with mean (b, N, C), std (b, 1, 1).
     """
     shift = (step.mean - old_step.mean).square().mean((1, 2)) / (2 * step.std.flatten().square())

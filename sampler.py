@@ -1,25 +1,28 @@
 """The sampler: a flow-matching ODE turned into an SDE whose every step is a Gaussian policy.
 
-A flow-matching model predicts `velocity = noise - clean` on `latents = (1 - sigma) clean + sigma noise`.
-Following it down from sigma = 1 to 0 is an ODE. Flow-GRPO and DanceGRPO add noise to each step and
-a drift that undoes the noise's effect on the marginals: then one denoising step is a draw from a
-Gaussian whose density is known, which is what GRPO needs ("flow matching as a decision process").
+A flow-matching model predicts `velocity = noise - clean` on
+`latents = (1 - sigma) clean + sigma noise`. Following it down from sigma = 1 to 0 is an ODE.
+Flow-GRPO and DanceGRPO add noise to each step and a drift that undoes the noise's effect on the
+marginals: then one denoising step is a draw from a Gaussian whose density is known, which is what
+GRPO needs ("flow matching as a decision process").
 
 Symbols elsewhere -> here:
 
-    paper, Flow-GRPO      t in [0, 1]     dt                    a             x_{t+dt}       x_0
-    DanceGRPO code        sigma           dsigma                eta           prev_sample    pred_original
-    diffusers             sigma           sigma_next - sigma    -             prev_sample    -
-    here                  sigma           dsigma (negative)     noise_level   next_latents   clean
+    paper, Flow-GRPO    t in [0, 1]   dt                   a             x_{t+dt}      x_0
+    DanceGRPO code      sigma         dsigma               eta           prev_sample   pred_original
+    diffusers           sigma         sigma_next - sigma   -             prev_sample   -
+    here                sigma         dsigma (negative)    noise_level   next_latents  clean
 
-Axes: B samples, K steps, N latent tokens, C channels. Arithmetic is float32 whatever the model's dtype.
+Axes: B samples, K steps, N latent tokens, C channels. Arithmetic is float32 whatever the model's
+dtype.
 Departure from the released code: one explicit sigma table serves rollout, replay and evaluation,
 indexed by step; the last step is an ODE step, which yields exactly the predicted clean latents (the
 released code decodes those same latents and drops the last transition from training).
 
     sigmas = sigma_schedule(6)
-    trajectory = rollout(velocity_fn, noise, sigmas, noise_level=0.7)      # velocity_fn(latents, sigma (B,))
-    step = replay(velocity_fn, trajectory, index=2)                        # the same step, with gradient
+    trajectory = rollout(velocity_fn, noise, sigmas,
+                         noise_level=0.7)               # velocity_fn(latents, sigma (B,))
+    step = replay(velocity_fn, trajectory, index=2)     # the same step, with gradient
 """
 
 import hashlib
@@ -82,11 +85,13 @@ def sde_step(latents: torch.Tensor, velocity: torch.Tensor, sigmas: torch.Tensor
              generator: torch.Generator | list[torch.Generator] | None = None) -> Step:
     """One transition of the policy: draw next_latents, or score the given ones.
 
-    Flow-GRPO's SDE update ("flow") or DanceGRPO's ("dance"); released code: flow_grpo_step, dance_grpo_step.
+    Flow-GRPO's SDE update ("flow") or DanceGRPO's ("dance"); released code: flow_grpo_step,
+    dance_grpo_step.
     latents, velocity: (B, N, C); sigmas: (K+1,); index: int, or (B,) so that a batch mixes steps.
-    generator: one, or a list of one for each sample, so that a sample's noise is the same in any batch.
-    noise_level = 0 gives the Euler step of the ODE, and so does the last step, to sigma = 0, always:
-    std is 0 there, log_prob 0, and the last step's result is the predicted clean latents.
+    generator: one, or a list of one for each sample, so that a sample's noise is the same in any
+    batch.
+    noise_level = 0 gives the Euler step of the ODE, and so does the last step, to sigma = 0,
+    always: std is 0 there, log_prob 0, and the last step's result is the predicted clean latents.
     Raises ValueError for an unknown kind.
     """
     latents, velocity = latents.float(), velocity.float()
@@ -113,7 +118,8 @@ def sde_step(latents: torch.Tensor, velocity: torch.Tensor, sigmas: torch.Tensor
     stochastic = std.flatten() > 0
     safe_std = torch.where(std > 0, std, torch.ones_like(std))
     z = (next_latents.float().detach() - mean) / safe_std
-    log_density = (-0.5 * z**2).mean((1, 2)) - safe_std.log().flatten() - 0.5 * math.log(2 * math.pi)
+    log_density = ((-0.5 * z**2).mean((1, 2)) - safe_std.log().flatten()
+                   - 0.5 * math.log(2 * math.pi))
     return Step(next_latents, torch.where(stochastic, log_density, 0.0), mean, std)
 
 
@@ -158,8 +164,9 @@ def rollout(velocity_fn: Velocity, noise: torch.Tensor, sigmas: torch.Tensor, no
 def replay(velocity_fn: Velocity, trajectory: Trajectory, index, rows=slice(None)) -> Step:
     """Score stored transitions under the current weights, with gradient: rollout's own arithmetic.
 
-    index: a stochastic step, or (b,) of them, one a row; rows: which samples (slice or (b,) indices).
-    velocity_fn takes the latents of those rows. At unchanged weights log_prob equals the stored one.
+    index: a stochastic step, or (b,) of them, one a row; rows: which samples (slice or (b,)
+    indices). velocity_fn takes the latents of those rows. At unchanged weights log_prob equals the
+    stored one.
     Raises ValueError if an int index is not a stochastic step of the trajectory.
     """
     if isinstance(index, int) and index not in trajectory.sde_steps:
@@ -168,7 +175,8 @@ def replay(velocity_fn: Velocity, trajectory: Trajectory, index, rows=slice(None
         latents, next_latents = trajectory.latents[index][rows], trajectory.latents[index + 1][rows]
     else:
         samples = torch.arange(trajectory.latents.shape[1], device=trajectory.latents.device)[rows]
-        latents, next_latents = trajectory.latents[index, samples], trajectory.latents[index + 1, samples]
+        latents, next_latents = (trajectory.latents[index, samples],
+                                 trajectory.latents[index + 1, samples])
     sigma = trajectory.sigmas[torch.as_tensor(index)].expand(len(latents))
     velocity = velocity_fn(latents, sigma)
     return sde_step(latents, velocity, trajectory.sigmas, index, trajectory.noise_level,
@@ -177,7 +185,8 @@ def replay(velocity_fn: Velocity, trajectory: Trajectory, index, rows=slice(None
 
 @torch.no_grad()
 def ode_sample(velocity_fn: Velocity, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """Clean latents (B, N, C) by Euler steps along the flow: evaluation's sampler, no randomness."""
+    """Clean latents (B, N, C) by Euler steps along the flow: evaluation's sampler, no
+    randomness."""
     latents = noise.float()
     for k in range(len(sigmas) - 1):
         velocity = velocity_fn(latents, sigmas[k].to(noise.device).expand(len(latents)))

@@ -1,8 +1,9 @@
 """Pref-GRPO: the plain loop, for one process or several.
 
-For each step: prompts -> G rollouts each of the flow as an SDE -> pictures -> all pairs compared by a
-judge -> win rates -> advantages within the group -> replay the rollout's steps with gradient and
-descend the clipped loss. arXiv 2508.20751; sampler.py, rewards.py and grpo.py hold the three ideas; train_step below is the algorithm.
+For each step: prompts -> G rollouts each of the flow as an SDE -> pictures -> all pairs compared by
+a judge -> win rates -> advantages within the group -> replay the rollout's steps with gradient and
+descend the clipped loss. arXiv 2508.20751; sampler.py, rewards.py and grpo.py hold the three ideas;
+train_step below is the algorithm.
 
     python train.py                                  # the embedded default: minutes on a laptop CPU
     python train.py --steps 20 --out runs/short      # every field of Config is a flag
@@ -58,7 +59,7 @@ class Config:
     recipe: str = option("shapes", "a set of the values below: shapes | flux-lora | flux-full")
     model: str = option("assets/tiny-flux", "pipeline folder or hub name")
     out: str = option("runs/shapes", "the run directory")
-    steps: int = option(78, "training steps, one update each")
+    steps: int = option(96, "training steps, one update each")
     seed: int = option(0, "seed of prompts and noise")
     resume: bool = option(False, "continue the run in --out from its last checkpoint")
     # what is sampled
@@ -74,14 +75,19 @@ class Config:
     same_noise: bool = option(False, "one initial noise for the whole group (C: yes)")
     # how it is judged
     reward: str = option("pairwise", "pairwise (win rate) | pointwise (score)")
-    rewards: str = option("", "several instead: NAME[=SOURCE]:WEIGHT,... (C: pairwise:0.4,clip:0.6)")
+    rewards: str = option("", "several instead: NAME[=SOURCE]:WEIGHT,... "
+                              "(C: pairwise:0.4,clip:0.6)")
     judge: str = option("shapes", "shapes (verifier) | openai (a server) | local (in process)")
     base_url: str = option("", "of an OpenAI-compatible judge server, else $OPENAI_BASE_URL")
     judge_model: str = option("", "model name at the server, or folder of a local judge")
     judge_prompt: str = option("", "file with a comparison template; {prompt} is replaced")
+    judge_tokens: int = option(2048, "longest answer, tokens")
+    judge_seed: int = option(0, "sent to a judge server; -1: none, for servers that refuse it")
+    soft: bool = option(False, "count P(first is better), which a judge in process can give")
     both_orders: bool = option(True, "judge each pair in both orders; disagreement is a tie")
     opponents: int = option(0, "compare each image with so many others (sparse); 0: all pairs")
     max_failed: float = option(0.05, "share of a step's comparisons that may be lost")
+    max_calls: int = option(0, "cap on calls to a judge server, each process; 0: none")
     concurrency: int = option(16, "calls in flight at a judge server, each process")
     call_timeout: float = option(60.0, "seconds for one call of a judge server")
     patience: float = option(180.0, "seconds without any answer after which a judge server is dead")
@@ -94,21 +100,25 @@ class Config:
     clip_range: float = option(1e-4, "of the ratio (C)")
     adv_clip: float = option(5.0, "of advantages (C)")
     std_floor: float = option(0.05, "least deviation of a group's rewards that divides")
-    timestep_fraction: float = option(0.6, "share of the stochastic steps that is replayed (C: 0.6)")
+    timestep_fraction: float = option(0.6, "share of the stochastic steps that is replayed "
+                                           "(C: 0.6)")
     kl_coef: float = option(0.0, "weight of the KL to the base (C: none)")
     updates: int = option(1, "optimiser steps a rollout, each on its part of every rank's samples")
-    ema: float = option(0.9, "decay of the weights' moving average that is evaluated and saved; 0: none")
+    ema: float = option(0.9, "decay of the weights' moving average that is evaluated and saved; "
+                             "0: none")
     # what fits
     micro_batch: int = option(0, "samples through the network at once; 0: all, or a group if a "
                               "server judges")
-    dtype: str = option("float32", "of the network: float32 | bfloat16; what is trained stays float32")
-    gradient_checkpointing: bool = option(False, "each block's activations are computed again backwards")
+    dtype: str = option("float32", "of the network: float32 | bfloat16; what is trained stays "
+                                   "float32")
+    gradient_checkpointing: bool = option(False, "each block's activations are computed again "
+                                                 "backwards")
     shard: bool = option(False, "FSDP2: weights, gradients and optimiser spread over all processes")
     text_cache: str = option("", "folder for text embeddings; the text encoders then leave the GPU")
     vae_slicing: bool = option(False, "decode one image at a time")
     compile: bool = option(False, "torch.compile of the transformer's blocks")
     # what is written
-    eval_every: int = option(26, "steps between held-out evaluations")
+    eval_every: int = option(32, "steps between held-out evaluations")
     heldout: int = option(0, "held-out prompts to evaluate on; 0: all of the shapes world's")
     checkpoint_every: int = option(10, "steps between checkpoints")
     logger: str = option("", "tensorboard | wandb, beside metrics.jsonl")
@@ -121,10 +131,14 @@ class Config:
 # Sets of values other than Config's defaults, side by side. (C) where no other source is named; the
 # README says where the paper's text differs. FLUX.1-dev needs --prompts and a judge server.
 RELEASED = {
-    "model": "black-forest-labs/FLUX.1-dev", "judge": "openai", "size": 720, "num_steps": 25, "shift": 3.0,
-    "same_noise": True, "dtype": "bfloat16", "gradient_checkpointing": True, "vae_slicing": True,
-    "rewards": "pairwise:0.4,clip:0.6", "text_cache": "runs/text_cache", "eval_every": 40, "heldout": 64,  # ours, all three
+    "model": "black-forest-labs/FLUX.1-dev", "judge": "openai", "size": 720, "num_steps": 25,
+    "shift": 3.0, "same_noise": True, "dtype": "bfloat16", "gradient_checkpointing": True,
+    "vae_slicing": True, "rewards": "pairwise:0.4,clip:0.6",
+    "text_cache": "runs/text_cache", "eval_every": 40, "heldout": 64,  # ours, all three
     "checkpoint_every": 20,
+    # (C) too, by Config's defaults: group_size, noise_level, guidance, timestep_fraction,
+    # clip_range, guard, adv_clip, weight_decay, max_grad_norm, kl_coef. Ours there: both_orders,
+    # std_floor, ema.
 }
 RECIPES = {
     "shapes": {},
@@ -145,31 +159,37 @@ RECIPES = {
 
 def sample_and_judge(learner: Learner, cfg: Config, prompts: list[str], seeds: list[list[int]],
                      reward) -> tuple[Rollout, RewardBatch, dict]:
-    """The step's rollout, its rewards, and the seconds of both: one after the other, or, where a server
-    judges, in chunks of whole groups and micro-batches, each judged while the next ones roll out."""
+    """The step's rollout, its rewards, and the seconds of both: one after the other, or, where a
+    server judges, in chunks of whole groups and micro-batches, each judged while the next ones roll
+    out."""
     sample = functools.partial(roll_out, learner.pipe, cfg, encode=learner.encode)
     if cfg.judge == "openai":
         groups = math.lcm(cfg.micro_batch or cfg.group_size, cfg.group_size) // cfg.group_size
-        chunks = [(prompts[p:p + groups], seeds[p:p + groups]) for p in range(0, len(prompts), groups)]
+        chunks = [(prompts[p:p + groups], seeds[p:p + groups])
+                  for p in range(0, len(prompts), groups)]
         rollouts, batch, seconds = roll_out_and_judge(sample, reward, chunks)
         return join(rollouts), batch, seconds
     start = time.perf_counter()
     rollout = sample(prompts, seeds)
     rolled = time.perf_counter()
     batch = reward(prompts, rollout.images)
-    return rollout, batch, {"seconds_rollout": rolled - start, "seconds_judge": time.perf_counter() - rolled,
+    return rollout, batch, {"seconds_rollout": rolled - start,
+                            "seconds_judge": time.perf_counter() - rolled,
                             "seconds_judge_hidden": 0.0}
 
 
 def make_advantages(cfg: Config, procs: Processes, rewards: torch.Tensor):
-    """Rewards of this rank's groups, (P, G) or several (P, G, R) -> advantages (P, G), share at the floor."""
+    """Rewards of this rank's groups, (P, G) or several (P, G, R) -> advantages (P, G), share at
+    the floor."""
     if rewards.ndim == 2:
         return (grpo.group_advantages(rewards, cfg.std_floor, cfg.adv_clip),
                 grpo.frac_floor(rewards, cfg.std_floor))
     weights = {name: part.weight for name, part in parse_rewards(cfg.rewards).items()}
     batch = torch.cat(procs.gather([rewards]))  # of all ranks: combined over the whole batch
-    combined = grpo.combine_advantages(dict(zip(weights, batch.unbind(-1))), weights, cfg.std_floor, cfg.adv_clip)
-    floor = cfg.std_floor * batch.std((0, 1), correction=0)  # of each reward, as combine_advantages has it
+    combined = grpo.combine_advantages(dict(zip(weights, batch.unbind(-1))), weights,
+                                       cfg.std_floor, cfg.adv_clip)
+    # of each reward, as combine_advantages has it
+    floor = cfg.std_floor * batch.std((0, 1), correction=0)
     return combined.split(len(rewards))[procs.rank], grpo.frac_floor(rewards, floor)
 
 
@@ -182,11 +202,12 @@ def train_step(learner: Learner, cfg, procs, reward, source: Prompts | None, ste
     mine = range(procs.rank, cfg.prompts_per_step, procs.world)
     prompts = [texts[p] for p in mine]
     # even seeds: roll_out draws the noise of the steps from the odd ones beside them
-    seeds = [[sampler.seed_of(cfg.seed, step, p, g) & ~1 for g in range(cfg.group_size)] for p in mine]
+    seeds = [[sampler.seed_of(cfg.seed, step, p, g) & ~1 for g in range(cfg.group_size)]
+             for p in mine]
 
     # rollout -> images -> compared -> win rates (P, G)
-    rollout, (rewards, stats), seconds = procs.together(sample_and_judge, learner, cfg, prompts, seeds,
-                                                        reward)
+    rollout, (rewards, stats), seconds = procs.together(sample_and_judge, learner, cfg, prompts,
+                                                        seeds, reward)
     if step == 1:
         check_on_policy(pipe, cfg, rollout)
     kl = kl_to_base(pipe, cfg, rollout, frozen)
@@ -226,13 +247,14 @@ def train(cfg: Config, procs: Processes) -> None:
     learner = build(cfg, procs, prompts)
     pipe, state = learner.pipe, (learner.pipe.transformer, learner.optimizer, learner.average)
     judge = make_judge(cfg, out)
-    reward = make_reward(cfg, judge, procs.device)
+    reward = make_reward(cfg, judge, procs.device, procs.gather)
 
     if procs.first and cfg.judge != "shapes":
         log.info(call_budget(cfg, reward, len(prompts.heldout if prompts
                                               else shapes.heldout_prompts()[:cfg.heldout or None])))
-    heldout = Heldout(pipe, cfg, procs, judge, learner.frozen, learner.encode, prompts and prompts.heldout)
-    if cfg.resume:
+    heldout = Heldout(pipe, cfg, procs, judge, learner.frozen, learner.encode,
+                      prompts and prompts.heldout)
+    if cfg.resume and parallel.newest_checkpoint(out / "checkpoint"):  # none: stopped before it
         start = parallel.load_checkpoint(out / "checkpoint", *state)
         metrics = read_metrics(out, start)
     else:
@@ -245,8 +267,8 @@ def train(cfg: Config, procs: Processes) -> None:
         if procs.first:
             write_metrics(out, metrics)
         parallel.save_checkpoint(out / "checkpoint", procs, *state, metrics[-1]["step"])
-        raise JudgeError(f"{error}; the state after step {metrics[-1]['step']} is saved in '{out}': when the "
-                         "judge answers again, repeat the command with --resume")
+        raise JudgeError(f"{error}; the state after step {metrics[-1]['step']} is saved in "
+                         f"'{out}': when the judge answers again, repeat the command with --resume")
     with learner.average.in_place():
         held, grid = held or heldout.evaluate(), heldout.grid_images(pipe.transformer)
         weights = parallel.full_weights(pipe.transformer) if cfg.shard else None
@@ -279,8 +301,8 @@ def run_steps(learner: Learner, cfg: Config, procs: Processes, reward, prompts: 
             write_metrics(out, metrics)
             write(metrics[-1])
         if step % cfg.checkpoint_every == 0 or step == cfg.steps:
-            parallel.save_checkpoint(out / "checkpoint", procs, learner.pipe.transformer, learner.optimizer,
-                                     learner.average, step)
+            parallel.save_checkpoint(out / "checkpoint", procs, learner.pipe.transformer,
+                                     learner.optimizer, learner.average, step)
         if procs.first and evaluates(step):
             name, value = next(iter(held.metrics().items()))
             bar.set_postfix_str(f"{name} {value:.3f}")
@@ -289,7 +311,8 @@ def run_steps(learner: Learner, cfg: Config, procs: Processes, reward, prompts: 
     return held
 
 
-def finish(pipe, cfg: Config, out: Path, heldout: Heldout, held: Held, grid: list[list], weights) -> None:
+def finish(pipe, cfg: Config, out: Path, heldout: Heldout, held: Held, grid: list[list],
+           weights) -> None:
     """final/ with its card, the pictures before and after, and the result in words."""
     flux.save(pipe, out / "final", weights)
     result = held.against(heldout.base)
@@ -320,12 +343,14 @@ def parse_config(arguments: list[str] | None = None) -> Config:
 
 
 def print_plan(cfg: Config) -> None:
-    """What the run needs, on the real configuration without weights; SystemExit if it does not fit."""
+    """What the run needs, on the real configuration without weights; SystemExit if it does
+    not fit."""
     import plan
 
     settings = plan.Settings(**{name: getattr(cfg, name) for name in plan.Settings._fields})
     try:
-        planned = plan.make_plan(cfg.model, settings, cfg.ranks or int(os.environ.get("WORLD_SIZE", 1)))
+        planned = plan.make_plan(cfg.model, settings,
+                                 cfg.ranks or int(os.environ.get("WORLD_SIZE", 1)))
     except ValueError as error:
         raise SystemExit(str(error))
     print(plan.table(planned))
@@ -345,7 +370,8 @@ def main() -> None:
     except (ValueError, JudgeError) as error:
         raise SystemExit(str(error))
     except KeyboardInterrupt:
-        raise SystemExit(f"stopped; to continue the run in '{cfg.out}', repeat the command with --resume")
+        raise SystemExit(f"stopped; to continue the run in '{cfg.out}', repeat the command with "
+                         "--resume")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -12,7 +12,8 @@ sys.path.insert(0, str(ROOT))
 
 @pytest.fixture(autouse=True)
 def two_threads():
-    """As many threads as the machines this was measured on; log-probs depend on it in the last bit."""
+    """As many threads as the machines this was measured on; log-probs depend on it in the last
+    bit."""
     torch.set_num_threads(2)
 
 

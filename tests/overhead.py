@@ -1,6 +1,6 @@
 """What the loop costs beyond the bare network: prints three ratios, alternating within one process.
 
-    python tests/overhead.py        # about a minute; not a test, since times on a shared machine are not
+    python tests/overhead.py  # about a minute; not a test, since times on a shared machine are not
 """
 
 import statistics
@@ -66,8 +66,8 @@ def main(rounds: int = 8) -> None:
         ratios["rollout"].append(sampled / bare)
         ratios["update"].append(learned / bare_learned)
         ratios["judging"].append(judged / (rolled + judged + learned))
-    for name, of in (("rollout", "K bare passes"), ("update", "as many bare forward and backward passes"),
-                     ("judging", "a step")):
+    for name, of in (("rollout", "K bare passes"),
+                     ("update", "as many bare forward and backward passes"), ("judging", "a step")):
         values = sorted(ratios[name])
         print(f"{name} / {of}: median {statistics.median(values):.3f}, "
               f"from {values[0]:.3f} to {values[-1]:.3f} over {rounds} rounds")

@@ -27,8 +27,10 @@ def test_a_group_without_spread_gets_exactly_zero():
 
 def test_a_spread_below_the_floor_is_divided_by_the_floor():
     rewards = torch.tensor([[0.49, 0.51]])
-    assert torch.allclose(grpo.group_advantages(rewards, std_floor=0.1), torch.tensor([[-0.1, 0.1]]))
-    assert torch.allclose(grpo.group_advantages(rewards, std_floor=0.001), torch.tensor([[-1.0, 1.0]]))
+    assert torch.allclose(grpo.group_advantages(rewards, std_floor=0.1),
+                          torch.tensor([[-0.1, 0.1]]))
+    assert torch.allclose(grpo.group_advantages(rewards, std_floor=0.001),
+                          torch.tensor([[-1.0, 1.0]]))
     assert grpo.frac_floor(torch.tensor([[0.49, 0.51], [0.0, 1.0]]), 0.1) == 0.5
 
 
@@ -42,7 +44,8 @@ def test_one_decisive_pair_among_ties():
 
 
 def test_groups_are_normalised_apart():
-    rewards = torch.rand(5, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1], [2], [3], [4], [5]])
+    rewards = (torch.rand(5, 8, generator=torch.Generator().manual_seed(0))
+               * torch.tensor([[1], [2], [3], [4], [5]]))
     advantages = grpo.group_advantages(rewards)
     assert torch.allclose(advantages.mean(1), torch.zeros(5), atol=1e-6)
     assert torch.allclose(advantages.std(1, correction=0), torch.ones(5), atol=1e-5)
@@ -83,7 +86,8 @@ def test_combined_rewards_weigh_alike_whatever_their_scale():
 
 @pytest.mark.parametrize("log_ratio, advantage, moves", [
     (0.0, 1.0, True), (0.0, -1.0, True),
-    (0.3, 1.0, False), (0.3, -1.0, True),  # the ratio rose: enough for a good image, not for a bad one
+    # the ratio rose: enough for a good image, not for a bad one
+    (0.3, 1.0, False), (0.3, -1.0, True),
     (-0.3, 1.0, True), (-0.3, -1.0, False),
 ])
 def test_the_gradient_vanishes_outside_the_clip_on_the_right_side_only(log_ratio, advantage, moves):
@@ -94,13 +98,15 @@ def test_the_gradient_vanishes_outside_the_clip_on_the_right_side_only(log_ratio
 
 
 def test_loss_statistics():
-    loss = grpo.clipped_loss(torch.tensor([0.0, 0.5]).log1p(), torch.zeros(2), torch.tensor([1.0, 1.0]), 0.2)
+    loss = grpo.clipped_loss(torch.tensor([0.0, 0.5]).log1p(), torch.zeros(2),
+                             torch.tensor([1.0, 1.0]), 0.2)
     assert loss.loss.item() == pytest.approx(-(1.0 + 1.2) / 2)
     assert [x.item() for x in loss[1:]] == pytest.approx([1.25, 1.0, 1.5, 0.5])
 
 
 def test_guard_ratio_is_centred_and_scaled():
-    """Samples of the old policy, seen under a moved mean: the plain log ratio is biased, this is not."""
+    """Samples of the old policy, seen under a moved mean: the plain log ratio is biased, this is
+    not."""
     generator = torch.Generator().manual_seed(0)
     old_mean, std = torch.zeros(4000, 4, 8), torch.full((4000, 1, 1), 0.5)
     drawn = old_mean + std * torch.randn(old_mean.shape, generator=generator)

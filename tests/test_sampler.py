@@ -1,4 +1,5 @@
-"""The SDE step against torch.distributions and against flows whose solution is known in closed form."""
+"""The SDE step against torch.distributions and against flows whose solution is known in closed
+form."""
 
 import math
 
@@ -59,7 +60,8 @@ def test_dance_step_equals_the_published_formula():
 
 
 def simulate(kind, noise_level, data_mean, data_std, steps=400, count=5000, corrected=True):
-    """Samples of the SDE with the exact velocity of N(m, s^2), and their mean and deviation by sigma."""
+    """Samples of the SDE with the exact velocity of N(m, s^2), and their mean and deviation by
+    sigma."""
     generator = torch.Generator().manual_seed(0)
     sigmas = sampler.sigma_schedule(steps)
     latents = torch.randn(count, 1, 1, generator=generator)
@@ -70,7 +72,8 @@ def simulate(kind, noise_level, data_mean, data_std, steps=400, count=5000, corr
         # E[noise - clean | latents] of two jointly Gaussian variables
         slope = (sigma - (1 - sigma) * data_std**2) / var
         velocity = -data_mean + slope * (latents - mean)
-        step = sampler.sde_step(latents, velocity, sigmas, k, noise_level, kind, generator=generator)
+        step = sampler.sde_step(latents, velocity, sigmas, k, noise_level, kind,
+                                generator=generator)
         if corrected:
             latents = step.next_latents
         else:  # the same noise on a plain Euler step
@@ -114,7 +117,8 @@ def test_the_first_step_at_sigma_one_is_finite(kind):
     _, _, step = random_step(kind, 0)
     assert all(torch.isfinite(part).all() for part in step)
     if kind == "flow":  # sigmas[1] stands in the denominator
-        assert step.std.flatten()[0].item() == pytest.approx(0.7 * math.sqrt(1 / (1 / 6) / 6), rel=1e-5)
+        assert step.std.flatten()[0].item() == pytest.approx(0.7 * math.sqrt(1 / (1 / 6) / 6),
+                                                             rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,10 +126,11 @@ def test_a_batch_may_mix_steps(kind):
     latents, velocity, _ = random_step(kind, 0)
     next_latents = latents + 0.1
     sigmas = sampler.sigma_schedule(6)
-    mixed = sampler.sde_step(latents, velocity, sigmas, torch.tensor([0, 3, 5, 2]), 0.7, kind, next_latents)
+    mixed = sampler.sde_step(latents, velocity, sigmas, torch.tensor([0, 3, 5, 2]), 0.7, kind,
+                             next_latents)
     for row, index in enumerate([0, 3, 5, 2]):
-        one = sampler.sde_step(latents[row:row + 1], velocity[row:row + 1], sigmas, index, 0.7, kind,
-                               next_latents[row:row + 1])
+        one = sampler.sde_step(latents[row:row + 1], velocity[row:row + 1], sigmas, index, 0.7,
+                               kind, next_latents[row:row + 1])
         assert torch.allclose(mixed.log_prob[row], one.log_prob[0])
         assert torch.allclose(mixed.mean[row], one.mean[0])
 
@@ -149,7 +154,8 @@ def test_rollout_without_noise_is_the_ode_and_its_inputs_stay():
 
 def test_window_makes_only_its_steps_stochastic():
     noise = torch.randn(3, 4, 5)
-    trajectory = sampler.rollout(linear_velocity, noise, sampler.sigma_schedule(5), 0.7, sde_steps=[1, 2])
+    trajectory = sampler.rollout(linear_velocity, noise, sampler.sigma_schedule(5), 0.7,
+                                 sde_steps=[1, 2])
     assert trajectory.sde_steps == (1, 2)
     assert [(s > 0).all().item() for s in trajectory.stds] == [False, True, True, False, False]
     with pytest.raises(ValueError, match="not stochastic"):
@@ -159,7 +165,8 @@ def test_window_makes_only_its_steps_stochastic():
 @pytest.mark.parametrize("steps", [[4], [-1], [0, 7]])
 def test_the_last_step_cannot_be_stochastic(steps):
     with pytest.raises(ValueError, match="always an ODE step"):
-        sampler.rollout(linear_velocity, torch.randn(1, 2, 2), sampler.sigma_schedule(5), 0.7, sde_steps=steps)
+        sampler.rollout(linear_velocity, torch.randn(1, 2, 2), sampler.sigma_schedule(5), 0.7,
+                        sde_steps=steps)
 
 
 def test_a_samples_noise_does_not_depend_on_its_batch():
@@ -168,9 +175,11 @@ def test_a_samples_noise_does_not_depend_on_its_batch():
     whole = sampler.rollout(linear_velocity, noise, sigmas, 0.7, generator=generators(range(4)))
     half = sampler.rollout(linear_velocity, noise[2:], sigmas, 0.7, generator=generators([2, 3]))
     assert torch.equal(whole.latents[:, 2:], half.latents)
-    joined = sampler.concatenate([sampler.rollout(linear_velocity, noise[r], sigmas, 0.7, generator=generators(
-        range(4)[r])) for r in (slice(0, 2), slice(2, 4))])
-    assert torch.equal(joined.latents, whole.latents) and torch.equal(joined.log_probs, whole.log_probs)
+    joined = sampler.concatenate([sampler.rollout(linear_velocity, noise[r], sigmas, 0.7,
+                                                  generator=generators(range(4)[r]))
+                                  for r in (slice(0, 2), slice(2, 4))])
+    assert (torch.equal(joined.latents, whole.latents)
+            and torch.equal(joined.log_probs, whole.log_probs))
 
 
 @pytest.mark.parametrize("kind", KINDS)
