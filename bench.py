@@ -8,30 +8,27 @@
     python bench.py construct --judge openai --base_url URL --count N --out PROMPTS.csv
 
 Prompts: shapes (the embedded world), own (assets/prompts_en.csv), en, zh, en_long, zh_long (the
-official files, looked for in data/), or a file. testpoints.py says what is asked, judge.py asks,
-results.py says what a score is and where it departs from the official scripts. Every step takes up
-where it stopped: images that open and answers that can be read are kept.
+official files, looked for in data/), or a file. testpoints.py says what is asked, generate.py draws,
+judge.py asks, results.py says what a score is and where it departs from the official scripts. Every
+step takes up where it stopped: images that open and answers that can be read are kept.
 """
 
 import argparse
 import hashlib
-import io
 import json
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple
-
-from tqdm import tqdm
 
 import report
 import shapes
 from construct import construct
-from judge import IMAGES, image_name, judge_images, opens
+from generate import FIRST_SEED, generate  # noqa: F401 - FIRST_SEED for those who ask for it here
+from judge import IMAGES, image_name, judge_images  # noqa: F401
 from mllm import MLLM, LocalMLLM, OpenAIMLLM
-from results import (SCORE_HEADER, Result, compare, compare_rows, coverage_line, read_results,
-                     score, score_rows, write_results, write_scores)
+from results import (COMPARE_HEADER, SCORE_HEADER, Result, Scores, compare, compare_rows, complete,
+                     coverage_line, read_results, score, score_rows, write_results, write_scores)
 from testpoints import (PRIMARIES, Prompt, load_prompts, parse_scores, question,
                         write_prompts)
 
@@ -39,7 +36,6 @@ HERE = Path(__file__).parent
 PROMPT_FILES = {"own": HERE / "assets" / "prompts_en.csv",
                 **{name: Path("data") / f"test_prompts_{name}.csv"
                    for name in ("en", "zh", "en_long", "zh_long")}}
-FIRST_SEED = 3407  # of the released code: images 0..3 of every prompt have seeds 3407..3410
 
 
 def find_prompts(name: str) -> list[Prompt]:
@@ -52,89 +48,6 @@ def find_prompts(name: str) -> list[Prompt]:
         raise ValueError(f"no prompt file '{path}'; sets: shapes, {', '.join(PROMPT_FILES)}. The "
                          "official files are in data/ of github.com/CodeGoat24/UniGenBench")
     return load_prompts(path)
-
-
-# ----------------------------------------------------------------------------- generate
-
-class Sampling(NamedTuple):
-    """Everything besides the model's files that decides an image's bytes."""
-    model: str
-    lora: str | None
-    steps: int  # the official script: 30
-    guidance: float  # the official script: 3.5
-    size: int  # pixels, square; the official script: 1024
-    shift: float  # of the noise schedule
-    seeds: tuple[int, ...]  # of a prompt's images
-    device: str
-    dtype: str
-    versions: dict[str, str]
-
-
-def keep_settings(folder: Path, settings: dict) -> None:
-    """Write settings.json, or check that images already there were made with the same settings.
-
-    Raises ValueError if they were made with others, or nobody knows with which.
-    """
-    path = folder / "settings.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    images = any(folder.glob("*.png"))  # looked for first: another process may be starting as well
-    if path.is_file():
-        old, new = json.loads(path.read_text()), json.loads(json.dumps(settings))
-        odd = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in old | new if old.get(k) != new.get(k)]
-        if odd:
-            raise ValueError(f"{folder} holds images of other settings ({'; '.join(odd)}); "
-                             "choose another --out")
-    elif images:
-        raise ValueError(f"{folder} holds images, but no settings.json says how they were made; "
-                         "choose another --out")
-    else:
-        report.write_atomic(path, json.dumps(settings, indent=2).encode())
-
-
-def generate(prompts: list[Prompt], out, model: str, lora=None, steps=30, guidance=3.5, size=None,
-             rank=0, ranks=1) -> None:
-    """Four PNG a prompt into `out`; this process makes every `ranks`-th prompt.
-
-    The images of one prompt are one batch, always: its shape decides the order of floating-point
-    sums, so no other batch gives the same bytes. For the same reason each process on a CPU uses
-    one thread.
-    size: pixels; by default what the model was made for (FLUX.1-dev 1024, the tiny one 32)
-    """
-    import diffusers
-    import torch
-
-    from base import flux
-    import sampler
-
-    cuda = torch.cuda.is_available()
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
-    if not cuda:
-        torch.set_num_threads(1)
-    pipe = flux.load(model, device, torch.bfloat16 if cuda else torch.float32)
-    if lora:
-        pipe.load_lora_weights(lora)
-    size = size or pipe.vae.config.sample_size
-    seeds = tuple(range(FIRST_SEED, FIRST_SEED + IMAGES))
-    noise = flux.initial_noise(pipe, size, size, list(seeds))
-    shift = flux.schedule_shift(pipe, noise.shape[1])
-    out = Path(out)
-    keep_settings(out, Sampling(
-        model, lora, steps, guidance, size, shift, seeds, device.split(":")[0], str(pipe.dtype),
-        {"torch": torch.__version__, "diffusers": diffusers.__version__})._asdict())
-    sigmas = sampler.sigma_schedule(steps, shift).to(device)
-    for prompt in tqdm(prompts[rank::ranks], desc="generate", disable=rank > 0):
-        paths = [out / image_name(prompt.index, i) for i in range(IMAGES)]
-        missing = [i for i, path in enumerate(paths) if not opens(path)]
-        if not missing:
-            continue
-        text = flux.encode(pipe, [prompt.text]).rows([0] * IMAGES)
-        with torch.no_grad():
-            velocity = flux.velocity_fn(pipe, text, size, size, guidance)
-            images = flux.decode(pipe, sampler.ode_sample(velocity, noise, sigmas), size, size)
-        for i in missing:
-            data = io.BytesIO()
-            images[i].save(data, "PNG")
-            report.write_atomic(paths[i], data.getvalue())
 
 
 # ----------------------------------------------------------------------------- report
@@ -153,16 +66,31 @@ def result_cards(results: list[Result]) -> list[report.Card]:
         for n, sub in enumerate(r.subs)]) for r in results]
 
 
+def report_table(scores: dict[str, Scores]) -> tuple[list[str], list[list[str]]]:
+    """One model: all there is to say of it. Several: the accuracy of each, and where not all was
+    judged the strict one as well."""
+    tables = [score_rows(s) for s in scores.values()]
+    if len(tables) == 1:
+        return SCORE_HEADER, tables[0]
+    header, columns = ["Dimension"], [[row[0] for row in tables[0]]]
+    for (name, s), table in zip(scores.items(), tables):
+        header.append(name)
+        columns.append([row[1] for row in table])
+        if s.coverage.judged < s.coverage.expected:
+            header.append(f"{name}, strict")
+            columns.append([row[4] for row in table])
+    return header, [list(row) for row in zip(*columns)]
+
+
 def write_report(paths: list[Path], out: Path) -> None:
-    """report.html, and beside it a radar chart (.png) and a table (.md) of the same name."""
+    """report.html, and beside it radar.png and a table, report.md."""
     results = {path.stem: read_results(path) for path in paths}
     if len(results) < len(paths):
         raise ValueError("two result files have the same name, which a report shows models by")
     scores = {name: score(r) for name, r in results.items()}
-    header, columns = ["Dimension", *scores], [score_rows(s) for s in scores.values()]
-    rows = [[cells[0][0], *(c[1] for c in cells)] for cells in zip(*columns)]
+    header, rows = report_table(scores)
     notes = [f"{name}: {coverage_line(s)}" for name, s in scores.items()]
-    radar = out.with_suffix(".radar.png")
+    radar = out.with_name("radar.png")
     report.radar({name: {p: 100 * s.primary[p].accuracy if p in s.primary and s.primary[p].total
                          else None for p in PRIMARIES} for name, s in scores.items()}, radar)
     report.write_atomic(out.with_suffix(".md"), report.markdown_table(header, rows, notes).encode())
@@ -182,13 +110,22 @@ def print_rows(header: list[str], rows: list[list[str]]) -> None:
 def make_judge(args) -> tuple[MLLM, int, int]:
     """The judge that the flags name; how many calls at a time, and images a call."""
     if args.judge == "openai":  # one image a call: an answer is kept as soon as it is there
-        return (OpenAIMLLM(args.base_url, args.judge_model, concurrency=args.concurrency),
-                args.concurrency, 1)
+        return (OpenAIMLLM(args.base_url, args.judge_model, concurrency=args.concurrency,
+                           timeout=args.timeout, max_tokens=args.max_tokens), args.concurrency, 1)
     if args.judge == "local":
         if not args.judge_model:
             raise ValueError("--judge local needs --judge_model FOLDER_OR_NAME")
-        return LocalMLLM(args.judge_model), 1, 8
+        return LocalMLLM(args.judge_model, max_new_tokens=args.max_tokens), 1, 8
     return shapes.ShapesMLLM(), 1, 64
+
+
+def journal_of(out: Path) -> Path:
+    """The journal beside an output. Raises ValueError if the output is there without it: it would
+    be written over, and it may be another evaluator's, or made by hand."""
+    journal = out.with_suffix(".journal.jsonl")
+    if out.exists() and not journal.exists():
+        raise ValueError(f"{out} is there, but not its journal {journal.name}; choose another --out")
+    return journal
 
 
 def run_generate(args) -> int:
@@ -199,13 +136,13 @@ def run_generate(args) -> int:
 
 
 def run_judge(args) -> int:
-    prompts, out = find_prompts(args.prompts)[:args.limit], Path(args.out)
-    template = Path(args.template).read_text(encoding="utf-8") if args.template else None
+    prompts, out = find_prompts(args.prompts), Path(args.out)
+    template = Path(args.template).read_text(encoding="utf-8-sig") if args.template else None
+    journal = journal_of(out)
     mllm, lanes, batch = make_judge(args)
-    results = judge_images(mllm, prompts, args.images, out.with_suffix(".journal.jsonl"), template,
-                           lanes, batch)
+    results = judge_images(mllm, prompts, args.images, journal, template, lanes, batch, args.limit)
     write_results(results, out)
-    made = Path(args.images) / "settings.json"
+    made, prompts = Path(args.images) / "settings.json", prompts[:args.limit]
     asked = hashlib.sha256("".join(question(p, template) for p in prompts).encode()).hexdigest()
     settings = {"judge": mllm.name, "prompts": len(prompts), "questions_sha256": asked,
                 "images": json.loads(made.read_text()) if made.is_file() else None}
@@ -217,11 +154,14 @@ def run_judge(args) -> int:
 def run_score(args) -> int:
     paths = [Path(p) for p in (args.results, args.other) if p]
     results = [read_results(p) for p in paths]
+    if args.prompts:
+        prompts = find_prompts(args.prompts)
+        results = [complete(r, prompts, IMAGES) for r in results]
     scores = [score(r) for r in results]
     for path, s in zip(paths, scores):
         print(f"{path}: {coverage_line(s)}")
     if len(paths) == 2:
-        print_rows(["Dimension", *(p.stem for p in paths), "Difference", "95 % interval"],
+        print_rows(["Dimension", *(p.stem for p in paths), *COMPARE_HEADER],
                    compare_rows(scores, compare(*results)))
     else:
         print_rows(SCORE_HEADER, score_rows(scores[0]))
@@ -238,9 +178,10 @@ def run_report(args) -> int:
 
 
 def run_construct(args) -> int:
-    mllm, _, _ = make_judge(args)
     out = Path(args.out)
-    prompts, given_up = construct(mllm, args.count, out.with_suffix(".journal.jsonl"), args.seed)
+    journal = journal_of(out)
+    mllm, _, _ = make_judge(args)
+    prompts, given_up = construct(mllm, args.count, journal, args.seed)
     if prompts:
         write_prompts(prompts, out)
     for plan in given_up:
@@ -261,6 +202,13 @@ def run_default() -> int:
                for line in DEFAULT)
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1; argparse names the flag where it is not."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(title="steps; without one: all, on the embedded default")
@@ -272,20 +220,20 @@ def make_parser() -> argparse.ArgumentParser:
 
     sets = f"shapes, {', '.join(PROMPT_FILES)}, or a file"
     p = command(run_generate, "generate", "four images a prompt")
-    p.add_argument("--model", required=True, help="folder or hub name of a FLUX pipeline")
+    p.add_argument("--model", required=True, help="folder or hub name of a pipeline of diffusers")
     p.add_argument("--lora", help="folder or hub name of a LoRA for it")
     p.add_argument("--prompts", required=True, help=sets)
     p.add_argument("--out", required=True, help="folder of images")
-    p.add_argument("--limit", type=int, help="the first N prompts")
-    p.add_argument("--steps", type=int, default=30, help="denoising steps (30)")
+    p.add_argument("--limit", type=positive, help="the first N prompts")
+    p.add_argument("--steps", type=positive, default=30, help="denoising steps (30)")
     p.add_argument("--guidance", type=float, default=3.5, help="guidance embedding (3.5)")
-    p.add_argument("--size", type=int, help="pixels (what the model was made for)")
+    p.add_argument("--size", type=positive, help="pixels (what the model was made for)")
 
     p = command(run_judge, "judge", "ask a judge about each image")
     p.add_argument("--prompts", required=True, help=sets)
     p.add_argument("--images", required=True, help="folder of images")
     p.add_argument("--out", required=True, help="results CSV; the journal lies beside it")
-    p.add_argument("--limit", type=int, help="the first N prompts")
+    p.add_argument("--limit", type=positive, help="the first N prompts")
     p.add_argument("--template", help="file with a question of your own, or the released one")
     add_judge_flags(p)
 
@@ -293,6 +241,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("results", help="results CSV")
     p.add_argument("other", nargs="?", help="results CSV to compare with")
     p.add_argument("--json", help="write the scores of the first here")
+    p.add_argument("--prompts", help="count what these files lack of this prompt set as failed")
     p.add_argument("--allow_partial", action="store_true", help="exit 0 though not all was judged")
 
     p = command(run_report, "report", "one HTML file, a radar chart and a Markdown table")
@@ -300,7 +249,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", default="report.html", help="report.html")
 
     p = command(run_construct, "construct", "prompts of our own, written and checked by an MLLM")
-    p.add_argument("--count", type=int, required=True, help="number of prompts")
+    p.add_argument("--count", type=positive, required=True, help="number of prompts")
     p.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
     p.add_argument("--out", required=True, help="prompt file; the journal lies beside it")
     add_judge_flags(p)
@@ -312,7 +261,10 @@ def add_judge_flags(parser) -> None:
                         help="the embedded verifier, an OpenAI-compatible server, a model folder")
     parser.add_argument("--base_url", help="of the server")
     parser.add_argument("--judge_model", help="its name on the server, or a folder or hub name")
-    parser.add_argument("--concurrency", type=int, default=16, help="calls at a time (16)")
+    parser.add_argument("--concurrency", type=positive, default=16, help="calls at a time (16)")
+    parser.add_argument("--timeout", type=positive, default=60, help="seconds a call (60)")
+    parser.add_argument("--max_tokens", type=positive, default=4096,  # the official script's
+                        help="of an answer, a model's thinking included (4096)")
 
 
 def run(argv: list[str]) -> int:

@@ -35,7 +35,7 @@ NEEDS = {  # testpoints that only some subjects can show
     "Action - Hand (Character/Anthropomorphic)": ("Character", "Anthropomorphic"),
     "Attribute - Expression": ("Animal", "Character", "Anthropomorphic")}
 MOST_TESTPOINTS, ATTEMPTS, BATCH = 5, 4, 16
-MOST_ALIKE = 0.5  # share of three-word sequences that two prompts may have in common
+MOST_ALIKE = 0.3  # share of three-word sequences in common; no two official prompts are above 0.19
 
 
 class Plan(NamedTuple):
@@ -164,7 +164,7 @@ def construct(mllm: MLLM, count: int, journal_path, seed=0) -> tuple[list[Prompt
             points = [tuple(point) for point in line["testpoints"]]
             accepted[line["index"]] = Prompt(**line | {"testpoints": points})
     print(cost_line(count, len(accepted)))
-    with tqdm(total=count, initial=len(accepted), desc="construct") as bar:
+    with journal.file, tqdm(total=count, initial=len(accepted), desc="construct") as bar:
         for attempt in range(ATTEMPTS):
             todo = [plan for index, plan in plans.items() if index not in accepted]
             for start in range(0, len(todo), BATCH):
@@ -173,6 +173,5 @@ def construct(mllm: MLLM, count: int, journal_path, seed=0) -> tuple[list[Prompt
                     accepted[prompt.index] = prompt
                     journal.write(prompt._asdict())
                     bar.update()
-    journal.file.close()
     return ([accepted[index] for index in sorted(accepted)],
             [plan for index, plan in plans.items() if index not in accepted])

@@ -11,7 +11,6 @@ import io
 import itertools
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -19,16 +18,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+try:
+    import fcntl
+except ImportError:  # Windows: two processes over one journal are not kept apart there
+    fcntl = None
+
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from mllm import MLLM, Answer, Query
+from report import FORMATS
 from results import Result
 from testpoints import Prompt, parse_reasons, parse_scores, question
 
 log = logging.getLogger("bench")
 IMAGES = 4  # a prompt
-FORMATS = ("PNG", "JPEG", "WEBP")  # whatever the name says; none that Pillow runs a program for
 
 
 # ----------------------------------------------------------------------------- images
@@ -82,24 +86,31 @@ class Journal:
     """Lines of JSON, each on disk as soon as it is written; the first says what the file is for.
 
     A torn last line, of a process that was killed, is cut off.
-    Raises ValueError if the file was begun for something else, or is damaged.
+    Raises ValueError if the file was begun for something else, is damaged, or is being written by
+    another process, which would ask everything a second time.
     """
 
     def __init__(self, path, header: dict):
         path, self.lock = Path(path), threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = path.read_bytes() if path.exists() else b""
+        self.file = open(path, "a+b")
+        if fcntl:
+            try:  # the system lets go of it when this process ends, however it ends
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another process is writing {path}") from None
+        data = path.read_bytes()
         whole = data[:data.rfind(b"\n") + 1]
         try:
             first, *self.lines = [json.loads(line) for line in whole.splitlines()] or [None]
         except json.JSONDecodeError as error:
+            self.file.close()
             raise ValueError(f"{path} is damaged ({error}); remove it to begin anew") from None
         if first not in (None, header):
+            self.file.close()
             raise ValueError(f"{path} was begun for {first}, not for {header}; "
                              "choose another --out")
-        self.file = open(path, "r+b" if data else "wb")
         self.file.truncate(len(whole))
-        self.file.seek(0, os.SEEK_END)
         if first is None:
             self.write(header)
 
@@ -113,8 +124,8 @@ class Patience:
     """Ends the work once a judge seems dead, so that a dead server does not cost hours of timeouts.
 
     That is after MOST_FAILURES calls in a row without an answer, or with the first failure once no
-    call has been answered for `seconds`. With the defaults of OpenAIMLLM and 16 lanes, a server
-    that hangs is left after 3 to 5 minutes (its calls in flight end by their own timeouts), one that
+    call has been answered for `seconds`. With the defaults of OpenAIMLLM and 16 lanes, a server that
+    hangs is left after 3 to 5 minutes (its calls in flight end by their own timeouts), one that
     refuses connections after about 40 seconds.
     """
 
@@ -190,19 +201,21 @@ def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, lanes: int, batch: int) -> 
 
 
 def judge_images(mllm: MLLM, prompts: list[Prompt], folder, journal_path, template=None, lanes=1,
-                 batch=16) -> list[Result]:
+                 batch=16, limit=None) -> list[Result]:
     """One result for each of the four images of each prompt, failed ones included.
 
     An image that is missing or broken is named in the log and is a failed result. Answers that are
     in the journal for the same image and question are not asked for again, unless they failed or
     could not be parsed.
+    limit: only the first so many prompts; images of the others are nothing to warn of
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"no image folder '{folder}'")
     if odd := foreign_names(folder, prompts):
         log.warning("%d files are no image of these prompts and are not judged: %s", len(odd),
-                    ", ".join(odd[:10]))
+                    ", ".join(odd))
+    prompts = prompts[:limit]
     journal, broken, digests = Journal(journal_path, {"judge": mllm.name}), [], {}
     outputs = {(line["image"], line["digest"]): line["output"] for line in journal.lines}
 
@@ -225,10 +238,10 @@ def judge_images(mllm: MLLM, prompts: list[Prompt], folder, journal_path, templa
                 yield Task(name, image, digest, text, len(prompt.testpoints))
 
     texts = {p.index: question(p, template) for p in prompts}
-    ask_all(mllm, tasks(), keep, lanes, batch)
-    journal.file.close()
+    with journal.file:  # closed, and so unlocked, also where this is cut short
+        ask_all(mllm, tasks(), keep, lanes, batch)
     if broken:
-        log.warning("%d images cannot be judged: %s", len(broken), "; ".join(broken[:10]))
+        log.warning("%d images cannot be judged: %s", len(broken), "; ".join(broken))
     results = []
     for p in prompts:
         subs, descriptions = map(list, zip(*p.testpoints))

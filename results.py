@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from report import write_atomic
-from testpoints import (DIMENSIONS, PRIMARIES, PRIMARY_ZH, SUBS, binary_scores, canonical, fold,
-                        language_of, primary_of, read_literal)
+from testpoints import (DIMENSIONS, PRIMARIES, PRIMARY_ZH, SUBS, Prompt, binary_scores, canonical,
+                        fold, language_of, primary_of, read_literal, read_table)
 
 
 # ----------------------------------------------------------------------------- result files
@@ -49,42 +49,65 @@ COLUMNS = ("index", "prompt", "testpoint", "output", "result_json", "img_path")
 def parse_result(row: dict) -> Result:
     """One line of a result file. Raises ValueError."""
     labels = read_literal(row["testpoint"])
+    if not isinstance(labels, list) or not labels:
+        raise ValueError(f"testpoint is not a list of labels: {row['testpoint']!r}")
     subs = [canonical(label) for label in labels]
     judged = read_literal(row["result_json"] or "null")  # a failed judgement is stored as null
     judged = judged if isinstance(judged, dict) else {}
-    scores = binary_scores(judged.get("score"), len(subs))
-    if judged and scores is None:
-        raise ValueError(f"{judged.get('score')!r} is not one 0 or 1 for each of {len(subs)} "
-                         "testpoints")
-    return Result(int(row["index"]), row["prompt"], subs, row["img_path"], scores,
-                  row["output"] or "",
-                  list(judged.get("analysis") or []), list(judged.get("description") or []),
-                  language_of(labels[0]))
+    said = judged.get("score")
+    if isinstance(said, list):  # 1.0 and true are right to the official scorer too
+        said = [int(v) if v in (0, 1) else v for v in said]
+    scores = binary_scores(said, len(subs))
+    if said is not None and scores is None:
+        raise ValueError(f"{said!r} is not one 0 or 1 for each of {len(subs)} testpoints")
+    reasons, descriptions = (
+        list(map(str, texts)) if isinstance(texts, list) and len(texts) == len(subs) else []
+        for texts in (judged.get("analysis"), judged.get("description")))
+    return Result(int(row["index"]), row["prompt"].strip(), subs, row["img_path"], scores,
+                  row["output"], reasons, descriptions, language_of(labels[0]))
 
 
 def read_results(path) -> list[Result]:
     """The rows of an official result CSV, failed judgements included.
 
     Raises ValueError that names the row for a missing column, a score that is neither 0 nor 1, an
-    unknown label, or an image that stands there twice.
+    unknown label, an image that stands there twice, or an index with two prompts.
     """
-    csv.field_size_limit(2**31 - 1)  # a judge's answer may be long
-    rows = csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8-sig"), newline=""))
-    missing = set(COLUMNS) - set(rows.fieldnames or ())
+    columns, rows = read_table(path)
+    missing = set(COLUMNS) - set(columns)
     if missing:
         raise ValueError(f"{path} is no result file: it lacks {', '.join(sorted(missing))}")
-    results, first_row = [], {}
+    results, first_row, prompts = [], {}, {}
     for number, row in enumerate(rows, 1):
         try:
             result = parse_result(row)
-            key = (result.index, result.image)
+            key, asked = (result.index, result.image), (result.prompt, result.subs)
             if key in first_row:
                 raise ValueError(f"image {result.image} stands in row {first_row[key]} too")
+            if prompts.setdefault(result.index, asked) != asked:
+                raise ValueError(f"another prompt or other testpoints than in a row above have "
+                                 f"the index {result.index}")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, row {number}: {error}") from None
         first_row[key] = number
         results.append(result)
     return results
+
+
+def complete(results: list[Result], prompts: list[Prompt], images: int) -> list[Result]:
+    """The results, and a failed one for each of the prompts' images that they lack.
+
+    Without the prompts nobody can tell from a result file that it lacks all images of one.
+    Raises ValueError if the results are of other prompts.
+    """
+    known = {p.index: (p.text, [sub for sub, _ in p.testpoints]) for p in prompts}
+    odd = [r for r in results if known.get(r.index) != (r.prompt, r.subs)]
+    if odd:
+        raise ValueError(f"{len(odd)} results are not of this prompt set, the first of index "
+                         f"{odd[0].index}")
+    there = Counter(r.index for r in results)
+    return results + [Result(p.index, p.text, known[p.index][1], "", None, language=p.language)
+                      for p in prompts for _ in range(images - there[p.index])]
 
 
 def write_results(results: list[Result], path) -> None:
@@ -186,10 +209,16 @@ def resample(count: int, replicates=2000, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), replicates)
 
 
-def intervals(replicates: np.ndarray) -> list[tuple[float, float] | None]:
-    """95 % interval of each column of (replicates, columns); None where a column is all NaN."""
+def intervals(replicates: np.ndarray, total: np.ndarray) -> list[tuple[float, float] | None]:
+    """95 % interval of each column of (replicates, 38), drawn from judged testpoints (n, 27).
+
+    None where a column is all NaN, or rests on one prompt: drawing it again and again would give an
+    interval of no width, and look like certainty.
+    """
+    rests_on = np.concatenate([total, total @ SUM_UP, total.sum(-1, keepdims=True)], -1) > 0
     columns = [column[~np.isnan(column)] for column in replicates.T]
-    return [tuple(np.percentile(c, [2.5, 97.5]).tolist()) if len(c) else None for c in columns]
+    return [tuple(np.percentile(c, [2.5, 97.5]).tolist()) if len(c) and n > 1 else None
+            for c, n in zip(columns, rests_on.sum(0))]
 
 
 def expected_testpoints(results: list[Result]) -> Counter:
@@ -215,7 +244,7 @@ def score(results: list[Result]) -> Scores:
     _, correct, total = count_by_prompt(results)
     expected = expected_testpoints(results)
     draws = resample(len(correct))
-    bounds = intervals(accuracies(draws @ correct, draws @ total))
+    bounds = intervals(accuracies(draws @ correct, draws @ total), total)
     correct, total = correct.sum(0), total.sum(0)
     wanted = np.array([expected[sub] for sub in SUBS])
     columns = (np.concatenate([counts, (counts @ SUM_UP).astype(int)]).tolist()
@@ -234,7 +263,9 @@ def score(results: list[Result]) -> Scores:
 
 
 def compare(first: list[Result], second: list[Result]) -> dict[str, tuple[float, float, float]]:
-    """Second minus first, by primary dimension and Overall: (difference, low, high), each -1..1.
+    """Second minus first, by sub and primary dimension and Overall: (difference, low, high), -1..1.
+
+    low and high are NaN for a dimension of one prompt.
 
     The 95 % interval is paired: both models are resampled over the same prompts.
     Raises ValueError if the two do not hold the same prompts.
@@ -247,9 +278,10 @@ def compare(first: list[Result], second: list[Result]) -> dict[str, tuple[float,
     (_, *a), (_, *b) = count_by_prompt(first), count_by_prompt(second)
     draws = resample(len(a[0]))
     points = accuracies(*(x.sum(0) for x in b)) - accuracies(*(x.sum(0) for x in a))
-    bounds = intervals(accuracies(*(draws @ x for x in b)) - accuracies(*(draws @ x for x in a)))
-    return {name: (float(point), *bound) for name, point, bound
-            in list(zip(NAMES, points, bounds))[len(SUBS):] if bound and not np.isnan(point)}
+    bounds = intervals(accuracies(*(draws @ x for x in b)) - accuracies(*(draws @ x for x in a)),
+                       np.minimum(a[1], b[1]))
+    return {name: (float(point), *(bound or (np.nan, np.nan)))
+            for name, point, bound in zip(NAMES, points, bounds) if not np.isnan(point)}
 
 
 # ----------------------------------------------------------------------------- score files
@@ -311,17 +343,23 @@ def overall_name(scores: Scores) -> str:
     return "Overall" if n == len(PRIMARIES) else f"Overall (mean over {n} of {len(PRIMARIES)})"
 
 
+def lines_of_table() -> list[tuple[str, str]]:
+    """Name and label of each primary dimension, and below it of its subs."""
+    lines = []
+    for primary in PRIMARIES:
+        subs = [sub for sub in SUBS if primary_of(sub) == primary and sub != primary]
+        lines += [(primary, primary), *((sub, "- " + sub.partition(" - ")[2]) for sub in subs)]
+    return lines
+
+
 def score_rows(scores: Scores) -> list[list[str]]:
     """Dimension, accuracy, 95 % interval, correct/judged, strict accuracy; absent ones say so."""
     rows = []
-    for primary in PRIMARIES:
-        subs = [sub for sub in SUBS if primary_of(sub) == primary and sub != primary]
-        for name in (primary, *subs):
-            tally = (scores.primary if name == primary else scores.sub).get(name)
-            label = name if name == primary else "- " + name.partition(" - ")[2]
-            rows.append([label, percent(tally.accuracy), percent_range(tally.interval),
-                         f"{tally.correct}/{tally.total}", percent(tally.strict)]
-                        if tally else [label, "absent", "", "", ""])
+    for name, label in lines_of_table():
+        tally = scores.primary.get(name) or scores.sub.get(name)
+        rows.append([label, percent(tally.accuracy), percent_range(tally.interval),
+                     f"{tally.correct}/{tally.total}", percent(tally.strict)]
+                    if tally else [label, "absent", "", "", ""])
     rows.append([overall_name(scores), percent(scores.overall), percent_range(scores.interval),
                  "", percent(scores.strict)])
     return rows
@@ -331,11 +369,20 @@ SCORE_HEADER = ["Dimension", "Accuracy", "95 % interval", "Correct", "Strict"]
 
 
 def compare_rows(scores: list[Scores], difference: dict) -> list[list[str]]:
-    """Dimension, the accuracy of both, second minus first, its paired interval; all in percent."""
+    """Dimension, the accuracy of both, second minus first, its paired interval, and second minus
+    first of the strict scores; all in percent. Only dimensions that both were judged on."""
     rows = []
-    for name, (point, low, high) in difference.items():
-        both = [s.overall if name == "Overall" else s.primary[name].accuracy for s in scores]
-        label = overall_name(scores[0]) if name == "Overall" else name
-        rows.append([label, *map(percent, both), f"{100 * point:+.2f}",
-                     f"{100 * low:+.2f} to {100 * high:+.2f}"])
+    for name, label in [*lines_of_table(), ("Overall", overall_name(scores[0]))]:
+        if name in difference:
+            point, low, high = difference[name]
+            tallies = [s.primary.get(name) or s.sub.get(name) for s in scores]
+            both = [s.overall if name == "Overall" else t.accuracy
+                    for s, t in zip(scores, tallies)]
+            a, b = [s.strict if name == "Overall" else t.strict for s, t in zip(scores, tallies)]
+            bound = "-" if np.isnan(low) else f"{100 * low:+.2f} to {100 * high:+.2f}"
+            rows.append([label, *map(percent, both), f"{100 * point:+.2f}", bound,
+                         f"{100 * (b - a):+.2f}"])
     return rows
+
+
+COMPARE_HEADER = ["Difference", "95 % interval", "Strict difference"]

@@ -157,12 +157,12 @@ def parse_json(text: str) -> tuple[dict, bool]:
 
 def parse_row(row: dict, language: str) -> tuple[Prompt, bool]:
     """One line of a prompt file, and whether its JSON had to be repaired. Raises ValueError."""
-    text = (row[f"prompt_{language}"] or "").strip()
+    text = row[f"prompt_{language}"].strip()
     if not text:
         raise ValueError("empty prompt")
-    if not re.fullmatch(r"\s*\d+\s*", row["index"] or ""):
+    if not re.fullmatch(r"\s*\d+\s*", row["index"]):
         raise ValueError(f"index '{row['index']}' is not a whole number")
-    fields, repaired = parse_json(row[f"sub_dims_{language}"] or "")
+    fields, repaired = parse_json(row[f"sub_dims_{language}"])
     fields = {key.strip(): value for key, value in fields.items()}
     found = {name: next((fields[key] for key in keys if key in fields), None)
              for name, keys in KEYS.items()}
@@ -177,6 +177,23 @@ def parse_row(row: dict, language: str) -> tuple[Prompt, bool]:
                   str(found["subtheme"] or ""), language), repaired
 
 
+def read_table(path) -> tuple[list[str], list[dict]]:
+    """Names of the columns and the rows of a CSV file; a BOM and Windows line ends are all right.
+
+    Raises ValueError if it is no such file.
+    """
+    csv.field_size_limit(2**31 - 1)  # a judge's answer may be long
+    try:
+        rows = csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8-sig"), newline=""),
+                              restval="")
+        rows.fieldnames = columns = [name.strip() for name in rows.fieldnames or ()]
+        return columns, list(rows)
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text; save it as CSV UTF-8") from None
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a CSV file ({error})") from None
+
+
 def load_prompts(path) -> list[Prompt]:
     """The prompts of an official CSV file: index, prompt_en|prompt_zh, sub_dims_en|sub_dims_zh.
 
@@ -184,17 +201,12 @@ def load_prompts(path) -> list[Prompt]:
     JSON is put in where only one reading is possible, with a warning that names the row.
     Raises ValueError that names the file, the row (1 is the first below the header) and the fault.
     """
-    try:
-        rows = csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8-sig"), newline=""))
-        columns = [name.strip() for name in rows.fieldnames or ()]
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text; save it as CSV UTF-8") from None
+    columns, rows = read_table(path)
     language = next((lang for lang in ("en", "zh") if f"prompt_{lang}" in columns), "en")
     missing = {"index", f"prompt_{language}", f"sub_dims_{language}"} - set(columns)
     if missing:
         raise ValueError(f"{path} lacks the column {', '.join(sorted(missing))}; it has: "
                          f"{', '.join(columns) or 'nothing'}")
-    rows.fieldnames = columns
     prompts, first_row = [], {}
     for number, row in enumerate(rows, 1):
         try:
@@ -300,6 +312,17 @@ def read_literal(text: str):
             raise ValueError(f"cannot read {text[:60]!r}") from None
 
 
+def read_answer(text: str):
+    """A value that a model wrote, perhaps fenced or with Chinese punctuation; None if it is none."""
+    body = re.sub(r"```\w*", "", text).strip()
+    for candidate in (body, body.translate(PLAIN)):
+        try:
+            return read_literal(candidate)
+        except ValueError:
+            continue
+    return None
+
+
 def binary_scores(value, count: int) -> list[int] | None:
     """`count` numbers, each 0 or 1 (also as text); None for anything else."""
     if not isinstance(value, (list, tuple)) or len(value) != count:
@@ -312,8 +335,8 @@ def binary_scores(value, count: int) -> list[int] | None:
 def final_answer(text: str | None) -> dict:
     """The last answer in a text: {"score": ..., "analysis": ...}, either may be absent.
 
-    Tags <analysis> and <score>, or a JSON object with those keys. What stands in <think> is no
-    answer, and a text that ends while still thinking has none.
+    Tags <analysis> and <score>, or a JSON object with those keys, or a list and nothing else. What
+    stands in <think> is no answer, and a text that ends while still thinking has none.
     """
     text = text or ""
     if "<think>" in text and "</think>" not in text:
@@ -323,16 +346,11 @@ def final_answer(text: str | None) -> dict:
     for key in ("analysis", "score"):
         found = re.findall(rf"<{key}>((?:(?!<{key}>).)*?)</{key}>", text, re.DOTALL)
         if found:
-            body = re.sub(r"```\w*", "", found[-1]).strip()
-            for candidate in (body, body.translate(PLAIN)):
-                try:
-                    tagged[key] = read_literal(candidate)
-                    break
-                except ValueError:
-                    continue
-            tagged.setdefault(key, None)
+            tagged[key] = read_answer(found[-1])
     if "score" in tagged:
         return tagged
+    if isinstance(whole := read_answer(text), list):
+        return {"score": whole}
     found = last_json(text, ("score", "scores"))
     return {"score": found.get("score", found.get("scores")), "analysis": found.get("analysis")}
 

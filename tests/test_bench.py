@@ -1,100 +1,26 @@
-"""The tool end to end on small things: generate, judge, score, report, from the command line."""
+"""The tool from the command line, on small things: judge, score, report, and all of it at once."""
 
-import hashlib
 import json
 import os
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import bench
 from construct import SUBTHEMES, alike
-from results import read_results
-from testpoints import Prompt, write_prompts
+from results import read_results, write_results
+from testpoints import write_prompts
 
 ROOT = Path(__file__).parent.parent
-PROMPTS = [Prompt(i, text, [("Attribute - Color", text)], "Art", "Other", "en")
-           for i, text in enumerate(("a small red circle", "a large blue square", "two circles"))]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """An untrained tiny FLUX: what it draws is noise, but always the same noise."""
-    import pretrain
-
-    folder = tmp_path_factory.mktemp("model")
-    pretrain.build(seed=0).save_pretrained(folder)
-    return str(folder)
-
-
-def digests(folder):
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in Path(folder).glob("*.png")}
-
-
-def test_images_do_not_depend_on_the_number_of_processes_or_on_restarts(tmp_path, model):
-    bench.generate(PROMPTS, tmp_path / "one", model, steps=3)
-    one = digests(tmp_path / "one")
-    assert set(one) == {f"{p}_{i}.png" for p in range(3) for i in range(4)}
-    assert len(set(one.values())) == 12  # other prompt or other seed, other image
-    bench.generate(PROMPTS, tmp_path / "half", model, steps=3, rank=1, ranks=2)
-    assert set(digests(tmp_path / "half")) == {f"1_{i}.png" for i in range(4)}
-    write_prompts(PROMPTS, tmp_path / "p.csv")
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                    "--nproc_per_node=2", str(ROOT / "bench.py"), "generate", "--model", model,
-                    "--steps", "3", "--prompts", str(tmp_path / "p.csv"),
-                    "--out", str(tmp_path / "two")], check=True)
-    assert digests(tmp_path / "two") == one
-    (tmp_path / "one" / "1_2.png").write_bytes(b"torn")
-    (tmp_path / "one" / "2_0.png").unlink()
-    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "one").glob("*.png")}
-    bench.generate(PROMPTS, tmp_path / "one", model, steps=3)
-    assert digests(tmp_path / "one") == one
-    made = {p.name for p in (tmp_path / "one").glob("*.png")
-            if p.stat().st_mtime_ns != times.get(p.name)}
-    assert made == {"1_2.png", "2_0.png"}
-
-
-def test_images_of_other_settings_are_not_mixed(tmp_path, model):
-    bench.generate(PROMPTS[:1], tmp_path / "a", model, steps=2)
-    settings = json.loads((tmp_path / "a" / "settings.json").read_text())
-    assert settings["steps"] == 2 and settings["size"] == 32 and settings["guidance"] == 3.5
-    assert settings["seeds"] == [3407, 3408, 3409, 3410]
-    with pytest.raises(ValueError, match="other settings .steps: 2 -> 3"):
-        bench.generate(PROMPTS[:1], tmp_path / "a", model, steps=3)
-    (tmp_path / "b").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "b" / "0_0.png")
-    with pytest.raises(ValueError, match="no settings.json"):
-        bench.generate(PROMPTS[:1], tmp_path / "b", model, steps=2)
-
-
-def test_schedule_shift_is_the_pipelines_own(model):
-    """Our sigmas equal those that diffusers' scheduler sets for FLUX.1-dev at 1024 x 1024."""
-    import flux
-    import numpy as np
-    import sampler
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    class Pipe:
-        scheduler = FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, shift=3.0,
-            base_image_seq_len=256, max_image_seq_len=4096)
-
-    shift = flux.schedule_shift(Pipe, 4096)
-    Pipe.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 30, 30), mu=1.15)
-    assert sampler.sigma_schedule(30, shift).numpy() == pytest.approx(
-        Pipe.scheduler.sigmas.numpy(), abs=1e-6)
-    Pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    assert flux.schedule_shift(Pipe, 4096) == 3.0
 
 
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
     """Three prompts of the embedded world, drawn as asked except for one image of the second."""
-    import numpy as np
     import scenes
     import shapes
 
@@ -133,9 +59,37 @@ def test_judge_score_and_report_from_the_command_line(drawn, capsys):
     assert "+0.00 to +0.00" in capsys.readouterr().out
     assert run("report r.csv other.csv --out out/report.html") == 0
     assert {p.name for p in Path("out").iterdir()} == {"report.html", "report.md",
-                                                       "report.radar.png"}
+                                                       "radar.png"}
     assert "'r'" not in Path("out/report.md").read_text()
     assert drawn[1].text in Path("out/report.html").read_text()
+
+
+def test_the_flags_name_the_judge(drawn, monkeypatch):
+    """A model in process is asked in batches, a server one image a call; limits reach both."""
+    import shapes
+
+    class Fake(shapes.ShapesMLLM):
+        def __init__(self, *args, **options):
+            super().__init__()
+            made.append((args, options))
+
+        def ask(self, queries):
+            sizes.append(len(queries))
+            return super().ask(queries)
+
+    made, sizes = [], []
+    monkeypatch.setattr(bench, "LocalMLLM", Fake)
+    monkeypatch.setattr(bench, "OpenAIMLLM", Fake)
+    judge = "judge --prompts shapes --limit 3 --images images --out {0}.csv --judge {0} "
+    assert run(judge.format("local") + "--judge_model FOLDER --max_tokens 9") == 0
+    assert made.pop() == (("FOLDER",), {"max_new_tokens": 9}) and sizes == [8, 4]
+    assert run(judge.format("openai") + "--base_url URL --timeout 5 --concurrency 3") == 0
+    assert made.pop() == (("URL", None), {"concurrency": 3, "timeout": 5, "max_tokens": 4096})
+    assert sizes[2:] == [1] * 12
+    assert ([r.scores for r in read_results("local.csv")]
+            == [r.scores for r in read_results("openai.csv")])
+    with pytest.raises(ValueError, match="--judge local needs --judge_model"):
+        run(judge.format("local"))
 
 
 def test_an_incomplete_run_says_so_first_and_exits_non_zero(drawn, capsys):
@@ -146,10 +100,36 @@ def test_an_incomplete_run_says_so_first_and_exits_non_zero(drawn, capsys):
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith("r.csv: INCOMPLETE") and f"{len(drawn[0].testpoints)} failed" in first
     assert run("score r.csv --allow_partial") == 0
+    run("report r.csv --out one.html")
+    assert "INCOMPLETE" in Path("one.md").read_text() and "Strict" in Path("one.md").read_text()
+
+
+def test_what_a_file_lacks_of_the_prompt_set_counts_as_failed(drawn, capsys):
+    """Another evaluator left out all images of one prompt; the file alone looks whole."""
+    write_prompts(bench.find_prompts("shapes")[:3], "p.csv")
+    run("judge --prompts p.csv --images images --out r.csv")
+    write_results([r for r in read_results("r.csv") if r.index != 2], "less.csv")
+    assert run("score less.csv") == 0
+    capsys.readouterr()
+    assert run("score less.csv --prompts p.csv --json s.json") == 1
+    failed = 4 * len(drawn[2].testpoints)
+    assert "INCOMPLETE" in (out := capsys.readouterr().out) and f"{failed} failed" in out
+    scores = json.loads(Path("s.json").read_text())
+    assert scores["coverage"]["failed"] == failed
+    assert scores["overall_strict"] < scores["overall"]
+    with pytest.raises(ValueError, match="12 results are not of this prompt set, .* of index 0"):
+        run("score r.csv --prompts own")
+
+
+def test_with_a_limit_the_other_images_of_the_set_are_not_foreign(drawn, caplog):
+    Image.new("RGB", (32, 32)).save("images/999_0.png")
+    run("judge --prompts shapes --limit 1 --images images --out r.csv")
+    assert len(read_results("r.csv")) == 4
+    assert [r.getMessage().split(": ")[1] for r in caplog.records] == ["999_0.png"]
 
 
 def test_the_default_run_twice_gives_the_same_bytes(tmp_path, monkeypatch):
-    """The commands of `python bench.py`, on its first prompts. (Other processes: see above.)"""
+    """The commands of `python bench.py`, on its first prompts. default_twice.py runs all of it."""
     monkeypatch.chdir(tmp_path)
     model = os.path.relpath(ROOT / "assets" / "tiny-flux")
     for folder in ("a", "b"):
@@ -165,7 +145,6 @@ def test_the_default_run_twice_gives_the_same_bytes(tmp_path, monkeypatch):
 def test_the_held_out_score_of_training_is_the_benchmarks(tmp_path):
     """The same pictures, right and wrong ones, through train.py's measure and through the files."""
     import heldout
-    import numpy as np
     import scenes
     import shapes
     from judge import judge_images
@@ -194,6 +173,32 @@ def test_prompt_sets():
     assert len(shapes) >= 300 and len({p.text for p in shapes}) == len(shapes)
     with pytest.raises(ValueError, match="no prompt file 'nowhere.csv'; sets: shapes, own, en"):
         bench.find_prompts("nowhere.csv")
+
+
+def test_the_embedded_benchmark_survives_the_official_format(tmp_path):
+    prompts = bench.find_prompts("shapes")
+    write_prompts(prompts, tmp_path / "p.csv")
+    assert bench.load_prompts(tmp_path / "p.csv") == prompts
+    assert bench.find_prompts(str(tmp_path / "p.csv")) == prompts
+
+
+def test_files_that_are_not_ours_are_not_written_over(drawn):
+    for line in ("judge --prompts shapes --limit 3 --images images --out theirs.csv",
+                 "construct --count 2 --out theirs.csv"):
+        Path("theirs.csv").write_text("theirs")
+        with pytest.raises(ValueError, match="theirs.csv is there, but not its journal"):
+            run(line)
+        assert Path("theirs.csv").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("line", ["generate --model m --prompts own --out x --limit 0",
+                                  "generate --model m --prompts own --out x --steps -3",
+                                  "judge --prompts own --images x --out y --limit x",
+                                  "construct --count 0 --out y"])
+def test_numbers_of_nothing_are_refused(line, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(line)
+    assert "is not a whole number of at least 1" in capsys.readouterr().err
 
 
 def test_mistakes_get_one_sentence(monkeypatch, tmp_path):

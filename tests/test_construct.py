@@ -106,6 +106,8 @@ def test_near_duplicates_are_refused(tmp_path):
     assert sum("red fox" in p.text for p in prompts) == 1
     assert C.alike("A red fox sleeps under the oak!", "a red fox sleeps under the oak") == 1
     assert C.alike("a red fox sleeps", "two blue cars race") == 0
+    oak = "A red fox sleeps under the old oak tree."
+    assert C.alike(oak, oak.replace("oak", "elm")) > C.MOST_ALIKE  # one word is not enough
 
 
 def test_a_dead_writer_ends_the_work(tmp_path):

@@ -141,6 +141,18 @@ def test_broken_missing_and_foreign_files_are_named_and_never_judged(place, capl
     assert all(name in broken for name in ("0_1.png", "0_2.png", "0_3.png: missing"))
 
 
+def test_all_of_them_are_named(place, caplog):
+    for path in place.folder.glob("*.png"):
+        path.unlink()
+    for n in range(15):
+        (place.folder / f"odd{n}.txt").write_text("")
+    with caplog.at_level(logging.WARNING):
+        assert {r.state for r in place(Judge())} == {"failed"}
+    odd, broken = (record.getMessage() for record in caplog.records)
+    assert "12 images" in broken and broken.count(": missing") == 12
+    assert odd.count("odd") == odd.count(".txt") == 15
+
+
 def test_no_cut_off_image_opens(tmp_path):
     Image.effect_noise((16, 16), 50).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
@@ -161,6 +173,17 @@ def test_a_torn_last_line_is_cut_off(place):
     place.journal.write_text("\n".join([lines[0], lines[1][:9], *lines[2:]]) + "\n")
     with pytest.raises(ValueError, match="is damaged"):
         place(Judge())
+
+
+def test_two_processes_over_one_journal_do_not_ask_twice(place):
+    pytest.importorskip("fcntl")
+    first = Journal(place.journal, {"judge": "fake"})
+    judge = Judge()
+    with pytest.raises(ValueError, match="another process is writing .*j.jsonl"):
+        place(judge)
+    assert judge.asked == []
+    first.file.close()
+    assert {r.state for r in place(judge)} == {"judged"}
 
 
 def test_a_journal_of_another_judge_is_refused(place):

@@ -142,7 +142,7 @@ def test_page_is_whole_offline_and_holds_hostile_text_as_text(page):
     assert [g["index"] for g in groups] == [7, 3]  # the worst first
     assert groups[0]["prompt"] == HOSTILE and groups[0]["images"][0]["points"][0][3] == HOSTILE
     assert groups[0]["images"][1]["src"] is None  # missing: said, not made up
-    assert groups[0]["images"][0]["src"].startswith("data:image/jpeg")  # 900 pixels, shrunk
+    assert groups[0]["images"][0]["src"].startswith("data:image/webp")  # 900 pixels, shrunk
     assert groups[1]["images"][0]["src"].startswith("data:image/png")  # 32 pixels, as it is
 
 
@@ -167,6 +167,8 @@ def test_page_filters_in_a_real_browser(page, tmp_path):
       set("words", "");
       document.dispatchEvent(new KeyboardEvent("keydown", {key: "j"}));
       seen.push(document.activeElement.querySelector("small").textContent.endsWith("prompt 7"));
+      const seeable = id => getComputedStyle(document.getElementById(id)).display !== "none";
+      seen.push(seeable("model-label"), seeable("more"), seeable("words"));  // one model, one page
       document.querySelector(".view").click();
       seen.push(document.querySelector("dialog").open, document.title);
       document.body.replaceChildren("SEEN" + JSON.stringify(seen) + "END");
@@ -179,5 +181,5 @@ def test_page_filters_in_a_real_browser(page, tmp_path):
     dom = subprocess.run([BROWSER, *flags, copy.as_uri()], capture_output=True, text=True,
                          timeout=120).stdout
     seen = json.loads(re.search(r">SEEN(.*?)END", dom, re.DOTALL)[1])
-    assert seen == [[2, 1], [1], [1], [1], [2, 1], [1], [2, 1], [1], [2, 1], True, True,
-                    "UniGenBench report"]
+    assert seen == [[2, 1], [1], [1], [1], [2, 1], [1], [2, 1], [1], [2, 1], True,
+                    False, False, True, True, "UniGenBench report"]

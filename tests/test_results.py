@@ -8,7 +8,7 @@ import pytest
 
 import results as R
 from results import Coverage, Result, compare, read_results, score, write_results
-from testpoints import PRIMARIES, SUBS
+from testpoints import PRIMARIES, SUBS, Prompt
 
 # FLUX.1-dev, English short, as published: Style, World Knowledge, Attribute, Action, Relationship,
 # Logical Reasoning, Grammar, Compound, Layout, Text
@@ -83,6 +83,17 @@ def test_interval_resamples_prompts_not_images():
     assert score(many(1.0)).interval == (1, 1)
 
 
+def test_one_prompt_gives_no_interval():
+    """Its four images are one draw; "100 to 100" would look like certainty."""
+    r = [*many(0.5), *(result(999, (COLOR,), [1], i) for i in range(4))]
+    s = score(r)
+    assert s.primary["Style"].interval and s.interval
+    assert s.primary["Attribute"].interval is s.sub[COLOR].interval is None
+    rows = {row[0]: row for row in R.compare_rows([s, s], compare(r, r))}
+    assert rows["- Color"][3:] == ["+0.00", "-", "+0.00"]
+    assert rows["Style"][4] == "+0.00 to +0.00"
+
+
 def test_compare_is_paired():
     """The second model is right where the first is, and on 10 prompts more."""
     first = many(0.5)
@@ -95,6 +106,19 @@ def test_compare_is_paired():
     assert compare(second, first)["Style"][0] == pytest.approx(-0.1)
     assert compare(first, first)["Style"] == (0, 0, 0)
     assert list(difference) == ["Style", "Overall"]
+
+
+def test_compare_shows_every_dimension_and_what_was_not_judged():
+    """The second model failed to be judged where it would lose: the strict difference tells."""
+    right = [result(i, (COLOR, SIZE), [1, int(i < 5)]) for i in range(10)]
+    other = [r if r.scores[1] else r._replace(scores=None) for r in right]
+    rows = R.compare_rows([score(right), score(other)], compare(right, other))
+    cells = {row[0]: row[1:] for row in rows}
+    assert list(cells) == ["Attribute", "- Color", "- Size", "Overall (mean over 1 of 10)"]
+    assert cells["- Color"][:3] == ["100.00", "100.00", "+0.00"]
+    assert cells["- Size"][:3] == ["50.00", "100.00", "+50.00"]
+    assert [cells[name][4] for name in cells] == ["-25.00", "-50.00", "+0.00", "-25.00"]
+    assert len(rows[0]) == len(["Dimension", "a", "b", *R.COMPARE_HEADER])
 
 
 def test_compare_needs_the_same_prompts():
@@ -169,6 +193,9 @@ def test_official_scores_with_blanks_in_their_names(tmp_path):
     ({"result_json": '{"score": [1]}'}, "row 2: .*for each of 2 testpoints"),
     ({"result_json": '{"score": [1, 3]}'}, "row 2: .*for each of 2 testpoints"),
     ({"result_json": "{"}, "row 2: cannot read"), ({"testpoint": "['Colour']"}, "none of the 27"),
+    ({"testpoint": "[]"}, "row 2: testpoint is not a list"),
+    ({"testpoint": ""}, "row 2: cannot read"), ({"index": "?"}, "row 2: .*'?'"),
+    ({"index": "0"}, "row 2: another prompt or other testpoints .* have the index 0"),
     ({"img_path": "0_0.png", "index": "0"}, "row 2: image 0_0.png stands in row 1 too")])
 def test_bad_result_rows_are_named(tmp_path, change, message):
     write_results(RESULTS[:1] + [result(5, ("Style", COLOR), [1, 1])], tmp_path / "r.csv")
@@ -183,7 +210,43 @@ def test_bad_result_rows_are_named(tmp_path, change, message):
         read_results(tmp_path / "r.csv")
 
 
+def test_what_the_official_scorer_takes_for_right_is_right(tmp_path):
+    """Python's == decides there, and an analysis of the wrong length does not matter."""
+    official_file(tmp_path / "r.csv", [([COLOR, SIZE], [1.0, False])])
+    (row,) = read_results(tmp_path / "r.csv")
+    assert row.scores == [1, 0] and row.reasons == ["x", "x"]
+    text = (tmp_path / "r.csv").read_text()
+    (tmp_path / "r.csv").write_text(text.replace('""x"",', ""))
+    (row,) = read_results(tmp_path / "r.csv")
+    assert row.scores == [1, 0] and row.reasons == []
+    (tmp_path / "r.csv").write_text(text.replace("1.0", "null").replace("false", "1"))
+    with pytest.raises(ValueError, match="row 1: .None, 1. is not one 0 or 1"):
+        read_results(tmp_path / "r.csv")
+
+
+def test_a_bom_windows_line_ends_and_blanks_in_the_header_are_all_right(tmp_path):
+    write_results(RESULTS, tmp_path / "r.csv")
+    text = (tmp_path / "r.csv").read_text().replace("index,prompt,", "index , prompt,")
+    (tmp_path / "r.csv").write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert read_results(tmp_path / "r.csv") == RESULTS
+
+
+def test_results_are_completed_from_their_prompts():
+    prompts = [Prompt(r.index, r.prompt, [(sub, "") for sub in r.subs], "", "", "en")
+               for r in RESULTS[::2]]
+    whole = R.complete(RESULTS[:3], prompts, images=2)
+    assert whole[:3] == RESULTS[:3] and [r.index for r in whole[3:]] == [1, 2, 2]
+    assert {r.state for r in whole[3:]} == {"failed"}
+    assert score(whole).coverage == Coverage(12, 7, 0, 5)
+    assert R.complete(RESULTS, prompts, images=2) == RESULTS
+    with pytest.raises(ValueError, match="2 results are not of this prompt set, .* of index 2"):
+        R.complete(RESULTS, prompts[:2], images=2)
+
+
 def test_not_a_result_file(tmp_path):
+    (tmp_path / "r.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="r.csv is not UTF-8 text"):
+        read_results(tmp_path / "r.csv")
     (tmp_path / "r.csv").write_text("index,prompt\n")
     with pytest.raises(ValueError, match="no result file: it lacks img_path"):
         read_results(tmp_path / "r.csv")

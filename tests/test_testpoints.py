@@ -2,6 +2,8 @@
 
 import csv
 import json
+import warnings
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +93,24 @@ def test_a_bad_file_gets_one_sentence(tmp_path, content, message):
         load_prompts(tmp_path / "p.csv")
 
 
+@pytest.mark.parametrize("name, points", [("en", 1813), ("zh", 1813), ("en_long", 3920),
+                                          ("zh_long", 3920)])
+def test_official_files(name, points):
+    """Where bench.py looks for them. They are not part of this repository."""
+    path = Path(f"data/test_prompts_{name}.csv")
+    if not path.is_file():
+        pytest.skip(f"no {path}; the official files are in data/ of CodeGoat24/UniGenBench")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        prompts = load_prompts(path)
+    assert len(prompts) == len({p.index for p in prompts}) == 600
+    assert sum(len(p.testpoints) for p in prompts) == points
+    assert {sub for p in prompts for sub, _ in p.testpoints} == set(DIMENSIONS)
+    assert all(p.theme and p.subtheme for p in prompts) and len({p.theme for p in prompts}) == 5
+    assert {p.language for p in prompts} == {name[:2]}
+    assert len(said) == (name == "en_long") and all("missing comma" in str(w) for w in said)
+
+
 def test_written_prompts_are_read_back(tmp_path):
     prompts = [Prompt(3, 'a "sign", open', [("Text Generation", '"open"')], "Art", "Other", "en")]
     write_prompts(prompts, tmp_path / "p.csv")
@@ -143,6 +163,8 @@ def test_a_template_of_ones_own():
     ("<think>say <score>[1]</score> or", 1, None),  # cut off while thinking
     ('{"analysis": ["a"], "score": [1]}', 1, [1]),
     ('First:\n```json\n{"scores": [1, 0]}\n```', 2, [1, 0]),
+    ("[1, 0]", 2, [1, 0]), ("```json\n['1', '0']\n```", 2, [1, 0]), ("[1]", 2, None),
+    ("Testpoints: [1, 0]", 2, None), ("1, 0", 2, None), ("1", 1, None),  # a list, or a sentence?
     ('{"score": [1]} then {"score": [0]}', 1, [0]),
     ('{"score": [1], "inner": {"score": [0]}}', 1, [1]),
     ("<score>[1, 0]</score>", 3, None), ("<score>[1, 0]</score>", 1, None),
