@@ -1,8 +1,8 @@
 """The base model: everything that is specific to a FLUX pipeline, behind a few functions.
 
 load, encode, initial_noise, schedule_shift, velocity_fn, decode, add_lora, trainable, base_weights,
-save. A second base model is a second file with the same functions; sampler, grpo, rewards, train and
-bench know no other names.
+save. A second base model is a second file with the same functions; sampler, grpo, rewards, train
+and bench know no other names.
 
 Latents are packed as FLUX does it: the VAE's (C/4, H, W) latents in 2x2 patches, (N, C) tokens. All
 shapes and scales come from the loaded configuration; nothing here is a FLUX.1-dev constant.
@@ -108,7 +108,7 @@ def schedule_shift(pipe: FluxPipeline, tokens: int) -> float:
 
 def velocity_fn(pipe: FluxPipeline, text: Text, height: int, width: int, guidance: float = 3.5,
                 transformer: torch.nn.Module | None = None):
-    """The policy's network as a function (latents (B, N, C), sigma (B,)) -> velocity (B, N, C) float32.
+    """The policy's network: (latents (B, N, C), sigma (B,)) -> velocity (B, N, C) float32.
 
     text: one row a sample, B rows. Guidance is an input of the network (FLUX.1-dev is distilled;
     there is no classifier-free pass) and is dropped where the configuration has no such input.
@@ -135,7 +135,7 @@ def velocity_fn(pipe: FluxPipeline, text: Text, height: int, width: int, guidanc
 @torch.no_grad()
 def decode(pipe: FluxPipeline, latents: torch.Tensor, height: int, width: int,
            batch_size: int = 64) -> list[Image.Image]:
-    """Packed clean latents (B, N, C) -> B RGB images, at most batch_size through the VAE at once."""
+    """Packed clean latents (B, N, C) -> B RGB images, batch_size at once through the VAE."""
     config = pipe.vae.config
     images = []
     for chunk in latents.split(batch_size):
@@ -148,15 +148,16 @@ def decode(pipe: FluxPipeline, latents: torch.Tensor, height: int, width: int,
 
 @contextlib.contextmanager
 def base_weights(pipe: FluxPipeline, frozen: torch.nn.Module | None):
-    """Yields the transformer of the base model, the KL reference: a frozen copy, or the LoRA switched off.
+    """Yields the transformer of the base model, the KL reference: a copy, or the LoRA switched off.
 
-    Raises ValueError if there is neither a copy nor an adapter: the "base" would be the policy itself.
+    Raises ValueError if there is neither a copy nor an adapter: the "base" would be the policy.
     """
     if frozen is not None:
         yield frozen
         return
     if not getattr(pipe.transformer, "peft_config", None):
-        raise ValueError("no frozen copy and no adapter to switch off: there is no base to compare with")
+        raise ValueError("no frozen copy and no adapter to switch off: there is no base to compare "
+                         "with")
     pipe.transformer.disable_adapters()
     try:
         yield pipe.transformer
@@ -186,21 +187,24 @@ def trainable(pipe: FluxPipeline) -> list[torch.nn.Parameter]:
     return [p for p in pipe.transformer.parameters() if p.requires_grad]
 
 
-def save(pipe: FluxPipeline, folder: str | Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+def save(pipe: FluxPipeline, folder: str | Path,
+         weights: dict[str, torch.Tensor] | None = None) -> None:
     """What plain diffusers loads: a full pipeline folder, or a LoRA file for `load_lora_weights`.
 
-    weights: the transformer's state dict, gathered, where the module itself holds but a shard of it;
+    weights: the transformer's state dict, gathered, where the module itself holds but a shard;
     it is written in the precision of the rest of the pipeline.
     """
     if getattr(pipe.transformer, "peft_config", None):
         from peft import get_peft_model_state_dict
 
-        pipe.save_lora_weights(folder, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer))
+        layers = get_peft_model_state_dict(pipe.transformer)
+        pipe.save_lora_weights(folder, transformer_lora_layers=layers)
         return
     if weights:
         with torch.device("meta"):
             # by name: fully_shard renames the class of the module itself
-            whole = getattr(diffusers, pipe.config["transformer"][1]).from_config(pipe.transformer.config)
+            kind = getattr(diffusers, pipe.config["transformer"][1])
+            whole = kind.from_config(pipe.transformer.config)
         whole.load_state_dict({k: v.to(pipe.vae.dtype) for k, v in weights.items()}, assign=True)
         pipe = type(pipe)(**(pipe.components | {"transformer": whole}))
     pipe.save_pretrained(folder)

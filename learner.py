@@ -1,7 +1,7 @@
-"""What is trained and what it is compared with: a pipeline, its base, an optimiser, by a run's settings.
+"""What is trained and what it is compared with: a pipeline, its base and an optimiser, by settings.
 
-Weights: all of them (a frozen copy is the base), or a float32 LoRA over frozen weights (the base is the
-adapter switched off, no copy). Places: one device, a replica a rank (LoRA), or shards (FSDP2).
+Weights: all of them (a frozen copy is the base), or a float32 LoRA over frozen weights (the base is
+the adapter switched off, no copy). Places: one device, a replica a rank (LoRA), or shards (FSDP2).
 
     learner = build(cfg, procs, prompts=None)      # cfg: train.Config
 """
@@ -38,7 +38,7 @@ def build(cfg, procs: Processes, prompts: Prompts | None) -> Learner:
     if cfg.vae_slicing:
         pipe.vae.enable_slicing()
     if cfg.lora_rank:
-        torch.manual_seed(sampler.seed_of(cfg.seed, "lora"))  # its first matrices are drawn at random
+        torch.manual_seed(sampler.seed_of(cfg.seed, "lora"))  # its first matrices are random
         flux.add_lora(pipe, cfg.lora_rank)
         frozen = None
     else:
@@ -46,8 +46,9 @@ def build(cfg, procs: Processes, prompts: Prompts | None) -> Learner:
         pipe.transformer.requires_grad_(True)
     if cfg.gradient_checkpointing:
         pipe.transformer.enable_gradient_checkpointing()
-    if cfg.compile:
-        pipe.transformer.compile_repeated_blocks()
+    if cfg.compile:  # each in place, so that no weight changes its name
+        for block in parallel.blocks(pipe.transformer):
+            block.compile()
     policy = pipe.transformer
     if cfg.shard:
         parallel.shard(pipe.transformer, procs, dtype)
@@ -63,7 +64,7 @@ def build(cfg, procs: Processes, prompts: Prompts | None) -> Learner:
 
 
 def make_encode(pipe, cfg, procs: Processes, prompts: Prompts | None):
-    """prompts -> flux.Text; with --text_cache the run's are encoded now and the encoders put away."""
+    """prompts -> flux.Text; with --text_cache all are encoded now and the encoders put away."""
     live = functools.partial(flux.encode, pipe)
     if not cfg.text_cache:
         return live

@@ -1,14 +1,16 @@
 """One process or many: what torchrun started, who holds which weights, and checkpoints of them.
 
-Small trained sets (LoRA, the tiny model) are replicated: DistributedDataParallel averages gradients.
-Weights too large for one GPU are sharded: FSDP2 (`fully_shard`, one unit a transformer block) keeps
-float32 master weights in pieces and computes in --dtype. A group of images never spans ranks, so win
-rates and advantages need no collective: only gradients, logged means and checkpoints do.
+Small trained sets (LoRA, the tiny model) are replicated: DistributedDataParallel averages
+gradients. Weights too large for one GPU are sharded: FSDP2 (`fully_shard`, one unit a transformer
+block) keeps float32 master weights in pieces and computes in --dtype. A group of images never spans
+ranks, so win rates and advantages need no collective: only gradients, logged means and checkpoints
+do.
 
     torchrun --nproc_per_node=8 train.py --recipe flux-full --prompts prompts.txt
-    torchrun --nnodes=8 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py ...
+    torchrun --nnodes=8 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py
 
-Checkpoints are torch.distributed.checkpoint folders, and resume on any number of ranks, sharded or not.
+Checkpoints are torch.distributed.checkpoint folders, and resume on any number of ranks, sharded or
+not.
 With several nodes the run directory must be on a file system that all of them see.
 """
 
@@ -57,7 +59,7 @@ class Processes(NamedTuple):
         return [item for part in parts for item in part]
 
     def together(self, function, *args):
-        """function(*args); a JudgeError of any rank is raised on all, so that none waits for another."""
+        """function(*args); a JudgeError of any rank is raised on all, so that none waits."""
         result, error = None, ""
         try:
             result = function(*args)
@@ -69,9 +71,10 @@ class Processes(NamedTuple):
         return result
 
     def share(self, count: int) -> list[int]:
-        """This rank's indices out of `count`, as many on every rank: with sharded weights each forward
-        pass is a collective, so the last ones are done twice rather than by some ranks only."""
-        return [i % count for i in range(self.rank, -(-count // self.world) * self.world, self.world)]
+        """This rank's indices out of `count`, as many on every rank: with sharded weights each
+        forward pass is a collective, so the last ones are done twice, not by some ranks."""
+        rounds = -(-count // self.world)
+        return [i % count for i in range(self.rank, rounds * self.world, self.world)]
 
     def wait(self) -> None:
         if self.world > 1:
@@ -79,7 +82,7 @@ class Processes(NamedTuple):
 
 
 def start_processes(device: str, shard: bool = False) -> Processes:
-    """Joins the ranks that torchrun started. shard: a group is made even of one process, for FSDP2."""
+    """Joins torchrun's ranks. shard: a group is made even of one process, for FSDP2."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if not device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -94,40 +97,45 @@ def start_processes(device: str, shard: bool = False) -> Processes:
     return Processes(rank, world, torch.device(device))
 
 
-# ----------------------------------------------------------------------------- who holds the weights
+# ----------------------------------------------------------------------- who holds the weights
+
+def blocks(transformer: torch.nn.Module) -> list[torch.nn.Module]:
+    """The repeated blocks: what is compiled, checkpointed and gathered one at a time."""
+    lists = (part for part in transformer.children() if isinstance(part, torch.nn.ModuleList))
+    return [block for part in lists for block in part]
+
 
 def shard(transformer: torch.nn.Module, procs: Processes, dtype: torch.dtype,
           master: torch.dtype = torch.float32) -> None:
     """Spreads the weights over all ranks, in place: stored as `master`, computed with as `dtype`.
 
-    One unit a transformer block, gathered when it runs and freed after it, forward and backward alike.
-    Blocks go to the device one by one, so that it never holds the whole model. Gradients are averaged
-    in float32. Inputs are not cast: rotary embeddings stay float32, as in the unsharded model.
+    One unit a transformer block, gathered when it runs and freed after it, forward and backward
+    alike. Blocks go to the device one by one, so that it never holds the whole model. Gradients are
+    averaged in float32. Inputs are not cast: rotary embeddings stay float32, as in the unsharded
+    model.
     """
     mesh = init_device_mesh(procs.device.type, (procs.world,))
     policy = MixedPrecisionPolicy(param_dtype=dtype if dtype != master else None,
                                   reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for blocks in transformer.children():
-        if isinstance(blocks, torch.nn.ModuleList):
-            for block in blocks:
-                fully_shard(block.to(procs.device, master), mesh=mesh, mp_policy=policy)
+    for block in blocks(transformer):
+        fully_shard(block.to(procs.device, master), mesh=mesh, mp_policy=policy)
     # What is left is small: a second move would undo nothing, sharded blocks are there already.
     for child in transformer.children():
         if not isinstance(child, torch.nn.ModuleList):
             child.to(procs.device, master)
-    # FSDP2 would leave the root gathered after a forward pass: an optimiser, average or checkpoint that
-    # then takes the module's parameters holds copies, and a changed shard is not seen by the next pass.
+    # FSDP2 would leave the root gathered after a forward pass: an optimiser, average or checkpoint
+    # that then takes the module's parameters holds copies; the next pass misses a changed shard.
     fully_shard(transformer, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 def replicate(transformer: torch.nn.Module, procs: Processes) -> torch.nn.Module:
-    """What update() calls so that gradients are averaged; the module itself where there is one rank."""
+    """What update() calls so that gradients are averaged; the module itself if alone."""
     return DistributedDataParallel(transformer) if procs.world > 1 else transformer
 
 
 @contextlib.contextmanager
 def gradients(policy: torch.nn.Module, average: bool):
-    """Backward passes inside add up locally; with `average` the sum is also averaged over the ranks."""
+    """Backward passes inside add up locally; with `average` the sum is averaged over the ranks."""
     if isinstance(policy, FSDPModule):
         policy.set_requires_gradient_sync(average)
         yield
@@ -190,14 +198,15 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def training_state(transformer, optimizer, average: MovingAverage) -> dict:
-    names = {"weights": {n: p.detach() for n, p in transformer.named_parameters() if p.requires_grad}}
+    weights = {n: p.detach() for n, p in transformer.named_parameters() if p.requires_grad}
     options = StateDictOptions(ignore_frozen_params=True)
-    return names | {"optimizer": get_optimizer_state_dict(transformer, optimizer, options=options),
-                    "average": average.mean}
+    return {"weights": weights, "average": average.mean,
+            "optimizer": get_optimizer_state_dict(transformer, optimizer, options=options)}
 
 
-def save_checkpoint(folder: Path, procs: Processes, transformer, optimizer, average, step: int) -> None:
-    """Trainable weights, optimiser state and moving average, each rank its part; then drops older ones."""
+def save_checkpoint(folder: Path, procs: Processes, transformer, optimizer, average,
+                    step: int) -> None:
+    """Trainable weights, optimiser state and average, each rank its part; then drops older ones."""
     target = folder / f"step_{step:06d}"
     if procs.first and target.exists():
         shutil.rmtree(target)  # what a killed run left half written

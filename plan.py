@@ -1,30 +1,37 @@
-"""What a run will need before anything is downloaded: parameters, bytes per rank, passes, judge calls.
+"""What a run will need, before anything is downloaded: parameters, bytes per rank, passes, calls.
 
-Lasting bytes follow from the configuration and from who holds what (parallel.py); those of a pass are
-counted by footprint.py. Assumed: AdamW with float32 states, in its foreach form on a GPU, which holds one
-more copy of the trained weights while it steps; FSDP2 gathers a block ahead of the one at work. Not
-counted: the CUDA context, cuBLAS and cuDNN workspaces and fragmentation, for which MARGIN of the GPU is
-left; torch.compile, which mostly saves.
+Lasting bytes follow from the configuration and from who holds what (parallel.py); those of a pass
+are counted by footprint.py. Assumed: AdamW with float32 states, in its foreach form on a GPU, which
+holds one more copy of the trained weights while it steps; FSDP2 gathers a block ahead of the one at
+work. Not counted: the CUDA context, cuBLAS and cuDNN workspaces and fragmentation, for which MARGIN
+of the GPU is left; torch.compile, which mostly saves; a judge in process (--judge local), whose
+size is not known here.
 
     python train.py --recipe flux-lora --dry_run --gpu_memory 80
     print(table(make_plan("assets/tiny-flux", Settings(size=32), world=2)))
 """
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import flux
+import parallel
 from footprint import (FLOAT, decode_bytes, encode_bytes, forward_bytes, make_fake, meta_pipeline,
                        replay_peak)
+from mixture import parse_rewards
+from parallel import DTYPES
 from rewards import pair_schedule
 
 MARGIN = 0.1  # share of the GPU left for what is not counted
 DECODED_AT_ONCE = 64  # flux.decode's batch_size
 ENCODED_AT_ONCE = 16  # prompts a batch where text is cached before training
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Parameters of the published scorers' models; loaded in float32, and never trained.
+SCORERS = {"clip": 427_616_513, "pickscore": 986_109_441, "hpsv2": 986_109_441,
+           "aesthetic": 304_900_000}
 
 
 class Settings(NamedTuple):
@@ -34,7 +41,7 @@ class Settings(NamedTuple):
     prompts_per_step: int = 1
     group_size: int = 8
     timestep_fraction: float = 0.6
-    micro_batch: int = 1  # 0: all of a rank's samples
+    micro_batch: int = 1  # 0: all of a rank's samples, or a group if a server judges
     updates: int = 1
     lora_rank: int = 0
     dtype: str = "bfloat16"
@@ -44,8 +51,11 @@ class Settings(NamedTuple):
     kl_coef: float = 0.0
     text_cache: str = ""
     vae_slicing: bool = False
+    judge: str = "openai"
     reward: str = "pairwise"
+    rewards: str = ""
     both_orders: bool = True
+    opponents: int = 0
 
 
 class Counts(NamedTuple):
@@ -60,12 +70,13 @@ class Counts(NamedTuple):
 
 class Bytes(NamedTuple):
     """Bytes on one rank, lasting ones first, then those of one kind of moment."""
-    weights: int  # as stored: bf16 base and float32 LoRA, or float32 master weights (a shard of them)
+    weights: int  # as stored: bf16 base and float32 LoRA, or float32 masters (a shard of them)
     frozen: int  # the copy that is the KL reference; none for LoRA
     optimiser: int  # AdamW's two moments, float32
     ema: int
     vae: int
     text_encoders: int  # while training; 0 with a text cache
+    scorers: int  # models of rewards that are no judge, such as CLIP
     trajectories: int
     text: int  # embeddings of a step's samples
     gradients: int
@@ -79,7 +90,7 @@ class Bytes(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Network passes of one step on one rank, each of one micro-batch, and judge calls of all ranks."""
+    """Passes of one step on one rank, each of one micro-batch, and judge calls of all ranks."""
     forward: int
     recomputed: int  # forward again, by checkpointing
     backward: int
@@ -112,9 +123,7 @@ def weight_bytes(module: torch.nn.Module) -> int:
 
 
 def count(pipe) -> Counts:
-    blocks = [block for part in pipe.transformer.children() if isinstance(part, torch.nn.ModuleList)
-              for block in part]
-    whole = numel(pipe.transformer)
+    blocks, whole = parallel.blocks(pipe.transformer), numel(pipe.transformer)
     return Counts(whole, sum(p.numel() for p in flux.trainable(pipe)),
                   numel(pipe.text_encoder) + numel(pipe.text_encoder_2), numel(pipe.vae),
                   max(map(numel, blocks)), whole - sum(map(numel, blocks)))
@@ -124,12 +133,12 @@ def count(pipe) -> Counts:
 
 def train_bytes(counts: Counts, stored: int, s: Settings, world: int,
                 backwards: int) -> dict[str, int]:
-    """Bytes on one rank of weights, frozen copy, optimiser, moving average, gradients and their buffers.
+    """Bytes on one rank that last (weights, optimiser, average), of gradients and of their buffers.
 
-    stored: bytes of the transformer as loaded, adapter included. backwards: passes an update adds up.
-    DDP replicates all of it and keeps buckets of the gradients' size; FSDP2 spreads all of it over the
-    ranks as float32 masters, but gathers units to compute, and holds whole gradients in float32 while
-    micro-batches add up without a reduction.
+    stored: bytes of the transformer as loaded, adapter included. backwards: passes an update adds
+    up. DDP replicates all of it and keeps buckets of the gradients' size; FSDP2 spreads all of it
+    over the ranks as float32 masters, but gathers units to compute, and holds whole gradients in
+    float32 while micro-batches add up without a reduction.
     """
     n, itemsize = counts.trainable, DTYPES[s.dtype].itemsize
     full = not s.lora_rank
@@ -140,7 +149,7 @@ def train_bytes(counts: Counts, stored: int, s: Settings, world: int,
     part = math.ceil(n / world)
     return dict(weights=FLOAT * part, frozen=itemsize * part, optimiser=2 * FLOAT * part,
                 ema=FLOAT * part if s.ema else 0, gradients=FLOAT * part,
-                buffers=FLOAT * n if backwards > 1 else (FLOAT + itemsize) * counts.block,
+                buffers=(FLOAT * n if backwards > 1 else 0) + (FLOAT + itemsize) * counts.block,
                 gathered=itemsize * (counts.root + 2 * counts.block))
 
 
@@ -149,14 +158,25 @@ def trajectory_bytes(s: Settings, samples: int, elements: int) -> int:
     return FLOAT * samples * ((2 * s.num_steps + 1) * elements + 2 * s.num_steps)
 
 
+def scorer_bytes(s: Settings) -> int:
+    """Bytes of the pointwise scorers in --rewards: of a folder's files, else as published."""
+    def size(name: str, source: str) -> int:
+        files = Path(source).glob("*.safetensors") if source else ()
+        return sum(file.stat().st_size for file in files) or FLOAT * SCORERS[name]
+
+    parts = parse_rewards(s.rewards or s.reward)
+    return sum(size(name, part.source) for name, part in parts.items() if name in SCORERS)
+
+
 def phase_bytes(b: Bytes, cached: bool) -> dict[str, int]:
-    """The most bytes alive in each phase of a step, and while text is encoded before the first one."""
+    """The most bytes alive in each phase of a step, and while text is encoded before all steps."""
     model = b.weights + b.frozen + b.ema + b.vae
-    lasting = model + b.optimiser + b.text_encoders
+    lasting = model + b.optimiser + b.text_encoders + b.scorers
     step = lasting + b.trajectories + b.text
     return {
         "encode": (model if cached else lasting) + b.encode,
-        "rollout": step + b.trajectories + b.gathered + b.forward,  # twice while parts are put together
+        # twice while parts are put together
+        "rollout": step + b.trajectories + b.gathered + b.forward,
         "decode": step + b.decode,
         "update": step + b.gradients + b.buffers + b.gathered + b.activations,
         "optimiser": step + 2 * b.gradients}
@@ -167,12 +187,13 @@ def replayed_steps(s: Settings) -> int:
 
 
 def work_of(s: Settings, prompts: int, batches: int) -> Work:
-    """Passes of a step: rollout, the KL to the base that is logged, and the replay of a share of steps."""
+    """Passes of a step: rollout, the KL to the base that is logged, replay of a share of steps."""
     backward = batches * replayed_steps(s)
     reference = backward if s.kl_coef else 0
     forward = batches * s.num_steps + (s.num_steps - 1) + backward + reference
-    pairs = len(pair_schedule(s.group_size)) * (2 if s.both_orders else 1)
-    calls = pairs if s.reward == "pairwise" else s.group_size
+    pairs = len(pair_schedule(s.group_size, s.opponents or None)) * (2 if s.both_orders else 1)
+    asked = parse_rewards(s.rewards or s.reward)  # scorers ask nobody
+    calls = ("pairwise" in asked) * pairs + ("pointwise" in asked) * s.group_size
     return Work(forward, backward if s.gradient_checkpointing else 0, backward, prompts * calls)
 
 
@@ -180,11 +201,12 @@ def make_plan(model: str, s: Settings, world: int = 1) -> Plan:
     """What one step of training costs on one of `world` ranks.
 
     Fewer prompts than ranks, or no multiple of them, are planned as the next multiple.
-    Raises ValueError for a model whose configuration is not at hand, or a size that does not divide.
+    Raises ValueError for a model whose configuration is not at hand, or a size that does not
+    divide.
     """
     per_rank = math.ceil(s.prompts_per_step / world)
     samples = per_rank * s.group_size
-    batch = min(s.micro_batch or samples, samples)
+    batch = min(s.micro_batch or (s.group_size if s.judge == "openai" else samples), samples)
     batches = math.ceil(samples / batch)
     pipe, tokens = meta_pipeline(model, DTYPES[s.dtype])
     if s.lora_rank:
@@ -213,6 +235,7 @@ def make_plan(model: str, s: Settings, world: int = 1) -> Plan:
             encode=encode_bytes(pipe, ENCODED_AT_ONCE if s.text_cache else per_rank, tokens)
             + (encoders if s.text_cache else 0))
     everything = Bytes(vae=counts.vae * itemsize, text_encoders=0 if s.text_cache else encoders,
+                       scorers=scorer_bytes(s),
                        trajectories=trajectory_bytes(s, samples, channels * rows * columns),
                        text=(per_rank + samples) * row, **held, **measured)
     return Plan(model, s, world, per_rank * world, batch, rows * columns // 4, counts, everything,
@@ -228,25 +251,28 @@ def table(plan: Plan) -> str:
              f"{plan.prompts} prompts x {s.group_size} images, {s.num_steps} steps, {s.size} px "
              f"({plan.tokens} tokens), micro-batch {plan.micro_batch}"]
     if plan.prompts != s.prompts_per_step:
-        lines.append(f"--prompts_per_step {s.prompts_per_step} is no multiple of {plan.world} ranks: "
-                     f"planned as {plan.prompts}")
+        lines.append(f"--prompts_per_step {s.prompts_per_step} is no multiple of {plan.world} "
+                     f"ranks: planned as {plan.prompts}")
     lines += [f"parameters: transformer {c.transformer:,} ({c.trainable:,} trained), text encoders "
               f"{c.text:,}, VAE {c.vae:,}", "", f"{'on one rank':52}{'GB':>9}"]
     on, off = ("with", "without") if s.gradient_checkpointing else ("without", "with")
     for label, value in [
-            ("weights", b.weights), ("frozen reference", b.frozen), ("optimiser (AdamW)", b.optimiser),
-            ("moving average", b.ema), ("VAE", b.vae), ("text encoders while training", b.text_encoders),
+            ("weights", b.weights), ("frozen reference", b.frozen),
+            ("optimiser (AdamW)", b.optimiser), ("moving average", b.ema), ("VAE", b.vae),
+            ("text encoders while training", b.text_encoders), ("scorers, such as CLIP", b.scorers),
             ("trajectories of the rank's samples", b.trajectories), ("text embeddings", b.text),
             ("gradients", b.gradients), ("gradient buffers of DDP or FSDP2", b.buffers),
             ("weights gathered by FSDP2", b.gathered),
             (f"activations, {on} checkpointing", b.activations),
-            (f"  ({off} checkpointing)", b.activations_other), ("forward without gradient", b.forward),
+            (f"  ({off} checkpointing)", b.activations_other),
+            ("forward without gradient", b.forward),
             ("VAE decode", b.decode)]:
         lines.append(f"{label:52}{value / 1e9:9.2f}")
     lines += ["", f"{'most alive in each phase':52}{'GB':>9}"]
     lines += [f"{name:52}{value / 1e9:9.2f}" for name, value in plan.phases.items()]
-    lines += ["", f"a step, each rank: {w.forward} forward, {w.recomputed} recomputed and {w.backward} "
-              f"backward passes of one micro-batch; {w.judge_calls} judge calls over all ranks"]
+    lines += ["", f"a step, each rank: {w.forward} forward, {w.recomputed} recomputed and "
+              f"{w.backward} backward passes of one micro-batch; {w.judge_calls} judge calls over "
+              "all ranks"]
     return "\n".join(lines)
 
 
@@ -262,19 +288,23 @@ def remedies(plan: Plan) -> list[str]:
         "optimiser": []}
     lasting = [("--text_cache FOLDER", not s.text_cache), ("--lora_rank 16", not s.lora_rank),
                ("--lora_rank 4", s.lora_rank > 4 and phase in ("update", "optimiser")),
-               ("--shard on several ranks", not s.shard and not s.lora_rank), ("more ranks", s.shard),
+               ("--shard on several ranks", not s.shard and not s.lora_rank),
+               ("more ranks", s.shard),
                ("--ema 0", s.ema > 0), ("--dtype bfloat16", s.dtype == "float32"),
-               ("fewer --prompts_per_step or a smaller --size", plan.bytes.trajectories > 0.05 * plan.peak)]
+               ("--rewards without a scorer", plan.bytes.scorers > 0.05 * plan.peak),
+               ("fewer --prompts_per_step or a smaller --size",
+                plan.bytes.trajectories > 0.05 * plan.peak)]
     flags = [flag for flag, helps in options[phase] + lasting if helps]
     return list(dict.fromkeys(flags)) or ["a larger GPU"]
 
 
 def refuse(plan: Plan, gpu_memory: float) -> None:
-    """SystemExit in one sentence if the plan's largest phase exceeds gpu_memory (GB) less the margin."""
+    """SystemExit in one sentence if the largest phase exceeds gpu_memory (GB) less the margin."""
     room = (1 - MARGIN) * gpu_memory * 1e9
     if plan.peak > room:
         phase = max(plan.phases, key=plan.phases.get)
         raise SystemExit(
-            f"this plan needs {plan.peak / 1e9:.1f} GB a rank in its {phase} phase and --gpu_memory "
-            f"{gpu_memory:g} leaves {room / 1e9:.1f} ({MARGIN:.0%} kept for what is not counted); "
+            f"this plan needs {plan.peak / 1e9:.1f} GB a rank in its {phase} phase and "
+            f"--gpu_memory {gpu_memory:g} leaves {room / 1e9:.1f} ({MARGIN:.0%} kept for what is "
+            "not counted); "
             f"what would help: {', '.join(remedies(plan))}")

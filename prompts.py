@@ -1,7 +1,8 @@
 """Prompts from a file: which of them a step trains on, and their text embeddings, made once.
 
-The official training list has one prompt a line (9,999 of them). The order is a new shuffle each epoch,
-computed from seed and step: there is no state to save, and a resumed run goes on where it stood.
+The official training list has one prompt a line (9,999 of them). The order is a new shuffle each
+epoch, computed from seed and step: there is no state to save, and a resumed run goes on where it
+stood.
 
     prompts = read_prompts("prompts.txt", heldout=64)
     step_prompts(prompts, count=8, step=1, seed=0, rng=None)
@@ -36,17 +37,20 @@ def read_prompts(path: str, heldout: int, at_least: int = 1) -> Prompts:
     Raises ValueError for a missing, unreadable, empty or too short file.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        # at line ends alone: splitlines would also cut at characters that may stand within a prompt
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
-        raise ValueError(f"--prompts '{path}': {error.strerror}; expected a text file, one prompt a line")
+        raise ValueError(f"--prompts '{path}': {error.strerror}; expected a text file, one prompt "
+                         "a line")
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts '{path}' is not UTF-8 (byte {error.start}): save it as UTF-8")
     prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not prompts:
         raise ValueError(f"--prompts '{path}' holds no prompt: expected one a line")
     if len(prompts) < heldout + at_least:
-        raise ValueError(f"--prompts '{path}' holds {len(prompts)} distinct prompts: too few for {heldout} "
-                         f"held out (--heldout) and {at_least} a step (--prompts_per_step)")
+        raise ValueError(f"--prompts '{path}' holds {len(prompts)} distinct prompts: too few for "
+                         f"{heldout} held out (--heldout) and {at_least} a step "
+                         "(--prompts_per_step)")
     return Prompts(prompts[:len(prompts) - heldout], prompts[len(prompts) - heldout:])
 
 
@@ -71,16 +75,20 @@ def step_prompts(prompts: Prompts | None, count: int, step: int, seed: int, rng)
 class TextCache:
     """Text embeddings on disk, one safetensors file a prompt and model.
 
-    encode: from P prompts to a NamedTuple of tensors with P rows, as flux.encode. A prompt costs about
-    4 MB at FLUX.1-dev's size in bfloat16 (512 tokens x 4096).
+    A local folder counts as another model once its encoders' files have changed.
+
+    encode: from P prompts to a NamedTuple of tensors with P rows, as flux.encode. A prompt costs
+    about 4 MB at FLUX.1-dev's size in bfloat16 (512 tokens x 4096).
     """
 
     def __init__(self, folder: str | Path, model: str, dtype: torch.dtype):
-        self.folder, self.name = Path(folder), f"{model}|{dtype}"
+        stats = [file.stat() for file in sorted(Path(model).glob("text_encoder*/*.safetensors"))]
+        self.folder = Path(folder)
+        self.name = f"{model}|{dtype}|{[(stat.st_size, stat.st_mtime_ns) for stat in stats]}"
 
     def path(self, prompt: str) -> Path:
-        return self.folder / (hashlib.blake2b(f"{self.name}|{prompt}".encode(), digest_size=16).hexdigest()
-                              + ".safetensors")
+        name = hashlib.blake2b(f"{self.name}|{prompt}".encode(), digest_size=16).hexdigest()
+        return self.folder / f"{name}.safetensors"
 
     def prepare(self, prompts: list[str], encode, batch_size: int = 16) -> None:
         """Encodes what is not there yet; ranks of one file system may do so side by side."""
@@ -98,7 +106,7 @@ class TextCache:
             log.info("text of %d prompts encoded into %s", len(missing), self.folder)
 
     def load(self, prompts: list[str], kind, device):
-        """What encode(prompts) gave, as `kind`. Raises ValueError for a prompt that was not prepared."""
+        """What encode(prompts) gave, as `kind`. ValueError for a prompt that was not prepared."""
         rows = []
         for prompt in prompts:
             if not self.path(prompt).exists():

@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from parallel import newest_checkpoint
-
-# Settings that may differ between a run and its resumption.
-FREE = ("resume", "steps", "out", "device", "base_url", "concurrency", "call_timeout", "patience", "logger",
-        "text_cache", "dry_run", "gpu_memory", "ranks")
+# Settings that may differ between a run and its resumption: where it runs, and what fits there.
+FREE = ("resume", "steps", "out", "device", "base_url", "concurrency", "call_timeout", "patience",
+        "max_calls", "logger", "text_cache", "dry_run", "gpu_memory", "ranks", "micro_batch",
+        "gradient_checkpointing", "shard", "vae_slicing", "compile")
 
 
 def write_atomically(path: Path, write) -> None:
@@ -41,8 +40,8 @@ def prepare_run(settings: dict) -> Path:
         (out / "checkpoint").mkdir(parents=True, exist_ok=True)
         (out / "samples").mkdir(exist_ok=True)
         if settings["resume"]:
-            if not newest_checkpoint(out / "checkpoint"):
-                raise SystemExit(f"nothing to resume in '{out}': no checkpoint was written there; "
+            if not (out / "config.json").exists():
+                raise SystemExit(f"nothing to resume in '{out}': no run was started there; "
                                  "start without --resume")
             old = json.loads((out / "config.json").read_text())["config"]
             changed = [f"{k} ({old.get(k)} -> {v})" for k, v in settings.items()
@@ -74,9 +73,9 @@ def write_metrics(out: Path, metrics: list[dict]) -> None:
 
 
 def make_logger(kind: str, out: Path, settings: dict):
-    """A function of a metrics row that also sends its numbers to TensorBoard (out/tensorboard) or W&B.
+    """A function of a metrics row that sends its numbers to TensorBoard (out/tensorboard) or W&B.
 
-    kind: "", "tensorboard" or "wandb"; the package is imported only then. SystemExit if it is missing.
+    kind: "", "tensorboard" or "wandb", imported only then. SystemExit if the package is missing.
     W&B reads its key and mode from its own environment variables.
     """
     if not kind:
@@ -118,7 +117,6 @@ library_name: diffusers
 
 ```python
 {snippet}
-image = pipe("a prompt").images[0]
 ```
 
 Settings, as flags of train.py where they are not its defaults:
@@ -129,20 +127,47 @@ Settings, as flags of train.py where they are not its defaults:
 """
 
 
+def as_flag(name: str, value) -> str:
+    return f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name} {value}"
+
+
+def card_snippet(pipeline: str, model: str, lora: bool, folder: Path, run: dict) -> list[str]:
+    """Lines that load final/ with plain diffusers and draw as evaluation did; run: its settings.
+
+    Only the schedule is the pipeline's own.
+    """
+    weights = model if lora else "PATH/TO/THIS/FOLDER"
+    lines = ["import torch", f"from diffusers import {pipeline}", "",
+             f'pipe = {pipeline}.from_pretrained("{weights}", dtype=torch.{run["dtype"]})']
+    if lora:
+        lines.append('pipe.load_lora_weights("PATH/TO/THIS/FOLDER")')
+    if torch.cuda.is_available():
+        lines.append('pipe.to("cuda")')
+    call = {"height": run["size"], "width": run["size"], "num_inference_steps": run["num_steps"],
+            "guidance_scale": run["guidance"]}
+    tokenizer = (Path(model) if lora else folder) / "tokenizer_2" / "tokenizer_config.json"
+    length = 512
+    if tokenizer.is_file():
+        length = json.loads(tokenizer.read_text()).get("model_max_length", length)
+    if length < 512:  # a small text encoder pads to its own length, as flux.encode does
+        call["max_sequence_length"] = length
+    arguments = ", ".join(f"{name}={value}" for name, value in call.items())
+    return [*lines, f'image = pipe("a prompt", {arguments}).images[0]']
+
+
 def write_card(folder: Path, pipeline: str, model: str, lora: bool, settings: dict, result: str,
                scores: dict[str, dict]) -> None:
-    """final/README.md: how the model was trained, what it scored on held-out prompts, how to load it.
+    """final/README.md: how the model was trained, what it scored held out, how to load it.
 
-    pipeline: name of its class in diffusers; model: what was trained, folder or hub name.
+    folder: final/ of a run directory; pipeline: name of its class in diffusers; model: what was
+    trained, folder or hub name; settings: those to print.
     """
-    load = f'pipe = {pipeline}.from_pretrained("{{}}")'
-    snippet = [f"from diffusers import {pipeline}",
-               load.format(model) if lora else load.format("PATH/TO/THIS/FOLDER")]
-    if lora:
-        snippet.append('pipe.load_lora_weights("PATH/TO/THIS/FOLDER")')
+    run = json.loads((folder.parent / "config.json").read_text())["config"]
     rows = [f"| {key} | {scores['base'][key]:.3f} | {value:.3f} |"
             for key, value in scores["trained"].items()]
     hidden = {"base_url", "out", "device", "resume"}
-    text = CARD.format(model=model, result=result, scores="\n".join(rows), snippet="\n".join(snippet),
-                       settings="\n".join(f"--{k} {v}" for k, v in settings.items() if k not in hidden))
-    (folder / "README.md").write_text(text)
+    flags = [as_flag(name, value) for name, value in settings.items() if name not in hidden]
+    snippet = card_snippet(pipeline, model, lora, folder, run)
+    text = CARD.format(model=model, result=result, scores="\n".join(rows),
+                       snippet="\n".join(snippet), settings="\n".join(flags))
+    (folder / "README.md").write_text(text, encoding="utf-8")

@@ -14,7 +14,8 @@ PROMPTS = ["a red circle inside a blue square", "three green triangles"]
 def our_images(pipe, prompts, seeds, steps=6):
     noise = flux.initial_noise(pipe, 32, 32, seeds)
     velocity = flux.velocity_fn(pipe, flux.encode(pipe, prompts), 32, 32)
-    return flux.decode(pipe, sampler.ode_sample(velocity, noise, sampler.sigma_schedule(steps)), 32, 32)
+    clean = sampler.ode_sample(velocity, noise, sampler.sigma_schedule(steps))
+    return flux.decode(pipe, clean, 32, 32)
 
 
 def pixels(images):
@@ -41,7 +42,8 @@ def test_noise_depends_on_the_seed_alone(tiny_flux):
 def test_text_rows_repeat_a_prompt_for_its_group(tiny_flux):
     text = flux.encode(tiny_flux, PROMPTS)
     rows = text.rows(torch.tensor([0, 0, 1]))
-    assert torch.equal(rows.embeds[1], text.embeds[0]) and torch.equal(rows.pooled[2], text.pooled[1])
+    assert torch.equal(rows.embeds[1], text.embeds[0])
+    assert torch.equal(rows.pooled[2], text.pooled[1])
 
 
 def test_image_size_must_divide(tiny_flux):
@@ -69,7 +71,8 @@ def test_lora_starts_as_the_base_switches_off_and_saves(tiny_flux, tmp_path):
     assert 0 < sum(p.numel() for p in flux.trainable(pipe)) < 200_000
     with torch.no_grad():
         for parameter in flux.trainable(pipe):
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+            generator = torch.Generator().manual_seed(0)
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     after = pixels(our_images(pipe, PROMPTS, [1, 2]))
     assert not np.array_equal(before, after)
     with flux.base_weights(pipe, None):
@@ -92,11 +95,14 @@ def test_full_weights_save_as_a_pipeline(tiny_flux, tmp_path):
 def test_guidance_reaches_a_distilled_transformer(tiny_flux):
     from diffusers import FluxTransformer2DModel
 
-    config = dict(tiny_flux.transformer.config) | {"guidance_embeds": True, "num_layers": 1, "num_single_layers": 1}
+    config = dict(tiny_flux.transformer.config) | {"guidance_embeds": True, "num_layers": 1,
+                                                   "num_single_layers": 1}
     torch.manual_seed(0)
     distilled = FluxTransformer2DModel.from_config(config)
-    pipe = FluxPipeline(tiny_flux.scheduler, tiny_flux.vae, tiny_flux.text_encoder, tiny_flux.tokenizer,
-                        tiny_flux.text_encoder_2, tiny_flux.tokenizer_2, distilled)
+    pipe = FluxPipeline(tiny_flux.scheduler, tiny_flux.vae, tiny_flux.text_encoder,
+                        tiny_flux.tokenizer, tiny_flux.text_encoder_2, tiny_flux.tokenizer_2,
+                        distilled)
     noise, text = flux.initial_noise(pipe, 32, 32, [0]), flux.encode(pipe, PROMPTS[:1])
-    outputs = [flux.velocity_fn(pipe, text, 32, 32, guidance)(noise, torch.ones(1)) for guidance in (1.0, 3.5)]
+    outputs = [flux.velocity_fn(pipe, text, 32, 32, guidance)(noise, torch.ones(1))
+               for guidance in (1.0, 3.5)]
     assert not torch.equal(*outputs)

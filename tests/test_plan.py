@@ -1,6 +1,11 @@
-"""The memory plan against real allocations of small models of the real classes, and what it says."""
+"""The memory plan against real allocations of small models of the real classes; what it says."""
 
+import dataclasses
 import gc
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -11,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 import flux
 import footprint
 import plan
+import policy
 import train
 
 TINY = str(ROOT / "assets" / "tiny-flux")
@@ -32,7 +38,7 @@ def allocator_peak(function) -> int:
 
 
 def small_pipe(heads=4, double=1, single=1, lora=0, dtype=torch.float32, real=True):
-    """A FLUX pipeline with a transformer of the given width and depth, of zeros or on the meta device."""
+    """A FLUX pipeline with a transformer of the given width and depth, real or on meta."""
     pipe, _ = footprint.meta_pipeline(TINY, dtype)
     config = dict(pipe.transformer.config) | {"num_attention_heads": heads, "num_layers": double,
                                               "num_single_layers": single}
@@ -61,14 +67,14 @@ def planned(function, checkpointing=False, **shape):
 
 
 DEEP, LORA = dict(double=3, single=4), dict(double=2, single=2, lora=4)
+WIDE_LORA = dict(heads=8, double=2, single=3, lora=8)
 
 
-# Known to miss: LORA in bfloat16 with checkpointing is planned 10.6 % too low at this size.
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("shape, size, tokens, dtype", [
-    (dict(heads=4), 128, 64, torch.float32), (dict(heads=8), 128, 64, torch.float32),
-    (dict(heads=4), 192, 12, torch.float32), (LORA, 128, 64, torch.float32),
-    (DEEP, 128, 64, torch.bfloat16)], ids=str)
+    (dict(heads=4), 128, 64, torch.float32), (dict(heads=4), 192, 12, torch.float32),
+    (LORA, 128, 256, torch.float32), (LORA, 128, 64, torch.bfloat16),
+    (WIDE_LORA, 128, 64, torch.bfloat16), (DEEP, 128, 64, torch.bfloat16)], ids=str)
 def test_a_micro_batch_allocates_what_is_planned(shape, size, tokens, checkpointing, dtype):
     counted = planned(lambda pipe: footprint.replay_peak(pipe, size, 2, tokens), checkpointing,
                       **shape, dtype=dtype)
@@ -79,12 +85,13 @@ def test_a_micro_batch_allocates_what_is_planned(shape, size, tokens, checkpoint
         parameter.grad = torch.zeros_like(parameter)
     velocity, latents, next_latents, sigmas = footprint.micro_batch_input(pipe, size, 2, tokens)
     assert counted == pytest.approx(allocator_peak(
-        lambda: velocity(latents, sigmas[1].expand(2)).square().mean().backward()), rel=0.1)
+        lambda: velocity(latents, sigmas[1].expand(2)).square().mean().backward()), rel=0.08)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_what_autograd_saves_is_what_is_alive_after_the_forward(dtype):
-    counted = planned(lambda pipe: footprint.replay_bytes(pipe, 128, 2, 64)[0], double=2, single=2, dtype=dtype)
+    counted = planned(lambda pipe: footprint.replay_bytes(pipe, 128, 2, 64)[0],
+                      double=2, single=2, dtype=dtype)
     pipe, saved = small_pipe(double=2, single=2, dtype=dtype), {}
     own = {p.untyped_storage().data_ptr() for p in pipe.transformer.parameters()}
     velocity, latents, _, sigmas = footprint.micro_batch_input(pipe, 128, 2, 64)
@@ -152,7 +159,7 @@ def test_shards_buckets_and_accumulated_gradients():
         assert one[name] == 8 * eight[name] > 0
     assert one["gathered"] == eight["gathered"] == 2 * (20 + 2 * 100)
     adding_up = plan.train_bytes(counts, 2000, full, 8, 2)
-    assert adding_up["buffers"] == 4000  # whole gradients
+    assert adding_up["buffers"] == 4000 + eight["buffers"]  # whole gradients; a block's
     lora = plan.Settings(lora_rank=4)
     alone, replica = (plan.train_bytes(counts, 2000, lora, world, 1) for world in (1, 8))
     assert replica["buffers"] == replica["gradients"] and alone["buffers"] == 0
@@ -168,14 +175,81 @@ def test_the_real_size_is_built_without_weights():
 
 
 def test_work_is_counted():
-    settings = plan.Settings(num_steps=6, timestep_fraction=0.6, group_size=4, gradient_checkpointing=True)
+    settings = plan.Settings(num_steps=6, timestep_fraction=0.6, group_size=4,
+                             gradient_checkpointing=True)
     assert plan.work_of(settings, 2, 3) == plan.Work(3 * 6 + 5 + 3 * 3, 9, 9, 2 * 6 * 2)
+    assert plan.work_of(settings._replace(opponents=2), 2, 3).judge_calls == 2 * 4 * 2
     settings = settings._replace(kl_coef=0.1, reward="pointwise", gradient_checkpointing=False)
     assert plan.work_of(settings, 2, 3) == plan.Work(3 * 6 + 5 + 2 * 3 * 3, 0, 9, 2 * 4)
+    for rewards, calls in (("pairwise:0.4,clip:0.6", 12), ("pairwise,pointwise", 16), ("clip", 0)):
+        assert plan.work_of(settings._replace(rewards=rewards), 1, 1).judge_calls == calls
+
+
+def test_scorers_are_counted():
+    folder = ROOT / "assets" / "tiny-clip"
+    ours, published = (plan.scorer_bytes(plan.Settings(rewards=f"pairwise:0.4,clip{source}:0.6"))
+                       for source in (f"={folder}", ""))
+    assert ours == (folder / "model.safetensors").stat().st_size
+    assert published == pytest.approx(1.71e9, rel=0.01) and plan.scorer_bytes(plan.Settings()) == 0
+
+
+def test_micro_batch_0_is_what_train_makes_of_it():
+    settings = plan.Settings(**SMALL | {"micro_batch": 0})
+    for judge, samples in (("openai", 2), ("shapes", 4)):
+        assert plan.make_plan(TINY, settings._replace(judge=judge)).micro_batch == samples
+        cfg = train.Config(micro_batch=0, group_size=2, judge=judge)
+        assert policy.micro_batches(4, cfg)[0].stop == samples
+
+
+# The released FLUX recipe: what the paper's authors ran, by the names of our flags.
+RELEASED = dict(size=720, num_steps=25, shift=3.0, noise_level=0.7, sde_kind="flow", guidance=3.5,
+                group_size=8, same_noise=True, timestep_fraction=0.6, clip_range=1e-4, guard=True,
+                adv_clip=5.0, weight_decay=1e-4, max_grad_norm=1.0, kl_coef=0.0,
+                rewards="pairwise:0.4,clip:0.6",
+                dtype="bfloat16", gradient_checkpointing=True, judge="openai",
+                model="black-forest-labs/FLUX.1-dev")
+
+
+@pytest.mark.parametrize("recipe, own", [
+    ("flux-lora", dict(lora_rank=16, shard=False)),
+    ("flux-full", dict(lora_rank=0, shard=True, lr=1e-5, prompts_per_step=64))])
+def test_recipes_are_the_released_settings(recipe, own):
+    cfg = train.parse_config(["--recipe", recipe])  # whatever the toy's defaults are
+    assert {name: getattr(cfg, name) for name in RELEASED | own} == RELEASED | own
+    world = 64 if cfg.shard else 1
+    batches = cfg.prompts_per_step // world * cfg.group_size // cfg.micro_batch
+    assert batches // cfg.updates == 4  # micro-batches that an update adds up
+    train.check_config(dataclasses.replace(cfg, prompts="prompts.txt"), world)
+
+
+def test_the_lora_recipe_fits_80_and_48_GB_but_not_24(monkeypatch, capsys):
+    flags = ["--recipe", "flux-lora", "--dry_run", "--gpu_memory", "48"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    made, make_plan = [], plan.make_plan
+    monkeypatch.setattr(plan, "make_plan", lambda *args: made.append(make_plan(*args)) or made[-1])
+    train.main()
+    assert "transformer 11,935,028,288 (33,619,968 trained)" in capsys.readouterr().out
+    assert made[0].bytes.activations < made[0].bytes.activations_other / 5  # checkpointing
+    plan.refuse(made[0], 80)
+    with pytest.raises(SystemExit, match="what would help: "):
+        plan.refuse(made[0], 24)
+
+
+def test_the_full_recipe_fits_64_GPUs_and_its_dry_run_takes_less_than_a_minute_and_4_GB(tmp_path):
+    start = time.monotonic()
+    with open(tmp_path / "plan.txt", "w") as out:
+        flags = ["--recipe", "flux-full", "--ranks", "64", "--dry_run"]
+        process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *flags], stdout=out,
+                                   stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0 and time.monotonic() - start < 60 and used.ru_maxrss < 4e6  # KB
+    assert "64 rank(s), 64 prompts x 8 images" in (tmp_path / "plan.txt").read_text()
 
 
 def test_the_table_and_the_refusal():
-    wide = plan.make_plan(TINY, plan.Settings(**SMALL | {"prompts_per_step": 3}, shard=True), world=2)
+    settings = plan.Settings(**SMALL | {"prompts_per_step": 3}, shard=True)
+    wide = plan.make_plan(TINY, settings, world=2)
     text = plan.table(wide)
     assert "planned as 4" in text and "2 rank(s)" in text and f"{wide.counts.transformer:,}" in text
     assert max(map(len, text.splitlines())) <= 130
@@ -183,12 +257,19 @@ def test_the_table_and_the_refusal():
     with pytest.raises(SystemExit) as stop:
         plan.refuse(wide, gpu_memory=wide.peak / 0.91e9)
     said = str(stop.value)
-    assert "\n" not in said and "--gpu_memory" in said and "--lora_rank" in said and "more ranks" in said
+    assert "\n" not in said and "--gpu_memory" in said
+    assert "--lora_rank" in said and "more ranks" in said
     with pytest.raises(SystemExit, match="--micro_batch 1"):
         plan.refuse(wide._replace(phases={"update": 10**9}), gpu_memory=1)
     with pytest.raises(SystemExit, match="a larger GPU"):
         plain = wide.settings._replace(lora_rank=4, shard=False, text_cache="x")
         plan.refuse(wide._replace(settings=plain, phases={"encode": 10**12}), gpu_memory=1)
+
+
+def test_another_pipeline_is_not_planned_as_flux(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
+    with pytest.raises(ValueError, match="is a StableDiffusion3Pipeline"):
+        footprint.meta_pipeline(str(tmp_path), torch.bfloat16)
 
 
 def test_an_unknown_model_is_named():
@@ -208,8 +289,8 @@ def update_peak(prompts: int, group: int, micro_batch: int) -> int:
     seeds = [[8 * p + 2 * g for g in range(group)] for p in range(prompts)]
     rollout = train.roll_out(pipe, cfg, ["a red circle"] * prompts, seeds)
     with footprint.Alive() as alive:
-        train.update(pipe, cfg, pipe.transformer, optimiser, rollout, torch.ones(prompts * group), None,
-                     (0,))
+        train.update(pipe, cfg, pipe.transformer, optimiser, rollout, torch.ones(prompts * group),
+                     None, (0,))
     return alive.peak
 
 

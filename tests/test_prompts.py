@@ -12,12 +12,14 @@ LINES = [f"prompt {i}" for i in range(10)]
 
 def test_lines_are_stripped_distinct_and_the_last_are_held_out(tmp_path):
     file = tmp_path / "prompts.txt"
-    file.write_text("\ufeffein Bär \r\n\n  \nein Bär\r\n熊\nthird\nfourth\n", encoding="utf-8")
-    assert read_prompts(str(file), heldout=1) == Prompts(["ein Bär", "熊", "third"], ["fourth"])
+    file.write_bytes("\ufeffein Bär \r\n\n  \nein Bär\r\n熊\na\u2028b\x85c\nfourth\n".encode())
+    train = ["ein Bär", "熊", "a\u2028b\x85c"]
+    assert read_prompts(str(file), heldout=1) == Prompts(train, ["fourth"])
 
 
 @pytest.mark.parametrize("content, sentence", [
-    (None, "No such file"), (b"\n \n", "holds no prompt"), (b"a\nb\na\n", "2 distinct prompts: too few"),
+    (None, "No such file"), (b"\n \n", "holds no prompt"),
+    (b"a\nb\na\n", "2 distinct prompts: too few"),
     ("Bär".encode("latin-1"), "not UTF-8"),
 ])
 def test_unusable_files_get_one_sentence(content, sentence, tmp_path):
@@ -56,7 +58,23 @@ def test_text_is_encoded_once_and_comes_back_as_it_was(tiny_flux, tmp_path):
     assert asked == ["a red circle", "a blue square"]
     text = cache.load(["a blue square", "a red circle"], flux.Text, "cpu")
     direct = flux.encode(tiny_flux, ["a red circle", "a blue square"])
-    assert torch.equal(text.embeds, direct.embeds.flip(0)) and torch.equal(text.pooled, direct.pooled.flip(0))
-    for other in (TextCache(tmp_path, "tiny", torch.bfloat16), TextCache(tmp_path, "other", torch.float32)):
+    assert torch.equal(text.embeds, direct.embeds.flip(0))
+    assert torch.equal(text.pooled, direct.pooled.flip(0))
+    for other in (TextCache(tmp_path, "tiny", torch.bfloat16),
+                  TextCache(tmp_path, "other", torch.float32)):
         with pytest.raises(ValueError, match="no text embedding of 'a red circle'"):
             other.load(["a red circle"], flux.Text, "cpu")
+
+
+def test_a_model_retrained_in_its_folder_is_encoded_again(tmp_path):
+    weights = tmp_path / "model" / "text_encoder" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"first")
+
+    def path():
+        return TextCache(tmp_path / "texts", str(tmp_path / "model"), torch.float32).path("a")
+
+    old = path()
+    assert path() == old
+    weights.write_bytes(b"second")
+    assert path() != old
