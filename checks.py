@@ -87,6 +87,9 @@ def check_learning(cfg, world: int) -> None:
     need(0 <= cfg.ema < 1, f"--ema {cfg.ema}: a decay from 0 (none) to below 1, such as 0.99")
     need(not (cfg.shard and cfg.lora_rank), "--shard is for training all weights: leave "
          "--lora_rank 0, or train the LoRA without --shard")
+    need(not cfg.offload or (cfg.lora_rank and cfg.gradient_checkpointing and not cfg.compile),
+         "--offload is for a LoRA with --gradient_checkpointing and without --compile: only frozen "
+         "weights can wait elsewhere")
     need(cfg.dtype != "bfloat16" or cfg.lora_rank or cfg.shard, f"--dtype {cfg.dtype} needs "
          "--lora_rank, or --shard which keeps float32 master weights: small updates vanish in "
          "bfloat16 weights")

@@ -34,7 +34,8 @@ class Learner(NamedTuple):
 def build(cfg, procs: Processes, prompts: Prompts | None) -> Learner:
     """Loads the pipeline, decides what is trained, and puts it on the device or spreads it."""
     dtype = DTYPES[cfg.dtype]
-    pipe = flux.load(cfg.model, "cpu" if cfg.shard else procs.device, dtype)
+    elsewhere = cfg.shard or cfg.offload  # the device never holds the whole transformer
+    pipe = flux.load(cfg.model, "cpu" if elsewhere else procs.device, dtype)
     if cfg.vae_slicing:
         pipe.vae.enable_slicing()
     if cfg.lora_rank:
@@ -53,11 +54,14 @@ def build(cfg, procs: Processes, prompts: Prompts | None) -> Learner:
     if cfg.shard:
         parallel.shard(pipe.transformer, procs, dtype)
         parallel.shard(frozen, procs, dtype, master=dtype)
+    else:
+        if cfg.offload:
+            parallel.offload(pipe.transformer, procs.device)
+        policy = parallel.replicate(pipe.transformer, procs)
+    if elsewhere:
         for name, part in pipe.components.items():
             if isinstance(part, torch.nn.Module) and name != "transformer":
                 part.to(procs.device)
-    else:
-        policy = parallel.replicate(pipe.transformer, procs)
     optimizer = torch.optim.AdamW(flux.trainable(pipe), lr=cfg.lr, weight_decay=cfg.weight_decay)
     average = parallel.MovingAverage(pipe.transformer, cfg.ema)
     return Learner(pipe, policy, optimizer, frozen, average, make_encode(pipe, cfg, procs, prompts))

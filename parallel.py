@@ -128,6 +128,34 @@ def shard(transformer: torch.nn.Module, procs: Processes, dtype: torch.dtype,
     fully_shard(transformer, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
+def offload(transformer: torch.nn.Module, device: torch.device) -> None:
+    """Frozen weights of the blocks wait in main memory: each block fetches its own when it runs.
+
+    For a LoRA over a base that the GPU does not hold. Autograd keeps the fetched copies that a
+    backward pass needs: with gradient checkpointing one block's at a time, without it all of them.
+    """
+    for block in blocks(transformer):
+        frozen = [(module, name, weight) for module in block.modules()
+                  for name, weight in module._parameters.items()
+                  if weight is not None and not weight.requires_grad]
+        waiting = [weight.data.pin_memory() if device.type == "cuda" else weight.data
+                   for _, _, weight in frozen]
+        for _, _, weight in frozen:
+            weight.data = torch.empty(0, dtype=weight.dtype)
+
+        def fetch(*_, frozen=frozen, waiting=waiting):
+            for (module, name, _), weight in zip(frozen, waiting):
+                module._parameters[name] = weight.to(device, non_blocking=True, copy=True)
+
+        def leave(*_, frozen=frozen):
+            for module, name, weight in frozen:
+                module._parameters[name] = weight
+
+        block.register_forward_pre_hook(fetch)
+        block.register_forward_hook(leave, always_call=True)  # recomputation may end by an error
+    transformer.to(device)
+
+
 def replicate(transformer: torch.nn.Module, procs: Processes) -> torch.nn.Module:
     """What update() calls so that gradients are averaged; the module itself if alone."""
     return DistributedDataParallel(transformer) if procs.world > 1 else transformer

@@ -47,6 +47,7 @@ class Settings(NamedTuple):
     dtype: str = "bfloat16"
     gradient_checkpointing: bool = False
     shard: bool = False
+    offload: bool = False
     ema: float = 0.0
     kl_coef: float = 0.0
     text_cache: str = ""
@@ -65,6 +66,7 @@ class Counts(NamedTuple):
     text: int
     vae: int
     block: int  # the largest transformer block: one FSDP2 unit
+    outside: int  # frozen, within blocks: what may wait in main memory
     root: int  # what lies outside of blocks: FSDP2's root unit
 
 
@@ -81,7 +83,7 @@ class Bytes(NamedTuple):
     text: int  # embeddings of a step's samples
     gradients: int
     buffers: int  # DDP's buckets, or FSDP2's unsharded gradients while micro-batches add up
-    gathered: int  # FSDP2's unsharded units: the root, a block at work and the next one
+    gathered: int  # FSDP2's unsharded root, block at work and the next; or one offloaded block
     activations: int  # largest amount alive in one micro-batch's forward and backward
     activations_other: int  # the same with gradient checkpointing switched the other way
     forward: int  # the same of a pass without gradient
@@ -124,9 +126,10 @@ def weight_bytes(module: torch.nn.Module) -> int:
 
 def count(pipe) -> Counts:
     blocks, whole = parallel.blocks(pipe.transformer), numel(pipe.transformer)
+    frozen = sum(p.numel() for block in blocks for p in block.parameters() if not p.requires_grad)
     return Counts(whole, sum(p.numel() for p in flux.trainable(pipe)),
                   numel(pipe.text_encoder) + numel(pipe.text_encoder_2), numel(pipe.vae),
-                  max(map(numel, blocks)), whole - sum(map(numel, blocks)))
+                  max(map(numel, blocks)), frozen, whole - sum(map(numel, blocks)))
 
 
 # ----------------------------------------------------------------------------- the plan
@@ -143,9 +146,11 @@ def train_bytes(counts: Counts, stored: int, s: Settings, world: int,
     n, itemsize = counts.trainable, DTYPES[s.dtype].itemsize
     full = not s.lora_rank
     if not s.shard:
-        return dict(weights=stored, frozen=stored if full else 0, optimiser=2 * FLOAT * n,
+        outside, block = ((itemsize * counts.outside, itemsize * counts.block) if s.offload
+                          else (0, 0))
+        return dict(weights=stored - outside, frozen=stored if full else 0, optimiser=2 * FLOAT * n,
                     ema=FLOAT * n if s.ema else 0, gradients=FLOAT * n,
-                    buffers=FLOAT * n if world > 1 else 0, gathered=0)
+                    buffers=FLOAT * n if world > 1 else 0, gathered=block)
     part = math.ceil(n / world)
     return dict(weights=FLOAT * part, frozen=itemsize * part, optimiser=2 * FLOAT * part,
                 ema=FLOAT * part if s.ema else 0, gradients=FLOAT * part,
@@ -262,7 +267,7 @@ def table(plan: Plan) -> str:
             ("text encoders while training", b.text_encoders), ("scorers, such as CLIP", b.scorers),
             ("trajectories of the rank's samples", b.trajectories), ("text embeddings", b.text),
             ("gradients", b.gradients), ("gradient buffers of DDP or FSDP2", b.buffers),
-            ("weights gathered by FSDP2", b.gathered),
+            ("weights gathered by FSDP2, or fetched by --offload", b.gathered),
             (f"activations, {on} checkpointing", b.activations),
             (f"  ({off} checkpointing)", b.activations_other),
             ("forward without gradient", b.forward),
@@ -288,6 +293,7 @@ def remedies(plan: Plan) -> list[str]:
         "optimiser": []}
     lasting = [("--text_cache FOLDER", not s.text_cache), ("--lora_rank 16", not s.lora_rank),
                ("--lora_rank 4", s.lora_rank > 4 and phase in ("update", "optimiser")),
+               ("--offload", s.lora_rank and not s.offload),
                ("--shard on several ranks", not s.shard and not s.lora_rank),
                ("more ranks", s.shard),
                ("--ema 0", s.ema > 0), ("--dtype bfloat16", s.dtype == "float32"),

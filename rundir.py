@@ -17,7 +17,7 @@ import torch
 # Settings that may differ between a run and its resumption: where it runs, and what fits there.
 FREE = ("resume", "steps", "out", "device", "base_url", "concurrency", "call_timeout", "patience",
         "max_calls", "logger", "text_cache", "dry_run", "gpu_memory", "ranks", "micro_batch",
-        "gradient_checkpointing", "shard", "vae_slicing", "compile")
+        "gradient_checkpointing", "shard", "vae_slicing", "compile", "offload")
 
 
 def write_atomically(path: Path, write) -> None:

@@ -116,6 +116,7 @@ class Config:
     shard: bool = option(False, "FSDP2: weights, gradients and optimiser spread over all processes")
     text_cache: str = option("", "folder for text embeddings; the text encoders then leave the GPU")
     vae_slicing: bool = option(False, "decode one image at a time")
+    offload: bool = option(False, "a LoRA's frozen blocks wait in main memory, fetched to run")
     compile: bool = option(False, "torch.compile of the transformer's blocks")
     # what is written
     eval_every: int = option(32, "steps between held-out evaluations")
@@ -262,7 +263,7 @@ def train(cfg: Config, procs: Processes) -> None:
     if procs.first:
         write_metrics(out, metrics)
     try:
-        held = run_steps(learner, cfg, procs, reward, prompts, heldout, metrics, write)
+        last = run_steps(learner, cfg, procs, reward, prompts, heldout, metrics, write)
     except JudgeError as error:  # raised on all ranks alike, before weights change
         if procs.first:
             write_metrics(out, metrics)
@@ -270,20 +271,20 @@ def train(cfg: Config, procs: Processes) -> None:
         raise JudgeError(f"{error}; the state after step {metrics[-1]['step']} is saved in "
                          f"'{out}': when the judge answers again, repeat the command with --resume")
     with learner.average.in_place():
-        held, grid = held or heldout.evaluate(), heldout.grid_images(pipe.transformer)
+        held, grid = last or (heldout.evaluate(), heldout.grid_images(pipe.transformer))
         weights = parallel.full_weights(pipe.transformer) if cfg.shard else None
         if procs.first:
             finish(pipe, cfg, out, heldout, held, grid, weights)
 
 
 def run_steps(learner: Learner, cfg: Config, procs: Processes, reward, prompts: Prompts | None,
-              heldout: Heldout, metrics: list[dict], write) -> Held | None:
+              heldout: Heldout, metrics: list[dict], write) -> tuple[Held, list] | None:
     """All steps that are left, each added to metrics and written; the last evaluation, if any."""
     def evaluates(step: int) -> bool:
         return step > 0 and (step % cfg.eval_every == 0 or step == cfg.steps)
 
     out, pipe = Path(cfg.out), learner.pipe
-    held, start = None, metrics[-1]["step"]
+    last, start = None, metrics[-1]["step"]
     if evaluates(start) and "win_rate_vs_base" not in metrics[-1]:
         start -= 1  # the judge failed within its evaluation: only that is left of it
     bar = tqdm(range(start + 1, cfg.steps + 1), initial=start, total=cfg.steps, desc="training",
@@ -294,7 +295,7 @@ def run_steps(learner: Learner, cfg: Config, procs: Processes, reward, prompts: 
             metrics.append(average(procs.gather([row])))
         if evaluates(step):
             with learner.average.in_place():
-                held, grid = heldout.evaluate(), heldout.grid_images(pipe.transformer)
+                held, grid = last = heldout.evaluate(), heldout.grid_images(pipe.transformer)
             metrics[-1] |= held.metrics()
         # The log first: a kill in between leaves a line after the checkpoint, which --resume drops.
         if procs.first:
@@ -308,7 +309,7 @@ def run_steps(learner: Learner, cfg: Config, procs: Processes, reward, prompts: 
             bar.set_postfix_str(f"{name} {value:.3f}")
             report.sample_grid(grid, heldout.grid_prompts, out / "samples" / f"step_{step:05d}.png")
             report.training_curves(metrics, out / "curves.png")
-    return held
+    return last
 
 
 def finish(pipe, cfg: Config, out: Path, heldout: Heldout, held: Held, grid: list[list],

@@ -1,14 +1,13 @@
 """What a judge server's latency costs a step: judging against the ideal, and the share hidden.
 
-    python tests/judge_latency.py       # about two minutes on two idle cores; a script, not a test
+    python tests/judge_latency.py       # about four minutes on two idle cores; a script, not a test
 
 The server runs in a process of its own and takes L = 200 ms a call; C calls are in flight. The
 ideal is ceil(calls / C) * L. Bars: judging within 1.15 of it, the cache on disk included; less than
-20 % of it to be seen in the step where the rollout takes longer. The rollout is the tiny FLUX's
-with as many denoising steps as make it last 1.3 times the ideal. Two figures for what is seen: the
-judging after the rollout's end, and the step's time less that of the same rollout without judging.
-The second holds besides what server and client take from the rollout on a machine without an
-accelerator, where they compete.
+20 % of it to be seen in the step where the rollout takes longer, 1.3 times the ideal here. Two
+rollouts: one that waits, as for an accelerator, and one of the tiny FLUX with as many denoising
+steps as that takes, which competes with server and client for the CPU. Two figures for what is
+seen: the judging after the rollout's end, and the step's time less that of the rollout alone.
 """
 
 import argparse
@@ -26,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 import shapes  # noqa: E402
 import train  # noqa: E402
 from mllm import Cached, OpenAIMLLM  # noqa: E402
+from overlap import roll_out_and_judge  # noqa: E402
 from rewards import PairwiseReward  # noqa: E402
 
 
@@ -45,6 +45,14 @@ def measure(cfg: train.Config, latency: float, concurrency: int, rounds: int, pi
               f"{number + 1}: {seconds:.2f} s / ideal {ideal:.2f} s = {seconds / ideal:.3f}"
               + (" (opens the connections)" if number == 0 else ""), flush=True)
 
+    def waiting(chunk: list[str], _):
+        time.sleep(1.3 * ideal * len(chunk) / len(prompts))
+        return SimpleNamespace(images=[images[prompts.index(prompt)] for prompt in chunk])
+
+    reward = PairwiseReward(Cached(judge, kept / "waiting"))
+    chunks = [([prompt], [row]) for prompt, row in zip(prompts, seeds)]  # as sample_and_judge cuts
+    behind("elsewhere", 1.3 * ideal, ideal, lambda: roll_out_and_judge(waiting, reward, chunks)[2])
+
     start = time.perf_counter()
     train.roll_out(pipe, cfg, prompts, seeds)
     steps = math.ceil(cfg.num_steps * 1.3 * ideal / (time.perf_counter() - start))
@@ -52,18 +60,22 @@ def measure(cfg: train.Config, latency: float, concurrency: int, rounds: int, pi
     start = time.perf_counter()
     train.roll_out(pipe, cfg, prompts, seeds)
     alone = time.perf_counter() - start
-    # what sample_and_judge reads of a train.Learner
-    learner = SimpleNamespace(pipe=pipe, encode=None)
+    learner = SimpleNamespace(pipe=pipe, encode=None)  # what sample_and_judge reads of it
     reward = PairwiseReward(Cached(judge, kept / "behind"))
+    behind("on this CPU", alone, ideal,
+           lambda: train.sample_and_judge(learner, cfg, prompts, seeds, reward)[2])
+
+
+def behind(where: str, alone: float, ideal: float, step) -> None:
+    """Prints what is seen of judging in step(), which gives the seconds of its parts."""
     start = time.perf_counter()
-    _, _, took = train.sample_and_judge(learner, cfg, prompts, seeds, reward)
-    step = time.perf_counter() - start
-    rolled, judged, hidden = (took[f"seconds_{name}"]
-                              for name in ("rollout", "judge", "judge_hidden"))
-    print(f"  behind a rollout of {rolled:.2f} s ({alone:.2f} s without judging): {judged:.2f} s "
-          f"of judging, {hidden / judged:.1%} hidden; seen in the step: "
+    took = step()
+    whole = time.perf_counter() - start
+    judged, hidden = took["seconds_judge"], took["seconds_judge_hidden"]
+    print(f"  behind a rollout {where} of {took['seconds_rollout']:.2f} s ({alone:.2f} s without "
+          f"judging): {judged:.2f} s of judging, {hidden / judged:.1%} hidden; seen in the step: "
           f"{(judged - hidden) / ideal:.1%} of the ideal after the rollout, "
-          f"{(step - alone) / ideal:.1%} of it over the rollout alone", flush=True)
+          f"{(whole - alone) / ideal:.1%} of it over the rollout alone", flush=True)
 
 
 def main() -> None:

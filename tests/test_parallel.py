@@ -19,6 +19,7 @@ import parallel  # noqa: E402
 import shapes  # noqa: E402
 import train  # noqa: E402
 from diffusers import FluxPipeline  # noqa: E402
+from footprint import Alive  # noqa: E402
 from learner import build  # noqa: E402
 from serve import JudgeServer  # noqa: E402
 
@@ -35,8 +36,11 @@ def config(mode):
                         micro_batch=1, num_steps=3, ema=0.5, **SETTINGS[mode])
 
 
-def learn(cfg, procs):
-    """One rollout, two updates: (learner, weights after descent, after AdamW, what was sent)."""
+def learn(cfg, procs, watched=False):
+    """One rollout, two updates: (learner, weights after descent, after AdamW, what was sent).
+
+    watched: only then is it told what was sent; a profiler takes seconds.
+    """
     learner = build(cfg, procs, None)
     mine = list(range(procs.rank, len(PROMPTS), procs.world))
     rollout = train.roll_out(learner.pipe, cfg, [PROMPTS[p] for p in mine],
@@ -48,12 +52,14 @@ def learn(cfg, procs):
     advantages = torch.tensor([[1.0, -0.5], [-2.0, 1.5]])[mine].flatten()
     weights = []
     for optimizer in (descent, learner.optimizer):
-        with profile(activities=[ProfilerActivity.CPU]) as record:
+        last = watched and optimizer is learner.optimizer
+        record = profile(activities=[ProfilerActivity.CPU]) if last else None
+        with record or contextlib.nullcontext():
             train.update(learner.pipe, cfg, learner.policy, optimizer, rollout, advantages,
                          learner.frozen, (0, 1))
         learner.average.update()
         weights.append(trained_weights(learner))
-    return learner, *weights, sent(record)
+    return learner, *weights, sent(record) if watched else (0, 0)
 
 
 def trained_weights(learner):
@@ -77,7 +83,7 @@ def as_one_of_two(folder: Path) -> None:
     """What each of the two processes does, under torchrun; rank 0 writes what the test compares."""
     procs = parallel.start_processes("cpu")
     for mode in SETTINGS:
-        learner, plain, adam, reductions = learn(config(mode), procs)
+        learner, plain, adam, reductions = learn(config(mode), procs, watched=True)
         (folder / mode).mkdir(exist_ok=True)
         parallel.save_checkpoint(folder / mode, procs, *state_of(learner), step=7)
         with torch.no_grad():
@@ -109,6 +115,28 @@ def two(tmp_path_factory):
     return folder
 
 
+def test_offloaded_blocks_learn_the_same_and_are_fetched_one_at_a_time():
+    torch.set_num_threads(1)
+    cfg = dataclasses.replace(config("ddp"), gradient_checkpointing=True)
+    alone, weights, peaks = parallel.Processes(0, 1, torch.device("cpu")), [], []
+    for offload in (False, True):
+        learner, _, adam, _ = learn(dataclasses.replace(cfg, offload=offload), alone)
+        weights.append(flat(adam))
+        transformer = learner.pipe.transformer
+        if not offload:
+            frozen = [sum(p.nbytes for p in block.parameters() if not p.requires_grad)
+                      for block in parallel.blocks(transformer)]
+        text, noise = train.flux.encode(learner.pipe, PROMPTS[:1]), torch.randn(1, 16, 32)
+        with Alive() as alive:
+            velocity = train.flux.velocity_fn(learner.pipe, text, 32, 32)
+            velocity(noise, torch.ones(1)).sum().backward()
+        peaks.append(alive.peak)
+        weight = transformer.transformer_blocks[0].ff.net[2].base_layer.weight
+        assert (weight.numel() == 0) == offload
+    assert torch.equal(*weights)
+    assert 0.8 * max(frozen) < peaks[1] - peaks[0] <= 1.1 * max(frozen) < sum(frozen) / 2
+
+
 def flat(weights):
     return torch.cat([weights[name].flatten() for name in sorted(weights)])
 
@@ -119,9 +147,8 @@ def test_two_processes_learn_what_one_learns_and_one_resumes_them(mode, two):
     cfg = dataclasses.replace(config(mode), shard=False)
     procs = parallel.Processes(0, 1, torch.device("cpu"))
     before = flat(trained_weights(build(cfg, procs, None)))
-    learner, plain, _, reductions = learn(cfg, procs)
-    assert reductions == (0, 0)
-    theirs, adam, average, reductions = torch.load(two / f"{mode}.pt", weights_only=True)
+    learner, plain, _, _ = learn(cfg, procs)
+    theirs, adam, average, _ = torch.load(two / f"{mode}.pt", weights_only=True)
     change = (flat(plain) - before).norm()
     assert change > 1e-3
     assert (flat(plain) - flat(theirs)).norm() <= 1e-5 * change + 1e-7 * before.norm()
