@@ -21,15 +21,15 @@ import os
 import sys
 from pathlib import Path
 
-import report
-import shapes
-from construct import construct
-from generate import FIRST_SEED, generate  # noqa: F401 - FIRST_SEED for those who ask for it here
-from judge import IMAGES, image_name, judge_images  # noqa: F401
-from mllm import MLLM, LocalMLLM, OpenAIMLLM
-from results import (COMPARE_HEADER, SCORE_HEADER, Result, Scores, compare, compare_rows, complete,
+from unigenbench import report
+from shapes import world
+from unigenbench.construct import construct
+from unigenbench.generate import FIRST_SEED, generate  # noqa: F401 - FIRST_SEED for those who ask for it here
+from unigenbench.asking import IMAGES, image_name, judge_images  # noqa: F401
+from judges.mllm import MLLM, LocalMLLM, OpenAIMLLM
+from unigenbench.results import (COMPARE_HEADER, SCORE_HEADER, Result, Scores, compare, compare_rows, complete,
                      coverage_line, read_results, score, score_rows, write_results, write_scores)
-from testpoints import (PRIMARIES, Prompt, load_prompts, parse_scores, question,
+from unigenbench.testpoints import (PRIMARIES, Prompt, load_prompts, parse_scores, question,
                         write_prompts)
 
 HERE = Path(__file__).parent
@@ -42,7 +42,7 @@ def find_prompts(name: str) -> list[Prompt]:
     """The prompts of a known set or of a file. Raises ValueError if there is no such file."""
     if name == "shapes":
         return [Prompt(i, p.text, list(p.testpoints), "Shapes", p.kind, "en")
-                for i, p in enumerate(shapes.heldout_prompts())]
+                for i, p in enumerate(world.heldout_prompts())]
     path = PROMPT_FILES.get(name, Path(name))
     if not path.is_file():
         raise ValueError(f"no prompt file '{path}'; sets: shapes, {', '.join(PROMPT_FILES)}. The "
@@ -116,7 +116,7 @@ def make_judge(args) -> tuple[MLLM, int, int]:
         if not args.judge_model:
             raise ValueError("--judge local needs --judge_model FOLDER_OR_NAME")
         return LocalMLLM(args.judge_model, max_new_tokens=args.max_tokens), 1, 8
-    return shapes.ShapesMLLM(), 1, 64
+    return world.ShapesMLLM(), 1, 64
 
 
 def journal_of(out: Path) -> Path:

@@ -20,8 +20,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from mllm import MLLM, Query
-from verdicts import (PAIRWISE_TEMPLATE, POINTWISE_TEMPLATE, REMINDER, Verdict, parse_scores,
+from judges.mllm import MLLM, Query
+from judges.verdicts import (PAIRWISE_TEMPLATE, POINTWISE_TEMPLATE, REMINDER, Verdict, parse_scores,
                       parse_verdict)
 
 log = logging.getLogger(__name__)

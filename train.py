@@ -29,22 +29,22 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import grpo
-import parallel
-import report
+from support import processes
+from unigenbench import report
 import sampler
-import shapes
-from base import flux
-from checks import check_config
-from heldout import Held, Heldout
-from judging import call_budget, make_judge, make_reward
-from learner import Learner, build
-from mixture import parse_rewards
-from overlap import roll_out_and_judge
-from parallel import Processes, start_processes
-from policy import Rollout, check_on_policy, join, kl_to_base, roll_out, update
-from prompts import Prompts, read_prompts, step_prompts
+from shapes import world
+from models.base import flux
+from support.checks import check_config
+from support.heldout import Held, Heldout
+from support.judging import call_budget, make_judge, make_reward
+from support.learner import Learner, build
+from support.mixture import parse_rewards
+from support.overlap import roll_out_and_judge
+from support.processes import Processes, start_processes
+from support.policy import Rollout, check_on_policy, join, kl_to_base, roll_out, update
+from support.prompts import Prompts, read_prompts, step_prompts
 from rewards import JudgeError, RewardBatch
-from rundir import make_logger, prepare_run, read_metrics, write_card, write_metrics
+from support.rundir import make_logger, prepare_run, read_metrics, write_card, write_metrics
 
 log = logging.getLogger("train")
 
@@ -252,11 +252,11 @@ def train(cfg: Config, procs: Processes) -> None:
 
     if procs.first and cfg.judge != "shapes":
         log.info(call_budget(cfg, reward, len(prompts.heldout if prompts
-                                              else shapes.heldout_prompts()[:cfg.heldout or None])))
+                                              else world.heldout_prompts()[:cfg.heldout or None])))
     heldout = Heldout(pipe, cfg, procs, judge, learner.frozen, learner.encode,
                       prompts and prompts.heldout)
-    if cfg.resume and parallel.newest_checkpoint(out / "checkpoint"):  # none: stopped before it
-        start = parallel.load_checkpoint(out / "checkpoint", *state)
+    if cfg.resume and processes.newest_checkpoint(out / "checkpoint"):  # none: stopped before it
+        start = processes.load_checkpoint(out / "checkpoint", *state)
         metrics = read_metrics(out, start)
     else:
         start, metrics = 0, [{"step": 0, **heldout.base.metrics()}]
@@ -267,12 +267,12 @@ def train(cfg: Config, procs: Processes) -> None:
     except JudgeError as error:  # raised on all ranks alike, before weights change
         if procs.first:
             write_metrics(out, metrics)
-        parallel.save_checkpoint(out / "checkpoint", procs, *state, metrics[-1]["step"])
+        processes.save_checkpoint(out / "checkpoint", procs, *state, metrics[-1]["step"])
         raise JudgeError(f"{error}; the state after step {metrics[-1]['step']} is saved in "
                          f"'{out}': when the judge answers again, repeat the command with --resume")
     with learner.average.in_place():
         held, grid = last or (heldout.evaluate(), heldout.grid_images(pipe.transformer))
-        weights = parallel.full_weights(pipe.transformer) if cfg.shard else None
+        weights = processes.full_weights(pipe.transformer) if cfg.shard else None
         if procs.first:
             finish(pipe, cfg, out, heldout, held, grid, weights)
 
@@ -302,7 +302,7 @@ def run_steps(learner: Learner, cfg: Config, procs: Processes, reward, prompts: 
             write_metrics(out, metrics)
             write(metrics[-1])
         if step % cfg.checkpoint_every == 0 or step == cfg.steps:
-            parallel.save_checkpoint(out / "checkpoint", procs, learner.pipe.transformer,
+            processes.save_checkpoint(out / "checkpoint", procs, learner.pipe.transformer,
                                      learner.optimizer, learner.average, step)
         if procs.first and evaluates(step):
             name, value = next(iter(held.metrics().items()))
@@ -346,7 +346,7 @@ def parse_config(arguments: list[str] | None = None) -> Config:
 def print_plan(cfg: Config) -> None:
     """What the run needs, on the real configuration without weights; SystemExit if it does
     not fit."""
-    import plan
+    from support import plan
 
     settings = plan.Settings(**{name: getattr(cfg, name) for name in plan.Settings._fields})
     try:

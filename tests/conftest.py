@@ -1,16 +1,14 @@
-"""Makes the flat modules importable, and offers the shipped tiny FLUX."""
+"""One thread for all, and the shipped tiny FLUX."""
 
 import os
-import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +20,6 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_flux():
-    import flux
+    from models import flux
 
     return flux.load(str(ROOT / "assets" / "tiny-flux"))

@@ -9,11 +9,11 @@ from collections import Counter
 import pytest
 
 import bench
-import construct as C
-from mllm import Answer
-from serve import JudgeServer
-from shapes import ShapesMLLM
-from testpoints import SUBS, load_prompts
+from unigenbench import construct as C
+from judges.mllm import Answer
+from shapes.server import JudgeServer
+from shapes.world import ShapesMLLM
+from unigenbench.testpoints import SUBS, load_prompts
 
 
 class Writer:

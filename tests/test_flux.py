@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-import flux
+from models import flux
 import sampler
 
 PROMPTS = ["a red circle inside a blue square", "three green triangles"]

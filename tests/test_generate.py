@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import sampler
-from generate import FIRST_SEED, generate
-from testpoints import Prompt, write_prompts
+from unigenbench.generate import FIRST_SEED, generate
+from unigenbench.testpoints import Prompt, write_prompts
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = [Prompt(i, text, [("Attribute - Color", text)], "Art", "Other", "en")
@@ -22,7 +22,7 @@ PROMPTS = [Prompt(i, text, [("Attribute - Color", text)], "Art", "Other", "en")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """An untrained tiny FLUX: what it draws is noise, but always the same noise."""
-    import pretrain
+    from shapes import pretrain
 
     folder = tmp_path_factory.mktemp("model")
     pretrain.build(seed=0).save_pretrained(folder)
@@ -71,7 +71,7 @@ def test_images_of_other_settings_are_not_mixed(tmp_path, model):
 
 def test_a_lora_on_a_base(tmp_path, model):
     """final/ of a LoRA run, as train.py saves it; its own base is needed, and said to be needed."""
-    import flux
+    from models import flux
     import torch
 
     pipe = flux.load(model)
@@ -110,7 +110,7 @@ def test_a_lora_of_another_model_is_refused(tmp_path, model):
 
 def test_a_model_trained_further_is_another_model(tmp_path, model):
     """Same folder, same name: its old images must not pass for the new ones."""
-    import flux
+    from models import flux
     import torch
 
     folder = tmp_path / "final"
@@ -130,7 +130,7 @@ def other_pipeline():
     import torch
     from diffusers import (AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline,
                            UNet2DConditionModel)
-    from pretrain import MAX_TOKENS, word_tokenizer
+    from shapes.pretrain import MAX_TOKENS, word_tokenizer
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(0)
@@ -184,7 +184,7 @@ def test_what_is_no_text_to_image_pipeline_is_named(tmp_path):
 
 def test_schedule_shift_is_the_pipelines_own(model):
     """Our sigmas equal those that diffusers' scheduler sets for FLUX.1-dev at 1024 x 1024."""
-    import flux
+    from models import flux
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     class Pipe:

@@ -7,9 +7,9 @@ import torch
 from conftest import ROOT
 
 import grpo
-import shapes
+from shapes import world
 import train
-from mixture import MixedReward, Part, parse_rewards
+from support.mixture import MixedReward, Part, parse_rewards
 from rewards import JudgeError, RewardBatch
 
 
@@ -106,7 +106,7 @@ def test_a_step_on_two_rewards():
                        rewards=mixture)
     procs = train.Processes(0, 1, torch.device("cpu"))
     learner = train.build(cfg, procs, None)
-    reward = train.make_reward(cfg, shapes.ShapesMLLM(), procs.device)
+    reward = train.make_reward(cfg, world.ShapesMLLM(), procs.device)
     row = train.train_step(learner, cfg, procs, reward, None, 1)
     assert row["pairwise_mean"] == pytest.approx(0.5)
     assert row["clip_std"] > 0 and row["grad_norm"] > 0

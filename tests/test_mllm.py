@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mllm import Answer, Cached, LocalMLLM, OpenAIMLLM, Query
+from judges.mllm import Answer, Cached, LocalMLLM, OpenAIMLLM, Query
 from rewards import PairwiseReward
 
 KEY, PASSWORD = "sk-secret-0123456789", "pa55word"
@@ -127,7 +127,7 @@ def client(server, **settings) -> OpenAIMLLM:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     """Backoff without its seconds; what it would have been is tested apart."""
-    import mllm
+    from judges import mllm
 
     delay = mllm._retry_delay
     monkeypatch.setattr(mllm, "_retry_delay", lambda error, attempt: delay(error, attempt) / 50)
@@ -280,7 +280,7 @@ def test_answers_come_as_they_are_ready_and_to_several_threads():
 
 def test_retry_delay_follows_the_server_then_grows(monkeypatch):
     monkeypatch.undo()
-    from mllm import _retry_delay
+    from judges.mllm import _retry_delay
 
     def busy(after):
         error, headers = Exception(), email.message.Message()
@@ -331,7 +331,7 @@ def test_the_name_holds_every_setting_that_changes_answers():
 
 
 def test_each_image_is_encoded_once_a_batch(monkeypatch):
-    import mllm
+    from judges import mllm
 
     encoded = []
     encode = mllm._data_uri

@@ -15,14 +15,14 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-import judging
-import mllm
+from support import judging
+from judges import mllm
 import rewards
-import shapes
+from shapes import world
 import train
-from mllm import Answer
-from overlap import covered, in_background, roll_out_and_judge
-from serve import Faults, JudgeServer
+from judges.mllm import Answer
+from support.overlap import covered, in_background, roll_out_and_judge
+from shapes.server import Faults, JudgeServer
 
 SMALL = dict(model=str(ROOT / "assets" / "tiny-flux"), prompts_per_step=2, group_size=3,
              num_steps=3, heldout=4, eval_every=2, checkpoint_every=10, judge="openai",
@@ -97,7 +97,7 @@ def test_what_fails_in_the_background_is_raised_in_front():
 # ---- training by a served judge ----
 
 
-class Mortal(shapes.ShapesMLLM):
+class Mortal(world.ShapesMLLM):
     """The verifier, whose server is gone for good after so many calls."""
 
     left, server = float("inf"), None
@@ -190,7 +190,7 @@ def test_overlap_changes_neither_rewards_nor_ratio(tmp_path):
         def result(self, parts):
             batch = super().result(parts)
             prompts = [p for part, _ in seen for p in part]
-            again = rewards.PairwiseReward(shapes.ShapesMLLM())(prompts,
+            again = rewards.PairwiseReward(world.ShapesMLLM())(prompts,
                                                                 [g for _, i in seen for g in i])
             assert batch.rewards.tolist() == again.rewards.tolist() and batch.stats == again.stats
             return batch
@@ -209,8 +209,8 @@ def test_overlap_changes_neither_rewards_nor_ratio(tmp_path):
 
 
 def test_faults_of_the_server_leave_the_rewards_alone(tmp_path):
-    """A quick form of tests/judge_faults.py."""
-    from judge_faults import compare_with_faultless
+    """A quick form of measure/judge_faults.py."""
+    from measure.judge_faults import compare_with_faultless
 
     with served(error_500=0.1, garbage=0.05, hang=0.02, hang_seconds=3.0) as server:
         cfg = config(server.server_port, tmp_path / "run", steps=2, call_timeout=2.0,
@@ -294,11 +294,11 @@ def test_a_template_is_taken_word_for_word(tmp_path):
     file, text = tmp_path / "template.txt", "Bild \u201e{prompt}\u201c {{x}} %s \\1\r\n<answer>"
     file.write_bytes(text.encode("utf-8-sig"))  # as some editors save it
     cfg = train.Config(judge_prompt=str(file))
-    reward = train.make_reward(cfg, shapes.ShapesMLLM(), "cpu")
+    reward = train.make_reward(cfg, world.ShapesMLLM(), "cpu")
     assert reward.template == text
     file.write_bytes(b"\xff{prompt}")
     with pytest.raises(ValueError, match="template.txt' is not UTF-8 text"):
-        train.make_reward(cfg, shapes.ShapesMLLM(), "cpu")
+        train.make_reward(cfg, world.ShapesMLLM(), "cpu")
 
 
 @pytest.mark.parametrize(("settings", "calls"), [
@@ -309,7 +309,7 @@ def test_a_template_is_taken_word_for_word(tmp_path):
 ])
 def test_the_call_budget_of_every_flag(settings, calls):
     cfg = train.Config(**({"steps": 110, "eval_every": 22} | settings))
-    said = train.call_budget(cfg, train.make_reward(cfg, shapes.ShapesMLLM(), "cpu"),
+    said = train.call_budget(cfg, train.make_reward(cfg, world.ShapesMLLM(), "cpu"),
                              cfg.heldout or 314)
     assert [f"= {n:,}" in said for n in calls] == [True, True] and f"{sum(calls):,} in all" in said
     assert "\n" not in said

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-import construct as C
-import phrasebook
-from shapes import ShapesMLLM
-from testpoints import SUBS, Prompt, parse_reasons, parse_scores
+from unigenbench import construct as C
+from shapes import phrasebook
+from shapes.world import ShapesMLLM
+from unigenbench.testpoints import SUBS, Prompt, parse_reasons, parse_scores
 
 PLAN = C.Plan(0, "Art", "Other", "Animal", tuple(SUBS[:5]))
 

@@ -13,10 +13,10 @@ from conftest import ROOT
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
-import flux
-import footprint
-import plan
-import policy
+from models import flux
+from support import footprint
+from support import plan
+from support import policy
 import train
 
 TINY = str(ROOT / "assets" / "tiny-flux")

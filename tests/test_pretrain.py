@@ -8,16 +8,16 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-import flux
-import pretrain
-import scenes
-import shapes
+from models import flux
+from shapes import pretrain
+from shapes import scenes
+from shapes import world
 
 
 def test_wrong_captions_have_one_wrong_slot_and_are_no_held_out_ones():
     rng = np.random.default_rng(0)
-    heldout = {p.text for pool in shapes.all_prompts("heldout").values() for p in pool}
-    for prompt in shapes.sample_prompts(200, rng):
+    heldout = {p.text for pool in world.all_prompts("heldout").values() for p in pool}
+    for prompt in world.sample_prompts(200, rng):
         wrong = pretrain.wrong_caption(prompt, rng)
         assert wrong.kind == prompt.kind and wrong.text not in heldout
         assert sum(wrong.slots[name] != value for name, value in prompt.slots.items()) == 1
@@ -26,9 +26,9 @@ def test_wrong_captions_have_one_wrong_slot_and_are_no_held_out_ones():
 def test_web_like_data_is_wrong_and_pale_as_often_as_it_says():
     captions, images = pretrain.make_data(1500, np.random.default_rng(0), web=True)
     clean, _ = pretrain.make_data(100, np.random.default_rng(0), web=False)
-    heldout = {p.text for pool in shapes.all_prompts("heldout").values() for p in pool}
+    heldout = {p.text for pool in world.all_prompts("heldout").values() for p in pool}
     assert not heldout & {*captions, *clean}
-    met = [all(shapes.satisfied(shapes.parse_prompt(text), reading))
+    met = [all(world.satisfied(world.parse_prompt(text), reading))
            for text, reading in zip(captions,
                                     scenes.read([scenes.Image.fromarray(i) for i in images]))]
     # right are those with a right caption whose color is not washed out beyond reading
@@ -80,7 +80,7 @@ def test_a_stage_that_was_stopped_goes_on_as_if_it_was_not(tmp_path):
 
 
 def test_all_stages_run_and_give_what_the_loader_takes(tmp_path, monkeypatch, capsys):
-    few = [pool[0] for pool in shapes.all_prompts("heldout").values()]
+    few = [pool[0] for pool in world.all_prompts("heldout").values()]
     monkeypatch.setattr(shapes, "heldout_prompts", lambda: few)
     monkeypatch.setattr(pretrain, "BATCH", 4)
     steps = [f"--{stage}_steps=2" for stage in ("vae", "decoder", "text", "flow", "web")]

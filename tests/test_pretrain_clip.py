@@ -5,10 +5,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-import pretrain_clip
-import scenes
-import shapes
-from scorers import CLIPScorer
+from shapes import pretrain_clip
+from shapes import scenes
+from shapes import world
+from judges.scorers import CLIPScorer
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_without_hard_captions_the_loss_is_clips_own():
 
 
 def test_batches_are_neighbours():
-    texts = 8 * [p.text for pool in shapes.all_prompts("train").values() for p in pool]
+    texts = 8 * [p.text for pool in world.all_prompts("train").values() for p in pool]
     orders = pretrain_clip.neighbours(texts)
     assert [texts[i] for i in orders[0]] == sorted(texts, key=str.split)
     assert all(sorted(order) == list(range(len(texts))) for order in orders)
@@ -59,13 +59,13 @@ def test_hard_captions_change_one_thing():
 
 
 def test_pairs_have_one_answer(pairs):
-    heldout = {p.text for pool in shapes.all_prompts("heldout").values() for p in pool}
+    heldout = {p.text for pool in world.all_prompts("heldout").values() for p in pool}
     assert set(pairs["right"]) <= heldout and len(pairs["right"]) > 150
     for picture, yes, no in (("picture", "right", "wrong"), ("other", "wrong", "right")):
         for text, reading in zip(pairs[yes], scenes.read(pairs[picture])):
-            assert all(shapes.satisfied(shapes.parse_prompt(text), reading))
+            assert all(world.satisfied(world.parse_prompt(text), reading))
         for text, reading in zip(pairs[no], scenes.read(pairs[picture])):
-            assert not all(shapes.satisfied(shapes.parse_prompt(text), reading))
+            assert not all(world.satisfied(world.parse_prompt(text), reading))
 
 
 def test_the_shipped_scorer_is_good_and_fallible(pairs):

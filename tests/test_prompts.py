@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-import flux
-from prompts import Prompts, TextCache, read_prompts, step_prompts
+from models import flux
+from support.prompts import Prompts, TextCache, read_prompts, step_prompts
 
 LINES = [f"prompt {i}" for i in range(10)]
 

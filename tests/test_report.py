@@ -9,8 +9,8 @@ import subprocess
 import pytest
 from PIL import Image
 
-import report
-from report import Card, Point
+from unigenbench import report
+from unigenbench.report import Card, Point
 
 
 def solid(color, side=32):

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-import results as R
-from results import Coverage, Result, compare, read_results, score, write_results
-from testpoints import PRIMARIES, SUBS, Prompt
+from unigenbench import results as R
+from unigenbench.results import Coverage, Result, compare, read_results, score, write_results
+from unigenbench.testpoints import PRIMARIES, SUBS, Prompt
 
 # FLUX.1-dev, English short, as published: Style, World Knowledge, Attribute, Action, Relationship,
 # Logical Reasoning, Grammar, Compound, Layout, Text

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from grpo import group_advantages
-from mllm import Answer
+from judges.mllm import Answer
 from rewards import (
     REMINDER,
     JudgeError,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-import flux
-from rundir import make_logger, prepare_run, write_card
+from models import flux
+from support.rundir import make_logger, prepare_run, write_card
 
 TINY = str(ROOT / "assets" / "tiny-flux")
 ROW = {"step": 3, "reward_mean": 0.5, "failed": 0, "delta_log_prob": [0.0, 1e-7]}

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-import flux
+from models import flux
 import sampler
 
 KINDS = ("flow", "dance")

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import (CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor,
                           CLIPVisionModelWithProjection)
 
-import pretrain
-import scorers
+from shapes import pretrain
+from judges import scorers
 from rewards import PointwiseReward
 
 PROMPTS = ["a large red circle", "two green squares", "a blue triangle inside a red circle"]

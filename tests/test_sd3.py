@@ -15,12 +15,12 @@ from diffusers import (AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transf
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 import bench
-import flux
+from models import flux
 import sampler
-import sd3
+from models import sd3
 from PIL import Image
-from pretrain import MAX_TOKENS, word_tokenizer
-from testpoints import Prompt
+from shapes.pretrain import MAX_TOKENS, word_tokenizer
+from unigenbench.testpoints import Prompt
 
 PROMPTS = ["a red circle inside a blue square", "three green triangles"]
 SHIFT = 3.0  # of the scheduler, as SD 3.5 has it

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from testpoints import (DIMENSIONS, PRIMARIES, Prompt, canonical, load_prompts, parse_reasons,
+from unigenbench.testpoints import (DIMENSIONS, PRIMARIES, Prompt, canonical, load_prompts, parse_reasons,
                         parse_scores, primary_of, question, write_prompts)
 
 

@@ -12,9 +12,9 @@ import torch
 from conftest import ROOT
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-import parallel
+from support import processes
 import train
-from rundir import make_logger
+from support.rundir import make_logger
 
 SMALL = dict(model=str(ROOT / "assets" / "tiny-flux"), prompts_per_step=2, group_size=4, heldout=8,
              eval_every=2, checkpoint_every=1)
@@ -45,7 +45,7 @@ def moment_of(out):
     """AdamW's first moment in the last checkpoint: after one step 0.1 times the clipped, averaged
     gradient."""
     file = out / "moments.pt"
-    dcp_to_torch_save(parallel.newest_checkpoint(out / "checkpoint"), file)
+    dcp_to_torch_save(processes.newest_checkpoint(out / "checkpoint"), file)
     state = torch.load(file, weights_only=True)["optimizer"]["state"]
     return torch.cat([state[name]["exp_avg"].flatten() for name in sorted(state)])
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from verdicts import PAIRWISE_TEMPLATE, POINTWISE_TEMPLATE, Verdict, parse_scores, parse_verdict
+from judges.verdicts import PAIRWISE_TEMPLATE, POINTWISE_TEMPLATE, Verdict, parse_scores, parse_verdict
 
 FIRST, SECOND, TIE, UNPARSABLE, FAILED = Verdict
 ONE, TWO = "<answer>Image 1 is better</answer>", "<answer>Image 2 is better</answer>"

@@ -1,0 +1,191 @@
+"""A learned scorer of the CLIP kind for the shapes world: how assets/tiny-clip came to be.
+
+A `transformers.CLIPModel`, tiny, learns from web-like data (pretrain.py: wrong attributes, pale
+pictures) which caption belongs to which picture. It is as fallible as published scorers are, and so
+it can be hacked as they can. scorers.CLIPScorer loads it.
+
+Contrastive learning as in CLIP, with two kinds of hard negatives, since a batch of random captions
+rarely asks for more than the shape: each picture also sees HARD captions with one slot changed, and
+a batch is made of runs of neighbours in alphabetical order, which differ in a word or two. Equal
+sentences in a batch are no negatives of one another: they are masked.
+
+    python pretrain_clip.py                                 # about three minutes of one core's time
+    python pretrain_clip.py --pictures 500 --steps 20 --out runs/tiny-clip          # does it run?
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.functional import cross_entropy, normalize
+from tqdm import tqdm
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+
+from shapes import pretrain
+from shapes import scenes
+from shapes import world
+from judges.scorers import CLIPScorer
+
+HARD = 3  # captions with one slot changed, a picture
+RUNS, RUN = 16, 8  # a batch: runs of neighbours in alphabetical order, and their length
+PEAK_LR = 2e-3
+
+
+# ----------------------------------------------------------------------------- model
+
+def build(seed: int) -> tuple[CLIPModel, CLIPProcessor]:
+    """The untrained model (patches of 8 pixels; 3 layers for pictures, 2 for text), processor."""
+    torch.manual_seed(seed)
+    tokenizer = pretrain.word_tokenizer()
+    text = dict(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128,
+                num_hidden_layers=2, num_attention_heads=4,
+                max_position_embeddings=tokenizer.model_max_length,
+                pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+    vision = dict(image_size=scenes.SIZE, patch_size=8, hidden_size=128, intermediate_size=256,
+                  num_hidden_layers=3, num_attention_heads=4)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
+    side = {"height": scenes.SIZE, "width": scenes.SIZE}
+    images = CLIPImageProcessorPil(size={"shortest_edge": scenes.SIZE}, crop_size=side)
+    return model, CLIPProcessor(images, tokenizer)
+
+
+# ----------------------------------------------------------------------------- data
+
+def hard_captions(texts: list[str], rng: np.random.Generator) -> list[list[str]]:
+    """HARD captions for each text, one slot changed in each; a few happen to be true too."""
+    prompts = [world.parse_prompt(text) for text in texts]
+    return [[pretrain.wrong_caption(prompt, rng).text for _ in range(HARD)] for prompt in prompts]
+
+
+def neighbours(texts: list[str]) -> list[np.ndarray]:
+    """Two orders of the texts: alphabetical from their first word, and from their last.
+
+    Neighbours in the first differ in the words at the end, in the second in those at the start.
+    """
+    words = [text.split() for text in texts]
+    return [np.array(sorted(range(len(texts)), key=key))
+            for key in (lambda i: words[i], lambda i: words[i][::-1])]
+
+
+def draw_batch(orders: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Rows of RUNS x RUN pictures: runs of neighbours, thinned so that few share a caption."""
+    rows = []
+    for _ in range(RUNS):
+        order = orders[rng.integers(len(orders))]
+        start, stride = rng.integers(len(order)), rng.integers(4, 25)
+        rows.append(order[(start + stride * np.arange(RUN)) % len(order)])
+    return np.concatenate(rows)
+
+
+# ----------------------------------------------------------------------------- training
+
+def contrastive_loss(model: CLIPModel, pixels: torch.Tensor, captions: torch.Tensor,
+                     hard: torch.Tensor) -> torch.Tensor:
+    """CLIP's symmetric loss, each picture with its own hard captions besides.
+
+    pixels: (B, 3, H, W); captions: (B, T) token ids; hard: (B, HARD, T) token ids.
+    """
+    image = normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+    ids = torch.cat([captions, hard.flatten(0, 1)])
+    text = model.get_text_features(ids).pooler_output  # causal: padding at the end changes nothing
+    text, hard_text = normalize(text, dim=-1).split([len(captions), hard.shape[:2].numel()])
+    scale = model.logit_scale.exp()
+    logits = scale * image @ text.T  # (B, B)
+    same = (captions[:, None] == captions[None]).all(-1)
+    same.fill_diagonal_(False)
+    logits = logits.masked_fill(same, float("-inf"))
+    own = scale * torch.einsum("bd,bhd->bh", image, hard_text.view(*hard.shape[:2], -1))
+    own = own.masked_fill((hard == captions[:, None]).all(-1), float("-inf"))
+    target = torch.arange(len(image))
+    of_images = cross_entropy(torch.cat([logits, own], 1), target)
+    return (of_images + cross_entropy(logits.T, target)) / 2
+
+
+def train(model: CLIPModel, processor: CLIPProcessor, texts: list[str], images: np.ndarray,
+          steps: int, rng: np.random.Generator) -> None:
+    """AdamW with pretrain.py's learning rate on `steps` batches of neighbours, in place."""
+    def tokens(sentences):
+        return processor.tokenizer(sentences, padding="max_length", return_tensors="pt").input_ids
+
+    hard = [text for several in hard_captions(texts, rng) for text in several]
+    captions, hard = tokens(texts), tokens(hard).view(len(texts), HARD, -1)
+    pixels = processor.image_processor(images=list(images), return_tensors="pt").pixel_values
+    orders = neighbours(texts)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02)
+    bar = tqdm(range(steps), desc="clip")
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = pretrain.learning_rate(step, steps, PEAK_LR)
+        rows = draw_batch(orders, rng)
+        loss = contrastive_loss(model, pixels[rows], captions[rows], hard[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=np.log(100))  # as CLIP does
+        if step % 20 == 0:
+            bar.set_postfix_str(f"loss {loss.item():.3f}")
+
+
+# ----------------------------------------------------------------------------- evaluation
+
+def one_attribute_pairs(count: int, rng: np.random.Generator) -> dict[str, list]:
+    """Held-out prompts with one slot changed, and a clean picture of each.
+
+    Pairs in which the right picture satisfies the wrong caption too ("one plus two", "two plus
+    one"), or the other way round, ask nothing and are left out.
+    """
+    pool = [p for prompts in world.all_prompts("heldout").values() for p in prompts]
+    right = [pool[i] for i in rng.integers(len(pool), size=count)]
+    wrong = [pretrain.wrong_caption(p, rng) for p in right]
+    drawn = [[world.sample_scene(p, rng) for p in of] for of in (right, wrong)]
+    pictures = [[Image.fromarray(image) for image in scenes.render(of)] for of in drawn]
+    both = [scenes.read(of) for of in pictures]
+    asks = [i for i in range(count) if not all(world.satisfied(wrong[i], both[0][i]))
+            and not all(world.satisfied(right[i], both[1][i]))]
+    return {"kind": [right[i].kind for i in asks], "right": [right[i].text for i in asks],
+            "wrong": [wrong[i].text for i in asks], "picture": [pictures[0][i] for i in asks],
+            "other": [pictures[1][i] for i in asks]}
+
+
+def accuracy(scorer: CLIPScorer, pairs: dict[str, list]) -> dict[str, np.ndarray]:
+    """For each pair whether the scorer prefers the right caption, and whether the right picture."""
+    right = np.array(scorer.score(pairs["right"], pairs["picture"]))
+    return {"caption": right > np.array(scorer.score(pairs["wrong"], pairs["picture"])),
+            "picture": right > np.array(scorer.score(pairs["right"], pairs["other"]))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", default="assets/tiny-clip", help="the folder of the model")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pictures", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--pairs", type=int, default=2000, help="one-attribute pairs to measure on")
+    args = parser.parse_args()
+
+    start, cpu = time.perf_counter(), time.process_time()
+    rng = np.random.default_rng(args.seed)
+    model, processor = build(args.seed)
+    texts, images = pretrain.make_data(args.pictures, rng, web=True, pairs=0.5)
+    train(model, processor, texts, images, args.steps, rng)
+    out = Path(args.out)
+    model.half().save_pretrained(out)
+    processor.save_pretrained(out)
+    print(f"trained in {time.perf_counter() - start:.0f} s, "
+          f"{time.process_time() - cpu:.0f} s of CPU time")
+
+    pairs = one_attribute_pairs(args.pairs, np.random.default_rng(args.seed + 1))
+    right = accuracy(CLIPScorer(str(out), batch_size=256), pairs)
+    kinds = np.array(pairs["kind"])
+    for name, of in right.items():
+        each = ", ".join(f"{kind} {of[kinds == kind].mean():.2f}" for kind in sorted(set(kinds)))
+        print(f"right {name} of {len(of)} one-attribute pairs: {of.mean():.3f} ({each})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The classroom's judge server: any MLLM behind the OpenAI chat-completions protocol, with faults.
+
+Standard library only. It lets the network path be exercised for real, with the real client and the
+faults that real servers have, on a machine without a GPU. 
+
+    python -m shapes.server --port 8000 --latency 0.05 --error_500 0.1
+"""
+
+import argparse
+import base64
+import io
+import json
+import random
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from PIL import Image
+
+from judges.mllm import MLLM, Query
+from shapes.world import ShapesMLLM
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Shares of requests, 0 to 1, that go wrong in each way, and the time that each request
+    takes."""
+    latency: float = 0.0  # seconds
+    error_500: float = 0.0
+    error_429: float = 0.0
+    garbage: float = 0.0  # an answer without a verdict
+    truncated: float = 0.0  # a body cut short
+    hang: float = 0.0  # no answer for hang_seconds
+    hang_seconds: float = 600.0
+    seed: int = 0
+
+    SHARES = ("error_500", "error_429", "garbage", "truncated", "hang")  # no annotation: no field
+
+    def __post_init__(self):
+        shares = {name: getattr(self, name) for name in self.SHARES}
+        if min(shares.values()) < 0 or sum(shares.values()) > 1 + 1e-9:  # such as 10 for 10 %
+            raise ValueError(f"shares of faults must be from 0 to 1, also in sum: {shares}")
+
+
+def parse_request(body: dict) -> Query:
+    """The images (data URIs) and the text of all messages, in order. Raises ValueError
+    otherwise."""
+    images, texts = [], []
+    for message in body["messages"]:
+        content = message["content"]
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part["type"] == "text":
+                texts.append(part["text"])
+            else:
+                header, _, data = part["image_url"]["url"].partition(",")
+                if not header.startswith("data:image/"):
+                    raise ValueError("images must be data URIs; this server fetches nothing")
+                images.append(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+    return Query(tuple(images), "\n".join(texts))
+
+
+class JudgeServer(ThreadingHTTPServer):
+    """Serves http://127.0.0.1:port/v1; port 0 takes a free one (see server_port)."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, mllm: MLLM, port: int = 0, faults: Faults = Faults()):
+        super().__init__(("127.0.0.1", port), Handler)
+        self.mllm, self.faults, self.calls = mllm, faults, 0
+        self._random, self._lock = random.Random(faults.seed), threading.Lock()
+
+    def handle_error(self, request, client_address) -> None:
+        """Quiet where a client went away in the middle, as one that was killed does."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+    def draw_fault(self) -> str | None:
+        """Which fault the next request meets, if any; also counts it."""
+        with self._lock:
+            self.calls += 1
+            point = self._random.random()
+        for name in self.faults.SHARES:
+            point -= getattr(self.faults, name)
+            if point < 0:
+                return name
+        return None
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits for an acknowledgement
+    wbufsize = -1  # headers and body in one packet
+
+    def log_message(self, *args) -> None:
+        """Quiet: a line for each request would drown the terminal."""
+
+    def reply(self, status: int, body: dict, cut: bool = False) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[:len(data) // 2] if cut else data)
+        self.wfile.flush()
+        self.close_connection = self.close_connection or cut
+
+    def do_GET(self) -> None:
+        if self.path.rstrip("/") == "/v1/models":
+            self.reply(200, {"object": "list",
+                             "data": [{"id": self.server.mllm.name, "object": "model"}]})
+        else:
+            self.reply(404, {"error": {"message": f"no such path: {self.path}"}})
+
+    def do_POST(self) -> None:
+        data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path.rstrip("/") != "/v1/chat/completions":
+            return self.reply(404, {"error": {"message": f"no such path: {self.path}"}})
+        faults, fault = self.server.faults, self.server.draw_fault()
+        time.sleep(faults.hang_seconds if fault == "hang" else faults.latency)
+        if fault in ("error_500", "error_429"):
+            return self.reply(int(fault[-3:]), {"error": {"message": "a fault on purpose"}})
+        try:
+            query = parse_request(json.loads(data))
+        except Exception as error:  # whatever a client may send, also an image that PIL chokes on
+            return self.reply(400, {"error": {
+                "message": f"bad request: {type(error).__name__}: {error}"}})
+        text, failure = ("?!?", None) if fault == "garbage" else self.server.mllm.ask([query])[0]
+        if text is None:
+            return self.reply(500, {"error": {"message": failure}})
+        return self.reply(200, {
+            "id": "chatcmpl-0", "object": "chat.completion", "created": 0,
+            "model": self.server.mllm.name,
+            "choices": [{"index": 0, "finish_reason": "stop",
+                         "message": {"role": "assistant", "content": text}}],
+        }, cut=fault == "truncated")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--error_rate", type=float, default=0.0, help="share of random verdicts")
+    parser.add_argument("--first_bias", type=float, default=0.0,
+                       help="share of 'Image 1' regardless")
+    for name in ("latency", "error_500", "error_429", "garbage", "truncated", "hang",
+                 "hang_seconds"):
+        parser.add_argument(f"--{name}", type=float, default=getattr(Faults, name))
+    args = parser.parse_args()
+    try:
+        faults = Faults(**{k: v for k, v in vars(args).items() if hasattr(Faults, k)})
+        server = JudgeServer(ShapesMLLM(args.error_rate, args.first_bias), args.port, faults)
+    except (ValueError, OSError) as error:  # a share above 1; a port that is taken
+        raise SystemExit(f"cannot serve on port {args.port}: {error}")
+    print(f"judging at http://127.0.0.1:{server.server_port}/v1", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print(f"{server.calls} calls answered")
+
+
+if __name__ == "__main__":
+    main()

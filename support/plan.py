@@ -1,0 +1,316 @@
+"""What a run will need, before anything is downloaded: parameters, bytes per rank, passes, calls.
+
+Lasting bytes follow from the configuration and from who holds what (parallel.py); those of a pass
+are counted by footprint.py. Assumed: AdamW with float32 states, in its foreach form on a GPU, which
+holds one more copy of the trained weights while it steps; FSDP2 gathers a block ahead of the one at
+work. Not counted: the CUDA context, cuBLAS and cuDNN workspaces and fragmentation, for which MARGIN
+of the GPU is left; torch.compile, which mostly saves; a judge in process (--judge local), whose
+size is not known here.
+
+    python train.py --recipe flux-lora --dry_run --gpu_memory 80
+    print(table(make_plan("assets/tiny-flux", Settings(size=32), world=2)))
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from models import flux
+from support import processes
+from support.footprint import (FLOAT, decode_bytes, encode_bytes, forward_bytes, make_fake, meta_pipeline,
+                       replay_peak)
+from support.mixture import parse_rewards
+from support.processes import DTYPES
+from rewards import pair_schedule
+
+MARGIN = 0.1  # share of the GPU left for what is not counted
+DECODED_AT_ONCE = 64  # flux.decode's batch_size
+ENCODED_AT_ONCE = 16  # prompts a batch where text is cached before training
+# Parameters of the published scorers' models; loaded in float32, and never trained.
+SCORERS = {"clip": 427_616_513, "pickscore": 986_109_441, "hpsv2": 986_109_441,
+           "aesthetic": 304_900_000}
+
+
+class Settings(NamedTuple):
+    """The fields of train.Config that decide memory and work, by the same names."""
+    size: int = 720
+    num_steps: int = 25
+    prompts_per_step: int = 1
+    group_size: int = 8
+    timestep_fraction: float = 0.6
+    micro_batch: int = 1  # 0: all of a rank's samples, or a group if a server judges
+    updates: int = 1
+    lora_rank: int = 0
+    dtype: str = "bfloat16"
+    gradient_checkpointing: bool = False
+    shard: bool = False
+    offload: bool = False
+    ema: float = 0.0
+    kl_coef: float = 0.0
+    text_cache: str = ""
+    vae_slicing: bool = False
+    judge: str = "openai"
+    reward: str = "pairwise"
+    rewards: str = ""
+    both_orders: bool = True
+    opponents: int = 0
+
+
+class Counts(NamedTuple):
+    """Parameters."""
+    transformer: int  # the adapter included
+    trainable: int
+    text: int
+    vae: int
+    block: int  # the largest transformer block: one FSDP2 unit
+    outside: int  # frozen, within blocks: what may wait in main memory
+    root: int  # what lies outside of blocks: FSDP2's root unit
+
+
+class Bytes(NamedTuple):
+    """Bytes on one rank, lasting ones first, then those of one kind of moment."""
+    weights: int  # as stored: bf16 base and float32 LoRA, or float32 masters (a shard of them)
+    frozen: int  # the copy that is the KL reference; none for LoRA
+    optimiser: int  # AdamW's two moments, float32
+    ema: int
+    vae: int
+    text_encoders: int  # while training; 0 with a text cache
+    scorers: int  # models of rewards that are no judge, such as CLIP
+    trajectories: int
+    text: int  # embeddings of a step's samples
+    gradients: int
+    buffers: int  # DDP's buckets, or FSDP2's unsharded gradients while micro-batches add up
+    gathered: int  # FSDP2's unsharded root, block at work and the next; or one offloaded block
+    activations: int  # largest amount alive in one micro-batch's forward and backward
+    activations_other: int  # the same with gradient checkpointing switched the other way
+    forward: int  # the same of a pass without gradient
+    decode: int
+    encode: int
+
+
+class Work(NamedTuple):
+    """Passes of one step on one rank, each of one micro-batch, and judge calls of all ranks."""
+    forward: int
+    recomputed: int  # forward again, by checkpointing
+    backward: int
+    judge_calls: int
+
+
+class Plan(NamedTuple):
+    model: str
+    settings: Settings
+    world: int
+    prompts: int  # a step over all ranks; rounded up to a multiple of the ranks
+    micro_batch: int  # samples
+    tokens: int  # latent tokens of an image
+    counts: Counts
+    bytes: Bytes
+    phases: dict[str, int]  # largest number of bytes alive in each phase
+    work: Work
+
+    @property
+    def peak(self) -> int:
+        return max(self.phases.values())
+
+
+def numel(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def weight_bytes(module: torch.nn.Module) -> int:
+    return sum(p.nbytes for p in module.parameters())
+
+
+def count(pipe) -> Counts:
+    blocks, whole = processes.blocks(pipe.transformer), numel(pipe.transformer)
+    frozen = sum(p.numel() for block in blocks for p in block.parameters() if not p.requires_grad)
+    return Counts(whole, sum(p.numel() for p in flux.trainable(pipe)),
+                  numel(pipe.text_encoder) + numel(pipe.text_encoder_2), numel(pipe.vae),
+                  max(map(numel, blocks)), frozen, whole - sum(map(numel, blocks)))
+
+
+# ----------------------------------------------------------------------------- the plan
+
+def train_bytes(counts: Counts, stored: int, s: Settings, world: int,
+                backwards: int) -> dict[str, int]:
+    """Bytes on one rank that last (weights, optimiser, average), of gradients and of their buffers.
+
+    stored: bytes of the transformer as loaded, adapter included. backwards: passes an update adds
+    up. DDP replicates all of it and keeps buckets of the gradients' size; FSDP2 spreads all of it
+    over the ranks as float32 masters, but gathers units to compute, and holds whole gradients in
+    float32 while micro-batches add up without a reduction.
+    """
+    n, itemsize = counts.trainable, DTYPES[s.dtype].itemsize
+    full = not s.lora_rank
+    if not s.shard:
+        outside, block = ((itemsize * counts.outside, itemsize * counts.block) if s.offload
+                          else (0, 0))
+        return dict(weights=stored - outside, frozen=stored if full else 0, optimiser=2 * FLOAT * n,
+                    ema=FLOAT * n if s.ema else 0, gradients=FLOAT * n,
+                    buffers=FLOAT * n if world > 1 else 0, gathered=block)
+    part = math.ceil(n / world)
+    return dict(weights=FLOAT * part, frozen=itemsize * part, optimiser=2 * FLOAT * part,
+                ema=FLOAT * part if s.ema else 0, gradients=FLOAT * part,
+                buffers=(FLOAT * n if backwards > 1 else 0) + (FLOAT + itemsize) * counts.block,
+                gathered=itemsize * (counts.root + 2 * counts.block))
+
+
+def trajectory_bytes(s: Settings, samples: int, elements: int) -> int:
+    """sampler.Trajectory of a rank's samples: latents, means, log-probs, deviations; float32."""
+    return FLOAT * samples * ((2 * s.num_steps + 1) * elements + 2 * s.num_steps)
+
+
+def scorer_bytes(s: Settings) -> int:
+    """Bytes of the pointwise scorers in --rewards: of a folder's files, else as published."""
+    def size(name: str, source: str) -> int:
+        files = Path(source).glob("*.safetensors") if source else ()
+        return sum(file.stat().st_size for file in files) or FLOAT * SCORERS[name]
+
+    parts = parse_rewards(s.rewards or s.reward)
+    return sum(size(name, part.source) for name, part in parts.items() if name in SCORERS)
+
+
+def phase_bytes(b: Bytes, cached: bool) -> dict[str, int]:
+    """The most bytes alive in each phase of a step, and while text is encoded before all steps."""
+    model = b.weights + b.frozen + b.ema + b.vae
+    lasting = model + b.optimiser + b.text_encoders + b.scorers
+    step = lasting + b.trajectories + b.text
+    return {
+        "encode": (model if cached else lasting) + b.encode,
+        # twice while parts are put together
+        "rollout": step + b.trajectories + b.gathered + b.forward,
+        "decode": step + b.decode,
+        "update": step + b.gradients + b.buffers + b.gathered + b.activations,
+        "optimiser": step + 2 * b.gradients}
+
+
+def replayed_steps(s: Settings) -> int:
+    return max(1, round(s.timestep_fraction * (s.num_steps - 1)))
+
+
+def work_of(s: Settings, prompts: int, batches: int) -> Work:
+    """Passes of a step: rollout, the KL to the base that is logged, replay of a share of steps."""
+    backward = batches * replayed_steps(s)
+    reference = backward if s.kl_coef else 0
+    forward = batches * s.num_steps + (s.num_steps - 1) + backward + reference
+    pairs = len(pair_schedule(s.group_size, s.opponents or None)) * (2 if s.both_orders else 1)
+    asked = parse_rewards(s.rewards or s.reward)  # scorers ask nobody
+    calls = ("pairwise" in asked) * pairs + ("pointwise" in asked) * s.group_size
+    return Work(forward, backward if s.gradient_checkpointing else 0, backward, prompts * calls)
+
+
+def make_plan(model: str, s: Settings, world: int = 1) -> Plan:
+    """What one step of training costs on one of `world` ranks.
+
+    Fewer prompts than ranks, or no multiple of them, are planned as the next multiple.
+    Raises ValueError for a model whose configuration is not at hand, or a size that does not
+    divide.
+    """
+    per_rank = math.ceil(s.prompts_per_step / world)
+    samples = per_rank * s.group_size
+    batch = min(s.micro_batch or (s.group_size if s.judge == "openai" else samples), samples)
+    batches = math.ceil(samples / batch)
+    pipe, tokens = meta_pipeline(model, DTYPES[s.dtype])
+    if s.lora_rank:
+        flux.add_lora(pipe, s.lora_rank)
+    else:
+        pipe.transformer.requires_grad_(True)
+    channels, rows, columns = flux.latent_shape(pipe, s.size, s.size)
+    counts, stored = count(pipe), weight_bytes(pipe.transformer)
+    encoders = weight_bytes(pipe.text_encoder) + weight_bytes(pipe.text_encoder_2)
+    held = train_bytes(counts, stored, s, world, math.ceil(batches / s.updates) * replayed_steps(s))
+    config, itemsize = pipe.transformer.config, DTYPES[s.dtype].itemsize
+    row = itemsize * (tokens * config.joint_attention_dim + config.pooled_projection_dim)
+    with FakeTensorMode():
+        for part in (pipe.transformer, pipe.vae, pipe.text_encoder_2):
+            make_fake(part)
+        peaks = {}
+        for checkpointing in (False, True):
+            (pipe.transformer.enable_gradient_checkpointing if checkpointing
+             else pipe.transformer.disable_gradient_checkpointing)()
+            peaks[checkpointing] = replay_peak(pipe, s.size, batch, tokens)
+        measured = dict(
+            activations=peaks[s.gradient_checkpointing],
+            activations_other=peaks[not s.gradient_checkpointing],
+            forward=forward_bytes(pipe, s.size, batch, tokens),
+            decode=decode_bytes(pipe, s.size, min(samples, DECODED_AT_ONCE), s.vae_slicing),
+            encode=encode_bytes(pipe, ENCODED_AT_ONCE if s.text_cache else per_rank, tokens)
+            + (encoders if s.text_cache else 0))
+    everything = Bytes(vae=counts.vae * itemsize, text_encoders=0 if s.text_cache else encoders,
+                       scorers=scorer_bytes(s),
+                       trajectories=trajectory_bytes(s, samples, channels * rows * columns),
+                       text=(per_rank + samples) * row, **held, **measured)
+    return Plan(model, s, world, per_rank * world, batch, rows * columns // 4, counts, everything,
+                phase_bytes(everything, bool(s.text_cache)), work_of(s, per_rank * world, batches))
+
+
+# ----------------------------------------------------------------------------- for people
+
+def table(plan: Plan) -> str:
+    """The plan as a small table; GB are 1e9 bytes, on one rank."""
+    s, c, b, w = plan.settings, plan.counts, plan.bytes, plan.work
+    lines = [f"plan for {plan.model}: {plan.world} rank(s), "
+             f"{plan.prompts} prompts x {s.group_size} images, {s.num_steps} steps, {s.size} px "
+             f"({plan.tokens} tokens), micro-batch {plan.micro_batch}"]
+    if plan.prompts != s.prompts_per_step:
+        lines.append(f"--prompts_per_step {s.prompts_per_step} is no multiple of {plan.world} "
+                     f"ranks: planned as {plan.prompts}")
+    lines += [f"parameters: transformer {c.transformer:,} ({c.trainable:,} trained), text encoders "
+              f"{c.text:,}, VAE {c.vae:,}", "", f"{'on one rank':52}{'GB':>9}"]
+    on, off = ("with", "without") if s.gradient_checkpointing else ("without", "with")
+    for label, value in [
+            ("weights", b.weights), ("frozen reference", b.frozen),
+            ("optimiser (AdamW)", b.optimiser), ("moving average", b.ema), ("VAE", b.vae),
+            ("text encoders while training", b.text_encoders), ("scorers, such as CLIP", b.scorers),
+            ("trajectories of the rank's samples", b.trajectories), ("text embeddings", b.text),
+            ("gradients", b.gradients), ("gradient buffers of DDP or FSDP2", b.buffers),
+            ("weights gathered by FSDP2, or fetched by --offload", b.gathered),
+            (f"activations, {on} checkpointing", b.activations),
+            (f"  ({off} checkpointing)", b.activations_other),
+            ("forward without gradient", b.forward),
+            ("VAE decode", b.decode)]:
+        lines.append(f"{label:52}{value / 1e9:9.2f}")
+    lines += ["", f"{'most alive in each phase':52}{'GB':>9}"]
+    lines += [f"{name:52}{value / 1e9:9.2f}" for name, value in plan.phases.items()]
+    lines += ["", f"a step, each rank: {w.forward} forward, {w.recomputed} recomputed and "
+              f"{w.backward} backward passes of one micro-batch; {w.judge_calls} judge calls over "
+              "all ranks"]
+    return "\n".join(lines)
+
+
+def remedies(plan: Plan) -> list[str]:
+    """Flags that shrink what this plan needs, those of its largest phase first."""
+    s, phase = plan.settings, max(plan.phases, key=plan.phases.get)
+    options = {
+        "update": [("--gradient_checkpointing", not s.gradient_checkpointing),
+                   (f"--micro_batch {max(1, plan.micro_batch // 2)}", plan.micro_batch > 1)],
+        "encode": [("--text_cache FOLDER", not s.text_cache)],
+        "decode": [("--vae_slicing", not s.vae_slicing)],
+        "rollout": [(f"--micro_batch {max(1, plan.micro_batch // 2)}", plan.micro_batch > 1)],
+        "optimiser": []}
+    lasting = [("--text_cache FOLDER", not s.text_cache), ("--lora_rank 16", not s.lora_rank),
+               ("--lora_rank 4", s.lora_rank > 4 and phase in ("update", "optimiser")),
+               ("--offload", s.lora_rank and not s.offload),
+               ("--shard on several ranks", not s.shard and not s.lora_rank),
+               ("more ranks", s.shard),
+               ("--ema 0", s.ema > 0), ("--dtype bfloat16", s.dtype == "float32"),
+               ("--rewards without a scorer", plan.bytes.scorers > 0.05 * plan.peak),
+               ("fewer --prompts_per_step or a smaller --size",
+                plan.bytes.trajectories > 0.05 * plan.peak)]
+    flags = [flag for flag, helps in options[phase] + lasting if helps]
+    return list(dict.fromkeys(flags)) or ["a larger GPU"]
+
+
+def refuse(plan: Plan, gpu_memory: float) -> None:
+    """SystemExit in one sentence if the largest phase exceeds gpu_memory (GB) less the margin."""
+    room = (1 - MARGIN) * gpu_memory * 1e9
+    if plan.peak > room:
+        phase = max(plan.phases, key=plan.phases.get)
+        raise SystemExit(
+            f"this plan needs {plan.peak / 1e9:.1f} GB a rank in its {phase} phase and "
+            f"--gpu_memory {gpu_memory:g} leaves {room / 1e9:.1f} ({MARGIN:.0%} kept for what is "
+            "not counted); "
+            f"what would help: {', '.join(remedies(plan))}")

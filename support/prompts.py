@@ -1,0 +1,115 @@
+"""Prompts from a file: which of them a step trains on, and their text embeddings, made once.
+
+The official training list has one prompt a line (9,999 of them). The order is a new shuffle each
+epoch, computed from seed and step: there is no state to save, and a resumed run goes on where it
+stood.
+
+    prompts = read_prompts("prompts.txt", heldout=64)
+    step_prompts(prompts, count=8, step=1, seed=0, rng=None)
+"""
+
+import functools
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+import sampler
+from shapes import world
+
+log = logging.getLogger("train")
+
+
+class Prompts(NamedTuple):
+    train: list[str]
+    heldout: list[str]  # the last ones of the file, never trained on
+
+
+def read_prompts(path: str, heldout: int, at_least: int = 1) -> Prompts:
+    """The distinct non-empty lines of a UTF-8 file, in order; the last `heldout` are kept apart.
+
+    at_least: how many must be left to train on, one step's worth.
+    Raises ValueError for a missing, unreadable, empty or too short file.
+    """
+    try:
+        # at line ends alone: splitlines would also cut at characters that may stand within a prompt
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise ValueError(f"--prompts '{path}': {error.strerror}; expected a text file, one prompt "
+                         "a line")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompts '{path}' is not UTF-8 (byte {error.start}): save it as UTF-8")
+    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not prompts:
+        raise ValueError(f"--prompts '{path}' holds no prompt: expected one a line")
+    if len(prompts) < heldout + at_least:
+        raise ValueError(f"--prompts '{path}' holds {len(prompts)} distinct prompts: too few for "
+                         f"{heldout} held out (--heldout) and {at_least} a step "
+                         "(--prompts_per_step)")
+    return Prompts(prompts[:len(prompts) - heldout], prompts[len(prompts) - heldout:])
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng(sampler.seed_of(seed, epoch, "order")).permutation(count)
+
+
+def step_prompts(prompts: Prompts | None, count: int, step: int, seed: int, rng) -> list[str]:
+    """The `count` prompts of a step (counted from 1), alike on all ranks.
+
+    From a file: the next ones of an endless row of shuffled epochs. Without one: drawn with `rng`
+    from the shapes world, which never runs out.
+    """
+    if prompts is None:
+        return [p.text for p in world.sample_prompts(count, rng)]
+    size = len(prompts.train)
+    positions = range((step - 1) * count, step * count)
+    return [prompts.train[epoch_order(size, seed, i // size)[i % size]] for i in positions]
+
+
+class TextCache:
+    """Text embeddings on disk, one safetensors file a prompt and model.
+
+    A local folder counts as another model once its encoders' files have changed.
+
+    encode: from P prompts to a NamedTuple of tensors with P rows, as flux.encode. A prompt costs
+    about 4 MB at FLUX.1-dev's size in bfloat16 (512 tokens x 4096).
+    """
+
+    def __init__(self, folder: str | Path, model: str, dtype: torch.dtype):
+        stats = [file.stat() for file in sorted(Path(model).glob("text_encoder*/*.safetensors"))]
+        self.folder = Path(folder)
+        self.name = f"{model}|{dtype}|{[(stat.st_size, stat.st_mtime_ns) for stat in stats]}"
+
+    def path(self, prompt: str) -> Path:
+        name = hashlib.blake2b(f"{self.name}|{prompt}".encode(), digest_size=16).hexdigest()
+        return self.folder / f"{name}.safetensors"
+
+    def prepare(self, prompts: list[str], encode, batch_size: int = 16) -> None:
+        """Encodes what is not there yet; ranks of one file system may do so side by side."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        missing = [p for p in dict.fromkeys(prompts) if not self.path(p).exists()]
+        for i in range(0, len(missing), batch_size):
+            chunk = missing[i:i + batch_size]
+            text = encode(chunk)
+            for row, prompt in enumerate(chunk):
+                tensors = {k: v[row].cpu().contiguous() for k, v in text._asdict().items()}
+                temporary = self.path(prompt).with_suffix(f".{os.getpid()}.tmp")
+                save_file(tensors, temporary)
+                temporary.replace(self.path(prompt))
+        if missing:
+            log.info("text of %d prompts encoded into %s", len(missing), self.folder)
+
+    def load(self, prompts: list[str], kind, device):
+        """What encode(prompts) gave, as `kind`. ValueError for a prompt that was not prepared."""
+        rows = []
+        for prompt in prompts:
+            if not self.path(prompt).exists():
+                raise ValueError(f"no text embedding of '{prompt[:60]}' in '{self.folder}'")
+            rows.append(load_file(self.path(prompt)))
+        return kind(**{key: torch.stack([row[key] for row in rows]).to(device) for key in rows[0]})

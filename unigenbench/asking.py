@@ -1,0 +1,253 @@
+"""Asking the judge: images and questions in, results out, nothing asked twice and nothing lost.
+
+Each answer goes into a journal as soon as it is there; `kill -9` loses at most the calls in flight,
+and a second start asks only for what is missing, failed or could not be parsed.
+
+    results = judge_images(mllm, prompts, "images", "results.journal.jsonl", lanes=16, batch=1)
+"""
+
+import hashlib
+import io
+import itertools
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes over one journal are not kept apart there
+    fcntl = None
+
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from judges.mllm import MLLM, Answer, Query
+from unigenbench.report import FORMATS
+from unigenbench.results import Result
+from unigenbench.testpoints import Prompt, parse_reasons, parse_scores, question
+
+log = logging.getLogger("bench")
+IMAGES = 4  # a prompt
+
+
+# ----------------------------------------------------------------------------- images
+
+def image_name(index: int, image: int) -> str:
+    return f"{index}_{image}.png"
+
+
+def open_image(path: Path) -> tuple[Image.Image, bytes]:
+    """An image file, RGB, and its bytes.
+
+    Raises ValueError if it is missing, cut off or no image.
+    """
+    try:
+        data = path.read_bytes()
+        Image.open(io.BytesIO(data), formats=FORMATS).verify()  # some are decoded without their end
+        return Image.open(io.BytesIO(data), formats=FORMATS).convert("RGB"), data
+    except FileNotFoundError:
+        raise ValueError(f"{path.name}: missing") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path.name}: no image ({' or '.join(FORMATS)})") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path.name}: not a whole image ({error})") from None
+
+
+def opens(path: Path) -> bool:
+    try:
+        return bool(open_image(path))
+    except ValueError:
+        return False
+
+
+def foreign_names(folder: Path, prompts: list[Prompt]) -> list[str]:
+    """Files of an image folder that are no image of these prompts; they are never judged."""
+    known = {image_name(p.index, i) for p in prompts for i in range(IMAGES)} | {"settings.json"}
+    return sorted(p.name for p in folder.iterdir() if p.name not in known)
+
+
+# ----------------------------------------------------------------------------- the judge
+
+class Task(NamedTuple):
+    """One call: all testpoints of one image."""
+    name: str
+    image: Image.Image
+    digest: str  # of the image's bytes and the question: an answer counts for these two only
+    text: str
+    count: int  # testpoints
+
+
+class Journal:
+    """Lines of JSON, each on disk as soon as it is written; the first says what the file is for.
+
+    A torn last line, of a process that was killed, is cut off.
+    Raises ValueError if the file was begun for something else, is damaged, or is being written by
+    another process, which would ask everything a second time.
+    """
+
+    def __init__(self, path, header: dict):
+        path, self.lock = Path(path), threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(path, "a+b")
+        if fcntl:
+            try:  # the system lets go of it when this process ends, however it ends
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another process is writing {path}") from None
+        data = path.read_bytes()
+        whole = data[:data.rfind(b"\n") + 1]
+        try:
+            first, *self.lines = [json.loads(line) for line in whole.splitlines()] or [None]
+        except json.JSONDecodeError as error:
+            self.file.close()
+            raise ValueError(f"{path} is damaged ({error}); remove it to begin anew") from None
+        if first not in (None, header):
+            self.file.close()
+            raise ValueError(f"{path} was begun for {first}, not for {header}; "
+                             "choose another --out")
+        self.file.truncate(len(whole))
+        if first is None:
+            self.write(header)
+
+    def write(self, line: dict) -> None:
+        with self.lock:  # flushed to the system, which outlives this process
+            self.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self.file.flush()
+
+
+class Patience:
+    """Ends the work once a judge seems dead, so that a dead server does not cost hours of timeouts.
+
+    That is after MOST_FAILURES calls in a row without an answer, or with the first failure once no
+    call has been answered for `seconds`. With the defaults of OpenAIMLLM and 16 lanes, a server that
+    hangs is left after 3 to 5 minutes (its calls in flight end by their own timeouts), one that
+    refuses connections after about 40 seconds.
+    """
+
+    MOST_FAILURES = 32
+
+    def __init__(self, seconds: float = 180.0):
+        self.seconds, self.failures, self.answered = seconds, 0, time.monotonic()
+        self.lock = threading.Lock()
+
+    def check(self, answers: list[Answer]) -> None:
+        """Raises ValueError if these calls all failed, and that was one failure too many."""
+        errors = [answer.error for answer in answers if answer.error is not None]
+        with self.lock:
+            if len(errors) < len(answers):
+                self.failures, self.answered = 0, time.monotonic()
+                return
+            self.failures += len(errors)
+            silent = time.monotonic() - self.answered
+        if self.failures >= self.MOST_FAILURES or silent > self.seconds:
+            raise ValueError(f"no answer to the last {self.failures} calls in {silent:.0f} s "
+                             f"({errors[-1]}); what was answered is kept: mend the server and "
+                             "start again")
+
+
+REMINDER = ("\n\nYour last answer did not end with one list of {count} scores, each 0 or 1. "
+            "Answer again.")
+
+
+def ask(mllm: MLLM, tasks: list[Task], retries=2) -> list[Answer]:
+    """One answer a task; an answer that cannot be parsed is asked for again, with a reminder."""
+    answers = mllm.ask([Query((t.image,), t.text) for t in tasks])
+    for _ in range(retries):
+        bad = [i for i, (a, t) in enumerate(zip(answers, tasks))
+               if a.text is not None and parse_scores(a.text, t.count) is None]
+        again = [tasks[i] for i in bad]
+        queries = [Query((t.image,), t.text + REMINDER.format(count=t.count)) for t in again]
+        for i, answer in zip(bad, mllm.ask(queries) if bad else ()):
+            if answer.text is not None:
+                answers[i] = answer
+    return answers
+
+
+def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, lanes: int, batch: int) -> None:
+    """Ask for every task, `lanes` calls of `batch` tasks at a time; keep(task, answer) at once.
+
+    Tasks are drawn when a lane is free, so that few images are in memory. A fault in one lane
+    stops the others after the call that they are in. Raises ValueError if the judge seems dead.
+    """
+    draw, stop, patience = threading.Lock(), threading.Event(), Patience()
+
+    def lane():
+        try:
+            while not stop.is_set():
+                with draw:
+                    chunk = list(itertools.islice(tasks, batch))
+                if not chunk:
+                    break
+                answers = ask(mllm, chunk)
+                for task, answer in zip(chunk, answers):
+                    keep(task, answer)
+                patience.check(answers)
+        except BaseException:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(lanes) as pool:
+        futures = [pool.submit(lane) for _ in range(lanes)]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            stop.set()
+
+
+def judge_images(mllm: MLLM, prompts: list[Prompt], folder, journal_path, template=None, lanes=1,
+                 batch=16, limit=None) -> list[Result]:
+    """One result for each of the four images of each prompt, failed ones included.
+
+    An image that is missing or broken is named in the log and is a failed result. Answers that are
+    in the journal for the same image and question are not asked for again, unless they failed or
+    could not be parsed.
+    limit: only the first so many prompts; images of the others are nothing to warn of
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"no image folder '{folder}'")
+    if odd := foreign_names(folder, prompts):
+        log.warning("%d files are no image of these prompts and are not judged: %s", len(odd),
+                    ", ".join(odd))
+    prompts = prompts[:limit]
+    journal, broken, digests = Journal(journal_path, {"judge": mllm.name}), [], {}
+    outputs = {(line["image"], line["digest"]): line["output"] for line in journal.lines}
+
+    def keep(task: Task, answer: Answer) -> None:
+        outputs[task.name, task.digest] = answer.text or ""
+        journal.write({"image": task.name, "digest": task.digest, "output": answer.text or "",
+                       "error": answer.error})
+
+    def tasks() -> Iterator[Task]:
+        bar = tqdm([(p, i) for p in prompts for i in range(IMAGES)], desc="judge")
+        for prompt, i in bar:
+            name, text = image_name(prompt.index, i), texts[prompt.index]
+            try:
+                image, data = open_image(folder / name)
+            except ValueError as error:
+                broken.append(str(error))
+                continue
+            digests[name] = digest = hashlib.sha256(data + text.encode()).hexdigest()[:16]
+            if parse_scores(outputs.get((name, digest)), len(prompt.testpoints)) is None:
+                yield Task(name, image, digest, text, len(prompt.testpoints))
+
+    texts = {p.index: question(p, template) for p in prompts}
+    with journal.file:  # closed, and so unlocked, also where this is cut short
+        ask_all(mllm, tasks(), keep, lanes, batch)
+    if broken:
+        log.warning("%d images cannot be judged: %s", len(broken), "; ".join(broken))
+    results = []
+    for p in prompts:
+        subs, descriptions = map(list, zip(*p.testpoints))
+        for name in (image_name(p.index, i) for i in range(IMAGES)):
+            output = outputs.get((name, digests.get(name)), "")
+            results.append(Result(p.index, p.text, subs, str(folder / name),
+                                  parse_scores(output, len(subs)), output,
+                                  parse_reasons(output, len(subs)), descriptions, p.language))
+    return results

@@ -1,0 +1,177 @@
+"""Making prompts as the paper does: draw what is tested, have an MLLM write it, have it checked.
+
+For each prompt theme, sub-theme, kind of subject and 1-5 testpoints are drawn so that their counts
+are balanced. One call writes the prompt and how each testpoint shows in it; a second call, which
+sees only the result, says whether each testpoint is really there. What is incomplete, fails the
+check or repeats an earlier prompt is written again, a few times at most.
+
+    prompts, given_up = construct(mllm, count=100, journal_path="prompts.journal.jsonl")
+"""
+
+import logging
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from unigenbench.asking import Journal, Patience
+from judges.mllm import MLLM, Query
+from unigenbench.testpoints import DIMENSIONS, SUBS, Prompt, last_json, one_line, parse_scores
+
+log = logging.getLogger("bench")
+
+SUBTHEMES = {
+    "Art": ("Graphic Art", "Photography Art", "Sculptural Art", "Other"),
+    "Illustration": ("Copywriting Illustration", "Content Illustration"),
+    "Film & Story": ("Sci-Fi", "Realism", "Animation"),
+    "Design": ("Advertising/E-commerce Design", "Spatial Design", "Game Design", "UI Design",
+               "Poster Design", "IP Design", "Logo/Icon Design", "Design Assets", "Fashion Design"),
+    "Creative Divergence": ("Imaginative Thinking", "Other")}
+SUBJECTS = ("Animal", "Character", "Anthropomorphic", "Scene", "Other Entity")
+NEEDS = {  # testpoints that only some subjects can show
+    "Action - Animal": ("Animal",),
+    "Action - Full-body (Character/Anthropomorphic)": ("Character", "Anthropomorphic"),
+    "Action - Hand (Character/Anthropomorphic)": ("Character", "Anthropomorphic"),
+    "Attribute - Expression": ("Animal", "Character", "Anthropomorphic")}
+MOST_TESTPOINTS, ATTEMPTS, BATCH = 5, 4, 16
+MOST_ALIKE = 0.3  # share of three-word sequences in common; no two official prompts are above 0.19
+
+
+class Plan(NamedTuple):
+    index: int
+    theme: str
+    subtheme: str
+    subject: str
+    subs: tuple[str, ...]
+
+
+def make_plans(count: int, seed: int) -> list[Plan]:
+    """What each prompt is to test. Sub-themes, subjects and testpoints come up about equally often.
+
+    The first plans do not depend on count, so that a set can be extended.
+    """
+    rng = np.random.default_rng(seed)
+    places = [(theme, sub) for theme, subs in SUBTHEMES.items() for sub in subs]
+    used, plans = Counter(), []
+    for index in range(count):
+        if index % len(places) == 0:
+            rng.shuffle(places)
+        theme, subtheme = places[index % len(places)]
+        subject = SUBJECTS[index % len(SUBJECTS)]
+        fitting = [sub for sub in SUBS if subject in NEEDS.get(sub, SUBJECTS)]
+        rarest = sorted(fitting, key=lambda sub: (used[sub], rng.random()))
+        subs = tuple(rarest[:rng.integers(1, MOST_TESTPOINTS + 1)])
+        used.update(subs)
+        plans.append(Plan(index, str(theme), str(subtheme), subject, subs))
+    return plans
+
+
+def writing_question(plan: Plan, attempt: int) -> str:
+    listed = "\n".join(f"Testpoint {n}: {sub}\nDefinition: {DIMENSIONS[sub][1]}"
+                       for n, sub in enumerate(plan.subs, 1))
+    again = f"\nThis is attempt {attempt + 1}; do not take the obvious idea." if attempt else ""
+    return f"""\
+Write one prompt for a text-to-image model: one or two sentences, at most 60 words.
+
+Theme: {plan.theme}
+Sub-theme: {plan.subtheme}
+Subject: {plan.subject}
+
+The image that the prompt asks for is checked on each of these testpoints:
+
+{listed}
+
+Each must be plainly asked for, and be visible in a single image.{again}
+Answer with JSON alone, one description for each testpoint, in order, in words of the prompt:
+{{"prompt": "...", "descriptions": ["...", "..."]}}"""
+
+
+def checking_question(prompt: Prompt) -> str:
+    listed = "\n\n".join(
+        f"Testpoint {n}: {sub}\nDefinition: {DIMENSIONS[sub][1]}\nDescription: {one_line(text)}"
+        for n, (sub, text) in enumerate(prompt.testpoints, 1))
+    return f"""\
+Does this prompt for a text-to-image model really ask for what is to be checked?
+
+Prompt: {one_line(prompt.text)}
+
+{listed}
+
+Score 1 for a testpoint if the prompt asks for what the description says and it fits the definition,
+otherwise 0. Answer in exactly this form, with lists of {len(prompt.testpoints)}:
+<analysis>["...", "..."]</analysis> <score>[1, 0]</score>"""
+
+
+def read_written(text: str | None, plan: Plan) -> Prompt | None:
+    """The prompt that an answer holds, or None if it is not complete."""
+    found = last_json(text or "", ("prompt",))
+    written, descriptions = found.get("prompt"), found.get("descriptions")
+    if not isinstance(written, str) or not 1 <= len(written.split()) <= 60:
+        return None
+    if not isinstance(descriptions, list) or len(descriptions) != len(plan.subs):
+        return None
+    if not all(isinstance(d, str) and d.strip() for d in descriptions):
+        return None
+    return Prompt(plan.index, one_line(written), list(zip(plan.subs, map(one_line, descriptions))),
+                  plan.theme, plan.subtheme, "en")
+
+
+def shingles(text: str) -> set[tuple[str, ...]]:
+    """The three-word sequences of a text, letters only, shorter ones where it has fewer words."""
+    words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+    return {tuple(words[i:i + 3]) for i in range(max(1, len(words) - 2))}
+
+
+def alike(first: str, second: str) -> float:
+    """Share of three-word sequences in common, 0..1."""
+    a, b = shingles(first), shingles(second)
+    return len(a & b) / len(a | b)
+
+
+def attempt_batch(mllm: MLLM, plans: list[Plan], attempt: int, accepted: list[Prompt],
+                  patience: Patience) -> list[Prompt]:
+    """Write and check a prompt for each plan; those that pass and repeat no other."""
+    answers = mllm.ask([Query((), writing_question(plan, attempt)) for plan in plans])
+    patience.check(answers)
+    written = [read_written(answer.text, plan) for answer, plan in zip(answers, plans)]
+    fresh = []
+    for prompt in filter(None, written):
+        if all(alike(prompt.text, other.text) <= MOST_ALIKE for other in (*accepted, *fresh)):
+            fresh.append(prompt)
+    checks = mllm.ask([Query((), checking_question(prompt)) for prompt in fresh]) if fresh else []
+    return [prompt for prompt, check in zip(fresh, checks)
+            if parse_scores(check.text, len(prompt.testpoints)) == [1] * len(prompt.testpoints)]
+
+
+def cost_line(count: int, done: int) -> str:
+    left = count - done
+    return (f"{count} prompts, {done} already there: {2 * left} to {2 * ATTEMPTS * left} calls, "
+            f"about {0.6 * left:.0f} to {0.6 * ATTEMPTS * left:.0f} thousand tokens.")
+
+
+def construct(mllm: MLLM, count: int, journal_path, seed=0) -> tuple[list[Prompt], list[Plan]]:
+    """`count` prompts, and the plans that no attempt fulfilled. Started again, it goes on.
+
+    Raises ValueError if the journal is of another model or seed, or the model seems dead.
+    """
+    patience = Patience()
+    journal = Journal(journal_path, {"writer": mllm.name, "seed": seed})
+    plans = {plan.index: plan for plan in make_plans(count, seed)}
+    accepted = {}
+    for line in journal.lines:
+        if line["index"] in plans:
+            points = [tuple(point) for point in line["testpoints"]]
+            accepted[line["index"]] = Prompt(**line | {"testpoints": points})
+    print(cost_line(count, len(accepted)))
+    with journal.file, tqdm(total=count, initial=len(accepted), desc="construct") as bar:
+        for attempt in range(ATTEMPTS):
+            todo = [plan for index, plan in plans.items() if index not in accepted]
+            for start in range(0, len(todo), BATCH):
+                batch, so_far = todo[start:start + BATCH], list(accepted.values())
+                for prompt in attempt_batch(mllm, batch, attempt, so_far, patience):
+                    accepted[prompt.index] = prompt
+                    journal.write(prompt._asdict())
+                    bar.update()
+    return ([accepted[index] for index in sorted(accepted)],
+            [plan for index, plan in plans.items() if index not in accepted])

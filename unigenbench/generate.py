@@ -1,0 +1,168 @@
+"""Prompts into images: four a prompt, the same bytes whatever the number of processes or restarts.
+
+    generate(prompts, "images", "black-forest-labs/FLUX.1-dev", steps=30, guidance=3.5)
+
+The official script's seeds and names of files. Departures: a prompt's four images are one batch,
+noise is drawn on the CPU, and settings.json says how the images were made; what was made otherwise
+is never mixed with them.
+"""
+
+import hashlib
+import inspect
+import io
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from unigenbench.asking import IMAGES, image_name, opens
+from unigenbench.report import write_atomic
+from unigenbench.testpoints import Prompt
+
+FIRST_SEED = 3407  # of the released code: images 0..3 of every prompt have seeds 3407..3410
+
+
+class Sampling(NamedTuple):
+    """Everything that decides an image's bytes."""
+    model: str
+    lora: str | None
+    pipeline: str  # its class in diffusers
+    weights: str  # fingerprint: a model that was trained further has the same name
+    steps: int  # the official script: 30
+    guidance: float  # the official script: 3.5
+    size: int | None  # pixels, square; the official script: 1024; None: the pipeline's own
+    shift: float | None  # of the noise schedule; None: the pipeline's own
+    seeds: tuple[int, ...]  # of a prompt's images
+    device: str
+    dtype: str
+    versions: dict[str, str]
+
+
+def keep_settings(folder: Path, settings: dict) -> None:
+    """Write settings.json, or check that images already there were made with the same settings.
+
+    Raises ValueError if they were made with others, or nobody knows with which.
+    """
+    path = folder / "settings.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    images = any(folder.glob("*.png"))  # looked for first: another process may be starting as well
+    if path.is_file():
+        old, new = json.loads(path.read_text()), json.loads(json.dumps(settings))
+        odd = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in old | new if old.get(k) != new.get(k)]
+        if odd:
+            raise ValueError(f"{folder} holds images of other settings ({'; '.join(odd)}); "
+                             "remove it or choose another --out")
+    elif images:
+        raise ValueError(f"{folder} holds images, but no settings.json says how they were made; "
+                         "choose another --out")
+    else:
+        write_atomic(path, json.dumps(settings, indent=2).encode())
+
+
+def fingerprint(pipe) -> str:
+    """16 hex digits of some 64 numbers from every weight: training changes nearly all of them."""
+    digest = hashlib.sha256()
+    for part in pipe.components.values():
+        for name, weight in getattr(part, "named_parameters", lambda: ())():
+            few = weight.detach().flatten()[::max(1, weight.numel() // 64)]
+            digest.update(name.encode() + few.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_pipeline(model: str, lora: str | None, device: str, dtype):
+    """A text-to-image pipeline of diffusers, and the module of ours that knows its class, or None.
+
+    Raises ValueError if there is none in `model`, it cannot be told what the benchmark sets, or the
+    LoRA is not for it (diffusers would only warn, and draw with the base).
+    """
+    from models import flux
+    from models import sd3
+    from diffusers import DiffusionPipeline
+
+    folder = Path(model)
+    local = folder.exists() or model.count("/") != 1 or model.startswith((".", "~"))
+    if local and not (folder / "model_index.json").is_file():
+        adapter = any(folder.glob("*.safetensors"))
+        raise ValueError(f"no pipeline in '{model}': expected a folder with model_index.json, or a "
+                         "hub name such as black-forest-labs/FLUX.1-dev" + adapter * (
+                             "; this may be a LoRA: give it as --lora, and its base as --model"))
+    kind = DiffusionPipeline.load_config(model)["_class_name"]
+    own = {"FluxPipeline": flux, "StableDiffusion3Pipeline": sd3}.get(kind)
+    if own:
+        pipe = own.load(model, device, dtype)
+    else:
+        pipe = DiffusionPipeline.from_pretrained(model, dtype=dtype).to(device)
+        pipe.set_progress_bar_config(disable=True)
+        lacks = {"prompt", "num_inference_steps", "guidance_scale", "height", "width",
+                 "generator"} - inspect.signature(pipe.__call__).parameters.keys()
+        if lacks:
+            raise ValueError(f"the {kind} in '{model}' takes no {', '.join(sorted(lacks))}")
+    if lora:
+        pipe.load_lora_weights(lora)
+        if not any(pipe.get_list_adapters().values()):
+            raise ValueError(f"nothing in '{lora}' is for the {kind} in '{model}'")
+    return pipe, own
+
+
+def make_draw(pipe, own, steps: int, guidance: float, size: int | None, seeds):
+    """A function from a prompt to its images, one a seed; and the schedule's shift, if it is ours.
+
+    Models that can be trained here are sampled as training does it; others by diffusers itself.
+    """
+    import sampler
+    import torch
+
+    def draw_own(text: str) -> list:
+        rows = own.encode(pipe, [text]).rows([0] * len(seeds))
+        velocity = own.velocity_fn(pipe, rows, size, size, guidance)
+        return own.decode(pipe, sampler.ode_sample(velocity, noise, sigmas), size, size)
+
+    def draw_other(text: str) -> list:
+        # Generators of the CPU: a seed means the same noise on every device.
+        noises = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return pipe([text] * len(seeds), generator=noises, num_inference_steps=steps,
+                    guidance_scale=guidance, height=size, width=size).images
+
+    if not own:
+        return draw_other, None
+    noise = own.initial_noise(pipe, size, size, list(seeds))
+    shift = own.schedule_shift(pipe, noise.shape[1])
+    sigmas = sampler.sigma_schedule(steps, shift).to(noise.device)
+    return draw_own, shift
+
+
+def generate(prompts: list[Prompt], out, model: str, lora=None, steps=30, guidance=3.5, size=None,
+             rank=0, ranks=1) -> None:
+    """Four PNG a prompt into `out`; this process makes every `ranks`-th prompt.
+
+    The images of one prompt are one batch, always: its shape decides the order of floating-point
+    sums, so no other batch gives the same bytes. For the same reason each process on a CPU uses
+    one thread.
+    size: pixels; by default what the model was made for (FLUX.1-dev 1024, the tiny one 32)
+    """
+    import diffusers
+    import torch
+
+    cuda = torch.cuda.is_available()
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
+    if not cuda:
+        torch.set_num_threads(1)
+    pipe, own = load_pipeline(model, lora, device, torch.bfloat16 if cuda else torch.float32)
+    size = size or (pipe.vae.config.sample_size if own else None)
+    seeds, out = tuple(range(FIRST_SEED, FIRST_SEED + IMAGES)), Path(out)
+    draw, shift = make_draw(pipe, own, steps, guidance, size, seeds)
+    keep_settings(out, Sampling(
+        model, lora, type(pipe).__name__, fingerprint(pipe), steps, guidance, size, shift, seeds,
+        device.split(":")[0], str(pipe.dtype),
+        {"torch": torch.__version__, "diffusers": diffusers.__version__})._asdict())
+    for prompt in tqdm(prompts[rank::ranks], desc="generate", disable=rank > 0):
+        paths = [out / image_name(prompt.index, i) for i in range(IMAGES)]
+        missing = [i for i, path in enumerate(paths) if not opens(path)]
+        with torch.no_grad():
+            images = draw(prompt.text) if missing else []
+        for i in missing:
+            data = io.BytesIO()
+            images[i].save(data, "PNG")
+            write_atomic(paths[i], data.getvalue())
