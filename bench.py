@@ -21,36 +21,64 @@ import os
 import sys
 from pathlib import Path
 
-from unigenbench import report
+from judges.mllm import MLLM, LocalMLLM, OpenAIMLLM
 from shapes import world
+from support.files import write_atomic
+from unigenbench import report
+from unigenbench.asking import IMAGES, image_name, judge_images  # noqa: F401
 from unigenbench.construct import construct
 from unigenbench.generate import FIRST_SEED, generate  # noqa: F401 - FIRST_SEED for those who ask for it here
-from unigenbench.asking import IMAGES, image_name, judge_images  # noqa: F401
-from judges.mllm import MLLM, LocalMLLM, OpenAIMLLM
-from unigenbench.results import (COMPARE_HEADER, SCORE_HEADER, Result, Scores, compare, compare_rows, complete,
-                     coverage_line, read_results, score, score_rows, write_results, write_scores)
-from unigenbench.testpoints import (PRIMARIES, Prompt, load_prompts, parse_scores, question,
-                        write_prompts)
+from unigenbench.results import (
+    COMPARE_HEADER,
+    SCORE_HEADER,
+    Result,
+    Scores,
+    compare,
+    compare_rows,
+    complete,
+    coverage_line,
+    read_results,
+    score,
+    score_rows,
+    write_results,
+    write_scores,
+)
+from unigenbench.testpoints import (
+    PRIMARIES,
+    Prompt,
+    load_prompts,
+    question,
+    write_prompts,
+)
 
 HERE = Path(__file__).parent
-PROMPT_FILES = {"own": HERE / "assets" / "prompts_en.csv",
-                **{name: Path("data") / f"test_prompts_{name}.csv"
-                   for name in ("en", "zh", "en_long", "zh_long")}}
+PROMPT_FILES = {
+    "own": HERE / "assets" / "prompts_en.csv",
+    **{
+        name: Path("data") / f"test_prompts_{name}.csv"
+        for name in ("en", "zh", "en_long", "zh_long")
+    },
+}
 
 
 def find_prompts(name: str) -> list[Prompt]:
     """The prompts of a known set or of a file. Raises ValueError if there is no such file."""
     if name == "shapes":
-        return [Prompt(i, p.text, list(p.testpoints), "Shapes", p.kind, "en")
-                for i, p in enumerate(world.heldout_prompts())]
+        return [
+            Prompt(i, p.text, list(p.testpoints), "Shapes", p.kind, "en")
+            for i, p in enumerate(world.heldout_prompts())
+        ]
     path = PROMPT_FILES.get(name, Path(name))
     if not path.is_file():
-        raise ValueError(f"no prompt file '{path}'; sets: shapes, {', '.join(PROMPT_FILES)}. The "
-                         "official files are in data/ of github.com/CodeGoat24/UniGenBench")
+        raise ValueError(
+            f"no prompt file '{path}'; sets: shapes, {', '.join(PROMPT_FILES)}. The "
+            "official files are in data/ of github.com/CodeGoat24/UniGenBench"
+        )
     return load_prompts(path)
 
 
 # ----------------------------------------------------------------------------- report
+
 
 def settings_of(results_path: Path) -> dict:
     """The settings that judge wrote beside its results; {} for files of other origin."""
@@ -59,11 +87,23 @@ def settings_of(results_path: Path) -> dict:
 
 
 def result_cards(results: list[Result]) -> list[report.Card]:
-    return [report.Card(r.index, r.prompt, r.image, [
-        report.Point(sub, (r.descriptions or [""] * len(r.subs))[n],
-                     bool(r.scores[n]) if r.scores else None,
-                     r.reasons[n] if r.reasons else r.state if not r.scores else "")
-        for n, sub in enumerate(r.subs)]) for r in results]
+    return [
+        report.Card(
+            r.index,
+            r.prompt,
+            r.image,
+            [
+                report.Point(
+                    sub,
+                    (r.descriptions or [""] * len(r.subs))[n],
+                    bool(r.scores[n]) if r.scores else None,
+                    r.reasons[n] if r.reasons else r.state if not r.scores else "",
+                )
+                for n, sub in enumerate(r.subs)
+            ],
+        )
+        for r in results
+    ]
 
 
 def report_table(scores: dict[str, Scores]) -> tuple[list[str], list[list[str]]]:
@@ -91,27 +131,55 @@ def write_report(paths: list[Path], out: Path) -> None:
     header, rows = report_table(scores)
     notes = [f"{name}: {coverage_line(s)}" for name, s in scores.items()]
     radar = out.with_name("radar.png")
-    report.radar({name: {p: 100 * s.primary[p].accuracy if p in s.primary and s.primary[p].total
-                         else None for p in PRIMARIES} for name, s in scores.items()}, radar)
-    report.write_atomic(out.with_suffix(".md"), report.markdown_table(header, rows, notes).encode())
-    report.html_report(out, header, rows, notes, radar.read_bytes(),
-                       {name: result_cards(r) for name, r in results.items()})
+    report.radar(
+        {
+            name: {
+                p: 100 * s.primary[p].accuracy if p in s.primary and s.primary[p].total else None
+                for p in PRIMARIES
+            }
+            for name, s in scores.items()
+        },
+        radar,
+    )
+    write_atomic(out.with_suffix(".md"), report.markdown_table(header, rows, notes).encode())
+    report.html_report(
+        out,
+        header,
+        rows,
+        notes,
+        radar.read_bytes(),
+        {name: result_cards(r) for name, r in results.items()},
+    )
 
 
 # ----------------------------------------------------------------------------- command line
 
+
 def print_rows(header: list[str], rows: list[list[str]]) -> None:
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     for row in (header, *rows):
-        print("  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}"
-                        for i, (cell, w) in enumerate(zip(row, widths))).rstrip())
+        print(
+            "  ".join(
+                f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}"
+                for i, (cell, w) in enumerate(zip(row, widths))
+            ).rstrip()
+        )
 
 
 def make_judge(args) -> tuple[MLLM, int, int]:
     """The judge that the flags name; how many calls at a time, and images a call."""
     if args.judge == "openai":  # one image a call: an answer is kept as soon as it is there
-        return (OpenAIMLLM(args.base_url, args.judge_model, concurrency=args.concurrency,
-                           timeout=args.timeout, max_tokens=args.max_tokens), args.concurrency, 1)
+        return (
+            OpenAIMLLM(
+                args.base_url,
+                args.judge_model,
+                concurrency=args.concurrency,
+                timeout=args.timeout,
+                max_tokens=args.max_tokens,
+            ),
+            args.concurrency,
+            1,
+        )
     if args.judge == "local":
         if not args.judge_model:
             raise ValueError("--judge local needs --judge_model FOLDER_OR_NAME")
@@ -124,14 +192,25 @@ def journal_of(out: Path) -> Path:
     be written over, and it may be another evaluator's, or made by hand."""
     journal = out.with_suffix(".journal.jsonl")
     if out.exists() and not journal.exists():
-        raise ValueError(f"{out} is there, but not its journal {journal.name}; choose another --out")
+        raise ValueError(
+            f"{out} is there, but not its journal {journal.name}; choose another --out"
+        )
     return journal
 
 
 def run_generate(args) -> int:
-    prompts = find_prompts(args.prompts)[:args.limit]
-    generate(prompts, args.out, args.model, args.lora, args.steps, args.guidance, args.size,
-             int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    prompts = find_prompts(args.prompts)[: args.limit]
+    generate(
+        prompts,
+        args.out,
+        args.model,
+        args.lora,
+        args.steps,
+        args.guidance,
+        args.size,
+        int(os.environ.get("RANK", 0)),
+        int(os.environ.get("WORLD_SIZE", 1)),
+    )
     return 0
 
 
@@ -142,11 +221,15 @@ def run_judge(args) -> int:
     mllm, lanes, batch = make_judge(args)
     results = judge_images(mllm, prompts, args.images, journal, template, lanes, batch, args.limit)
     write_results(results, out)
-    made, prompts = Path(args.images) / "settings.json", prompts[:args.limit]
+    made, prompts = Path(args.images) / "settings.json", prompts[: args.limit]
     asked = hashlib.sha256("".join(question(p, template) for p in prompts).encode()).hexdigest()
-    settings = {"judge": mllm.name, "prompts": len(prompts), "questions_sha256": asked,
-                "images": json.loads(made.read_text()) if made.is_file() else None}
-    report.write_atomic(out.with_suffix(".settings.json"), json.dumps(settings, indent=2).encode())
+    settings = {
+        "judge": mllm.name,
+        "prompts": len(prompts),
+        "questions_sha256": asked,
+        "images": json.loads(made.read_text()) if made.is_file() else None,
+    }
+    write_atomic(out.with_suffix(".settings.json"), json.dumps(settings, indent=2).encode())
     print(coverage_line(score(results)))
     return 0
 
@@ -161,8 +244,10 @@ def run_score(args) -> int:
     for path, s in zip(paths, scores):
         print(f"{path}: {coverage_line(s)}")
     if len(paths) == 2:
-        print_rows(["Dimension", *(p.stem for p in paths), *COMPARE_HEADER],
-                   compare_rows(scores, compare(*results)))
+        print_rows(
+            ["Dimension", *(p.stem for p in paths), *COMPARE_HEADER],
+            compare_rows(scores, compare(*results)),
+        )
     else:
         print_rows(SCORE_HEADER, score_rows(scores[0]))
     if args.json:
@@ -190,16 +275,20 @@ def run_construct(args) -> int:
 
 
 # python bench.py is these four commands; 6 steps are what the tiny FLUX is trained with.
-DEFAULT = ("generate --prompts shapes --model {model} --steps 6 --out {folder}/images",
-           "judge --prompts shapes --images {folder}/images --out {folder}/results.csv",
-           "score {folder}/results.csv --json {folder}/scores.json",
-           "report {folder}/results.csv --out {folder}/report.html")
+DEFAULT = (
+    "generate --prompts shapes --model {model} --steps 6 --out {folder}/images",
+    "judge --prompts shapes --images {folder}/images --out {folder}/results.csv",
+    "score {folder}/results.csv --json {folder}/scores.json",
+    "report {folder}/results.csv --out {folder}/report.html",
+)
 
 
 def run_default() -> int:
     model = os.path.relpath(HERE / "assets" / "tiny-flux")
-    return max(run([word.format(model=model, folder="runs/bench") for word in line.split()])
-               for line in DEFAULT)
+    return max(
+        run([word.format(model=model, folder="runs/bench") for word in line.split()])
+        for line in DEFAULT
+    )
 
 
 def positive(text: str) -> int:
@@ -257,14 +346,22 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_judge_flags(parser) -> None:
-    parser.add_argument("--judge", choices=("shapes", "openai", "local"), default="shapes",
-                        help="the embedded verifier, an OpenAI-compatible server, a model folder")
+    parser.add_argument(
+        "--judge",
+        choices=("shapes", "openai", "local"),
+        default="shapes",
+        help="the embedded verifier, an OpenAI-compatible server, a model folder",
+    )
     parser.add_argument("--base_url", help="of the server")
     parser.add_argument("--judge_model", help="its name on the server, or a folder or hub name")
     parser.add_argument("--concurrency", type=positive, default=16, help="calls at a time (16)")
     parser.add_argument("--timeout", type=positive, default=60, help="seconds a call (60)")
-    parser.add_argument("--max_tokens", type=positive, default=4096,  # the official script's
-                        help="of an answer, a model's thinking included (4096)")
+    parser.add_argument(
+        "--max_tokens",
+        type=positive,
+        default=4096,  # the official script's
+        help="of an answer, a model's thinking included (4096)",
+    )
 
 
 def run(argv: list[str]) -> int:

@@ -29,8 +29,9 @@ class Loss(NamedTuple):
     clip_frac: torch.Tensor  # share of samples whose ratio left the clip range
 
 
-def group_advantages(rewards: torch.Tensor, std_floor: float = STD_FLOOR,
-                     clip: float = 5.0) -> torch.Tensor:
+def group_advantages(
+    rewards: torch.Tensor, std_floor: float = STD_FLOOR, clip: float = 5.0
+) -> torch.Tensor:
     """Rewards (P, G) normalised within each group: (P, G) float32, population deviation, clipped.
 
     The deviation is no smaller than std_floor; a group without any spread gets exactly 0.
@@ -39,8 +40,9 @@ def group_advantages(rewards: torch.Tensor, std_floor: float = STD_FLOOR,
     if rewards.ndim != 2 or rewards.shape[1] < 2:
         raise ValueError(f"rewards must be (P, G) with G >= 2, got shape {tuple(rewards.shape)}")
     if not torch.isfinite(rewards).all():
-        raise ValueError("rewards hold NaN or infinity; leave lost comparisons out before this "
-                         "point")
+        raise ValueError(
+            "rewards hold NaN or infinity; leave lost comparisons out before this point"
+        )
     rewards = rewards.double()  # so that equal float32 rewards centre to exactly 0
     centred = rewards - rewards.mean(1, keepdim=True)
     spread = rewards.max(1, keepdim=True).values - rewards.min(1, keepdim=True).values
@@ -55,8 +57,12 @@ def frac_floor(rewards: torch.Tensor, std_floor: float = STD_FLOOR) -> float:
     return (rewards.std(1, correction=0) < std_floor).float().mean().item()
 
 
-def combine_advantages(rewards: dict[str, torch.Tensor], weights: dict[str, float],
-                       std_floor: float = STD_FLOOR, clip: float = 5.0) -> torch.Tensor:
+def combine_advantages(
+    rewards: dict[str, torch.Tensor],
+    weights: dict[str, float],
+    std_floor: float = STD_FLOOR,
+    clip: float = 5.0,
+) -> torch.Tensor:
     """Several rewards, each (P, G): normalise each in its group, weigh, add, normalise over
     the batch.
 
@@ -65,17 +71,20 @@ def combine_advantages(rewards: dict[str, torch.Tensor], weights: dict[str, floa
     Raises ValueError if the names of rewards and weights differ.
     """
     if rewards.keys() != weights.keys() or not rewards:
-        raise ValueError(f"rewards {sorted(rewards)} and weights {sorted(weights)} must name the "
-                         "same")
-    total = sum(weights[name] * group_advantages(r, std_floor * r.double().std(correction=0).item(),
-                                                 clip)
-                for name, r in rewards.items())
+        raise ValueError(
+            f"rewards {sorted(rewards)} and weights {sorted(weights)} must name the same"
+        )
+    total = sum(
+        weights[name] * group_advantages(r, std_floor * r.double().std(correction=0).item(), clip)
+        for name, r in rewards.items()
+    )
     std = total.std(correction=0)
     return ((total - total.mean()) / std if std > 0 else torch.zeros_like(total)).clamp(-clip, clip)
 
 
-def clipped_loss(log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantages: torch.Tensor,
-                 clip_range: float) -> Loss:
+def clipped_loss(
+    log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantages: torch.Tensor, clip_range: float
+) -> Loss:
     """PPO's pessimistic clipped objective, as a loss: mean of max(-A ratio, -A clip(ratio)).
 
     log_prob, old_log_prob, advantages: (b,), one (sample, step) each;

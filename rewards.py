@@ -21,8 +21,14 @@ from typing import NamedTuple, Protocol
 import torch
 
 from judges.mllm import MLLM, Query
-from judges.verdicts import (PAIRWISE_TEMPLATE, POINTWISE_TEMPLATE, REMINDER, Verdict, parse_scores,
-                      parse_verdict)
+from judges.verdicts import (
+    PAIRWISE_TEMPLATE,
+    POINTWISE_TEMPLATE,
+    REMINDER,
+    Verdict,
+    parse_scores,
+    parse_verdict,
+)
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +108,9 @@ def pair_schedule(
     if not 1 <= opponents < group_size:
         raise ValueError(f"opponents must be from 1 to {group_size - 1}, got {opponents}")
     if group_size * opponents % 2:
-        raise ValueError(f"{group_size} images cannot have {opponents} opponents each: one must be "
-                         "even")
+        raise ValueError(
+            f"{group_size} images cannot have {opponents} opponents each: one must be even"
+        )
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     seats = torch.randperm(group_size, generator=generator).tolist()
@@ -244,10 +251,15 @@ class PairwiseReward:
     """
 
     def __init__(
-        self, mllm: MLLM, both_orders: bool = True, opponents: int | None = None,
-        template: str | None = None, max_failed: float = 0.05, soft: bool = False,
+        self,
+        mllm: MLLM,
+        both_orders: bool = True,
+        opponents: int | None = None,
+        template: str | None = None,
+        max_failed: float = 0.05,
+        soft: bool = False,
         gather: Callable[[list], list] = list,
-    ):  # fmt: skip
+    ):
         template = PAIRWISE_TEMPLATE if template is None else template
         if "{prompt}" not in template:
             raise ValueError("the template of the pairwise judge lacks {prompt}")
@@ -299,10 +311,14 @@ class PairwiseReward:
             agreements = sum(_verdict(one[k]) is _verdict(other[k]) for k in counted)
             stats["order_agreement"] = agreements / max(len(counted), 1)
         compared = {(k // len(pairs), i) for k in counted for i in pairs[k % len(pairs)]}
-        return RewardBatch(rewards, stats | {
-            "tie_rate": ties / max(len(counted), 1),
-            "uncompared": rewards.numel() - len(compared),
-        })  # fmt: skip
+        return RewardBatch(
+            rewards,
+            stats
+            | {
+                "tie_rate": ties / max(len(counted), 1),
+                "uncompared": rewards.numel() - len(compared),
+            },
+        )
 
     def _counts(self, outcomes: list[Verdict | float], said: list[Said]) -> dict[str, float]:
         """What was asked and what was lost; JudgeError if that is too much."""
@@ -313,9 +329,11 @@ class PairwiseReward:
         kinds = Counter(_verdict(outcome) for outcome, _ in said)
         decisive = kinds[Verdict.FIRST] + kinds[Verdict.SECOND]
         return {
-            "comparisons": len(said), "unparsable": unparsable, "failed": failed,
+            "comparisons": len(said),
+            "unparsable": unparsable,
+            "failed": failed,
             "first_rate": kinds[Verdict.FIRST] / decisive if decisive else 0.5,
-        }  # fmt: skip
+        }
 
     def _judge(self, shown, prompts, images) -> tuple[list[Verdict | float], list[Said]]:
         """One outcome for each comparison, a lost one asked once more; and all that was said."""

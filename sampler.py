@@ -60,8 +60,12 @@ class Trajectory(NamedTuple):
 
     def step(self, index: int, rows=slice(None)) -> Step:
         """One stored transition, as rollout made it."""
-        return Step(self.latents[index + 1][rows], self.log_probs[index][rows],
-                    self.means[index][rows], self.stds[index][rows])
+        return Step(
+            self.latents[index + 1][rows],
+            self.log_probs[index][rows],
+            self.means[index][rows],
+            self.stds[index][rows],
+        )
 
 
 def seed_of(*parts) -> int:
@@ -80,9 +84,16 @@ def sigma_schedule(num_steps: int, shift: float = 1.0) -> torch.Tensor:
     return (shift * s / (1 + (shift - 1) * s)).float()
 
 
-def sde_step(latents: torch.Tensor, velocity: torch.Tensor, sigmas: torch.Tensor, index,
-             noise_level: float, kind: str = "flow", next_latents: torch.Tensor | None = None,
-             generator: torch.Generator | list[torch.Generator] | None = None) -> Step:
+def sde_step(
+    latents: torch.Tensor,
+    velocity: torch.Tensor,
+    sigmas: torch.Tensor,
+    index,
+    noise_level: float,
+    kind: str = "flow",
+    next_latents: torch.Tensor | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+) -> Step:
     """One transition of the policy: draw next_latents, or score the given ones.
 
     Flow-GRPO's SDE update ("flow") or DanceGRPO's ("dance"); released code: flow_grpo_step,
@@ -103,8 +114,10 @@ def sde_step(latents: torch.Tensor, velocity: torch.Tensor, sigmas: torch.Tensor
     if kind == "flow":
         # 1 - sigma is 0 at the very start: the first step borrows the second step's sigma there
         d = noise_level * torch.sqrt(sigma / (1 - torch.where(sigma == 1, sigmas[1], sigma)))
-        mean = (latents * (1 + d**2 / (2 * sigma) * dsigma)
-                + velocity * (1 + d**2 * (1 - sigma) / (2 * sigma)) * dsigma)
+        mean = (
+            latents * (1 + d**2 / (2 * sigma) * dsigma)
+            + velocity * (1 + d**2 * (1 - sigma) / (2 * sigma)) * dsigma
+        )
     elif kind == "dance":
         d = noise_level
         clean = latents - sigma * velocity
@@ -118,8 +131,9 @@ def sde_step(latents: torch.Tensor, velocity: torch.Tensor, sigmas: torch.Tensor
     stochastic = std.flatten() > 0
     safe_std = torch.where(std > 0, std, torch.ones_like(std))
     z = (next_latents.float().detach() - mean) / safe_std
-    log_density = ((-0.5 * z**2).mean((1, 2)) - safe_std.log().flatten()
-                   - 0.5 * math.log(2 * math.pi))
+    log_density = (
+        (-0.5 * z**2).mean((1, 2)) - safe_std.log().flatten() - 0.5 * math.log(2 * math.pi)
+    )
     return Step(next_latents, torch.where(stochastic, log_density, 0.0), mean, std)
 
 
@@ -130,15 +144,23 @@ def check_sde_steps(sde_steps: Iterable[int] | None, num_steps: int) -> tuple[in
     """
     steps = tuple(range(num_steps - 1)) if sde_steps is None else tuple(sorted(set(sde_steps)))
     if any(not 0 <= k < num_steps - 1 for k in steps):
-        raise ValueError(f"sde_steps {steps} must lie in 0..{num_steps - 2}: the last of "
-                         f"{num_steps} steps is always an ODE step")
+        raise ValueError(
+            f"sde_steps {steps} must lie in 0..{num_steps - 2}: the last of "
+            f"{num_steps} steps is always an ODE step"
+        )
     return steps
 
 
 @torch.no_grad()
-def rollout(velocity_fn: Velocity, noise: torch.Tensor, sigmas: torch.Tensor, noise_level: float,
-            kind: str = "flow", sde_steps: Iterable[int] | None = None,
-            generator: torch.Generator | list[torch.Generator] | None = None) -> Trajectory:
+def rollout(
+    velocity_fn: Velocity,
+    noise: torch.Tensor,
+    sigmas: torch.Tensor,
+    noise_level: float,
+    kind: str = "flow",
+    sde_steps: Iterable[int] | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+) -> Trajectory:
     """Sample B images and keep what GRPO needs to score each step again.
 
     noise: (B, N, C); sde_steps: the stochastic steps (a sub-range is MixGRPO's / Flow-GRPO-Fast's
@@ -156,9 +178,16 @@ def rollout(velocity_fn: Velocity, noise: torch.Tensor, sigmas: torch.Tensor, no
         latents = step.next_latents
         states.append(latents)
         steps.append(step)
-    return Trajectory(torch.stack(states), torch.stack([s.log_prob for s in steps]),
-                      torch.stack([s.mean for s in steps]), torch.stack([s.std for s in steps]),
-                      sigmas, sde_steps, noise_level, kind)
+    return Trajectory(
+        torch.stack(states),
+        torch.stack([s.log_prob for s in steps]),
+        torch.stack([s.mean for s in steps]),
+        torch.stack([s.std for s in steps]),
+        sigmas,
+        sde_steps,
+        noise_level,
+        kind,
+    )
 
 
 def replay(velocity_fn: Velocity, trajectory: Trajectory, index, rows=slice(None)) -> Step:
@@ -175,12 +204,21 @@ def replay(velocity_fn: Velocity, trajectory: Trajectory, index, rows=slice(None
         latents, next_latents = trajectory.latents[index][rows], trajectory.latents[index + 1][rows]
     else:
         samples = torch.arange(trajectory.latents.shape[1], device=trajectory.latents.device)[rows]
-        latents, next_latents = (trajectory.latents[index, samples],
-                                 trajectory.latents[index + 1, samples])
+        latents, next_latents = (
+            trajectory.latents[index, samples],
+            trajectory.latents[index + 1, samples],
+        )
     sigma = trajectory.sigmas[torch.as_tensor(index)].expand(len(latents))
     velocity = velocity_fn(latents, sigma)
-    return sde_step(latents, velocity, trajectory.sigmas, index, trajectory.noise_level,
-                    trajectory.kind, next_latents=next_latents)
+    return sde_step(
+        latents,
+        velocity,
+        trajectory.sigmas,
+        index,
+        trajectory.noise_level,
+        trajectory.kind,
+        next_latents=next_latents,
+    )
 
 
 @torch.no_grad()

@@ -106,11 +106,20 @@ class OpenAIMLLM:
     """
 
     def __init__(
-        self, base_url: str | None = None, model: str | None = None, *, api_key: str | None = None,
-        concurrency: int = 16, timeout: float = 60.0, max_retries: int = 5, patience: float = 180.0,
-        temperature: float = 0.0, seed: int | None = 0, max_tokens: int = 2048,
+        self,
+        base_url: str | None = None,
+        model: str | None = None,
+        *,
+        api_key: str | None = None,
+        concurrency: int = 16,
+        timeout: float = 60.0,
+        max_retries: int = 5,
+        patience: float = 180.0,
+        temperature: float = 0.0,
+        seed: int | None = 0,
+        max_tokens: int = 2048,
         max_calls: int | None = None,
-    ):  # fmt: skip
+    ):
         import openai
         from openai.types.chat import ChatCompletion
 
@@ -232,6 +241,7 @@ class OpenAIMLLM:
 
 # ---- a model in process ----
 
+
 def _load_processor(folder: str, config):
     """The model's processor, with or without torchvision."""
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
@@ -240,6 +250,7 @@ def _load_processor(folder: str, config):
 
     if is_torchvision_available():
         return AutoProcessor.from_pretrained(folder)
+
     # Without torchvision, transformers cannot make the video processor that Qwen's processors
     # insist on. We show no videos: accept None in its place, and take images through PIL.
     class ImageProcessorOnly(PROCESSOR_MAPPING[type(config)]):
@@ -259,9 +270,14 @@ class LocalMLLM:
     """
 
     def __init__(
-        self, folder_or_name: str | Path, *, batch_size: int = 8, max_new_tokens: int = 1024,
-        device: str | torch.device | None = None, dtype: torch.dtype | str = "auto",
-    ):  # fmt: skip
+        self,
+        folder_or_name: str | Path,
+        *,
+        batch_size: int = 8,
+        max_new_tokens: int = 1024,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str = "auto",
+    ):
         from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
         folder = str(folder_or_name)
@@ -337,6 +353,7 @@ class LocalMLLM:
 
 
 # ---- a memory ----
+
 
 def _image_digest(image: Image.Image) -> str:
     """Of what a judge is shown: size and RGB pixels, whatever file or mode they came in."""

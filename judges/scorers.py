@@ -30,9 +30,9 @@ from torch.nn.functional import normalize
 
 # Before the import: it would warn that image processors miss torchvision.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-from safetensors import safe_open  # noqa: E402
-from transformers import CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection  # noqa: E402
-from transformers.utils import cached_file  # noqa: E402
+from safetensors import safe_open
+from transformers import CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection
+from transformers.utils import cached_file
 
 # name -> where its weights are, where its processor is (None: in the same place)
 PUBLISHED = {
@@ -63,8 +63,10 @@ def _loaded(what: str, name: str, function, *args, **settings):
         return function(name, *args, **settings)
     except (OSError, ValueError, RuntimeError) as error:  # not there; not of the kind; other shapes
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"cannot load {what} from '{name}': give a folder or hub name with "
-                         f"safetensors weights and a processor ({reason})") from None
+        raise ValueError(
+            f"cannot load {what} from '{name}': give a folder or hub name with "
+            f"safetensors weights and a processor ({reason})"
+        ) from None
 
 
 def _model(what: str, name: str, kind, dtype, device):
@@ -72,33 +74,51 @@ def _model(what: str, name: str, kind, dtype, device):
 
     Raises ValueError if some are missing, which transformers would fill with random numbers.
     """
-    model, info = _loaded(what, name, kind.from_pretrained, dtype=dtype, use_safetensors=True,
-                          output_loading_info=True)
+    model, info = _loaded(
+        what,
+        name,
+        kind.from_pretrained,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"cannot load {what} from '{name}': it lacks {len(missing)} weights, such "
-                         f"as {missing[0]}")
+        raise ValueError(
+            f"cannot load {what} from '{name}': it lacks {len(missing)} weights, such "
+            f"as {missing[0]}"
+        )
     return model.requires_grad_(False).eval().to(device)
 
 
 def _rgb(images: Sequence, count: int, name: str) -> list:
     if len(images) != count:
-        raise ValueError(f"{name} needs one image a prompt, got {count} prompts, "
-                         f"{len(images)} images")
+        raise ValueError(
+            f"{name} needs one image a prompt, got {count} prompts, {len(images)} images"
+        )
     return [image.convert("RGB") for image in images]
 
 
 class CLIPScorer:
     """scale x cosine of the embeddings of prompt and image: CLIP score, PickScore, HPSv2."""
 
-    def __init__(self, model: str, processor: str | None = None, scale: float | None = None,
-                 device="cpu", dtype=torch.float32, batch_size: int = 32, name: str = "clip"):
+    def __init__(
+        self,
+        model: str,
+        processor: str | None = None,
+        scale: float | None = None,
+        device="cpu",
+        dtype=torch.float32,
+        batch_size: int = 32,
+        name: str = "clip",
+    ):
         """model, processor: folders or hub names; scale: what multiplies, None for the model's own.
 
         Raises ValueError if there is no such model.
         """
         self.model = _model("a CLIP model", model, CLIPModel, dtype, device)
-        self.processor = _loaded("a CLIP processor", processor or model,
-                                 CLIPProcessor.from_pretrained)
+        self.processor = _loaded(
+            "a CLIP processor", processor or model, CLIPProcessor.from_pretrained
+        )
         self.scale = self.model.logit_scale.float().exp().item() if scale is None else scale
         self.batch_size, self.name = batch_size, name
 
@@ -124,8 +144,12 @@ class CLIPScorer:
     def embed_texts(self, texts: list[str]) -> torch.Tensor:
         """(n, D) float32, of length one."""
         tokens = self.processor.tokenizer(
-            texts, padding="max_length", truncation=True, return_tensors="pt",
-            max_length=self.model.config.text_config.max_position_embeddings).to(self.model.device)
+            texts,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+            max_length=self.model.config.text_config.max_position_embeddings,
+        ).to(self.model.device)
         features = self.model.get_text_features(tokens.input_ids, tokens.attention_mask)
         return normalize(features.pooler_output.float(), dim=-1)
 
@@ -136,23 +160,31 @@ class AestheticScorer:
     There is no activation between its layers, only dropout in training: they are one linear map.
     """
 
-    def __init__(self, model: str, device="cpu", dtype=torch.float32, batch_size: int = 32,
-                 name: str = "aesthetic"):
+    def __init__(
+        self,
+        model: str,
+        device="cpu",
+        dtype=torch.float32,
+        batch_size: int = 32,
+        name: str = "aesthetic",
+    ):
         """model: folder or hub name whose model.safetensors has the tower and the head `layers.*`.
 
         Raises ValueError if either is missing.
         """
         with safe_open(_loaded("a head", model, cached_file, "model.safetensors"), "pt") as file:
-            head = {key: file.get_tensor(key).float() for key in file.keys()
-                    if key.startswith("layers.")}
+            head = {key: file.get_tensor(key).float() for key in file if key.startswith("layers.")}
         layers = sorted({int(key.split(".")[1]) for key in head})
         if not layers:
-            raise ValueError(f"no aesthetic head in '{model}': expected tensors layers.* beside "
-                             "the tower")
+            raise ValueError(
+                f"no aesthetic head in '{model}': expected tensors layers.* beside the tower"
+            )
         self.tower = _model("a CLIP tower", model, CLIPVisionModelWithProjection, dtype, device)
         self.processor = _loaded("a CLIP processor", model, CLIPProcessor.from_pretrained)
-        self.head = [(head[f"layers.{k}.weight"].to(device), head[f"layers.{k}.bias"].to(device))
-                     for k in layers]
+        self.head = [
+            (head[f"layers.{k}.weight"].to(device), head[f"layers.{k}.bias"].to(device))
+            for k in layers
+        ]
         self.batch_size, self.name = batch_size, name
 
     @torch.no_grad()
@@ -160,7 +192,7 @@ class AestheticScorer:
         """One score for each image; the prompts only have to be as many."""
         images, scores = _rgb(images, len(prompts), self.name), []
         for start in range(0, len(images), self.batch_size):
-            part = images[start:start + self.batch_size]
+            part = images[start : start + self.batch_size]
             pixels = self.processor.image_processor(images=part, return_tensors="pt").pixel_values
             embeds = self.tower(pixels.to(self.tower.device, self.tower.dtype)).image_embeds
             value = normalize(embeds.float(), dim=-1)

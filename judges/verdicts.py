@@ -50,6 +50,11 @@ class Verdict(Enum):
     UNPARSABLE = "unparsable"  # the judge answered, but without a verdict
     FAILED = "failed"  # the judge did not answer
 
+    @property
+    def points(self) -> float | None:
+        """What the first image gets of the comparison's one point; None for a lost comparison."""
+        return {"first": 1.0, "second": 0.0, "tie": 0.5}.get(self.value)
+
 
 # The whole phrase must be a verdict, so that "Image 1 is not better", "Image 1 is hardly better",
 # "I doubt that Image 1 is better" and "Image 1 is better, Image 2 is better" are none. No nested
@@ -70,7 +75,7 @@ _TIE = re.compile(
     rf"{_OPENING}(?:(?:it is |it s )?(?:a )?(?:tie|draw)|equal"
     r"|(?:both|the two)(?: images)?(?: are)?(?: about| roughly)? (?:equal|equally good|the same))"
 )
-_PUNCTUATION = str.maketrans({c: " " for c in "*_`'\"#>\u2018\u2019\u201c\u201d"})
+_PUNCTUATION = str.maketrans(dict.fromkeys("*_`'\"#>‘’“”", " "))
 
 
 def _phrase_verdict(phrase: str) -> Verdict:

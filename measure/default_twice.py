@@ -28,8 +28,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         (first, a), (second, b) = (run(Path(name) / folder) for folder in "ab")
     odd = sorted(str(p) for p in first.keys() | second.keys() if first.get(p) != second.get(p))
-    print(f"{len(first)} files, {sum(p.suffix == '.png' for p in first)} of them PNG, in {a:.0f} s "
-          f"and {b:.0f} s; different: {', '.join(odd) or 'none'}")
+    print(
+        f"{len(first)} files, {sum(p.suffix == '.png' for p in first)} of them PNG, in {a:.0f} s "
+        f"and {b:.0f} s; different: {', '.join(odd) or 'none'}"
+    )
     raise SystemExit(int(bool(odd) or Path("scores.json") not in first))
 
 

@@ -28,12 +28,13 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-from shapes import world
 import train
-from rewards import PairwiseReward
-from shapes.server import Faults, JudgeServer
 from judges.verdicts import Verdict
+from rewards import PairwiseReward
+from shapes import world
+from shapes.server import Faults, JudgeServer
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def compare_with_faultless(cfg: train.Config) -> tuple[int, int, int, int]:
@@ -47,7 +48,7 @@ def compare_with_faultless(cfg: train.Config) -> tuple[int, int, int, int]:
             truth = PairwiseReward(world.ShapesMLLM(), opponents=self.opponents)
             pairs = self.calls(part.group_size) // 2
             for k, (prompt, group) in enumerate(zip(prompts, images)):
-                one, other = (o[k * pairs:(k + 1) * pairs] for o in (part.one, part.other))
+                one, other = (o[k * pairs : (k + 1) * pairs] for o in (part.one, part.other))
                 lost = sum(o in (Verdict.FAILED, Verdict.UNPARSABLE) for o in one + other)
                 ours = PairwiseReward.result(replacement, [part._replace(one=one, other=other)])
                 wrong = not torch.equal(ours.rewards, truth([prompt], [group]).rewards)
@@ -58,8 +59,9 @@ def compare_with_faultless(cfg: train.Config) -> tuple[int, int, int, int]:
         reward = original(cfg, judge, device, gather)
         return Compared(judge, opponents=reward.opponents, max_failed=reward.max_failed)
 
-    replacement = PairwiseReward(world.ShapesMLLM(), opponents=cfg.opponents or None,
-                                 max_failed=1.0)
+    replacement = PairwiseReward(
+        world.ShapesMLLM(), opponents=cfg.opponents or None, max_failed=1.0
+    )
     train.make_reward = make_reward
     try:
         train.train(cfg, train.Processes(0, 1, torch.device("cpu")))
@@ -70,36 +72,55 @@ def compare_with_faultless(cfg: train.Config) -> tuple[int, int, int, int]:
 
 def faults() -> str:
     """Bar 1, in words; SystemExit if it is missed."""
-    server = JudgeServer(world.ShapesMLLM(), 0,
-                         Faults(latency=0.05, error_500=0.1, garbage=0.05, hang=0.02))
+    server = JudgeServer(
+        world.ShapesMLLM(), 0, Faults(latency=0.05, error_500=0.1, garbage=0.05, hang=0.02)
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:
         # 4,480 comparisons: about 11 are lost, too many for a bar of 1 % to be met or missed by
         # luck.
         cfg = replace(
-            train.Config(), model=str(ROOT / "assets" / "tiny-flux"), out=f"{folder}/run", steps=20,
-            judge="openai", base_url=f"http://127.0.0.1:{server.server_port}/v1", call_timeout=3.0,
-            prompts_per_step=4, group_size=8, heldout=32, eval_every=20)
+            train.Config(),
+            model=str(ROOT / "assets" / "tiny-flux"),
+            out=f"{folder}/run",
+            steps=20,
+            judge="openai",
+            base_url=f"http://127.0.0.1:{server.server_port}/v1",
+            call_timeout=3.0,
+            prompts_per_step=4,
+            group_size=8,
+            heldout=32,
+            eval_every=20,
+        )
         lost, asked, wrong, groups = compare_with_faultless(cfg)
-    said = (f"{cfg.steps} steps finished: {lost} of {asked} comparisons lost ({lost / asked:.2%}), "
-            f"{server.calls} calls; of {groups} groups that lost none, {wrong} have another win "
-            "rate than without faults")
+    said = (
+        f"{cfg.steps} steps finished: {lost} of {asked} comparisons lost ({lost / asked:.2%}), "
+        f"{server.calls} calls; of {groups} groups that lost none, {wrong} have another win "
+        "rate than without faults"
+    )
     if lost >= 0.01 * asked or wrong:
         raise SystemExit(f"missed: {said}")
     return said
 
 
 def start_server(port: int = 0) -> tuple[subprocess.Popen, int]:
-    command = [sys.executable, "-m", "shapes.server", "--port", str(port),
-               "--latency", "0.05"]
+    command = [sys.executable, "-m", "shapes.server", "--port", str(port), "--latency", "0.05"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     return server, int(server.stdout.readline().split(":")[-1].split("/")[0])
 
 
 def start_run(out: Path, port: int, *flags: str) -> subprocess.Popen:
-    settings = {"out": out, "judge": "openai", "base_url": f"http://127.0.0.1:{port}/v1",
-                "steps": 6, "prompts_per_step": 4, "heldout": 16, "eval_every": 6, "patience": 15,
-                "call_timeout": 5}
+    settings = {
+        "out": out,
+        "judge": "openai",
+        "base_url": f"http://127.0.0.1:{port}/v1",
+        "steps": 6,
+        "prompts_per_step": 4,
+        "heldout": 16,
+        "eval_every": 6,
+        "patience": 15,
+        "call_timeout": 5,
+    }
     command = [sys.executable, "train.py", *flags, *(f"--{k}={v}" for k, v in settings.items())]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
@@ -140,19 +161,28 @@ def death(how: str, folder: Path) -> str:
         server.kill()
     weights = "final/transformer/diffusion_pytorch_model.safetensors"
     same = not resumed.returncode and (out / weights).read_bytes() == (whole / weights).read_bytes()
-    said = (f"{how}: the run ended {seconds:.1f} s later, status {run.returncode}, after step "
-            f"{done} of 6, with '{last}'; resumed, log equal: {rows(out) == rows(whole)}, weights "
-            f"equal: {same}")
-    if (seconds > 15 + 2 * 5 + 20 or not run.returncode or "Traceback" in errors or not same
-            or "last error: " not in last or rows(out) != rows(whole)):
+    said = (
+        f"{how}: the run ended {seconds:.1f} s later, status {run.returncode}, after step "
+        f"{done} of 6, with '{last}'; resumed, log equal: {rows(out) == rows(whole)}, weights "
+        f"equal: {same}"
+    )
+    if (
+        seconds > 15 + 2 * 5 + 20
+        or not run.returncode
+        or "Traceback" in errors
+        or not same
+        or "last error: " not in last
+        or rows(out) != rows(whole)
+    ):
         raise SystemExit(f"missed: {said}")
     return said
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--die", choices=("kill", "freeze"),
-                        help="a server that dies, instead of faults")
+    parser.add_argument(
+        "--die", choices=("kill", "freeze"), help="a server that dies, instead of faults"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(death(args.die, Path(folder)) if args.die else faults())

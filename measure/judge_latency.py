@@ -20,18 +20,22 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-ROOT = Path(__file__).resolve().parent.parent
-from shapes import world
 import train
 from judges.mllm import Cached, OpenAIMLLM
-from support.overlap import roll_out_and_judge
 from rewards import PairwiseReward
+from shapes import world
+from support.overlap import roll_out_and_judge
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def measure(cfg: train.Config, latency: float, concurrency: int, rounds: int, pipe,
-            rollouts) -> None:
-    judge, kept = (OpenAIMLLM(cfg.base_url, concurrency=concurrency),
-                   Path(cfg.out) / str(concurrency))
+def measure(
+    cfg: train.Config, latency: float, concurrency: int, rounds: int, pipe, rollouts
+) -> None:
+    judge, kept = (
+        OpenAIMLLM(cfg.base_url, concurrency=concurrency),
+        Path(cfg.out) / str(concurrency),
+    )
     calls = PairwiseReward(judge).calls(cfg.group_size) * cfg.prompts_per_step
     ideal = math.ceil(calls / concurrency) * latency
     prompts, seeds, images = rollouts
@@ -40,9 +44,12 @@ def measure(cfg: train.Config, latency: float, concurrency: int, rounds: int, pi
         start = time.perf_counter()
         reward(prompts, images)
         seconds = time.perf_counter() - start
-        print(f"L {latency * 1000:.0f} ms, C {concurrency:2}, {calls} calls, judging alone, round "
-              f"{number + 1}: {seconds:.2f} s / ideal {ideal:.2f} s = {seconds / ideal:.3f}"
-              + (" (opens the connections)" if number == 0 else ""), flush=True)
+        print(
+            f"L {latency * 1000:.0f} ms, C {concurrency:2}, {calls} calls, judging alone, round "
+            f"{number + 1}: {seconds:.2f} s / ideal {ideal:.2f} s = {seconds / ideal:.3f}"
+            + (" (opens the connections)" if number == 0 else ""),
+            flush=True,
+        )
 
     def waiting(chunk: list[str], _):
         time.sleep(1.3 * ideal * len(chunk) / len(prompts))
@@ -61,8 +68,12 @@ def measure(cfg: train.Config, latency: float, concurrency: int, rounds: int, pi
     alone = time.perf_counter() - start
     learner = SimpleNamespace(pipe=pipe, encode=None)  # what sample_and_judge reads of it
     reward = PairwiseReward(Cached(judge, kept / "behind"))
-    behind("on this CPU", alone, ideal,
-           lambda: train.sample_and_judge(learner, cfg, prompts, seeds, reward)[2])
+    behind(
+        "on this CPU",
+        alone,
+        ideal,
+        lambda: train.sample_and_judge(learner, cfg, prompts, seeds, reward)[2],
+    )
 
 
 def behind(where: str, alone: float, ideal: float, step) -> None:
@@ -71,10 +82,13 @@ def behind(where: str, alone: float, ideal: float, step) -> None:
     took = step()
     whole = time.perf_counter() - start
     judged, hidden = took["seconds_judge"], took["seconds_judge_hidden"]
-    print(f"  behind a rollout {where} of {took['seconds_rollout']:.2f} s ({alone:.2f} s without "
-          f"judging): {judged:.2f} s of judging, {hidden / judged:.1%} hidden; seen in the step: "
-          f"{(judged - hidden) / ideal:.1%} of the ideal after the rollout, "
-          f"{(whole - alone) / ideal:.1%} of it over the rollout alone", flush=True)
+    print(
+        f"  behind a rollout {where} of {took['seconds_rollout']:.2f} s ({alone:.2f} s without "
+        f"judging): {judged:.2f} s of judging, {hidden / judged:.1%} hidden; seen in the step: "
+        f"{(judged - hidden) / ideal:.1%} of the ideal after the rollout, "
+        f"{(whole - alone) / ideal:.1%} of it over the rollout alone",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -85,19 +99,25 @@ def main() -> None:
     parser.add_argument("--group_size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    command = [sys.executable, "-m", "shapes.server", "--port", "0",
-               "--latency", str(args.latency)]
+    command = [sys.executable, "-m", "shapes.server", "--port", "0", "--latency", str(args.latency)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         url = server.stdout.readline().split()[-1]
         with tempfile.TemporaryDirectory() as folder:
-            cfg = train.Config(model=str(ROOT / "assets" / "tiny-flux"), out=folder, judge="openai",
-                               base_url=url, prompts_per_step=args.prompts,
-                               group_size=args.group_size)
+            cfg = train.Config(
+                model=str(ROOT / "assets" / "tiny-flux"),
+                out=folder,
+                judge="openai",
+                base_url=url,
+                prompts_per_step=args.prompts,
+                group_size=args.group_size,
+            )
             pipe = train.flux.load(cfg.model)
-            prompts = [p.text for p in world.heldout_prompts()[:args.prompts]]
-            seeds = [[2 * (p * args.group_size + g) for g in range(args.group_size)]
-                     for p in range(args.prompts)]
+            prompts = [p.text for p in world.heldout_prompts()[: args.prompts]]
+            seeds = [
+                [2 * (p * args.group_size + g) for g in range(args.group_size)]
+                for p in range(args.prompts)
+            ]
             images = train.roll_out(pipe, cfg, prompts, seeds).images
             for concurrency in args.concurrency:
                 measure(cfg, args.latency, concurrency, args.rounds, pipe, (prompts, seeds, images))

@@ -10,7 +10,6 @@ that a score that strayed to another image shows.
 
 import argparse
 import json
-import os
 import random
 import re
 import signal
@@ -24,21 +23,30 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-from shapes import scenes
-from shapes import world
+from shapes import scenes, world
 from unigenbench.results import read_results
 from unigenbench.testpoints import Prompt, write_prompts
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def draw(folder: Path, count: int) -> None:
     """prompts.csv in the official form; images/: three that show what is asked, one empty."""
     rng = np.random.default_rng(0)
-    every = [p for split in ("heldout", "train") for kind in world.all_prompts(split).values()
-             for p in kind]
+    every = [
+        p
+        for split in ("heldout", "train")
+        for kind in world.all_prompts(split).values()
+        for p in kind
+    ]
     chosen = [every[i] for i in rng.permutation(len(every))[:count]]
-    write_prompts([Prompt(i, p.text, list(p.testpoints), "Shapes", p.kind, "en")
-                   for i, p in enumerate(chosen)], folder / "prompts.csv")
+    write_prompts(
+        [
+            Prompt(i, p.text, list(p.testpoints), "Shapes", p.kind, "en")
+            for i, p in enumerate(chosen)
+        ],
+        folder / "prompts.csv",
+    )
     (folder / "images").mkdir()
     for index, prompt in enumerate(chosen):
         shown = [world.sample_scene(prompt, rng) for _ in range(3)] + [scenes.Scene(())]
@@ -57,9 +65,21 @@ def memory(pid: int) -> dict[str, float]:
 
 def judge(folder: Path, url: str, kill_at: int | None) -> int:
     """Start judging; kill it at `kill_at` judgements, or let it end. Prints its memory."""
-    command = [sys.executable, str(ROOT / "bench.py"), "judge", "--judge", "openai",
-               "--base_url", url, "--prompts", str(folder / "prompts.csv"),
-               "--images", str(folder / "images"), "--out", str(folder / "results.csv")]
+    command = [
+        sys.executable,
+        str(ROOT / "bench.py"),
+        "judge",
+        "--judge",
+        "openai",
+        "--base_url",
+        url,
+        "--prompts",
+        str(folder / "prompts.csv"),
+        "--images",
+        str(folder / "images"),
+        "--out",
+        str(folder / "results.csv"),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     journal, start, samples = folder / "results.journal.jsonl", time.monotonic(), []
     while process.poll() is None:
@@ -74,9 +94,13 @@ def judge(folder: Path, url: str, kill_at: int | None) -> int:
     seconds = time.monotonic() - start
     begun = [s for s in samples if s[0] > samples[0][0]] or samples
     marks = [begun[round(q * (len(begun) - 1))] for q in (0, 0.25, 0.5, 0.75, 1)]
-    print(f"{'killed' if kill_at is not None else 'ended'} after {seconds:.1f} s at {begun[-1][0]} "
-          "judgements; resident MiB " + ", ".join(f"{m['VmRSS']:.0f} at {n}" for n, m in marks)
-          + f"; highest {max(m['VmHWM'] for _, m in samples if 'VmHWM' in m):.0f}", flush=True)
+    print(
+        f"{'killed' if kill_at is not None else 'ended'} after {seconds:.1f} s at {begun[-1][0]} "
+        "judgements; resident MiB "
+        + ", ".join(f"{m['VmRSS']:.0f} at {n}" for n, m in marks)
+        + f"; highest {max(m['VmHWM'] for _, m in samples if 'VmHWM' in m):.0f}",
+        flush=True,
+    )
     return process.returncode
 
 
@@ -93,7 +117,9 @@ def main() -> None:
         draw(folder, args.prompts)
         serve = subprocess.Popen(
             [sys.executable, "-m", "shapes.server", "--port", "0", "--latency", "0.005"],
-            stdout=subprocess.PIPE, text=True)
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         try:
             url = serve.stdout.readline().split()[-1]
             for moment in moments:
@@ -105,12 +131,17 @@ def main() -> None:
         lines = (folder / "results.journal.jsonl").read_text().splitlines()[1:]
         judged = Counter(json.loads(line)["image"] for line in lines)
         results = read_results(folder / "results.csv")
-        strayed = [r.image for r in results
-                   if set(r.scores or [2]) != {int(not r.image.endswith("_3.png"))}]
+        strayed = [
+            r.image
+            for r in results
+            if set(r.scores or [2]) != {int(not r.image.endswith("_3.png"))}
+        ]
     twice = sum(n > 1 for n in judged.values())
-    print(f"{len(lines)} judgements in the journal, {twice} images twice, "
-          f"{total - len(judged)} lost; {len(results)} results, {len(strayed)} wrong or unjudged; "
-          f"server: {answered}")
+    print(
+        f"{len(lines)} judgements in the journal, {twice} images twice, "
+        f"{total - len(judged)} lost; {len(results)} results, {len(strayed)} wrong or unjudged; "
+        f"server: {answered}"
+    )
     raise SystemExit(int(len(lines) != total or len(judged) != total or bool(strayed)))
 
 

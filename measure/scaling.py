@@ -1,18 +1,17 @@
 """What a step costs by its size: memory by micro-batch, G and prompts; time by K x B.
 
-    python -m measure.scaling     # some minutes on an idle machine; not a test, since times are not
+python -m measure.scaling     # some minutes on an idle machine; not a test, since times are not
 """
 
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from models import flux
 import train
+from models import flux
 from support.footprint import Alive
 
 MODEL = str(Path(__file__).resolve().parent.parent / "assets" / "tiny-flux")
@@ -24,8 +23,16 @@ def step(pipe, optimizer, cfg, prompts: int):
     """Rollout, decoding and the replay of all stochastic steps; no judge. The rollout."""
     seeds = [[2 * (cfg.group_size * p + g) for g in range(cfg.group_size)] for p in range(prompts)]
     rollout = train.roll_out(pipe, cfg, ["a red circle"] * prompts, seeds)
-    train.update(pipe, cfg, pipe.transformer, optimizer, rollout,
-                 torch.ones(prompts * cfg.group_size), None, rollout.trajectory.sde_steps)
+    train.update(
+        pipe,
+        cfg,
+        pipe.transformer,
+        optimizer,
+        rollout,
+        torch.ones(prompts * cfg.group_size),
+        None,
+        rollout.trajectory.sde_steps,
+    )
     return rollout
 
 
@@ -33,13 +40,16 @@ def memory(pipe, optimizer) -> None:
     """Most bytes alive in a whole step, with and without what is cached of its samples."""
     print("micro-batch  G  prompts    peak MB  of which cached  the rest")
     for micro_batch, group, prompts in SHAPES:
-        cfg = train.Config(model=MODEL, size=64, num_steps=3, micro_batch=micro_batch,
-                           group_size=group)
+        cfg = train.Config(
+            model=MODEL, size=64, num_steps=3, micro_batch=micro_batch, group_size=group
+        )
         with Alive() as alive:
             rollout = step(pipe, optimizer, cfg, prompts)
         cached = sum(x.nbytes for x in (*rollout.trajectory[:4], *rollout.text))
-        print(f"{micro_batch:11} {group:2} {prompts:8} {alive.peak / 1e6:10.2f} "
-              f"{cached / 1e6:16.2f} {(alive.peak - cached) / 1e6:9.2f}")
+        print(
+            f"{micro_batch:11} {group:2} {prompts:8} {alive.peak / 1e6:10.2f} "
+            f"{cached / 1e6:16.2f} {(alive.peak - cached) / 1e6:9.2f}"
+        )
 
 
 def seconds(pipe, optimizer, rounds: int = 5) -> None:
@@ -57,11 +67,15 @@ def seconds(pipe, optimizer, rounds: int = 5) -> None:
     slope, offset = np.polyfit(work, list(medians.values()), 1)
     for (num_steps, samples), median in medians.items():
         product, values = num_steps * samples, times[num_steps, samples]
-        print(f"K {num_steps:3}  B {samples:3}  K x B {product:5}: {median:7.3f} s, line "
-              f"{slope * product + offset:7.3f} s, {1e3 * median / product:.2f} ms per step and "
-              f"sample ({min(values):.3f} .. {max(values):.3f} s over {rounds} rounds)")
-    print(f"line: {offset:.3f} s + {1e3 * slope:.2f} ms x K x B; correlation "
-          f"{np.corrcoef(work, list(medians.values()))[0, 1]:.4f}")
+        print(
+            f"K {num_steps:3}  B {samples:3}  K x B {product:5}: {median:7.3f} s, line "
+            f"{slope * product + offset:7.3f} s, {1e3 * median / product:.2f} ms per step and "
+            f"sample ({min(values):.3f} .. {max(values):.3f} s over {rounds} rounds)"
+        )
+    print(
+        f"line: {offset:.3f} s + {1e3 * slope:.2f} ms x K x B; correlation "
+        f"{np.corrcoef(work, list(medians.values()))[0, 1]:.4f}"
+    )
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ opponents an image, against the win rates of all pairs by the same judge, and ag
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -20,10 +19,10 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 
-from models import flux
-from shapes import world
 import train
+from models import flux
 from rewards import PairwiseReward, Verdict, bradley_terry, pair_schedule, win_rates
+from shapes import world
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -84,8 +83,9 @@ def on_shapes(fit, size: int, groups: list[dict], draws: int) -> dict:
         if full.std() == 0:  # all alike: nothing to rank
             continue
         for k in OPPONENTS:
-            found[k] += [tau(sparse_rates(fit, verdicts, size, k, draw), full)
-                         for draw in range(draws)]
+            found[k] += [
+                tau(sparse_rates(fit, verdicts, size, k, draw), full) for draw in range(draws)
+            ]
     return {k: (np.nanmean(values), float("nan")) for k, values in found.items()}
 
 
@@ -96,13 +96,14 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=20, help="schedules for each sampled group")
     parser.add_argument("--model", default=str(ROOT / "assets" / "tiny-flux"))
     parser.add_argument("--out", default=str(ROOT / "assets" / "sparse.png"))
-    parser.add_argument("--plain", action="store_true",
-                        help="rank by plain win rates over the same pairs")
+    parser.add_argument(
+        "--plain", action="store_true", help="rank by plain win rates over the same pairs"
+    )
     args = parser.parse_args()
 
     fit = win_rates if args.plain else bradley_terry
     pipe, judge = flux.load(args.model), world.ShapesMLLM()
-    prompts = [p.text for p in world.heldout_prompts()[:args.prompts]]
+    prompts = [p.text for p in world.heldout_prompts()[: args.prompts]]
     found = {}  # (judge, G) -> {k: (tau to full, tau to truth)}
     for size in GROUP_SIZES:
         for accuracy in ACCURACIES:
@@ -122,8 +123,10 @@ def print_table(found: dict) -> None:
     for size in GROUP_SIZES:
         print(f"| share of the calls | {size} | {shares[size]} | 100% |")
     for (judge, size), by_k in found.items():
-        cells = [f"{full:.2f}" if np.isnan(truth) else f"{full:.2f} / {truth:.2f}"
-                 for full, truth in by_k.values()]
+        cells = [
+            f"{full:.2f}" if np.isnan(truth) else f"{full:.2f} / {truth:.2f}"
+            for full, truth in by_k.values()
+        ]
         cells += ["1.00"] * (len(columns) - len(cells))  # all pairs are their own yardstick
         print(f"| {judge} | {size} | {' | '.join(cells)} |")
     print("\nKendall's tau against the full round robin / against the truth.")
@@ -137,11 +140,20 @@ def plot(found: dict, out: Path) -> None:
         for color, size in zip(("#1f77b4", "#d95f02", "#2a7f3f"), GROUP_SIZES):
             by_k = found[judge, size]
             ks = [k for k in by_k if k in OPPONENTS]
-            axis.plot([k / (size - 1) for k in ks], [by_k[k][0] for k in ks], "o-", color=color,
-                      label=f"G = {size}")
+            axis.plot(
+                [k / (size - 1) for k in ks],
+                [by_k[k][0] for k in ks],
+                "o-",
+                color=color,
+                label=f"G = {size}",
+            )
             if not np.isnan(by_k[ks[0]][1]):
-                axis.plot([k / (size - 1) for k in by_k], [of[1] for of in by_k.values()], "x:",
-                          color=color)
+                axis.plot(
+                    [k / (size - 1) for k in by_k],
+                    [of[1] for of in by_k.values()],
+                    "x:",
+                    color=color,
+                )
         axis.set(title=judge, xlabel="share of the calls", xlim=(0, 1.03), ylim=(0, 1.03))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("Kendall's tau")

@@ -1,20 +1,19 @@
 """What the loop costs beyond the bare network: prints three ratios, alternating within one process.
 
-    python -m measure.speed  # about a minute; not a test, since times on a shared machine are not
+python -m measure.speed  # about a minute; not a test, since times on a shared machine are not
 """
 
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import torch
 
-from models import flux
 import grpo
-from shapes import world
 import train
+from models import flux
 from rewards import PairwiseReward
+from shapes import world
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,7 +29,7 @@ def main(rounds: int = 8) -> None:
     pipe = flux.load(cfg.model)
     pipe.transformer.requires_grad_(True)
     optimizer = torch.optim.AdamW(flux.trainable(pipe), lr=0.0)
-    prompts = [p.text for p in world.heldout_prompts()[:cfg.prompts_per_step]]
+    prompts = [p.text for p in world.heldout_prompts()[: cfg.prompts_per_step]]
     seeds = [[8 * p + 2 * g for g in range(cfg.group_size)] for p in range(len(prompts))]
     reward = PairwiseReward(world.ShapesMLLM())
     rows = torch.arange(len(prompts)).repeat_interleave(cfg.group_size)
@@ -60,16 +59,30 @@ def main(rounds: int = 8) -> None:
         judged, batch = timed(reward, prompts, rollout.images)
         advantages = grpo.group_advantages(batch.rewards, cfg.std_floor).flatten()
         bare_learned, _ = timed(bare_update)
-        learned, _ = timed(train.update, pipe, cfg, pipe.transformer, optimizer, rollout,
-                           advantages, None, rollout.trajectory.sde_steps)
+        learned, _ = timed(
+            train.update,
+            pipe,
+            cfg,
+            pipe.transformer,
+            optimizer,
+            rollout,
+            advantages,
+            None,
+            rollout.trajectory.sde_steps,
+        )
         ratios["rollout"].append(sampled / bare)
         ratios["update"].append(learned / bare_learned)
         ratios["judging"].append(judged / (rolled + judged + learned))
-    for name, of in (("rollout", "K bare passes"),
-                     ("update", "as many bare forward and backward passes"), ("judging", "a step")):
+    for name, of in (
+        ("rollout", "K bare passes"),
+        ("update", "as many bare forward and backward passes"),
+        ("judging", "a step"),
+    ):
         values = sorted(ratios[name])
-        print(f"{name} / {of}: median {statistics.median(values):.3f}, "
-              f"from {values[0]:.3f} to {values[-1]:.3f} over {rounds} rounds")
+        print(
+            f"{name} / {of}: median {statistics.median(values):.3f}, "
+            f"from {values[0]:.3f} to {values[-1]:.3f} over {rounds} rounds"
+        )
 
 
 if __name__ == "__main__":

@@ -25,15 +25,16 @@ from PIL import Image
 
 # Before the import: it would warn that image processors of other pipelines miss torchvision.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-import diffusers  # noqa: E402
-from diffusers import FluxPipeline  # noqa: E402
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift  # noqa: E402
-from diffusers.utils import logging as diffusers_logging  # noqa: E402
-from transformers.utils import logging as transformers_logging  # noqa: E402
+import diffusers
+from diffusers import FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 
 class Text(NamedTuple):
     """What the transformer sees of P prompts."""
+
     embeds: torch.Tensor  # (P, T, D) from T5
     pooled: torch.Tensor  # (P, D') from CLIP
 
@@ -50,8 +51,10 @@ def load(model: str, device="cpu", dtype=torch.float32) -> FluxPipeline:
     folder = Path(model)
     looks_local = model.startswith((".", "/", "~", "assets", "runs")) or model.count("/") != 1
     if (folder.exists() or looks_local) and not (folder / "model_index.json").is_file():
-        raise ValueError(f"no FLUX pipeline in '{model}': expected a folder with model_index.json, "
-                         "or a hub name such as black-forest-labs/FLUX.1-dev")
+        raise ValueError(
+            f"no FLUX pipeline in '{model}': expected a folder with model_index.json, "
+            "or a hub name such as black-forest-labs/FLUX.1-dev"
+        )
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     pipe = FluxPipeline.from_pretrained(model, dtype=dtype)
@@ -65,8 +68,9 @@ def load(model: str, device="cpu", dtype=torch.float32) -> FluxPipeline:
 def encode(pipe: FluxPipeline, prompts: list[str]) -> Text:
     """Text embeddings of P prompts, up to 512 T5 tokens (fewer where the tokenizer says so)."""
     length = min(512, pipe.tokenizer_2.model_max_length)
-    embeds, pooled, _ = pipe.encode_prompt(prompts, None, device=pipe.text_encoder.device,
-                                            max_sequence_length=length)
+    embeds, pooled, _ = pipe.encode_prompt(
+        prompts, None, device=pipe.text_encoder.device, max_sequence_length=length
+    )
     return Text(embeds, pooled)
 
 
@@ -102,12 +106,25 @@ def schedule_shift(pipe: FluxPipeline, tokens: int) -> float:
     config = pipe.scheduler.config
     if not config.use_dynamic_shifting:
         return config.shift
-    return math.exp(calculate_shift(tokens, config.base_image_seq_len, config.max_image_seq_len,
-                                    config.base_shift, config.max_shift))
+    return math.exp(
+        calculate_shift(
+            tokens,
+            config.base_image_seq_len,
+            config.max_image_seq_len,
+            config.base_shift,
+            config.max_shift,
+        )
+    )
 
 
-def velocity_fn(pipe: FluxPipeline, text: Text, height: int, width: int, guidance: float = 3.5,
-                transformer: torch.nn.Module | None = None):
+def velocity_fn(
+    pipe: FluxPipeline,
+    text: Text,
+    height: int,
+    width: int,
+    guidance: float = 3.5,
+    transformer: torch.nn.Module | None = None,
+):
     """The policy's network: (latents (B, N, C), sigma (B,)) -> velocity (B, N, C) float32.
 
     text: one row a sample, B rows. Guidance is an input of the network (FLUX.1-dev is distilled;
@@ -125,16 +142,23 @@ def velocity_fn(pipe: FluxPipeline, text: Text, height: int, width: int, guidanc
 
     def velocity(latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return network(
-            hidden_states=latents.to(dtype), timestep=sigma.to(device), guidance=scale,
-            encoder_hidden_states=text.embeds, pooled_projections=text.pooled,
-            txt_ids=text_ids, img_ids=image_ids, return_dict=False)[0].float()
+            hidden_states=latents.to(dtype),
+            timestep=sigma.to(device),
+            guidance=scale,
+            encoder_hidden_states=text.embeds,
+            pooled_projections=text.pooled,
+            txt_ids=text_ids,
+            img_ids=image_ids,
+            return_dict=False,
+        )[0].float()
 
     return velocity
 
 
 @torch.no_grad()
-def decode(pipe: FluxPipeline, latents: torch.Tensor, height: int, width: int,
-           batch_size: int = 64) -> list[Image.Image]:
+def decode(
+    pipe: FluxPipeline, latents: torch.Tensor, height: int, width: int, batch_size: int = 64
+) -> list[Image.Image]:
     """Packed clean latents (B, N, C) -> B RGB images, batch_size at once through the VAE."""
     config = pipe.vae.config
     images = []
@@ -156,8 +180,9 @@ def base_weights(pipe: FluxPipeline, frozen: torch.nn.Module | None):
         yield frozen
         return
     if not getattr(pipe.transformer, "peft_config", None):
-        raise ValueError("no frozen copy and no adapter to switch off: there is no base to compare "
-                         "with")
+        raise ValueError(
+            "no frozen copy and no adapter to switch off: there is no base to compare with"
+        )
     pipe.transformer.disable_adapters()
     try:
         yield pipe.transformer
@@ -172,13 +197,30 @@ def add_lora(pipe: FluxPipeline, rank: int, alpha: int | None = None) -> None:
     """
     from peft import LoraConfig
 
-    targets = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj",
-               "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj", "ff.net.2",
-               "ff_context.net.0.proj", "ff_context.net.2"]
-    names = [name for name, _ in pipe.transformer.named_modules()
-             if name.startswith("transformer_blocks.") and name.endswith(tuple(targets))]
-    pipe.transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=names,
-                                            init_lora_weights="gaussian"))
+    targets = [
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "ff_context.net.0.proj",
+        "ff_context.net.2",
+    ]
+    names = [
+        name
+        for name, _ in pipe.transformer.named_modules()
+        if name.startswith("transformer_blocks.") and name.endswith(tuple(targets))
+    ]
+    pipe.transformer.add_adapter(
+        LoraConfig(
+            r=rank, lora_alpha=alpha or rank, target_modules=names, init_lora_weights="gaussian"
+        )
+    )
     for parameter in trainable(pipe):
         parameter.data = parameter.data.float()
 
@@ -187,8 +229,9 @@ def trainable(pipe: FluxPipeline) -> list[torch.nn.Parameter]:
     return [p for p in pipe.transformer.parameters() if p.requires_grad]
 
 
-def save(pipe: FluxPipeline, folder: str | Path,
-         weights: dict[str, torch.Tensor] | None = None) -> None:
+def save(
+    pipe: FluxPipeline, folder: str | Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
     """What plain diffusers loads: a full pipeline folder, or a LoRA file for `load_lora_weights`.
 
     weights: the transformer's state dict, gathered, where the module itself holds but a shard;

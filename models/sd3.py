@@ -22,21 +22,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from diffusers import StableDiffusion3Pipeline
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+from transformers.utils import logging as transformers_logging
 
 # These know a pipeline only by its transformer; flux also quietens the libraries' import.
 from models.flux import base_weights, save, schedule_shift, trainable  # noqa: F401
-
-from diffusers import StableDiffusion3Pipeline
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
 
 T5_TOKENS = 256  # what StableDiffusion3Pipeline reads of a prompt unless told otherwise
 
 
 class Text(NamedTuple):
     """What the transformer sees of P prompts. Every field has one row a prompt."""
+
     embeds: torch.Tensor  # (P, T, D) from CLIP-L and CLIP-G side by side, then T5
     pooled: torch.Tensor  # (P, D') from CLIP-L and CLIP-G
     negative_embeds: torch.Tensor  # (P, T, D) of the empty prompt
@@ -59,9 +59,11 @@ def load(model: str, device="cpu", dtype=torch.float32) -> StableDiffusion3Pipel
         index = StableDiffusion3Pipeline.load_config(model)
         found = index.get("_class_name")
     if found != StableDiffusion3Pipeline.__name__:
-        raise ValueError(f"no Stable Diffusion 3 pipeline in '{model}' (found: {found}): expected "
-                         "a folder with its model_index.json, or a hub name such as "
-                         "stabilityai/stable-diffusion-3.5-medium")
+        raise ValueError(
+            f"no Stable Diffusion 3 pipeline in '{model}' (found: {found}): expected "
+            "a folder with its model_index.json, or a hub name such as "
+            "stabilityai/stable-diffusion-3.5-medium"
+        )
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     # diffusers wants to be told that a part is missing, even where the index says so.
@@ -83,10 +85,12 @@ def encode(pipe: StableDiffusion3Pipeline, prompts: list[str]) -> Text:
     """
     length = min(T5_TOKENS, pipe.tokenizer_3.model_max_length) if pipe.tokenizer_3 else T5_TOKENS
     embeds, _, pooled, _ = pipe.encode_prompt(
-        [*prompts, ""], None, None, max_sequence_length=length, do_classifier_free_guidance=False)
+        [*prompts, ""], None, None, max_sequence_length=length, do_classifier_free_guidance=False
+    )
     count = len(prompts)
-    return Text(embeds[:-1], pooled[:-1],
-                embeds[-1:].repeat(count, 1, 1), pooled[-1:].repeat(count, 1))
+    return Text(
+        embeds[:-1], pooled[:-1], embeds[-1:].repeat(count, 1, 1), pooled[-1:].repeat(count, 1)
+    )
 
 
 def latent_shape(pipe: StableDiffusion3Pipeline, height: int, width: int) -> tuple[int, int, int]:
@@ -101,8 +105,10 @@ def latent_shape(pipe: StableDiffusion3Pipeline, height: int, width: int) -> tup
         raise ValueError(f"image size {height}x{width} is not a multiple of {patch} pixels")
     largest = config.pos_embed_max_size * patch
     if max(height, width) > largest:
-        raise ValueError(f"image size {height}x{width} is above {largest} pixels, the last "
-                         "position that this network knows")
+        raise ValueError(
+            f"image size {height}x{width} is above {largest} pixels, the last "
+            "position that this network knows"
+        )
     return config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
 
 
@@ -121,8 +127,9 @@ def unpack(tokens: torch.Tensor, rows: int, columns: int, patch: int = 2) -> tor
     return pixel_shuffle(grid, patch)
 
 
-def initial_noise(pipe: StableDiffusion3Pipeline, height: int, width: int,
-                  seeds: list[int]) -> torch.Tensor:
+def initial_noise(
+    pipe: StableDiffusion3Pipeline, height: int, width: int, seeds: list[int]
+) -> torch.Tensor:
     """Gaussian noise (B, N, C) float32, one seed an image: the same noise whatever the batch.
 
     Drawn on the CPU, so that a seed means the same noise on every device.
@@ -132,8 +139,14 @@ def initial_noise(pipe: StableDiffusion3Pipeline, height: int, width: int,
     return pack(torch.stack(noise), pipe.transformer.config.patch_size).to(pipe.device)
 
 
-def velocity_fn(pipe: StableDiffusion3Pipeline, text: Text, height: int, width: int,
-                guidance: float = 3.5, transformer: torch.nn.Module | None = None):
+def velocity_fn(
+    pipe: StableDiffusion3Pipeline,
+    text: Text,
+    height: int,
+    width: int,
+    guidance: float = 3.5,
+    transformer: torch.nn.Module | None = None,
+):
     """The guided policy as a function: latents (B, N, C), sigma (B,) -> velocity (B, N, C) float32.
 
     text: one row a sample, B rows. guidance: of negative + guidance * (positive - negative);
@@ -152,9 +165,12 @@ def velocity_fn(pipe: StableDiffusion3Pipeline, text: Text, height: int, width: 
     def velocity(latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         pictures = unpack(latents.to(embeds.dtype), rows, columns, patch)
         output = network(
-            hidden_states=pictures.repeat(copies, 1, 1, 1), encoder_hidden_states=embeds,
-            pooled_projections=pooled, timestep=1000 * sigma.to(embeds.device).repeat(copies),
-            return_dict=False)[0]
+            hidden_states=pictures.repeat(copies, 1, 1, 1),
+            encoder_hidden_states=embeds,
+            pooled_projections=pooled,
+            timestep=1000 * sigma.to(embeds.device).repeat(copies),
+            return_dict=False,
+        )[0]
         output = pack(output.float(), patch)
         if copies == 1:
             return output
@@ -165,8 +181,13 @@ def velocity_fn(pipe: StableDiffusion3Pipeline, text: Text, height: int, width: 
 
 
 @torch.no_grad()
-def decode(pipe: StableDiffusion3Pipeline, latents: torch.Tensor, height: int, width: int,
-           batch_size: int = 64) -> list[Image.Image]:
+def decode(
+    pipe: StableDiffusion3Pipeline,
+    latents: torch.Tensor,
+    height: int,
+    width: int,
+    batch_size: int = 64,
+) -> list[Image.Image]:
     """Packed clean latents (B, N, C) -> B RGB images, batch_size at once through the VAE."""
     _, rows, columns = latent_shape(pipe, height, width)
     config = pipe.vae.config
@@ -187,11 +208,27 @@ def add_lora(pipe: StableDiffusion3Pipeline, rank: int, alpha: int | None = None
     """
     from peft import LoraConfig
 
-    targets = (".to_q", ".to_k", ".to_v", ".to_out.0", ".add_q_proj", ".add_k_proj", ".add_v_proj",
-               ".to_add_out", ".net.0.proj", ".net.2")
-    names = [name for name, _ in pipe.transformer.named_modules()
-             if name.startswith("transformer_blocks.") and name.endswith(targets)]
-    pipe.transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=names,
-                                            init_lora_weights="gaussian"))
+    targets = (
+        ".to_q",
+        ".to_k",
+        ".to_v",
+        ".to_out.0",
+        ".add_q_proj",
+        ".add_k_proj",
+        ".add_v_proj",
+        ".to_add_out",
+        ".net.0.proj",
+        ".net.2",
+    )
+    names = [
+        name
+        for name, _ in pipe.transformer.named_modules()
+        if name.startswith("transformer_blocks.") and name.endswith(targets)
+    ]
+    pipe.transformer.add_adapter(
+        LoraConfig(
+            r=rank, lora_alpha=alpha or rank, target_modules=names, init_lora_weights="gaussian"
+        )
+    )
     for parameter in trainable(pipe):
         parameter.data = parameter.data.float()

@@ -15,40 +15,67 @@ import random
 import re
 import zlib
 
-SUBJECTS = {"Animal": ("fox", "heron", "tortoise", "goat", "panther", "hedgehog"),
-            "Character": ("knight", "baker", "sailor", "dancer", "gardener", "violinist"),
-            "Anthropomorphic": ("robot cook", "rabbit in a suit", "walking teapot"),
-            "Scene": ("harbor", "market", "library", "desert camp", "railway station"),
-            "Other Entity": ("lighthouse", "typewriter", "steam engine", "suspension bridge")}
+SUBJECTS = {
+    "Animal": ("fox", "heron", "tortoise", "goat", "panther", "hedgehog"),
+    "Character": ("knight", "baker", "sailor", "dancer", "gardener", "violinist"),
+    "Anthropomorphic": ("robot cook", "rabbit in a suit", "walking teapot"),
+    "Scene": ("harbor", "market", "library", "desert camp", "railway station"),
+    "Other Entity": ("lighthouse", "typewriter", "steam engine", "suspension bridge"),
+}
 SLOTS = {
     "who": tuple(itertools.chain(*SUBJECTS.values())),
-    "color": ("red", "green", "turquoise", "golden", "purple"), "color2": ("white", "black"),
-    "style": ("painted in watercolor", "drawn in charcoal", "printed as a woodcut",
-              "made of cut paper", "drawn as pixel art"),
+    "color": ("red", "green", "turquoise", "golden", "purple"),
+    "color2": ("white", "black"),
+    "style": (
+        "painted in watercolor",
+        "drawn in charcoal",
+        "printed as a woodcut",
+        "made of cut paper",
+        "drawn as pixel art",
+    ),
     "sight": ("the Eiffel Tower", "Mount Fuji", "the Great Wall of China", "Stonehenge"),
-    "cloth": ("umbrella", "scarf", "curtain", "kite"), "form": ("round", "square", "hexagonal"),
-    "flat": ("mirror", "table", "tile", "plate"), "size": ("tiny", "huge", "very tall"),
-    "door": ("door", "ladder", "gate"), "number": ("two", "three", "four", "five"),
-    "light": ("lanterns", "candles", "lamps"), "stuff": ("glass", "bronze", "wicker", "marble"),
-    "seat": ("bench", "throne", "stool"), "mood": ("surprised", "proud", "frightened", "cheerful"),
+    "cloth": ("umbrella", "scarf", "curtain", "kite"),
+    "form": ("round", "square", "hexagonal"),
+    "flat": ("mirror", "table", "tile", "plate"),
+    "size": ("tiny", "huge", "very tall"),
+    "door": ("door", "ladder", "gate"),
+    "number": ("two", "three", "four", "five"),
+    "light": ("lanterns", "candles", "lamps"),
+    "stuff": ("glass", "bronze", "wicker", "marble"),
+    "seat": ("bench", "throne", "stool"),
+    "mood": ("surprised", "proud", "frightened", "cheerful"),
     "act": ("dancing", "running", "kneeling", "jumping"),
     "hand": ("waving with one hand", "giving a thumbs-up", "pointing with one finger"),
     "way": ("leaping", "swimming", "yawning", "curling up"),
-    "push": ("pushes", "pulls", "lifts"), "load": ("cart", "barrel", "sledge"),
-    "pet": ("kitten", "parrot", "puppy"), "flag": ("flag", "banner", "sail"),
-    "more": ("taller", "wider", "darker"), "post": ("column", "chimney", "totem"),
-    "parts": ("old books", "seashells", "gears", "bottle caps"), "built": ("wall", "arch", "hut"),
-    "inner": ("ship", "rose", "small moon"), "outer": ("bottle", "birdcage", "snow globe"),
-    "like": ("fish", "heart", "feather"), "cover": ("cloud", "puddle", "island"),
-    "proof": ("a snowman after a day of hot sun", "a candle just after it was blown out",
-              "a glass that fell on a stone floor"),
+    "push": ("pushes", "pulls", "lifts"),
+    "load": ("cart", "barrel", "sledge"),
+    "pet": ("kitten", "parrot", "puppy"),
+    "flag": ("flag", "banner", "sail"),
+    "more": ("taller", "wider", "darker"),
+    "post": ("column", "chimney", "totem"),
+    "parts": ("old books", "seashells", "gears", "bottle caps"),
+    "built": ("wall", "arch", "hut"),
+    "inner": ("ship", "rose", "small moon"),
+    "outer": ("bottle", "birdcage", "snow globe"),
+    "like": ("fish", "heart", "feather"),
+    "cover": ("cloud", "puddle", "island"),
+    "proof": (
+        "a snowman after a day of hot sun",
+        "a candle just after it was blown out",
+        "a glass that fell on a stone floor",
+    ),
     "none": ("cars", "balloons", "bicycles", "fountains", "snowflakes"),
-    "held": ("jar", "basket", "drawer"), "left": ("empty", "cracked", "glowing"),
-    "many": ("windows", "hats", "boots"), "giant": ("whale", "piano", "elephant"),
+    "held": ("jar", "basket", "drawer"),
+    "left": ("empty", "cracked", "glowing"),
+    "many": ("windows", "hats", "boots"),
+    "giant": ("whale", "piano", "elephant"),
     "sky": ("floats through the sky", "rides on a soap bubble", "sleeps on a cobweb"),
-    "twin": ("monkey", "bear", "duck"), "side": ("to the left of", "to the right of", "above"),
-    "deep": ("in front of", "behind"), "spot": ("clock", "mailbox", "statue"),
-    "word": ("OPEN", "WELCOME", "TODAY ONLY", "MIND THE STEP")}
+    "twin": ("monkey", "bear", "duck"),
+    "side": ("to the left of", "to the right of", "above"),
+    "deep": ("in front of", "behind"),
+    "spot": ("clock", "mailbox", "statue"),
+    "word": ("OPEN", "WELCOME", "TODAY ONLY", "MIND THE STEP"),
+}
 
 PHRASES = {  # sub dimension -> its one phrase
     "Style": "all of it {style}",
@@ -77,7 +104,8 @@ PHRASES = {  # sub dimension -> its one phrase
     "Compound - Feature Matching": "a {color} {twin} next to a {color2} goose",
     "Entity Layout - Two-Dimensional Space": "a {spot} is {side} a doorway",
     "Entity Layout - Three-Dimensional Space": "a {spot} stands {deep} a hedge",
-    "Text Generation": 'a sign that reads "{word}"'}
+    "Text Generation": 'a sign that reads "{word}"',
+}
 
 
 @functools.cache
@@ -95,8 +123,10 @@ def write(question: str) -> str:
     fields = dict(re.findall(r"^(Theme|Sub-theme|Subject): (.+)$", question, re.MULTILINE))
     who = rng.choice(SUBJECTS[fields["Subject"]])
     subs = re.findall(r"^Testpoint \d+: (.+)$", question, re.MULTILINE)
-    phrases = [PHRASES[sub].format(**{name: rng.choice(of) for name, of in SLOTS.items()}
-                                   | {"who": who}) for sub in subs]
+    phrases = [
+        PHRASES[sub].format(**{name: rng.choice(of) for name, of in SLOTS.items()} | {"who": who})
+        for sub in subs
+    ]
     prompt = f"{fields['Theme']}, {fields['Sub-theme']}: a {who}; {', '.join(phrases)}."
     return json.dumps({"prompt": prompt, "descriptions": phrases})
 
@@ -105,11 +135,17 @@ def check(question: str) -> str:
     """1 for each description that stands in the prompt and is of its dimension, otherwise 0."""
     prompt = re.search(r"^Prompt: (.*)$", question, re.MULTILINE)[1]
     reasons, scores = [], []
-    for sub, description in re.findall(r"^Testpoint \d+: (.+)\nDefinition: .*\nDescription: (.+)$",
-                                       question, re.MULTILINE):
+    for sub, description in re.findall(
+        r"^Testpoint \d+: (.+)\nDefinition: .*\nDescription: (.+)$", question, re.MULTILINE
+    ):
         known = pattern(sub) is not None and pattern(sub).fullmatch(description)
-        reasons.append("not in the prompt" if description not in prompt else
-                       "asked for" if known else f"not known to be {sub}")
+        reasons.append(
+            "not in the prompt"
+            if description not in prompt
+            else "asked for"
+            if known
+            else f"not known to be {sub}"
+        )
         scores.append(int(reasons[-1] == "asked for"))
     return f"<analysis>{json.dumps(reasons)}</analysis>\n<score>{json.dumps(scores)}</score>"
 

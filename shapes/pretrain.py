@@ -29,18 +29,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import (AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline,
-                       FluxTransformer2DModel)
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from tqdm import tqdm
-from transformers import (CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config,
-                          T5EncoderModel)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
-from models import flux
 import sampler
-from shapes import scenes
-from shapes import world
+from models import flux
+from shapes import scenes, world
 
 WRONG_CAPTION, WASHED_OUT = 0.40, 0.35  # shares of the web-like data
 CONTRAST = (0.4, 0.8)  # what washed-out pictures keep of theirs
@@ -49,6 +57,7 @@ MAX_TOKENS = 12  # the longest sentence has 10 words, and one token ends it
 
 
 # ----------------------------------------------------------------------------- data
+
 
 def wrong_caption(prompt: world.Prompt, rng: np.random.Generator) -> world.Prompt:
     """The prompt with one slot changed, still a training combination of this world."""
@@ -62,8 +71,9 @@ def wrong_caption(prompt: world.Prompt, rng: np.random.Generator) -> world.Promp
             return changed
 
 
-def make_data(count: int, rng: np.random.Generator, web: bool, pairs: float = 0.0
-              ) -> tuple[list[str], np.ndarray]:
+def make_data(
+    count: int, rng: np.random.Generator, web: bool, pairs: float = 0.0
+) -> tuple[list[str], np.ndarray]:
     """Captions and pictures (count, 32, 32, 3) uint8, clean or web-like.
 
     pairs: share of prompts drawn from the kinds with two things, whose colors are slow to learn.
@@ -76,7 +86,7 @@ def make_data(count: int, rng: np.random.Generator, web: bool, pairs: float = 0.
         pool = pools[kinds[rng.integers(len(kinds))]]
         prompts[i] = pool[rng.integers(len(pool))]
     drawn = [world.sample_scene(p, rng) for p in tqdm(prompts, desc="scenes", leave=False)]
-    images = np.concatenate([scenes.render(drawn[i:i + 1000]) for i in range(0, count, 1000)])
+    images = np.concatenate([scenes.render(drawn[i : i + 1000]) for i in range(0, count, 1000)])
     if web:
         for i in np.flatnonzero(rng.random(count) < WASHED_OUT):
             ground = np.array(scenes.DARK if drawn[i].dark else scenes.LIGHT)
@@ -92,6 +102,7 @@ def any_pictures(count: int, rng: np.random.Generator, nested: float = 0.3) -> n
     For the autoencoder alone: one that meets only the training combinations keeps those alone, and
     repaints others (a pink square in outline) as what it knows. nested: share of things in things.
     """
+
     def thing(x, y, r, outline=False) -> scenes.Thing:
         color = tuple(rng.integers(256, size=3))
         return scenes.Thing(str(rng.choice(scenes.SHAPES)), color, x, y, r, outline)
@@ -104,11 +115,16 @@ def any_pictures(count: int, rng: np.random.Generator, nested: float = 0.3) -> n
             return scenes.Scene((thing(*xy, outer), thing(*xy, inner)), dark)
         smalls = rng.integers(0, 3) if large else rng.integers(1, 5)
         radii = np.array([world.RADII["large"]] * large + [world.RADII["small"]] * smalls)
-        return scenes.Scene(tuple(thing(*xy, r, r > 5 and rng.random() < 0.4)
-                                  for xy, r in zip(world.place(radii, rng), radii)), dark)
+        return scenes.Scene(
+            tuple(
+                thing(*xy, r, r > 5 and rng.random() < 0.4)
+                for xy, r in zip(world.place(radii, rng), radii)
+            ),
+            dark,
+        )
 
     drawn = [scene() for _ in tqdm(range(count), desc="scenes", leave=False)]
-    return np.concatenate([scenes.render(drawn[i:i + 1000]) for i in range(0, count, 1000)])
+    return np.concatenate([scenes.render(drawn[i : i + 1000]) for i in range(0, count, 1000)])
 
 
 def to_pixels(images: np.ndarray) -> torch.Tensor:
@@ -118,46 +134,97 @@ def to_pixels(images: np.ndarray) -> torch.Tensor:
 
 # ----------------------------------------------------------------------------- model
 
+
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word of the grammar; ends each sentence with </s>."""
-    words = sorted({word for split in ("train", "heldout")
-                    for prompts in world.all_prompts(split).values()
-                    for p in prompts for word in p.text.split()})
+    words = sorted(
+        {
+            word
+            for split in ("train", "heldout")
+            for prompts in world.all_prompts(split).values()
+            for p in prompts
+            for word in p.text.split()
+        }
+    )
     vocab = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", vocab["</s>"])])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>",
-                                   unk_token="<unk>", model_max_length=MAX_TOKENS)
+        single="$A </s>", special_tokens=[("</s>", vocab["</s>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=MAX_TOKENS,
+    )
 
 
 def build(seed: int) -> FluxPipeline:
     """The untrained tiny FLUX: 2 double and 4 single blocks, 4 heads of 32."""
     torch.manual_seed(seed)
     tokenizer = word_tokenizer()
-    clip = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=MAX_TOKENS, projection_dim=64,
-        pad_token_id=0, bos_token_id=2, eos_token_id=1))
-    t5 = T5EncoderModel(T5Config(
-        vocab_size=len(tokenizer), d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4,
-        feed_forward_proj="gated-gelu", dropout_rate=0.0, pad_token_id=0, eos_token_id=1))
+    clip = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=64,
+            pad_token_id=0,
+            bos_token_id=2,
+            eos_token_id=1,
+        )
+    )
+    t5 = T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=128,
+            d_kv=32,
+            d_ff=256,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+    )
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=8, norm_num_groups=8,
-        sample_size=scenes.SIZE, scaling_factor=1.0, shift_factor=0.0,
-        use_quant_conv=False, use_post_quant_conv=False)
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=8,
+        sample_size=scenes.SIZE,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
     transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=32, num_layers=2, num_single_layers=4, attention_head_dim=32,
-        num_attention_heads=4, joint_attention_dim=128, pooled_projection_dim=64,
-        guidance_embeds=False, axes_dims_rope=(8, 12, 12))
+        patch_size=1,
+        in_channels=32,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=128,
+        pooled_projection_dim=64,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 12, 12),
+    )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False)
     return FluxPipeline(scheduler, vae, clip, tokenizer, t5, word_tokenizer(), transformer)
 
 
 # ----------------------------------------------------------------------------- training
+
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
     """Linear warm-up over the first twentieth, then a half cosine down to a hundredth of the
@@ -199,9 +266,16 @@ def descend(module: torch.nn.Module, loss_of, steps: int, peak: float, state: Pa
                 mean.lerp_(value, 1 - decay)
         bar.set_postfix_str(note)
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            torch.save({"module": module.state_dict(), "average": average.state_dict(),
-                        "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
-                        "step": step + 1}, state.with_suffix(".tmp"))
+            torch.save(
+                {
+                    "module": module.state_dict(),
+                    "average": average.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "generator": generator.get_state(),
+                    "step": step + 1,
+                },
+                state.with_suffix(".tmp"),
+            )
             os.replace(state.with_suffix(".tmp"), state)
     module.load_state_dict(average.state_dict())
 
@@ -217,6 +291,7 @@ def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> tuple[to
 
 def train_vae(vae: AutoencoderKL, images: np.ndarray, steps: int, state: Path) -> None:
     """Reconstruction, and a slight KL to keep latents smooth."""
+
     def loss_of(generator):
         pixels = to_pixels(images[torch.randint(len(images), (32,), generator=generator).numpy()])
         posterior = vae.encode(pixels).latent_dist
@@ -228,6 +303,7 @@ def train_vae(vae: AutoencoderKL, images: np.ndarray, steps: int, state: Path) -
 
 def train_decoder(vae: AutoencoderKL, images: np.ndarray, steps: int, state: Path) -> None:
     """The decoder alone goes on: latents stay as they are."""
+
     def loss_of(generator):
         pixels = to_pixels(images[torch.randint(len(images), (32,), generator=generator).numpy()])
         with torch.no_grad():
@@ -245,8 +321,10 @@ def draw(posterior, generator: torch.Generator) -> torch.Tensor:
 @torch.no_grad()
 def encode_images(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
     """Latents (count, 8, 8, 8), as the VAE gives them."""
-    chunks = [vae.encode(to_pixels(images[i:i + 256])).latent_dist.mean
-              for i in tqdm(range(0, len(images), 256), desc="encoding", leave=False)]
+    chunks = [
+        vae.encode(to_pixels(images[i : i + 256])).latent_dist.mean
+        for i in tqdm(range(0, len(images), 256), desc="encoding", leave=False)
+    ]
     return torch.cat(chunks)
 
 
@@ -256,10 +334,13 @@ def train_text(pipe: FluxPipeline, prompts: list[world.Prompt], steps: int, stat
     From every vector of T5 and from CLIP's pooled one, linear heads read each slot of the grammar
     (which color is the first, is there a second shape, ...); the heads are then thrown away.
     """
-    values = {name: {value: i for i, value in enumerate(("", *choices))}
-              for name, choices in world.SLOTS.items()}
-    targets = torch.tensor([[values[name][p.slots.get(name, "")] for name in values]
-                            for p in prompts])
+    values = {
+        name: {value: i for i, value in enumerate(("", *choices))}
+        for name, choices in world.SLOTS.items()
+    }
+    targets = torch.tensor(
+        [[values[name][p.slots.get(name, "")] for name in values] for p in prompts]
+    )
     heads = [torch.nn.Linear(width, sum(len(v) for v in values.values())) for width in (128, 64)]
     parts = torch.nn.ModuleList([pipe.text_encoder, pipe.text_encoder_2, *heads])
 
@@ -267,16 +348,20 @@ def train_text(pipe: FluxPipeline, prompts: list[world.Prompt], steps: int, stat
         rows = torch.randint(len(prompts), (256,), generator=generator)
         text = flux.encode.__wrapped__(pipe, [prompts[i].text for i in rows])
         logits = torch.cat([heads[0](text.embeds), heads[1](text.pooled)[:, None]], 1)
-        losses = [torch.nn.functional.cross_entropy(
-                      part.flatten(0, 1), targets[rows, i].repeat_interleave(logits.shape[1]))
-                  for i, part in enumerate(logits.split([len(v) for v in values.values()], -1))]
+        losses = [
+            torch.nn.functional.cross_entropy(
+                part.flatten(0, 1), targets[rows, i].repeat_interleave(logits.shape[1])
+            )
+            for i, part in enumerate(logits.split([len(v) for v in values.values()], -1))
+        ]
         return sum(losses), f"loss {sum(losses).detach():.3f}"
 
     descend(parts, loss_of, steps, 3e-3, state)
 
 
-def flow_loss(pipe: FluxPipeline, texts: list[str], latents: torch.Tensor,
-              generator) -> torch.Tensor:
+def flow_loss(
+    pipe: FluxPipeline, texts: list[str], latents: torch.Tensor, generator
+) -> torch.Tensor:
     """Flow matching: mean squared error of the velocity at a logit-normal sigma, as SD3 draws it,
     shifted to noise."""
     clean = flux.pack((latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor)
@@ -288,9 +373,16 @@ def flow_loss(pipe: FluxPipeline, texts: list[str], latents: torch.Tensor,
     return (velocity - (noise - clean)).square().mean()
 
 
-def train_flow(pipe: FluxPipeline, texts: list[str], latents: torch.Tensor, steps: int, peak: float,
-               state: Path) -> None:
+def train_flow(
+    pipe: FluxPipeline,
+    texts: list[str],
+    latents: torch.Tensor,
+    steps: int,
+    peak: float,
+    state: Path,
+) -> None:
     """Trains the transformer, and the text encoders along with it."""
+
     def loss_of(generator):
         rows = torch.randint(len(texts), (BATCH,), generator=generator)
         loss = flow_loss(pipe, [texts[i] for i in rows], latents[rows], generator)
@@ -304,19 +396,24 @@ def train_flow(pipe: FluxPipeline, texts: list[str], latents: torch.Tensor, step
 def report_heldout(pipe: FluxPipeline, stage: str) -> None:
     """Prints which share of the held-out testpoints the model draws right, by kind of sentence."""
     prompts = world.heldout_prompts()
-    velocity = flux.velocity_fn(pipe, flux.encode(pipe, [p.text for p in prompts]), scenes.SIZE,
-                                scenes.SIZE)
+    velocity = flux.velocity_fn(
+        pipe, flux.encode(pipe, [p.text for p in prompts]), scenes.SIZE, scenes.SIZE
+    )
     noise = flux.initial_noise(pipe, scenes.SIZE, scenes.SIZE, list(range(len(prompts))))
     clean = sampler.ode_sample(velocity, noise, sampler.sigma_schedule(6))
     readings = scenes.read(flux.decode(pipe, clean, scenes.SIZE, scenes.SIZE))
     met = [world.satisfied(p, r) for p, r in zip(prompts, readings)]
     share = lambda rows: sum(map(sum, rows)) / sum(map(len, rows))
-    kinds = {kind: share([m for p, m in zip(prompts, met) if p.kind == kind])
-             for kind in world.KINDS}
-    print(f"after {stage}: held-out accuracy {share(met):.3f}, wholly right "
-          f"{np.mean([all(m) for m in met]):.3f}, fidelity "
-          f"{np.mean([r.fidelity for r in readings]):.2f}; "
-          + ", ".join(f"{kind} {value:.2f}" for kind, value in kinds.items()), flush=True)
+    kinds = {
+        kind: share([m for p, m in zip(prompts, met) if p.kind == kind]) for kind in world.KINDS
+    }
+    print(
+        f"after {stage}: held-out accuracy {share(met):.3f}, wholly right "
+        f"{np.mean([all(m) for m in met]):.3f}, fidelity "
+        f"{np.mean([r.fidelity for r in readings]):.2f}; "
+        + ", ".join(f"{kind} {value:.2f}" for kind, value in kinds.items()),
+        flush=True,
+    )
 
 
 def print_fairness(model: str, count: int = 10) -> None:
@@ -324,22 +421,40 @@ def print_fairness(model: str, count: int = 10) -> None:
     each."""
     vae = AutoencoderKL.from_pretrained(model, subfolder="vae", dtype=torch.float32)
     rng = np.random.default_rng(0)
-    looks = itertools.product(scenes.SHAPES, scenes.COLORS, ("small", "large", "outline"), (False, True))
-    drawn = [scenes.Scene((scenes.Thing(shape, color, *world.place(np.array([r]), rng)[0], r, size == "outline"),),
-                   dark)
-             for shape, color, size, dark in looks for _ in range(count)
-             for r in [world.RADII["large" if size == "outline" else size]]]
+    looks = itertools.product(
+        scenes.SHAPES, scenes.COLORS, ("small", "large", "outline"), (False, True)
+    )
+    drawn = [
+        scenes.Scene(
+            (
+                scenes.Thing(
+                    shape, color, *world.place(np.array([r]), rng)[0], r, size == "outline"
+                ),
+            ),
+            dark,
+        )
+        for shape, color, size, dark in looks
+        for _ in range(count)
+        for r in [world.RADII["large" if size == "outline" else size]]
+    ]
     readings = []
     for i in range(0, len(drawn), 100):
-        pixels = torch.from_numpy(scenes.render(drawn[i:i + 100])).permute(0, 3, 1, 2) / 127.5 - 1
+        pixels = torch.from_numpy(scenes.render(drawn[i : i + 100])).permute(0, 3, 1, 2) / 127.5 - 1
         with torch.no_grad():
             decoded = vae.decode(vae.encode(pixels).latent_dist.mean, return_dict=False)[0]
         pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         readings += scenes.read([Image.fromarray(p) for p in pixels])
-    rows = [(s.things[0].shape, s.things[0].color,
-             "outline" if s.things[0].outline else "small" if s.things[0].r < 4.5 else "large",
-             "dark" if s.dark else "light", r.fidelity)
-            for s, r in zip(drawn, readings) if len(r.things) == 1]
+    rows = [
+        (
+            s.things[0].shape,
+            s.things[0].color,
+            "outline" if s.things[0].outline else "small" if s.things[0].r < 4.5 else "large",
+            "dark" if s.dark else "light",
+            r.fidelity,
+        )
+        for s, r in zip(drawn, readings)
+        if len(r.things) == 1
+    ]
     print(f"{len(rows)} of {len(drawn)} scenes read; mean fidelity in grey levels:")
     for column in range(4):
         for look in dict.fromkeys(row[column] for row in rows):
@@ -349,8 +464,9 @@ def print_fairness(model: str, count: int = 10) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="assets/tiny-flux", help="the folder of the pipeline")
-    parser.add_argument("--work", default="runs/pretrain",
-                        help="states of the stages, for resuming")
+    parser.add_argument(
+        "--work", default="runs/pretrain", help="states of the stages, for resuming"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=30_000, help="of each kind")
     parser.add_argument("--vae_steps", type=int, default=3000)
@@ -368,19 +484,31 @@ def main() -> None:
     texts, images = make_data(args.pictures, rng, web=False)
     pair_texts, pair_images = make_data(args.pictures, rng, web=False, pairs=0.5)
     web_texts, web_images = make_data(args.pictures, rng, web=True, pairs=0.5)
-    train_vae(pipe.vae, np.concatenate([images, web_images, any_pictures(2 * args.pictures, rng)]),
-              args.vae_steps, work / "autoencoder.pt")
+    train_vae(
+        pipe.vae,
+        np.concatenate([images, web_images, any_pictures(2 * args.pictures, rng)]),
+        args.vae_steps,
+        work / "autoencoder.pt",
+    )
     nested = any_pictures(args.pictures, np.random.default_rng(args.seed + 1), nested=0.7)
-    train_decoder(pipe.vae, np.concatenate([images, nested]), args.decoder_steps,
-                  work / "decoder.pt")
+    train_decoder(
+        pipe.vae, np.concatenate([images, nested]), args.decoder_steps, work / "decoder.pt"
+    )
     train_text(pipe, world.sample_prompts(args.pictures, rng), args.text_steps, work / "text.pt")
     latents = encode_images(pipe.vae, np.concatenate([images, pair_images]))
-    pipe.vae.register_to_config(shift_factor=latents.mean().item(),
-                                scaling_factor=1 / latents.std().item())
+    pipe.vae.register_to_config(
+        shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item()
+    )
     train_flow(pipe, texts + pair_texts, latents, args.flow_steps, 1.5e-3, work / "clean.pt")
     report_heldout(pipe, "clean data")
-    train_flow(pipe, web_texts, encode_images(pipe.vae, web_images), args.web_steps, 5e-5,
-               work / "web-like.pt")
+    train_flow(
+        pipe,
+        web_texts,
+        encode_images(pipe.vae, web_images),
+        args.web_steps,
+        5e-5,
+        work / "web-like.pt",
+    )
     report_heldout(pipe, "web-like data")
     pipe.to(torch.float16).save_pretrained(args.out)  # half the size; loaded as float32
     print(f"{args.out} after {(time.perf_counter() - start) / 60:.1f} minutes")

@@ -24,10 +24,8 @@ from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
-from shapes import pretrain
-from shapes import scenes
-from shapes import world
 from judges.scorers import CLIPScorer
+from shapes import pretrain, scenes, world
 
 HARD = 3  # captions with one slot changed, a picture
 RUNS, RUN = 16, 8  # a batch: runs of neighbours in alphabetical order, and their length
@@ -36,16 +34,29 @@ PEAK_LR = 2e-3
 
 # ----------------------------------------------------------------------------- model
 
+
 def build(seed: int) -> tuple[CLIPModel, CLIPProcessor]:
     """The untrained model (patches of 8 pixels; 3 layers for pictures, 2 for text), processor."""
     torch.manual_seed(seed)
     tokenizer = pretrain.word_tokenizer()
-    text = dict(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128,
-                num_hidden_layers=2, num_attention_heads=4,
-                max_position_embeddings=tokenizer.model_max_length,
-                pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
-    vision = dict(image_size=scenes.SIZE, patch_size=8, hidden_size=128, intermediate_size=256,
-                  num_hidden_layers=3, num_attention_heads=4)
+    text = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    vision = dict(
+        image_size=scenes.SIZE,
+        patch_size=8,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+    )
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
     side = {"height": scenes.SIZE, "width": scenes.SIZE}
     images = CLIPImageProcessorPil(size={"shortest_edge": scenes.SIZE}, crop_size=side)
@@ -53,6 +64,7 @@ def build(seed: int) -> tuple[CLIPModel, CLIPProcessor]:
 
 
 # ----------------------------------------------------------------------------- data
+
 
 def hard_captions(texts: list[str], rng: np.random.Generator) -> list[list[str]]:
     """HARD captions for each text, one slot changed in each; a few happen to be true too."""
@@ -66,8 +78,10 @@ def neighbours(texts: list[str]) -> list[np.ndarray]:
     Neighbours in the first differ in the words at the end, in the second in those at the start.
     """
     words = [text.split() for text in texts]
-    return [np.array(sorted(range(len(texts)), key=key))
-            for key in (lambda i: words[i], lambda i: words[i][::-1])]
+    return [
+        np.array(sorted(range(len(texts)), key=key))
+        for key in (lambda i: words[i], lambda i: words[i][::-1])
+    ]
 
 
 def draw_batch(orders: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
@@ -82,8 +96,10 @@ def draw_batch(orders: list[np.ndarray], rng: np.random.Generator) -> np.ndarray
 
 # ----------------------------------------------------------------------------- training
 
-def contrastive_loss(model: CLIPModel, pixels: torch.Tensor, captions: torch.Tensor,
-                     hard: torch.Tensor) -> torch.Tensor:
+
+def contrastive_loss(
+    model: CLIPModel, pixels: torch.Tensor, captions: torch.Tensor, hard: torch.Tensor
+) -> torch.Tensor:
     """CLIP's symmetric loss, each picture with its own hard captions besides.
 
     pixels: (B, 3, H, W); captions: (B, T) token ids; hard: (B, HARD, T) token ids.
@@ -104,9 +120,16 @@ def contrastive_loss(model: CLIPModel, pixels: torch.Tensor, captions: torch.Ten
     return (of_images + cross_entropy(logits.T, target)) / 2
 
 
-def train(model: CLIPModel, processor: CLIPProcessor, texts: list[str], images: np.ndarray,
-          steps: int, rng: np.random.Generator) -> None:
+def train(
+    model: CLIPModel,
+    processor: CLIPProcessor,
+    texts: list[str],
+    images: np.ndarray,
+    steps: int,
+    rng: np.random.Generator,
+) -> None:
     """AdamW with pretrain.py's learning rate on `steps` batches of neighbours, in place."""
+
     def tokens(sentences):
         return processor.tokenizer(sentences, padding="max_length", return_tensors="pt").input_ids
 
@@ -133,6 +156,7 @@ def train(model: CLIPModel, processor: CLIPProcessor, texts: list[str], images: 
 
 # ----------------------------------------------------------------------------- evaluation
 
+
 def one_attribute_pairs(count: int, rng: np.random.Generator) -> dict[str, list]:
     """Held-out prompts with one slot changed, and a clean picture of each.
 
@@ -145,18 +169,28 @@ def one_attribute_pairs(count: int, rng: np.random.Generator) -> dict[str, list]
     drawn = [[world.sample_scene(p, rng) for p in of] for of in (right, wrong)]
     pictures = [[Image.fromarray(image) for image in scenes.render(of)] for of in drawn]
     both = [scenes.read(of) for of in pictures]
-    asks = [i for i in range(count) if not all(world.satisfied(wrong[i], both[0][i]))
-            and not all(world.satisfied(right[i], both[1][i]))]
-    return {"kind": [right[i].kind for i in asks], "right": [right[i].text for i in asks],
-            "wrong": [wrong[i].text for i in asks], "picture": [pictures[0][i] for i in asks],
-            "other": [pictures[1][i] for i in asks]}
+    asks = [
+        i
+        for i in range(count)
+        if not all(world.satisfied(wrong[i], both[0][i]))
+        and not all(world.satisfied(right[i], both[1][i]))
+    ]
+    return {
+        "kind": [right[i].kind for i in asks],
+        "right": [right[i].text for i in asks],
+        "wrong": [wrong[i].text for i in asks],
+        "picture": [pictures[0][i] for i in asks],
+        "other": [pictures[1][i] for i in asks],
+    }
 
 
 def accuracy(scorer: CLIPScorer, pairs: dict[str, list]) -> dict[str, np.ndarray]:
     """For each pair whether the scorer prefers the right caption, and whether the right picture."""
     right = np.array(scorer.score(pairs["right"], pairs["picture"]))
-    return {"caption": right > np.array(scorer.score(pairs["wrong"], pairs["picture"])),
-            "picture": right > np.array(scorer.score(pairs["right"], pairs["other"]))}
+    return {
+        "caption": right > np.array(scorer.score(pairs["wrong"], pairs["picture"])),
+        "picture": right > np.array(scorer.score(pairs["right"], pairs["other"])),
+    }
 
 
 def main() -> None:
@@ -176,8 +210,10 @@ def main() -> None:
     out = Path(args.out)
     model.half().save_pretrained(out)
     processor.save_pretrained(out)
-    print(f"trained in {time.perf_counter() - start:.0f} s, "
-          f"{time.process_time() - cpu:.0f} s of CPU time")
+    print(
+        f"trained in {time.perf_counter() - start:.0f} s, "
+        f"{time.process_time() - cpu:.0f} s of CPU time"
+    )
 
     pairs = one_attribute_pairs(args.pairs, np.random.default_rng(args.seed + 1))
     right = accuracy(CLIPScorer(str(out), batch_size=256), pairs)

@@ -20,8 +20,14 @@ from scipy import ndimage
 
 SIZE = 32  # pixels
 LIGHT, DARK = (238, 236, 230), (30, 30, 36)  # the two grounds
-COLORS = {"red": (214, 39, 40), "green": (44, 160, 44), "blue": (40, 80, 215),
-          "yellow": (240, 205, 30), "pink": (240, 110, 190), "purple": (130, 40, 190)}
+COLORS = {
+    "red": (214, 39, 40),
+    "green": (44, 160, 44),
+    "blue": (40, 80, 215),
+    "yellow": (240, 205, 30),
+    "pink": (240, 110, 190),
+    "purple": (130, 40, 190),
+}
 SHAPES = ("circle", "square", "triangle")
 
 LINE_WIDTH = 2.0  # pixels, of outlined shapes
@@ -31,6 +37,7 @@ MIN_BLOB = 10  # pixels; anything smaller is dirt, which only fidelity sees
 
 
 # ----------------------------------------------------------------------------- render
+
 
 class Thing(NamedTuple):
     shape: str
@@ -62,8 +69,9 @@ def coverage(shape: np.ndarray, x, y, r, outline) -> np.ndarray:
     triangle = np.maximum(dy - 0.7 * r, side)
     distance = np.choose(np.asarray(shape)[:, None, None], [circle, square, triangle])
     half = np.float32(LINE_WIDTH / 2)
-    distance = np.where(np.asarray(outline)[:, None, None], np.abs(distance + half) - half,
-                        distance)
+    distance = np.where(
+        np.asarray(outline)[:, None, None], np.abs(distance + half) - half, distance
+    )
     return np.clip(0.5 - distance, 0, 1)
 
 
@@ -81,15 +89,20 @@ def render(scenes: list[Scene]) -> np.ndarray:
     for layer in range(max((len(s.things) for s in scenes), default=0)):
         rows = [i for i, s in enumerate(scenes) if len(s.things) > layer]
         things = [scenes[i].things[layer] for i in rows]
-        alpha = coverage(np.array([SHAPES.index(t.shape) for t in things]), [t.x for t in things],
-                         [t.y for t in things], [t.r for t in things],
-                         [t.outline for t in things])[..., None]
+        alpha = coverage(
+            np.array([SHAPES.index(t.shape) for t in things]),
+            [t.x for t in things],
+            [t.y for t in things],
+            [t.r for t in things],
+            [t.outline for t in things],
+        )[..., None]
         color = np.array([COLORS.get(t.color, t.color) for t in things], np.float32)[:, None, None]
         images[rows] += alpha * (color - images[rows])
     return np.round(images).astype(np.uint8)
 
 
 # ----------------------------------------------------------------------------- read
+
 
 class Reading(NamedTuple):
     things: tuple[Thing, ...]  # what was recognised
@@ -135,13 +148,21 @@ def fit(alpha: np.ndarray) -> tuple[np.ndarray, ...]:
     shape, outline = np.tile([0, 1, 2, 0, 1, 2], count), np.tile([False] * 3 + [True] * 3, count)
     template = coverage(shape, x.repeat(6), y.repeat(6), r.ravel(), outline)
     template = template.reshape(count, 6, SIZE, SIZE)
-    overlap = (np.minimum(template, alpha[:, None]).sum((2, 3))
-               / np.maximum(template, alpha[:, None]).sum((2, 3)))
+    overlap = np.minimum(template, alpha[:, None]).sum((2, 3)) / np.maximum(
+        template, alpha[:, None]
+    ).sum((2, 3))
     best = overlap.argmax(1)
     rows = np.arange(count)
     others = np.where(np.arange(6) % 3 == best[:, None] % 3, 0, overlap).max(1)  # of another shape
-    return (best % 3, best >= 3, x, y, r[rows, best], overlap[rows, best],
-            overlap[rows, best] - others)
+    return (
+        best % 3,
+        best >= 3,
+        x,
+        y,
+        r[rows, best],
+        overlap[rows, best],
+        overlap[rows, best] - others,
+    )
 
 
 def mean_color(pixels: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -186,8 +207,15 @@ def unmix(pixels: np.ndarray, ground: np.ndarray, c1: np.ndarray, c2: np.ndarray
 def extent(mask: np.ndarray) -> np.ndarray:
     """Bounding boxes (n, 4) as left, top, -right, -bottom, so that inside means greater."""
     columns, rows = mask.any(1), mask.any(2)
-    return np.stack([columns.argmax(1), rows.argmax(1), columns[:, ::-1].argmax(1) - SIZE,
-                     rows[:, ::-1].argmax(1) - SIZE], 1)
+    return np.stack(
+        [
+            columns.argmax(1),
+            rows.argmax(1),
+            columns[:, ::-1].argmax(1) - SIZE,
+            rows[:, ::-1].argmax(1) - SIZE,
+        ],
+        1,
+    )
 
 
 def split_blobs(pixels, ground, mask, index, nearest, distance) -> list[tuple[np.ndarray, ...]]:
@@ -241,12 +269,20 @@ def read(images: list[Image.Image]) -> list[Reading]:
     things, drawn = [[] for _ in images], [[] for _ in images]
     names = list(COLORS)
     for k in np.flatnonzero(accepted)[np.argsort(-r[accepted])]:  # the outer of two things first
-        thing = Thing(SHAPES[shape[k]], names[entry[k]], float(x[k]), float(y[k]), float(r[k]),
-                      bool(outline[k]))
+        thing = Thing(
+            SHAPES[shape[k]],
+            names[entry[k]],
+            float(x[k]),
+            float(y[k]),
+            float(r[k]),
+            bool(outline[k]),
+        )
         drawn[image[k]].append(thing)
         things[image[k]].append(thing if colored[k] else thing._replace(color=None))
     unread = np.bincount(image[~accepted], minlength=len(images))
     again = render([Scene(tuple(t), bool(d)) for t, d in zip(drawn, dark)])
     fidelity = np.abs(again - pixels).mean((1, 2, 3))
-    return [Reading(tuple(t), int(u), bool(d), float(f))
-            for t, u, d, f in zip(things, unread, dark, fidelity)]
+    return [
+        Reading(tuple(t), int(u), bool(d), float(f))
+        for t, u, d, f in zip(things, unread, dark, fidelity)
+    ]

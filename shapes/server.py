@@ -1,7 +1,7 @@
 """The classroom's judge server: any MLLM behind the OpenAI chat-completions protocol, with faults.
 
 Standard library only. It lets the network path be exercised for real, with the real client and the
-faults that real servers have, on a machine without a GPU. 
+faults that real servers have, on a machine without a GPU.
 
     python -m shapes.server --port 8000 --latency 0.05 --error_500 0.1
 """
@@ -27,6 +27,7 @@ from shapes.world import ShapesMLLM
 class Faults:
     """Shares of requests, 0 to 1, that go wrong in each way, and the time that each request
     takes."""
+
     latency: float = 0.0  # seconds
     error_500: float = 0.0
     error_429: float = 0.0
@@ -103,14 +104,15 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data[:len(data) // 2] if cut else data)
+        self.wfile.write(data[: len(data) // 2] if cut else data)
         self.wfile.flush()
         self.close_connection = self.close_connection or cut
 
     def do_GET(self) -> None:
         if self.path.rstrip("/") == "/v1/models":
-            self.reply(200, {"object": "list",
-                             "data": [{"id": self.server.mllm.name, "object": "model"}]})
+            self.reply(
+                200, {"object": "list", "data": [{"id": self.server.mllm.name, "object": "model"}]}
+            )
         else:
             self.reply(404, {"error": {"message": f"no such path: {self.path}"}})
 
@@ -125,27 +127,47 @@ class Handler(BaseHTTPRequestHandler):
         try:
             query = parse_request(json.loads(data))
         except Exception as error:  # whatever a client may send, also an image that PIL chokes on
-            return self.reply(400, {"error": {
-                "message": f"bad request: {type(error).__name__}: {error}"}})
+            return self.reply(
+                400, {"error": {"message": f"bad request: {type(error).__name__}: {error}"}}
+            )
         text, failure = ("?!?", None) if fault == "garbage" else self.server.mllm.ask([query])[0]
         if text is None:
             return self.reply(500, {"error": {"message": failure}})
-        return self.reply(200, {
-            "id": "chatcmpl-0", "object": "chat.completion", "created": 0,
-            "model": self.server.mllm.name,
-            "choices": [{"index": 0, "finish_reason": "stop",
-                         "message": {"role": "assistant", "content": text}}],
-        }, cut=fault == "truncated")
+        return self.reply(
+            200,
+            {
+                "id": "chatcmpl-0",
+                "object": "chat.completion",
+                "created": 0,
+                "model": self.server.mllm.name,
+                "choices": [
+                    {
+                        "index": 0,
+                        "finish_reason": "stop",
+                        "message": {"role": "assistant", "content": text},
+                    }
+                ],
+            },
+            cut=fault == "truncated",
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--error_rate", type=float, default=0.0, help="share of random verdicts")
-    parser.add_argument("--first_bias", type=float, default=0.0,
-                       help="share of 'Image 1' regardless")
-    for name in ("latency", "error_500", "error_429", "garbage", "truncated", "hang",
-                 "hang_seconds"):
+    parser.add_argument(
+        "--first_bias", type=float, default=0.0, help="share of 'Image 1' regardless"
+    )
+    for name in (
+        "latency",
+        "error_500",
+        "error_429",
+        "garbage",
+        "truncated",
+        "hang",
+        "hang_seconds",
+    ):
         parser.add_argument(f"--{name}", type=float, default=getattr(Faults, name))
     args = parser.parse_args()
     try:

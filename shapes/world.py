@@ -17,28 +17,45 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shapes import phrasebook
 from judges.mllm import Answer, Query
+from shapes import phrasebook
 from shapes.scenes import COLORS, SHAPES, Reading, Scene, Thing, read
 
-THINGS = {"a ripe tomato": "red", "fresh grass": "green", "a clear sky": "blue",
-          "a ripe banana": "yellow", "a flamingo": "pink", "an eggplant": "purple"}
+THINGS = {
+    "a ripe tomato": "red",
+    "fresh grass": "green",
+    "a clear sky": "blue",
+    "a ripe banana": "yellow",
+    "a flamingo": "pink",
+    "an eggplant": "purple",
+}
 RADII = {"small": 3.4, "inner": 4.3, "large": 5.6, "outer": 9.0}  # pixels
 LATTICES = {3.4: (4, 12, 20, 28), 5.6: (8, 16, 24), 9.0: (16,)}  # where centres may lie, by radius
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
-SUMS = {f"{a} {sign} {b}": n
-        for a, b, sign in itertools.product(NUMBERS, NUMBERS, ("plus", "minus"))
-        if 2 <= (n := NUMBERS[a] + NUMBERS[b] * (1 if sign == "plus" else -1)) <= 4}
+SUMS = {
+    f"{a} {sign} {b}": n
+    for a, b, sign in itertools.product(NUMBERS, NUMBERS, ("plus", "minus"))
+    if 2 <= (n := NUMBERS[a] + NUMBERS[b] * (1 if sign == "plus" else -1)) <= 4
+}
 STYLES = ("on a dark ground", "drawn in outline")
 PLACES = {"to the left of": (-1, 0), "to the right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 
 
 # ----------------------------------------------------------------------------- prompts
 
-SLOTS = {"c1": tuple(COLORS), "c2": tuple(COLORS), "s1": SHAPES, "s2": SHAPES,
-         "size": ("small", "large"), "n": ("two", "three", "four"), "sum": tuple(SUMS),
-         "style": STYLES, "place": tuple(PLACES), "than": ("larger", "smaller"),
-         "thing": tuple(THINGS)}
+SLOTS = {
+    "c1": tuple(COLORS),
+    "c2": tuple(COLORS),
+    "s1": SHAPES,
+    "s2": SHAPES,
+    "size": ("small", "large"),
+    "n": ("two", "three", "four"),
+    "sum": tuple(SUMS),
+    "style": STYLES,
+    "place": tuple(PLACES),
+    "than": ("larger", "smaller"),
+    "thing": tuple(THINGS),
+}
 
 COLOR = ("Attribute - Color", "the {s1} is {c1}")
 COLORS_ = ("Attribute - Color", "the {s1}s are {c1}")
@@ -50,27 +67,35 @@ PAIR = ("Compound - Feature Matching", "a {c1} {s1} and a {c2} {s2}")
 
 # kind -> (the sentence, its testpoints as (sub dimension, description))
 KINDS = {
-    "single": ("a {size} {c1} {s1}",
-               (COLOR, SHAPE, SIZE_)),
+    "single": ("a {size} {c1} {s1}", (COLOR, SHAPE, SIZE_)),
     "count": ("{n} {c1} {s1}s", (COUNT, COLORS_)),
-    "consistency": ("{n} {s1}s , all of them {c1}",
-                    (COUNT, ("Grammar - Consistency", "all the {s1}s are {c1}"))),
+    "consistency": (
+        "{n} {s1}s , all of them {c1}",
+        (COUNT, ("Grammar - Consistency", "all the {s1}s are {c1}")),
+    ),
     "style": ("a {c1} {s1} {style}", (("Style", "{style}"), COLOR, SHAPE)),
-    "layout": ("a {c1} {s1} {place} a {c2} {s2}",
-               (("Entity Layout - Two-Dimensional Space", "the {s1} is {place} the {s2}"),
-                COLOR, COLOR2)),
-    "comparison": ("a {c1} {s1} {than} than a {c2} {s2}",
-                   (("Relationship - Comparison", "the {s1} is {than} than the {s2}"),
-                    COLOR, COLOR2)),
-    "inclusion": ("a {c1} {s1} inside a {c2} {s2}",
-                  (("Relationship - Inclusion", "the {s1} is inside the {s2}"), COLOR, COLOR2)),
-    "matching": ("a {c1} {s1} and a {c2} {s2}",
-                 (PAIR, COLOR, COLOR2)),
-    "negation": ("a {size} {c1} {s1} and no {s2}",
-                 (("Grammar - Negation", "no {s2}"), COLOR, SIZE_)),
+    "layout": (
+        "a {c1} {s1} {place} a {c2} {s2}",
+        (("Entity Layout - Two-Dimensional Space", "the {s1} is {place} the {s2}"), COLOR, COLOR2),
+    ),
+    "comparison": (
+        "a {c1} {s1} {than} than a {c2} {s2}",
+        (("Relationship - Comparison", "the {s1} is {than} than the {s2}"), COLOR, COLOR2),
+    ),
+    "inclusion": (
+        "a {c1} {s1} inside a {c2} {s2}",
+        (("Relationship - Inclusion", "the {s1} is inside the {s2}"), COLOR, COLOR2),
+    ),
+    "matching": ("a {c1} {s1} and a {c2} {s2}", (PAIR, COLOR, COLOR2)),
+    "negation": (
+        "a {size} {c1} {s1} and no {s2}",
+        (("Grammar - Negation", "no {s2}"), COLOR, SIZE_),
+    ),
     "arithmetic": ("{sum} {c1} {s1}s", (("Logical Reasoning", "{sum} {s1}s"), COLORS_)),
-    "world": ("a {size} {s1} the color of {thing}",
-              (("World Knowledge", "the {s1} has the color of {thing}"), SIZE_)),
+    "world": (
+        "a {size} {s1} the color of {thing}",
+        (("World Knowledge", "the {s1} has the color of {thing}"), SIZE_),
+    ),
 }
 
 
@@ -84,14 +109,19 @@ class Prompt(NamedTuple):
 @functools.cache
 def pattern(sentence: str) -> re.Pattern:
     """The regular expression that reads a sentence's slots back."""
-    return re.compile(re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{'|'.join(SLOTS[m[1]])})",
-                             sentence))
+    return re.compile(
+        re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{'|'.join(SLOTS[m[1]])})", sentence)
+    )
 
 
 def make_prompt(kind: str, slots: dict[str, str]) -> Prompt:
     sentence, testpoints = KINDS[kind]
-    return Prompt(sentence.format(**slots), kind, slots,
-                  tuple((sub, description.format(**slots)) for sub, description in testpoints))
+    return Prompt(
+        sentence.format(**slots),
+        kind,
+        slots,
+        tuple((sub, description.format(**slots)) for sub, description in testpoints),
+    )
 
 
 @functools.lru_cache(maxsize=65536)
@@ -114,12 +144,14 @@ def all_prompts(split: str) -> dict[str, tuple[Prompt, ...]]:
     prompts = {}
     for kind, (sentence, _) in KINDS.items():
         names = re.findall(r"\{(\w+)\}", sentence)
-        combos = [dict(zip(names, values))
-                  for values in itertools.product(*(SLOTS[n] for n in names))]
+        combos = [
+            dict(zip(names, values)) for values in itertools.product(*(SLOTS[n] for n in names))
+        ]
         combos = [c for c in combos if c["s1"] != c.get("s2") and c.get("c1") != c.get("c2", 0)]
         made = [make_prompt(kind, slots) for slots in combos]
-        prompts[kind] = tuple(p for p in made if
-                              (zlib.crc32(p.text.encode()) % 4 == 0) == (split == "heldout"))
+        prompts[kind] = tuple(
+            p for p in made if (zlib.crc32(p.text.encode()) % 4 == 0) == (split == "heldout")
+        )
     return prompts
 
 
@@ -140,6 +172,7 @@ def sample_prompts(count: int, rng: np.random.Generator) -> list[Prompt]:
 
 
 # ----------------------------------------------------------------------------- scenes
+
 
 def place(radii: np.ndarray, rng: np.random.Generator, ordered=None) -> np.ndarray:
     """Centres (n, 2) of things that do not touch; ordered=(dx, dy): thing 0 lies there of thing 1.
@@ -181,17 +214,22 @@ def sample_scene(prompt: Prompt, rng: np.random.Generator) -> Scene:
         sizes = [*sizes, "small"]
     if prompt.kind == "inclusion":
         centre = place(np.array([RADII["outer"]]), rng)[0]
-        things = (Thing(s["s2"], s["c2"], *centre, RADII["outer"]),
-                  Thing(s["s1"], s["c1"], *centre, RADII["inner"]))
+        things = (
+            Thing(s["s2"], s["c2"], *centre, RADII["outer"]),
+            Thing(s["s1"], s["c1"], *centre, RADII["inner"]),
+        )
     else:
         radii = np.array([RADII[size] for size in sizes])
         xy = place(radii, rng, PLACES.get(s.get("place")))
-        things = tuple(Thing(shape, c, x, y, r, s.get("style") == "drawn in outline")
-                       for (shape, c), (x, y), r in zip(looks, xy, radii))
+        things = tuple(
+            Thing(shape, c, x, y, r, s.get("style") == "drawn in outline")
+            for (shape, c), (x, y), r in zip(looks, xy, radii)
+        )
     return Scene(things, dark=s.get("style") == "on a dark ground")
 
 
 # ----------------------------------------------------------------------------- testpoints
+
 
 @functools.lru_cache(maxsize=65536)
 def parse_testpoint(sub: str, description: str) -> dict[str, str] | None:
@@ -229,14 +267,16 @@ def holds(sub: str, slots: dict[str, str], reading: Reading) -> bool:
     if sub == "Grammar - Negation":
         return bool(reading.things) and not second and not reading.unread
     if sub == "Style":
-        return bool(reading.things) and (reading.dark if slots["style"] == STYLES[0] else
-                                         all(t.outline for t in reading.things))
+        return bool(reading.things) and (
+            reading.dark if slots["style"] == STYLES[0] else all(t.outline for t in reading.things)
+        )
     if sub == "Relationship - Comparison":
         sign = 1 if slots["than"] == "larger" else -1
         return bool(pairs) and all(sign * (a.r - b.r) > 0.8 for a, b in pairs)
     if sub == "Relationship - Inclusion":
-        return bool(pairs) and all(a.r < 0.6 * b.r and np.hypot(a.x - b.x, a.y - b.y) < 0.4 * b.r
-                                   for a, b in pairs)
+        return bool(pairs) and all(
+            a.r < 0.6 * b.r and np.hypot(a.x - b.x, a.y - b.y) < 0.4 * b.r for a, b in pairs
+        )
     dx, dy = PLACES[slots["place"]]
     return bool(pairs) and all((a.x - b.x) * dx + (a.y - b.y) * dy > 3 for a, b in pairs)
 
@@ -247,6 +287,7 @@ def satisfied(prompt: Prompt, reading: Reading) -> list[bool]:
 
 
 # ----------------------------------------------------------------------------- judge
+
 
 class ShapesMLLM:
     """The verifier as a multimodal judge: it reads questions and writes answers as a real one does.
@@ -267,15 +308,18 @@ class ShapesMLLM:
 
     def __init__(self, error_rate: float = 0.0, first_bias: float = 0.0):
         self.error_rate, self.first_bias = error_rate, first_bias
-        self.name = "shapes" + (f"-err{error_rate}-first{first_bias}"
-                                if error_rate or first_bias else "")
+        self.name = "shapes" + (
+            f"-err{error_rate}-first{first_bias}" if error_rate or first_bias else ""
+        )
 
     def ask(self, queries: list[Query]) -> list[Answer]:
         """One answer a query, in order; each image is read once however many queries show it."""
         images = {id(image): image for query in queries for image in query.images}
         readings = dict(zip(images, read(list(images.values())))) if images else {}
-        return [Answer(self.answer(query, [readings[id(i)] for i in query.images]), None)
-                for query in queries]
+        return [
+            Answer(self.answer(query, [readings[id(i)] for i in query.images]), None)
+            for query in queries
+        ]
 
     def answer(self, query: Query, shown: list[Reading]) -> str:
         caption = re.search(r"^Caption: (.*)$", query.text, re.MULTILINE)
@@ -311,8 +355,9 @@ def look(thing: Thing) -> tuple[str, str, str, bool]:
 def compare(prompt: Prompt, first: Reading, second: Reading, jnd: float) -> tuple[str, int]:
     """Why, and which image is better: 1, 2, or 0 for a tie."""
     met = [sum(satisfied(prompt, r)) for r in (first, second)]
-    reason = (f"Image 1 shows {met[0]} and Image 2 shows {met[1]} of {len(prompt.testpoints)} "
-              "demands.")
+    reason = (
+        f"Image 1 shows {met[0]} and Image 2 shows {met[1]} of {len(prompt.testpoints)} demands."
+    )
     if met[0] != met[1]:
         return reason, 1 if met[0] > met[1] else 2
     drawn = [len(r.things) + r.unread for r in (first, second)]
@@ -336,8 +381,8 @@ def answer_testpoints(question: str, reading: Reading) -> str:
     question."""
     analyses, scores = [], []
     for sub, description in re.findall(
-            r"^Testpoint \d+: (.+)\n(?:Definition: .*\n)?Description: (.+)$", question,
-            re.MULTILINE):
+        r"^Testpoint \d+: (.+)\n(?:Definition: .*\n)?Description: (.+)$", question, re.MULTILINE
+    ):
         slots = parse_testpoint(sub.strip(), description.strip())
         verdict = slots is not None and holds(sub.strip(), slots, reading)
         fault = "cannot be verified" if slots is None else "is not shown"
@@ -352,5 +397,7 @@ def answer_scores(prompt: Prompt, reading: Reading) -> str:
     met = satisfied(prompt, reading)
     alignment = 1 + 4 * sum(met) / len(met)
     clean = 1 + 4 * np.exp(-reading.fidelity / 4)
-    return (f"Alignment Score (1-5): {alignment:.4f}\nCoherence Score (1-5): {clean:.4f}\n"
-            f"Style Score (1-5): {clean:.4f}")
+    return (
+        f"Alignment Score (1-5): {alignment:.4f}\nCoherence Score (1-5): {clean:.4f}\n"
+        f"Style Score (1-5): {clean:.4f}"
+    )

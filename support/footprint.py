@@ -20,37 +20,70 @@ import weakref
 from pathlib import Path
 
 import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from models import flux  # noqa: I001 - first: it silences messages of the two libraries below
-from diffusers import (AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline,
-                       FluxTransformer2DModel)
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 import grpo
 import sampler
+from models import flux
 
 FLOAT = 4  # bytes of a float32
 
 # FLUX.1-dev's published configuration files, which its hub hands out only to accounts that accepted
 # its licence. Transformer 11.90 B parameters, T5-XXL encoder 4.76 B, CLIP-L text encoder 0.12 B.
 FLUX_DEV = {
-    "transformer": dict(num_layers=19, num_single_layers=38, attention_head_dim=128,
-                        num_attention_heads=24, joint_attention_dim=4096,
-                        pooled_projection_dim=768, guidance_embeds=True,
-                        in_channels=64, patch_size=1, axes_dims_rope=(16, 56, 56)),
-    "vae": dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=16,
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                norm_num_groups=32, sample_size=1024, scaling_factor=0.3611, shift_factor=0.1159,
-                use_quant_conv=False, use_post_quant_conv=False),
-    "text_encoder": dict(vocab_size=49408, hidden_size=768, intermediate_size=3072,
-                         num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=77,
-                         projection_dim=768),
-    "text_encoder_2": dict(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24,
-                           num_heads=64, feed_forward_proj="gated-gelu", is_encoder_decoder=False,
-                           use_cache=False),
+    "transformer": dict(
+        num_layers=19,
+        num_single_layers=38,
+        attention_head_dim=128,
+        num_attention_heads=24,
+        joint_attention_dim=4096,
+        pooled_projection_dim=768,
+        guidance_embeds=True,
+        in_channels=64,
+        patch_size=1,
+        axes_dims_rope=(16, 56, 56),
+    ),
+    "vae": dict(
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=16,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=32,
+        sample_size=1024,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ),
+    "text_encoder": dict(
+        vocab_size=49408,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=77,
+        projection_dim=768,
+    ),
+    "text_encoder_2": dict(
+        vocab_size=32128,
+        d_model=4096,
+        d_kv=64,
+        d_ff=10240,
+        num_layers=24,
+        num_heads=64,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+        use_cache=False,
+    ),
 }
 
 
@@ -59,8 +92,11 @@ def promoted_bytes(args) -> int:
 
     A bfloat16 layer's result plus a float32 LoRA's is one. A GPU casts as it computes: no copy.
     """
-    operands = [x for x in tree_leaves(args)
-                if isinstance(x, torch.Tensor) and x.ndim and x.dtype.is_floating_point]
+    operands = [
+        x
+        for x in tree_leaves(args)
+        if isinstance(x, torch.Tensor) and x.ndim and x.dtype.is_floating_point
+    ]
     dtypes = [x.dtype for x in operands]
     common = functools.reduce(torch.promote_types, dtypes) if dtypes else None
     return sum(x.numel() * common.itemsize for x in operands if x.dtype != common)
@@ -78,8 +114,11 @@ class Alive(TorchDispatchMode):
         self._seen: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        before = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs))
-                  if isinstance(x, torch.Tensor)}
+        before = {
+            id(x.untyped_storage())
+            for x in tree_leaves((args, kwargs))
+            if isinstance(x, torch.Tensor)
+        }
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
             if isinstance(x, torch.Tensor):
@@ -103,6 +142,7 @@ class Alive(TorchDispatchMode):
 
 # --------------------------------------------------------------------- the model, without weights
 
+
 def meta_pipeline(model: str, dtype: torch.dtype):
     """(FluxPipeline on the meta device, text tokens a prompt) from configuration files, frozen.
 
@@ -114,20 +154,25 @@ def meta_pipeline(model: str, dtype: torch.dtype):
         found = json.loads((folder / "model_index.json").read_text()).get("_class_name")
         if found != FluxPipeline.__name__:
             raise ValueError(f"'{model}' is a {found}: a dry run knows FLUX pipelines only")
-        configs = {name: json.loads((folder / name / "config.json").read_text())
-                   for name in FLUX_DEV}
+        configs = {
+            name: json.loads((folder / name / "config.json").read_text()) for name in FLUX_DEV
+        }
         tokenizer = json.loads((folder / "tokenizer_2" / "tokenizer_config.json").read_text())
         tokens = min(tokens, tokenizer.get("model_max_length", tokens))
     elif model.rstrip("/").endswith("FLUX.1-dev"):
         configs = FLUX_DEV
     else:
-        raise ValueError(f"no configuration of '{model}' for a dry run: give a local pipeline "
-                         "folder, or black-forest-labs/FLUX.1-dev, whose configuration is known")
+        raise ValueError(
+            f"no configuration of '{model}' for a dry run: give a local pipeline "
+            "folder, or black-forest-labs/FLUX.1-dev, whose configuration is known"
+        )
     with torch.device("meta"):
-        parts = {"transformer": FluxTransformer2DModel.from_config(configs["transformer"]),
-                 "vae": AutoencoderKL.from_config(configs["vae"]),
-                 "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
-                 "text_encoder_2": T5EncoderModel(T5Config(**configs["text_encoder_2"]))}
+        parts = {
+            "transformer": FluxTransformer2DModel.from_config(configs["transformer"]),
+            "vae": AutoencoderKL.from_config(configs["vae"]),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
+            "text_encoder_2": T5EncoderModel(T5Config(**configs["text_encoder_2"])),
+        }
     for part in parts.values():
         part.requires_grad_(False).eval()
         for parameter in part.parameters():  # part.to() would warn of modules to be kept in float32
@@ -149,11 +194,14 @@ def make_fake(module: torch.nn.Module) -> None:
 
 # ----------------------------------------------------------------------------- what passes allocate
 
+
 def micro_batch_input(pipe, size: int, batch: int, tokens: int):
     """(velocity function, latents, next latents, sigmas) of a micro-batch; values do not matter."""
     config, dtype = pipe.transformer.config, next(pipe.vae.parameters()).dtype
-    text = flux.Text(torch.zeros(batch, tokens, config.joint_attention_dim, dtype=dtype),
-                     torch.zeros(batch, config.pooled_projection_dim, dtype=dtype))
+    text = flux.Text(
+        torch.zeros(batch, tokens, config.joint_attention_dim, dtype=dtype),
+        torch.zeros(batch, config.pooled_projection_dim, dtype=dtype),
+    )
     _, rows, columns = flux.latent_shape(pipe, size, size)
     latents = torch.zeros(2, batch, rows * columns // 4, config.in_channels)
     return flux.velocity_fn(pipe, text, size, size), latents[0], latents[1], torch.linspace(1, 0, 4)
@@ -170,8 +218,14 @@ def replay_bytes(pipe, size: int, batch: int, tokens: int) -> tuple[int, int]:
     latents.requires_grad_()  # as in all blocks after the first: a lone block may hold no adapter
     advantages = torch.ones(batch)
     with Alive() as alive:
-        step = sampler.sde_step(latents, velocity(latents, sigmas[1].expand(batch)), sigmas, 1, 0.7,
-                                next_latents=next_latents)
+        step = sampler.sde_step(
+            latents,
+            velocity(latents, sigmas[1].expand(batch)),
+            sigmas,
+            1,
+            0.7,
+            next_latents=next_latents,
+        )
         loss = grpo.clipped_loss(step.log_prob, advantages, advantages, 1e-4).loss
         saved = alive.now
         loss.backward()
@@ -192,8 +246,11 @@ class Joined(torch.nn.Module):
 
 def stacks_of(network: torch.nn.Module) -> dict[str, torch.nn.ModuleList]:
     """The lists of repeated blocks by name, in the order in which they run."""
-    return {name: part for name, part in network.named_children()
-            if isinstance(part, torch.nn.ModuleList)}
+    return {
+        name: part
+        for name, part in network.named_children()
+        if isinstance(part, torch.nn.ModuleList)
+    }
 
 
 def replay_peak(pipe, size: int, batch: int, tokens: int) -> int:

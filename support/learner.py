@@ -13,16 +13,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from support import processes
 import sampler
-from shapes import world
 from models.base import flux
+from shapes import world
+from support import processes
 from support.processes import DTYPES, Processes
 from support.prompts import Prompts, TextCache, step_prompts
 
 
 class Learner(NamedTuple):
     """The model and what trains it."""
+
     pipe: object
     policy: torch.nn.Module  # the transformer, or its DDP wrapper
     optimizer: torch.optim.Optimizer
@@ -78,7 +79,7 @@ def make_encode(pipe, cfg, procs: Processes, prompts: Prompts | None):
         rng = np.random.default_rng(sampler.seed_of(cfg.seed, step, "prompts"))  # as in train_step
         needed += step_prompts(prompts, cfg.prompts_per_step, step, cfg.seed, rng)
     needed = list(dict.fromkeys(needed))
-    cache.prepare(needed[procs.rank::procs.world], live)
+    cache.prepare(needed[procs.rank :: procs.world], live)
     procs.wait()
     for name, part in pipe.components.items():
         if name.startswith("text_encoder") and part is not None:

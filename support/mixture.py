@@ -13,14 +13,15 @@ from typing import NamedTuple
 
 import torch
 
-from rewards import RewardBatch
 from judges.scorers import PUBLISHED
+from rewards import RewardBatch
 
 JUDGED = ("pairwise", "pointwise")  # by a multimodal LLM; the other names are scorers.py's
 
 
 class Part(NamedTuple):
     """One reward of a mixture."""
+
     source: str  # folder or hub name of a scorer's weights; empty: the published ones
     weight: float
 
@@ -36,20 +37,25 @@ def parse_rewards(text: str) -> dict[str, Part]:
         head, colon, weight = item.strip().rpartition(":")
         name, equals, source = (head if colon else weight).partition("=")
         if name not in JUDGED and name not in PUBLISHED:
-            raise ValueError(f"--rewards: unknown reward '{name}' in '{text}', "
-                             f"choose from {', '.join([*JUDGED, *PUBLISHED])}")
+            raise ValueError(
+                f"--rewards: unknown reward '{name}' in '{text}', "
+                f"choose from {', '.join([*JUDGED, *PUBLISHED])}"
+            )
         if name in parts:
             raise ValueError(f"--rewards: '{name}' stands twice in '{text}', name each reward once")
         if equals and (name in JUDGED or not source):
-            raise ValueError(f"--rewards: '{item.strip()}' in '{text}', only a scorer takes "
-                             "=SOURCE, the folder or hub name of its weights")
+            raise ValueError(
+                f"--rewards: '{item.strip()}' in '{text}', only a scorer takes "
+                "=SOURCE, the folder or hub name of its weights"
+            )
         try:
             value = float(weight) if colon else 1.0
         except ValueError:
             value = math.nan
         if not 0 < value < math.inf:
-            raise ValueError(f"--rewards: weight '{weight}' of '{name}' in '{text}' must be a "
-                             "number above 0")
+            raise ValueError(
+                f"--rewards: weight '{weight}' of '{name}' in '{text}' must be a number above 0"
+            )
         parts[name] = Part(source, value)
     return parts
 
@@ -82,6 +88,8 @@ class MixedReward:
             rewards, counts = reward.result(judged)
             layers.append(rewards)
             stats |= {key: value + stats.get(key, 0) for key, value in counts.items()}
-            stats |= {f"{name}_mean": rewards.mean().item(),
-                      f"{name}_std": rewards.std(1, correction=0).mean().item()}
+            stats |= {
+                f"{name}_mean": rewards.mean().item(),
+                f"{name}_std": rewards.std(1, correction=0).mean().item(),
+            }
         return RewardBatch(torch.stack(layers, -1), stats)

@@ -57,7 +57,8 @@ def roll_out_and_judge(roll_out: Callable, reward, chunks: Iterable[tuple[list, 
     rolled = time.perf_counter()
     parts, spans = zip(*(future.result() for future in judging), strict=True)
     seconds = {
-        "seconds_rollout": rolled - start, "seconds_judge": covered(spans),
+        "seconds_rollout": rolled - start,
+        "seconds_judge": covered(spans),
         "seconds_judge_hidden": covered(spans, until=rolled),
-    }  # fmt: skip
+    }
     return rollouts, reward.result(parts), seconds

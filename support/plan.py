@@ -19,23 +19,35 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models import flux
+from rewards import pair_schedule
 from support import processes
-from support.footprint import (FLOAT, decode_bytes, encode_bytes, forward_bytes, make_fake, meta_pipeline,
-                       replay_peak)
+from support.footprint import (
+    FLOAT,
+    decode_bytes,
+    encode_bytes,
+    forward_bytes,
+    make_fake,
+    meta_pipeline,
+    replay_peak,
+)
 from support.mixture import parse_rewards
 from support.processes import DTYPES
-from rewards import pair_schedule
 
 MARGIN = 0.1  # share of the GPU left for what is not counted
 DECODED_AT_ONCE = 64  # flux.decode's batch_size
 ENCODED_AT_ONCE = 16  # prompts a batch where text is cached before training
 # Parameters of the published scorers' models; loaded in float32, and never trained.
-SCORERS = {"clip": 427_616_513, "pickscore": 986_109_441, "hpsv2": 986_109_441,
-           "aesthetic": 304_900_000}
+SCORERS = {
+    "clip": 427_616_513,
+    "pickscore": 986_109_441,
+    "hpsv2": 986_109_441,
+    "aesthetic": 304_900_000,
+}
 
 
 class Settings(NamedTuple):
     """The fields of train.Config that decide memory and work, by the same names."""
+
     size: int = 720
     num_steps: int = 25
     prompts_per_step: int = 1
@@ -61,6 +73,7 @@ class Settings(NamedTuple):
 
 class Counts(NamedTuple):
     """Parameters."""
+
     transformer: int  # the adapter included
     trainable: int
     text: int
@@ -72,6 +85,7 @@ class Counts(NamedTuple):
 
 class Bytes(NamedTuple):
     """Bytes on one rank, lasting ones first, then those of one kind of moment."""
+
     weights: int  # as stored: bf16 base and float32 LoRA, or float32 masters (a shard of them)
     frozen: int  # the copy that is the KL reference; none for LoRA
     optimiser: int  # AdamW's two moments, float32
@@ -93,6 +107,7 @@ class Bytes(NamedTuple):
 
 class Work(NamedTuple):
     """Passes of one step on one rank, each of one micro-batch, and judge calls of all ranks."""
+
     forward: int
     recomputed: int  # forward again, by checkpointing
     backward: int
@@ -127,15 +142,23 @@ def weight_bytes(module: torch.nn.Module) -> int:
 def count(pipe) -> Counts:
     blocks, whole = processes.blocks(pipe.transformer), numel(pipe.transformer)
     frozen = sum(p.numel() for block in blocks for p in block.parameters() if not p.requires_grad)
-    return Counts(whole, sum(p.numel() for p in flux.trainable(pipe)),
-                  numel(pipe.text_encoder) + numel(pipe.text_encoder_2), numel(pipe.vae),
-                  max(map(numel, blocks)), frozen, whole - sum(map(numel, blocks)))
+    return Counts(
+        whole,
+        sum(p.numel() for p in flux.trainable(pipe)),
+        numel(pipe.text_encoder) + numel(pipe.text_encoder_2),
+        numel(pipe.vae),
+        max(map(numel, blocks)),
+        frozen,
+        whole - sum(map(numel, blocks)),
+    )
 
 
 # ----------------------------------------------------------------------------- the plan
 
-def train_bytes(counts: Counts, stored: int, s: Settings, world: int,
-                backwards: int) -> dict[str, int]:
+
+def train_bytes(
+    counts: Counts, stored: int, s: Settings, world: int, backwards: int
+) -> dict[str, int]:
     """Bytes on one rank that last (weights, optimiser, average), of gradients and of their buffers.
 
     stored: bytes of the transformer as loaded, adapter included. backwards: passes an update adds
@@ -146,16 +169,28 @@ def train_bytes(counts: Counts, stored: int, s: Settings, world: int,
     n, itemsize = counts.trainable, DTYPES[s.dtype].itemsize
     full = not s.lora_rank
     if not s.shard:
-        outside, block = ((itemsize * counts.outside, itemsize * counts.block) if s.offload
-                          else (0, 0))
-        return dict(weights=stored - outside, frozen=stored if full else 0, optimiser=2 * FLOAT * n,
-                    ema=FLOAT * n if s.ema else 0, gradients=FLOAT * n,
-                    buffers=FLOAT * n if world > 1 else 0, gathered=block)
+        outside, block = (
+            (itemsize * counts.outside, itemsize * counts.block) if s.offload else (0, 0)
+        )
+        return dict(
+            weights=stored - outside,
+            frozen=stored if full else 0,
+            optimiser=2 * FLOAT * n,
+            ema=FLOAT * n if s.ema else 0,
+            gradients=FLOAT * n,
+            buffers=FLOAT * n if world > 1 else 0,
+            gathered=block,
+        )
     part = math.ceil(n / world)
-    return dict(weights=FLOAT * part, frozen=itemsize * part, optimiser=2 * FLOAT * part,
-                ema=FLOAT * part if s.ema else 0, gradients=FLOAT * part,
-                buffers=(FLOAT * n if backwards > 1 else 0) + (FLOAT + itemsize) * counts.block,
-                gathered=itemsize * (counts.root + 2 * counts.block))
+    return dict(
+        weights=FLOAT * part,
+        frozen=itemsize * part,
+        optimiser=2 * FLOAT * part,
+        ema=FLOAT * part if s.ema else 0,
+        gradients=FLOAT * part,
+        buffers=(FLOAT * n if backwards > 1 else 0) + (FLOAT + itemsize) * counts.block,
+        gathered=itemsize * (counts.root + 2 * counts.block),
+    )
 
 
 def trajectory_bytes(s: Settings, samples: int, elements: int) -> int:
@@ -165,6 +200,7 @@ def trajectory_bytes(s: Settings, samples: int, elements: int) -> int:
 
 def scorer_bytes(s: Settings) -> int:
     """Bytes of the pointwise scorers in --rewards: of a folder's files, else as published."""
+
     def size(name: str, source: str) -> int:
         files = Path(source).glob("*.safetensors") if source else ()
         return sum(file.stat().st_size for file in files) or FLOAT * SCORERS[name]
@@ -184,7 +220,8 @@ def phase_bytes(b: Bytes, cached: bool) -> dict[str, int]:
         "rollout": step + b.trajectories + b.gathered + b.forward,
         "decode": step + b.decode,
         "update": step + b.gradients + b.buffers + b.gathered + b.activations,
-        "optimiser": step + 2 * b.gradients}
+        "optimiser": step + 2 * b.gradients,
+    }
 
 
 def replayed_steps(s: Settings) -> int:
@@ -229,8 +266,11 @@ def make_plan(model: str, s: Settings, world: int = 1) -> Plan:
             make_fake(part)
         peaks = {}
         for checkpointing in (False, True):
-            (pipe.transformer.enable_gradient_checkpointing if checkpointing
-             else pipe.transformer.disable_gradient_checkpointing)()
+            (
+                pipe.transformer.enable_gradient_checkpointing
+                if checkpointing
+                else pipe.transformer.disable_gradient_checkpointing
+            )()
             peaks[checkpointing] = replay_peak(pipe, s.size, batch, tokens)
         measured = dict(
             activations=peaks[s.gradient_checkpointing],
@@ -238,46 +278,81 @@ def make_plan(model: str, s: Settings, world: int = 1) -> Plan:
             forward=forward_bytes(pipe, s.size, batch, tokens),
             decode=decode_bytes(pipe, s.size, min(samples, DECODED_AT_ONCE), s.vae_slicing),
             encode=encode_bytes(pipe, ENCODED_AT_ONCE if s.text_cache else per_rank, tokens)
-            + (encoders if s.text_cache else 0))
-    everything = Bytes(vae=counts.vae * itemsize, text_encoders=0 if s.text_cache else encoders,
-                       scorers=scorer_bytes(s),
-                       trajectories=trajectory_bytes(s, samples, channels * rows * columns),
-                       text=(per_rank + samples) * row, **held, **measured)
-    return Plan(model, s, world, per_rank * world, batch, rows * columns // 4, counts, everything,
-                phase_bytes(everything, bool(s.text_cache)), work_of(s, per_rank * world, batches))
+            + (encoders if s.text_cache else 0),
+        )
+    everything = Bytes(
+        vae=counts.vae * itemsize,
+        text_encoders=0 if s.text_cache else encoders,
+        scorers=scorer_bytes(s),
+        trajectories=trajectory_bytes(s, samples, channels * rows * columns),
+        text=(per_rank + samples) * row,
+        **held,
+        **measured,
+    )
+    return Plan(
+        model,
+        s,
+        world,
+        per_rank * world,
+        batch,
+        rows * columns // 4,
+        counts,
+        everything,
+        phase_bytes(everything, bool(s.text_cache)),
+        work_of(s, per_rank * world, batches),
+    )
 
 
 # ----------------------------------------------------------------------------- for people
 
+
 def table(plan: Plan) -> str:
     """The plan as a small table; GB are 1e9 bytes, on one rank."""
     s, c, b, w = plan.settings, plan.counts, plan.bytes, plan.work
-    lines = [f"plan for {plan.model}: {plan.world} rank(s), "
-             f"{plan.prompts} prompts x {s.group_size} images, {s.num_steps} steps, {s.size} px "
-             f"({plan.tokens} tokens), micro-batch {plan.micro_batch}"]
+    lines = [
+        f"plan for {plan.model}: {plan.world} rank(s), "
+        f"{plan.prompts} prompts x {s.group_size} images, {s.num_steps} steps, {s.size} px "
+        f"({plan.tokens} tokens), micro-batch {plan.micro_batch}"
+    ]
     if plan.prompts != s.prompts_per_step:
-        lines.append(f"--prompts_per_step {s.prompts_per_step} is no multiple of {plan.world} "
-                     f"ranks: planned as {plan.prompts}")
-    lines += [f"parameters: transformer {c.transformer:,} ({c.trainable:,} trained), text encoders "
-              f"{c.text:,}, VAE {c.vae:,}", "", f"{'on one rank':52}{'GB':>9}"]
+        lines.append(
+            f"--prompts_per_step {s.prompts_per_step} is no multiple of {plan.world} "
+            f"ranks: planned as {plan.prompts}"
+        )
+    lines += [
+        f"parameters: transformer {c.transformer:,} ({c.trainable:,} trained), text encoders "
+        f"{c.text:,}, VAE {c.vae:,}",
+        "",
+        f"{'on one rank':52}{'GB':>9}",
+    ]
     on, off = ("with", "without") if s.gradient_checkpointing else ("without", "with")
     for label, value in [
-            ("weights", b.weights), ("frozen reference", b.frozen),
-            ("optimiser (AdamW)", b.optimiser), ("moving average", b.ema), ("VAE", b.vae),
-            ("text encoders while training", b.text_encoders), ("scorers, such as CLIP", b.scorers),
-            ("trajectories of the rank's samples", b.trajectories), ("text embeddings", b.text),
-            ("gradients", b.gradients), ("gradient buffers of DDP or FSDP2", b.buffers),
-            ("weights gathered by FSDP2, or fetched by --offload", b.gathered),
-            (f"activations, {on} checkpointing", b.activations),
-            (f"  ({off} checkpointing)", b.activations_other),
-            ("forward without gradient", b.forward),
-            ("VAE decode", b.decode)]:
+        ("weights", b.weights),
+        ("frozen reference", b.frozen),
+        ("optimiser (AdamW)", b.optimiser),
+        ("moving average", b.ema),
+        ("VAE", b.vae),
+        ("text encoders while training", b.text_encoders),
+        ("scorers, such as CLIP", b.scorers),
+        ("trajectories of the rank's samples", b.trajectories),
+        ("text embeddings", b.text),
+        ("gradients", b.gradients),
+        ("gradient buffers of DDP or FSDP2", b.buffers),
+        ("weights gathered by FSDP2, or fetched by --offload", b.gathered),
+        (f"activations, {on} checkpointing", b.activations),
+        (f"  ({off} checkpointing)", b.activations_other),
+        ("forward without gradient", b.forward),
+        ("VAE decode", b.decode),
+    ]:
         lines.append(f"{label:52}{value / 1e9:9.2f}")
     lines += ["", f"{'most alive in each phase':52}{'GB':>9}"]
     lines += [f"{name:52}{value / 1e9:9.2f}" for name, value in plan.phases.items()]
-    lines += ["", f"a step, each rank: {w.forward} forward, {w.recomputed} recomputed and "
-              f"{w.backward} backward passes of one micro-batch; {w.judge_calls} judge calls over "
-              "all ranks"]
+    lines += [
+        "",
+        f"a step, each rank: {w.forward} forward, {w.recomputed} recomputed and "
+        f"{w.backward} backward passes of one micro-batch; {w.judge_calls} judge calls over "
+        "all ranks",
+    ]
     return "\n".join(lines)
 
 
@@ -285,21 +360,30 @@ def remedies(plan: Plan) -> list[str]:
     """Flags that shrink what this plan needs, those of its largest phase first."""
     s, phase = plan.settings, max(plan.phases, key=plan.phases.get)
     options = {
-        "update": [("--gradient_checkpointing", not s.gradient_checkpointing),
-                   (f"--micro_batch {max(1, plan.micro_batch // 2)}", plan.micro_batch > 1)],
+        "update": [
+            ("--gradient_checkpointing", not s.gradient_checkpointing),
+            (f"--micro_batch {max(1, plan.micro_batch // 2)}", plan.micro_batch > 1),
+        ],
         "encode": [("--text_cache FOLDER", not s.text_cache)],
         "decode": [("--vae_slicing", not s.vae_slicing)],
         "rollout": [(f"--micro_batch {max(1, plan.micro_batch // 2)}", plan.micro_batch > 1)],
-        "optimiser": []}
-    lasting = [("--text_cache FOLDER", not s.text_cache), ("--lora_rank 16", not s.lora_rank),
-               ("--lora_rank 4", s.lora_rank > 4 and phase in ("update", "optimiser")),
-               ("--offload", s.lora_rank and not s.offload),
-               ("--shard on several ranks", not s.shard and not s.lora_rank),
-               ("more ranks", s.shard),
-               ("--ema 0", s.ema > 0), ("--dtype bfloat16", s.dtype == "float32"),
-               ("--rewards without a scorer", plan.bytes.scorers > 0.05 * plan.peak),
-               ("fewer --prompts_per_step or a smaller --size",
-                plan.bytes.trajectories > 0.05 * plan.peak)]
+        "optimiser": [],
+    }
+    lasting = [
+        ("--text_cache FOLDER", not s.text_cache),
+        ("--lora_rank 16", not s.lora_rank),
+        ("--lora_rank 4", s.lora_rank > 4 and phase in ("update", "optimiser")),
+        ("--offload", s.lora_rank and not s.offload),
+        ("--shard on several ranks", not s.shard and not s.lora_rank),
+        ("more ranks", s.shard),
+        ("--ema 0", s.ema > 0),
+        ("--dtype bfloat16", s.dtype == "float32"),
+        ("--rewards without a scorer", plan.bytes.scorers > 0.05 * plan.peak),
+        (
+            "fewer --prompts_per_step or a smaller --size",
+            plan.bytes.trajectories > 0.05 * plan.peak,
+        ),
+    ]
     flags = [flag for flag, helps in options[phase] + lasting if helps]
     return list(dict.fromkeys(flags)) or ["a larger GPU"]
 
@@ -313,4 +397,5 @@ def refuse(plan: Plan, gpu_memory: float) -> None:
             f"this plan needs {plan.peak / 1e9:.1f} GB a rank in its {phase} phase and "
             f"--gpu_memory {gpu_memory:g} leaves {room / 1e9:.1f} ({MARGIN:.0%} kept for what is "
             "not counted); "
-            f"what would help: {', '.join(remedies(plan))}")
+            f"what would help: {', '.join(remedies(plan))}"
+        )

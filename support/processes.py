@@ -24,9 +24,12 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_model_state_dict,
-                                                     get_optimizer_state_dict,
-                                                     set_optimizer_state_dict)
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -42,6 +45,7 @@ warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable", 
 
 class Processes(NamedTuple):
     """Where this process stands among those that torchrun started; alone without torchrun."""
+
     rank: int
     world: int
     device: torch.device
@@ -99,14 +103,19 @@ def start_processes(device: str, shard: bool = False) -> Processes:
 
 # ----------------------------------------------------------------------- who holds the weights
 
+
 def blocks(transformer: torch.nn.Module) -> list[torch.nn.Module]:
     """The repeated blocks: what is compiled, checkpointed and gathered one at a time."""
     lists = (part for part in transformer.children() if isinstance(part, torch.nn.ModuleList))
     return [block for part in lists for block in part]
 
 
-def shard(transformer: torch.nn.Module, procs: Processes, dtype: torch.dtype,
-          master: torch.dtype = torch.float32) -> None:
+def shard(
+    transformer: torch.nn.Module,
+    procs: Processes,
+    dtype: torch.dtype,
+    master: torch.dtype = torch.float32,
+) -> None:
     """Spreads the weights over all ranks, in place: stored as `master`, computed with as `dtype`.
 
     One unit a transformer block, gathered when it runs and freed after it, forward and backward
@@ -115,8 +124,11 @@ def shard(transformer: torch.nn.Module, procs: Processes, dtype: torch.dtype,
     model.
     """
     mesh = init_device_mesh(procs.device.type, (procs.world,))
-    policy = MixedPrecisionPolicy(param_dtype=dtype if dtype != master else None,
-                                  reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype if dtype != master else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
     for block in blocks(transformer):
         fully_shard(block.to(procs.device, master), mesh=mesh, mp_policy=policy)
     # What is left is small: a second move would undo nothing, sharded blocks are there already.
@@ -135,11 +147,16 @@ def offload(transformer: torch.nn.Module, device: torch.device) -> None:
     backward pass needs: with gradient checkpointing one block's at a time, without it all of them.
     """
     for block in blocks(transformer):
-        frozen = [(module, name, weight) for module in block.modules()
-                  for name, weight in module._parameters.items()
-                  if weight is not None and not weight.requires_grad]
-        waiting = [weight.data.pin_memory() if device.type == "cuda" else weight.data
-                   for _, _, weight in frozen]
+        frozen = [
+            (module, name, weight)
+            for module in block.modules()
+            for name, weight in module._parameters.items()
+            if weight is not None and not weight.requires_grad
+        ]
+        waiting = [
+            weight.data.pin_memory() if device.type == "cuda" else weight.data
+            for _, _, weight in frozen
+        ]
         for _, _, weight in frozen:
             weight.data = torch.empty(0, dtype=weight.dtype)
 
@@ -188,6 +205,7 @@ def full_weights(transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 # ----------------------------------------------------------------------------- moving average
 
+
 class MovingAverage:
     """Exponential moving average of the trainable weights, in float32, sharded as they are."""
 
@@ -219,6 +237,7 @@ class MovingAverage:
 
 # ----------------------------------------------------------------------------- checkpoints
 
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The last complete checkpoint: its .metadata is written after everything else."""
     done = sorted(folder.glob("step_*/.metadata"))
@@ -228,12 +247,16 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def training_state(transformer, optimizer, average: MovingAverage) -> dict:
     weights = {n: p.detach() for n, p in transformer.named_parameters() if p.requires_grad}
     options = StateDictOptions(ignore_frozen_params=True)
-    return {"weights": weights, "average": average.mean,
-            "optimizer": get_optimizer_state_dict(transformer, optimizer, options=options)}
+    return {
+        "weights": weights,
+        "average": average.mean,
+        "optimizer": get_optimizer_state_dict(transformer, optimizer, options=options),
+    }
 
 
-def save_checkpoint(folder: Path, procs: Processes, transformer, optimizer, average,
-                    step: int) -> None:
+def save_checkpoint(
+    folder: Path, procs: Processes, transformer, optimizer, average, step: int
+) -> None:
     """Trainable weights, optimiser state and average, each rank its part; then drops older ones."""
     target = folder / f"step_{step:06d}"
     if procs.first and target.exists():
@@ -252,6 +275,10 @@ def load_checkpoint(folder: Path, transformer, optimizer, average) -> int:
     newest = newest_checkpoint(folder)
     state = training_state(transformer, optimizer, average)
     dcp.load(state, checkpoint_id=str(newest))  # in place: weights and average are the live tensors
-    set_optimizer_state_dict(transformer, optimizer, state["optimizer"],
-                             options=StateDictOptions(ignore_frozen_params=True))
+    set_optimizer_state_dict(
+        transformer,
+        optimizer,
+        state["optimizer"],
+        options=StateDictOptions(ignore_frozen_params=True),
+    )
     return int(newest.name.removeprefix("step_"))

@@ -40,18 +40,21 @@ def read_prompts(path: str, heldout: int, at_least: int = 1) -> Prompts:
         # at line ends alone: splitlines would also cut at characters that may stand within a prompt
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
-        raise ValueError(f"--prompts '{path}': {error.strerror}; expected a text file, one prompt "
-                         "a line")
+        raise ValueError(
+            f"--prompts '{path}': {error.strerror}; expected a text file, one prompt a line"
+        )
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts '{path}' is not UTF-8 (byte {error.start}): save it as UTF-8")
     prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not prompts:
         raise ValueError(f"--prompts '{path}' holds no prompt: expected one a line")
     if len(prompts) < heldout + at_least:
-        raise ValueError(f"--prompts '{path}' holds {len(prompts)} distinct prompts: too few for "
-                         f"{heldout} held out (--heldout) and {at_least} a step "
-                         "(--prompts_per_step)")
-    return Prompts(prompts[:len(prompts) - heldout], prompts[len(prompts) - heldout:])
+        raise ValueError(
+            f"--prompts '{path}' holds {len(prompts)} distinct prompts: too few for "
+            f"{heldout} held out (--heldout) and {at_least} a step "
+            "(--prompts_per_step)"
+        )
+    return Prompts(prompts[: len(prompts) - heldout], prompts[len(prompts) - heldout :])
 
 
 @functools.lru_cache(maxsize=2)
@@ -95,7 +98,7 @@ class TextCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [p for p in dict.fromkeys(prompts) if not self.path(p).exists()]
         for i in range(0, len(missing), batch_size):
-            chunk = missing[i:i + batch_size]
+            chunk = missing[i : i + batch_size]
             text = encode(chunk)
             for row, prompt in enumerate(chunk):
                 tensors = {k: v[row].cpu().contiguous() for k, v in text._asdict().items()}

@@ -1,9 +1,9 @@
 """A run's directory: settings, log, checkpoint. Whatever is killed leaves the last good state.
 
-    config.json      every setting, versions, the command
-    metrics.jsonl    one JSON object a step; step 0 is the base
-    checkpoint/      step_N/: trainable weights, optimiser state, moving average (parallel.py)
-    final/           what plain diffusers loads, with a model card
+config.json      every setting, versions, the command
+metrics.jsonl    one JSON object a step; step 0 is the base
+checkpoint/      step_N/: trainable weights, optimiser state, moving average (parallel.py)
+final/           what plain diffusers loads, with a model card
 """
 
 import json
@@ -15,9 +15,28 @@ import numpy as np
 import torch
 
 # Settings that may differ between a run and its resumption: where it runs, and what fits there.
-FREE = ("resume", "steps", "out", "device", "base_url", "concurrency", "call_timeout", "patience",
-        "max_calls", "logger", "text_cache", "dry_run", "gpu_memory", "ranks", "micro_batch",
-        "gradient_checkpointing", "shard", "vae_slicing", "compile", "offload")
+FREE = (
+    "resume",
+    "steps",
+    "out",
+    "device",
+    "base_url",
+    "concurrency",
+    "call_timeout",
+    "patience",
+    "max_calls",
+    "logger",
+    "text_cache",
+    "dry_run",
+    "gpu_memory",
+    "ranks",
+    "micro_batch",
+    "gradient_checkpointing",
+    "shard",
+    "vae_slicing",
+    "compile",
+    "offload",
+)
 
 
 def write_atomically(path: Path, write) -> None:
@@ -41,17 +60,25 @@ def prepare_run(settings: dict) -> Path:
         (out / "samples").mkdir(exist_ok=True)
         if settings["resume"]:
             if not (out / "config.json").exists():
-                raise SystemExit(f"nothing to resume in '{out}': no run was started there; "
-                                 "start without --resume")
+                raise SystemExit(
+                    f"nothing to resume in '{out}': no run was started there; "
+                    "start without --resume"
+                )
             old = json.loads((out / "config.json").read_text())["config"]
-            changed = [f"{k} ({old.get(k)} -> {v})" for k, v in settings.items()
-                       if k not in FREE and old.get(k) != v]
+            changed = [
+                f"{k} ({old.get(k)} -> {v})"
+                for k, v in settings.items()
+                if k not in FREE and old.get(k) != v
+            ]
             if changed:
-                raise SystemExit(f"'{out}' was started with other settings: {', '.join(changed)}; "
-                                 "resume with the same, or use another --out")
+                raise SystemExit(
+                    f"'{out}' was started with other settings: {', '.join(changed)}; "
+                    "resume with the same, or use another --out"
+                )
         elif (out / "metrics.jsonl").exists():
-            raise SystemExit(f"'{out}' already holds a run: add --resume to continue it, or choose "
-                             "another --out")
+            raise SystemExit(
+                f"'{out}' already holds a run: add --resume to continue it, or choose another --out"
+            )
         record = {"config": settings, "versions": versions(), "command": sys.argv}
         write_atomically(out / "config.json", lambda p: p.write_text(json.dumps(record, indent=1)))
     except OSError as error:
@@ -63,8 +90,13 @@ def versions() -> dict[str, str]:
     import diffusers
     import transformers
 
-    return {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__,
-            "diffusers": diffusers.__version__, "transformers": transformers.__version__}
+    return {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def write_metrics(out: Path, metrics: list[dict]) -> None:
@@ -83,9 +115,11 @@ def make_logger(kind: str, out: Path, settings: dict):
     try:
         if kind == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
+
             writer = SummaryWriter(str(out / "tensorboard"))
         else:
             import wandb
+
             wandb.init(project="pref-grpo", name=out.name, dir=str(out), config=settings)
     except ImportError:
         raise SystemExit(f"--logger {kind} needs the package '{kind}': pip install {kind}")
@@ -137,14 +171,22 @@ def card_snippet(pipeline: str, model: str, lora: bool, folder: Path, run: dict)
     Only the schedule is the pipeline's own.
     """
     weights = model if lora else "PATH/TO/THIS/FOLDER"
-    lines = ["import torch", f"from diffusers import {pipeline}", "",
-             f'pipe = {pipeline}.from_pretrained("{weights}", dtype=torch.{run["dtype"]})']
+    lines = [
+        "import torch",
+        f"from diffusers import {pipeline}",
+        "",
+        f'pipe = {pipeline}.from_pretrained("{weights}", dtype=torch.{run["dtype"]})',
+    ]
     if lora:
         lines.append('pipe.load_lora_weights("PATH/TO/THIS/FOLDER")')
     if torch.cuda.is_available():
         lines.append('pipe.to("cuda")')
-    call = {"height": run["size"], "width": run["size"], "num_inference_steps": run["num_steps"],
-            "guidance_scale": run["guidance"]}
+    call = {
+        "height": run["size"],
+        "width": run["size"],
+        "num_inference_steps": run["num_steps"],
+        "guidance_scale": run["guidance"],
+    }
     tokenizer = (Path(model) if lora else folder) / "tokenizer_2" / "tokenizer_config.json"
     length = 512
     if tokenizer.is_file():
@@ -155,19 +197,33 @@ def card_snippet(pipeline: str, model: str, lora: bool, folder: Path, run: dict)
     return [*lines, f'image = pipe("a prompt", {arguments}).images[0]']
 
 
-def write_card(folder: Path, pipeline: str, model: str, lora: bool, settings: dict, result: str,
-               scores: dict[str, dict]) -> None:
+def write_card(
+    folder: Path,
+    pipeline: str,
+    model: str,
+    lora: bool,
+    settings: dict,
+    result: str,
+    scores: dict[str, dict],
+) -> None:
     """final/README.md: how the model was trained, what it scored held out, how to load it.
 
     folder: final/ of a run directory; pipeline: name of its class in diffusers; model: what was
     trained, folder or hub name; settings: those to print.
     """
     run = json.loads((folder.parent / "config.json").read_text())["config"]
-    rows = [f"| {key} | {scores['base'][key]:.3f} | {value:.3f} |"
-            for key, value in scores["trained"].items()]
+    rows = [
+        f"| {key} | {scores['base'][key]:.3f} | {value:.3f} |"
+        for key, value in scores["trained"].items()
+    ]
     hidden = {"base_url", "out", "device", "resume"}
     flags = [as_flag(name, value) for name, value in settings.items() if name not in hidden]
     snippet = card_snippet(pipeline, model, lora, folder, run)
-    text = CARD.format(model=model, result=result, scores="\n".join(rows),
-                       snippet="\n".join(snippet), settings="\n".join(flags))
+    text = CARD.format(
+        model=model,
+        result=result,
+        scores="\n".join(rows),
+        snippet="\n".join(snippet),
+        settings="\n".join(flags),
+    )
     (folder / "README.md").write_text(text, encoding="utf-8")

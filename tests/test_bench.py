@@ -21,8 +21,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
     """Three prompts of the embedded world, drawn as asked except for one image of the second."""
-    from shapes import scenes
-    from shapes import world
+    from shapes import scenes, world
 
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
@@ -58,8 +57,7 @@ def test_judge_score_and_report_from_the_command_line(drawn, capsys):
     assert run("score r.csv other.csv") == 0
     assert "+0.00 to +0.00" in capsys.readouterr().out
     assert run("report r.csv other.csv --out out/report.html") == 0
-    assert {p.name for p in Path("out").iterdir()} == {"report.html", "report.md",
-                                                       "radar.png"}
+    assert {p.name for p in Path("out").iterdir()} == {"report.html", "report.md", "radar.png"}
     assert "'r'" not in Path("out/report.md").read_text()
     assert drawn[1].text in Path("out/report.html").read_text()
 
@@ -86,8 +84,9 @@ def test_the_flags_name_the_judge(drawn, monkeypatch):
     assert run(judge.format("openai") + "--base_url URL --timeout 5 --concurrency 3") == 0
     assert made.pop() == (("URL", None), {"concurrency": 3, "timeout": 5, "max_tokens": 4096})
     assert sizes[2:] == [1] * 12
-    assert ([r.scores for r in read_results("local.csv")]
-            == [r.scores for r in read_results("openai.csv")])
+    assert [r.scores for r in read_results("local.csv")] == [
+        r.scores for r in read_results("openai.csv")
+    ]
     with pytest.raises(ValueError, match="--judge local needs --judge_model"):
         run(judge.format("local"))
 
@@ -144,25 +143,35 @@ def test_the_default_run_twice_gives_the_same_bytes(tmp_path, monkeypatch):
 
 def test_the_held_out_score_of_training_is_the_benchmarks(tmp_path):
     """The same pictures, right and wrong ones, through train.py's measure and through the files."""
+    from shapes import scenes, world
     from support import heldout
-    from shapes import scenes
-    from shapes import world
     from unigenbench.asking import judge_images
     from unigenbench.results import score
 
     rng, prompts = np.random.default_rng(0), world.heldout_prompts()[:30]
     (tmp_path / "images").mkdir()
-    shown = [[Image.fromarray(pixels) for pixels in scenes.render(
-        [world.sample_scene(prompts[(n + i * (n % 2)) % 30], rng) for i in range(4)])]
-        for n in range(30)]
+    shown = [
+        [
+            Image.fromarray(pixels)
+            for pixels in scenes.render(
+                [world.sample_scene(prompts[(n + i * (n % 2)) % 30], rng) for i in range(4)]
+            )
+        ]
+        for n in range(30)
+    ]
     for n, i in np.ndindex(30, 4):
         shown[n][i].save(tmp_path / "images" / f"{n}_{i}.png")
-    judged = judge_images(world.ShapesMLLM(), bench.find_prompts("shapes")[:30],
-                          tmp_path / "images", tmp_path / "j.jsonl")
+    judged = judge_images(
+        world.ShapesMLLM(),
+        bench.find_prompts("shapes")[:30],
+        tmp_path / "images",
+        tmp_path / "j.jsonl",
+    )
     for i in range(4):
         results, fidelity = heldout.verify(prompts, [images[i] for images in shown])
         assert [(r.index, r.prompt, r.subs, r.scores) for r in results] == [
-            (r.index, r.prompt, r.subs, r.scores) for r in judged[i::4]]
+            (r.index, r.prompt, r.subs, r.scores) for r in judged[i::4]
+        ]
         metrics = heldout.Held(results, fidelity, [0.5] * 30).metrics()
         assert metrics["heldout_accuracy"] == score(judged[i::4]).accuracy
         assert (metrics["heldout_accuracy"] == 1) == (i == 0)
@@ -183,18 +192,25 @@ def test_the_embedded_benchmark_survives_the_official_format(tmp_path):
 
 
 def test_files_that_are_not_ours_are_not_written_over(drawn):
-    for line in ("judge --prompts shapes --limit 3 --images images --out theirs.csv",
-                 "construct --count 2 --out theirs.csv"):
+    for line in (
+        "judge --prompts shapes --limit 3 --images images --out theirs.csv",
+        "construct --count 2 --out theirs.csv",
+    ):
         Path("theirs.csv").write_text("theirs")
         with pytest.raises(ValueError, match="theirs.csv is there, but not its journal"):
             run(line)
         assert Path("theirs.csv").read_text() == "theirs"
 
 
-@pytest.mark.parametrize("line", ["generate --model m --prompts own --out x --limit 0",
-                                  "generate --model m --prompts own --out x --steps -3",
-                                  "judge --prompts own --images x --out y --limit x",
-                                  "construct --count 0 --out y"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "generate --model m --prompts own --out x --limit 0",
+        "generate --model m --prompts own --out x --steps -3",
+        "judge --prompts own --images x --out y --limit x",
+        "construct --count 0 --out y",
+    ],
+)
 def test_numbers_of_nothing_are_refused(line, capsys):
     with pytest.raises(SystemExit, match="2"):
         run(line)
@@ -212,7 +228,8 @@ def test_our_own_prompt_set_touches_everything():
     subs = Counter(sub for p in prompts for sub, _ in p.testpoints)
     assert len(prompts) >= 100 and len(subs) == 27 and min(subs.values()) >= 5
     assert {(p.theme, p.subtheme) for p in prompts} == {
-        (theme, sub) for theme, subs in SUBTHEMES.items() for sub in subs}
+        (theme, sub) for theme, subs in SUBTHEMES.items() for sub in subs
+    }
     texts = [p.text for p in prompts]
     assert max(alike(a, b) for i, a in enumerate(texts) for b in texts[:i]) <= 0.2
     assert all(1 <= len(p.testpoints) <= 5 for p in prompts)

@@ -9,10 +9,10 @@ from collections import Counter
 import pytest
 
 import bench
-from unigenbench import construct as C
 from judges.mllm import Answer
 from shapes.server import JudgeServer
 from shapes.world import ShapesMLLM
+from unigenbench import construct as C
 from unigenbench.testpoints import SUBS, load_prompts
 
 
@@ -72,10 +72,17 @@ def test_every_prompt_is_written_and_checked_once_and_resumed(tmp_path, capsys):
         C.construct(again, 31, journal, seed=1)
 
 
-@pytest.mark.parametrize("answer", [
-    "no JSON", '{"prompt": "a"}', '{"prompt": "", "descriptions": ["a"]}',
-    '{"prompt": "a", "descriptions": ["a", "b"]}', '{"prompt": "a", "descriptions": [" "]}',
-    '{"prompt": "%s", "descriptions": ["a"]}' % ("word " * 61)])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "no JSON",
+        '{"prompt": "a"}',
+        '{"prompt": "", "descriptions": ["a"]}',
+        '{"prompt": "a", "descriptions": ["a", "b"]}',
+        '{"prompt": "a", "descriptions": [" "]}',
+        '{"prompt": "%s", "descriptions": ["a"]}' % ("word " * 61),
+    ],
+)
 def test_incomplete_answers_are_refused(answer):
     plan = C.Plan(0, "Art", "Other", "Scene", ("Style",))
     assert C.read_written(answer, plan) is None
@@ -136,11 +143,26 @@ def server():
 
 def test_the_classroom_server_writes_and_checks_over_the_network(tmp_path, server):
     """The command and the real client: a whole file, and after a kill only what is missing."""
+
     def run():
         before = server.calls
         url = f"http://127.0.0.1:{server.server_port}/v1"
-        assert bench.run(["construct", "--judge", "openai", "--base_url", url, "--count", "20",
-                          "--out", str(tmp_path / "p.csv")]) == 0
+        assert (
+            bench.run(
+                [
+                    "construct",
+                    "--judge",
+                    "openai",
+                    "--base_url",
+                    url,
+                    "--count",
+                    "20",
+                    "--out",
+                    str(tmp_path / "p.csv"),
+                ]
+            )
+            == 0
+        )
         return load_prompts(tmp_path / "p.csv"), server.calls - before
 
     prompts, calls = run()
@@ -148,8 +170,9 @@ def test_the_classroom_server_writes_and_checks_over_the_network(tmp_path, serve
     for prompt, plan in zip(prompts, C.make_plans(20, seed=0)):
         assert tuple(sub for sub, _ in prompt.testpoints) == plan.subs
         assert all(description in prompt.text for _, description in prompt.testpoints)
-    assert all(C.alike(a.text, b.text) <= C.MOST_ALIKE
-               for a, b in itertools.combinations(prompts, 2))
+    assert all(
+        C.alike(a.text, b.text) <= C.MOST_ALIKE for a, b in itertools.combinations(prompts, 2)
+    )
     assert run() == (prompts, 0)
     journal = tmp_path / "p.journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from models import flux
 import sampler
+from models import flux
 
 PROMPTS = ["a red circle inside a blue square", "three green triangles"]
 
@@ -24,10 +24,18 @@ def pixels(images):
 
 def test_ode_sample_is_what_diffusers_own_pipeline_draws(tiny_flux):
     sigmas = sampler.sigma_schedule(6)[:-1].tolist()
-    theirs = [tiny_flux(prompt, height=32, width=32, num_inference_steps=6, sigmas=sigmas,
-                        max_sequence_length=tiny_flux.tokenizer_2.model_max_length,
-                        generator=torch.Generator().manual_seed(seed)).images[0]
-              for prompt, seed in zip(PROMPTS, (5, 6))]
+    theirs = [
+        tiny_flux(
+            prompt,
+            height=32,
+            width=32,
+            num_inference_steps=6,
+            sigmas=sigmas,
+            max_sequence_length=tiny_flux.tokenizer_2.model_max_length,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]
+        for prompt, seed in zip(PROMPTS, (5, 6))
+    ]
     assert np.abs(pixels(our_images(tiny_flux, PROMPTS, [5, 6])) - pixels(theirs)).max() <= 1
     assert np.abs(pixels(our_images(tiny_flux, PROMPTS, [6, 5])) - pixels(theirs)).max() > 20
 
@@ -88,21 +96,33 @@ def test_lora_starts_as_the_base_switches_off_and_saves(tiny_flux, tmp_path):
 def test_full_weights_save_as_a_pipeline(tiny_flux, tmp_path):
     flux.save(tiny_flux, tmp_path / "full")
     again = flux.load(str(tmp_path / "full"))
-    assert np.array_equal(pixels(our_images(tiny_flux, PROMPTS, [1, 2])),
-                          pixels(our_images(again, PROMPTS, [1, 2])))
+    assert np.array_equal(
+        pixels(our_images(tiny_flux, PROMPTS, [1, 2])), pixels(our_images(again, PROMPTS, [1, 2]))
+    )
 
 
 def test_guidance_reaches_a_distilled_transformer(tiny_flux):
     from diffusers import FluxTransformer2DModel
 
-    config = dict(tiny_flux.transformer.config) | {"guidance_embeds": True, "num_layers": 1,
-                                                   "num_single_layers": 1}
+    config = dict(tiny_flux.transformer.config) | {
+        "guidance_embeds": True,
+        "num_layers": 1,
+        "num_single_layers": 1,
+    }
     torch.manual_seed(0)
     distilled = FluxTransformer2DModel.from_config(config)
-    pipe = FluxPipeline(tiny_flux.scheduler, tiny_flux.vae, tiny_flux.text_encoder,
-                        tiny_flux.tokenizer, tiny_flux.text_encoder_2, tiny_flux.tokenizer_2,
-                        distilled)
+    pipe = FluxPipeline(
+        tiny_flux.scheduler,
+        tiny_flux.vae,
+        tiny_flux.text_encoder,
+        tiny_flux.tokenizer,
+        tiny_flux.text_encoder_2,
+        tiny_flux.tokenizer_2,
+        distilled,
+    )
     noise, text = flux.initial_noise(pipe, 32, 32, [0]), flux.encode(pipe, PROMPTS[:1])
-    outputs = [flux.velocity_fn(pipe, text, 32, 32, guidance)(noise, torch.ones(1))
-               for guidance in (1.0, 3.5)]
+    outputs = [
+        flux.velocity_fn(pipe, text, 32, 32, guidance)(noise, torch.ones(1))
+        for guidance in (1.0, 3.5)
+    ]
     assert not torch.equal(*outputs)

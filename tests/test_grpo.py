@@ -27,10 +27,12 @@ def test_a_group_without_spread_gets_exactly_zero():
 
 def test_a_spread_below_the_floor_is_divided_by_the_floor():
     rewards = torch.tensor([[0.49, 0.51]])
-    assert torch.allclose(grpo.group_advantages(rewards, std_floor=0.1),
-                          torch.tensor([[-0.1, 0.1]]))
-    assert torch.allclose(grpo.group_advantages(rewards, std_floor=0.001),
-                          torch.tensor([[-1.0, 1.0]]))
+    assert torch.allclose(
+        grpo.group_advantages(rewards, std_floor=0.1), torch.tensor([[-0.1, 0.1]])
+    )
+    assert torch.allclose(
+        grpo.group_advantages(rewards, std_floor=0.001), torch.tensor([[-1.0, 1.0]])
+    )
     assert grpo.frac_floor(torch.tensor([[0.49, 0.51], [0.0, 1.0]]), 0.1) == 0.5
 
 
@@ -44,8 +46,9 @@ def test_one_decisive_pair_among_ties():
 
 
 def test_groups_are_normalised_apart():
-    rewards = (torch.rand(5, 8, generator=torch.Generator().manual_seed(0))
-               * torch.tensor([[1], [2], [3], [4], [5]]))
+    rewards = torch.rand(5, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [[1], [2], [3], [4], [5]]
+    )
     advantages = grpo.group_advantages(rewards)
     assert torch.allclose(advantages.mean(1), torch.zeros(5), atol=1e-6)
     assert torch.allclose(advantages.std(1, correction=0), torch.ones(5), atol=1e-5)
@@ -84,12 +87,18 @@ def test_combined_rewards_weigh_alike_whatever_their_scale():
     assert (grpo.combine_advantages({"a": same}, {"a": 1.0}) == 0).all()
 
 
-@pytest.mark.parametrize("log_ratio, advantage, moves", [
-    (0.0, 1.0, True), (0.0, -1.0, True),
-    # the ratio rose: enough for a good image, not for a bad one
-    (0.3, 1.0, False), (0.3, -1.0, True),
-    (-0.3, 1.0, True), (-0.3, -1.0, False),
-])
+@pytest.mark.parametrize(
+    "log_ratio, advantage, moves",
+    [
+        (0.0, 1.0, True),
+        (0.0, -1.0, True),
+        # the ratio rose: enough for a good image, not for a bad one
+        (0.3, 1.0, False),
+        (0.3, -1.0, True),
+        (-0.3, 1.0, True),
+        (-0.3, -1.0, False),
+    ],
+)
 def test_the_gradient_vanishes_outside_the_clip_on_the_right_side_only(log_ratio, advantage, moves):
     log_prob = torch.tensor([log_ratio], requires_grad=True)
     grpo.clipped_loss(log_prob, torch.zeros(1), torch.tensor([advantage]), 0.2).loss.backward()
@@ -98,8 +107,9 @@ def test_the_gradient_vanishes_outside_the_clip_on_the_right_side_only(log_ratio
 
 
 def test_loss_statistics():
-    loss = grpo.clipped_loss(torch.tensor([0.0, 0.5]).log1p(), torch.zeros(2),
-                             torch.tensor([1.0, 1.0]), 0.2)
+    loss = grpo.clipped_loss(
+        torch.tensor([0.0, 0.5]).log1p(), torch.zeros(2), torch.tensor([1.0, 1.0]), 0.2
+    )
     assert loss.loss.item() == pytest.approx(-(1.0 + 1.2) / 2)
     assert [x.item() for x in loss[1:]] == pytest.approx([1.25, 1.0, 1.5, 0.5])
 
@@ -118,7 +128,7 @@ def test_guard_ratio_is_centred_and_scaled():
     old, new = step(old_mean), step(old_mean + 0.3)
     plain = new.log_prob - old.log_prob
     guarded = grpo.normalised_log_ratio(new, old)
-    assert plain.mean().item() == pytest.approx(-0.3**2 / (2 * 0.5**2), abs=0.01)
+    assert plain.mean().item() == pytest.approx(-(0.3**2) / (2 * 0.5**2), abs=0.01)
     assert guarded.mean().item() == pytest.approx(0.0, abs=0.005)
     # (drawn - old_mean) * shift / std^2 * std, averaged over 32 elements: deviation 0.3 / sqrt(32)
     assert guarded.std().item() == pytest.approx(0.3 / 32**0.5, rel=0.05)
@@ -128,6 +138,7 @@ def test_guard_ratio_is_centred_and_scaled():
 def test_kl_matches_torch():
     mean, other, std = torch.randn(3, 4, 5), torch.randn(3, 4, 5), torch.rand(3, 1, 1) + 0.5
     normal = torch.distributions.Normal
-    expected = torch.distributions.kl_divergence(normal(mean, std.expand_as(mean)),
-                                                 normal(other, std.expand_as(mean))).mean()
+    expected = torch.distributions.kl_divergence(
+        normal(mean, std.expand_as(mean)), normal(other, std.expand_as(mean))
+    ).mean()
     assert torch.allclose(grpo.kl_to_reference(mean, other, std), expected, rtol=1e-5)

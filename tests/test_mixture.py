@@ -7,33 +7,49 @@ import torch
 from conftest import ROOT
 
 import grpo
-from shapes import world
 import train
-from support.mixture import MixedReward, Part, parse_rewards
 from rewards import JudgeError, RewardBatch
+from shapes import world
+from support.mixture import MixedReward, Part, parse_rewards
 
 
-@pytest.mark.parametrize("text, parts", [
-    ("pairwise:0.4,clip:0.6", {"pairwise": Part("", 0.4), "clip": Part("", 0.6)}),
-    ("clip=assets/tiny-clip:0.6 , pointwise:2",
-     {"clip": Part("assets/tiny-clip", 0.6), "pointwise": Part("", 2.0)}),
-    ("hpsv2", {"hpsv2": Part("", 1.0)}),
-    ("pickscore=someone/name,aesthetic:1e-1",
-     {"pickscore": Part("someone/name", 1.0), "aesthetic": Part("", 0.1)}),
-])
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("pairwise:0.4,clip:0.6", {"pairwise": Part("", 0.4), "clip": Part("", 0.6)}),
+        (
+            "clip=assets/tiny-clip:0.6 , pointwise:2",
+            {"clip": Part("assets/tiny-clip", 0.6), "pointwise": Part("", 2.0)},
+        ),
+        ("hpsv2", {"hpsv2": Part("", 1.0)}),
+        (
+            "pickscore=someone/name,aesthetic:1e-1",
+            {"pickscore": Part("someone/name", 1.0), "aesthetic": Part("", 0.1)},
+        ),
+    ],
+)
 def test_parse_rewards(text, parts):
     assert parse_rewards(text) == parts
     assert list(parse_rewards(text)) == list(parts)  # the order of the layers
 
 
-@pytest.mark.parametrize("text, sentence", [
-    ("elo:1", "unknown reward 'elo'"), ("pairwise:0.4,", "unknown reward ''"),
-    (":1", "unknown reward ''"),
-    ("clip:0.4,clip=x:0.6", "'clip' stands twice"), ("pairwise=x:1", "only a scorer takes =SOURCE"),
-    ("clip=:1", "only a scorer takes =SOURCE"), ("clip:much", "weight 'much' of 'clip'"),
-    ("clip:0", "above 0"), ("clip:-1", "above 0"), ("clip:nan", "above 0"), ("clip:inf", "above 0"),
-    ("clip:", "weight '' of 'clip'"),
-])
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("elo:1", "unknown reward 'elo'"),
+        ("pairwise:0.4,", "unknown reward ''"),
+        (":1", "unknown reward ''"),
+        ("clip:0.4,clip=x:0.6", "'clip' stands twice"),
+        ("pairwise=x:1", "only a scorer takes =SOURCE"),
+        ("clip=:1", "only a scorer takes =SOURCE"),
+        ("clip:much", "weight 'much' of 'clip'"),
+        ("clip:0", "above 0"),
+        ("clip:-1", "above 0"),
+        ("clip:nan", "above 0"),
+        ("clip:inf", "above 0"),
+        ("clip:", "weight '' of 'clip'"),
+    ],
+)
 def test_wrong_mixtures_get_one_sentence(text, sentence):
     with pytest.raises(ValueError, match="--rewards") as error:
         parse_rewards(text)
@@ -58,12 +74,23 @@ class Fixed:
 
 def test_layers_stand_in_order_and_counts_add_up():
     a, b = torch.tensor([[0.0, 1.0], [0.5, 0.5]]), torch.tensor([[20.0, 24.0], [30.0, 30.0]])
-    mixed = MixedReward({"pairwise": Fixed(RewardBatch(a, {"comparisons": 4, "tie_rate": 0.5})),
-                         "clip": Fixed(RewardBatch(b, {"comparisons": 3, "failed": 1}))})
+    mixed = MixedReward(
+        {
+            "pairwise": Fixed(RewardBatch(a, {"comparisons": 4, "tie_rate": 0.5})),
+            "clip": Fixed(RewardBatch(b, {"comparisons": 3, "failed": 1})),
+        }
+    )
     rewards, stats = mixed(["x", "y"], [[1, 2], [3, 4]])
     assert torch.equal(rewards, torch.stack([a, b], -1))
-    assert stats == {"comparisons": 7, "tie_rate": 0.5, "failed": 1, "pairwise_mean": 0.5,
-                     "pairwise_std": 0.25, "clip_mean": 26.0, "clip_std": 1.0}
+    assert stats == {
+        "comparisons": 7,
+        "tie_rate": 0.5,
+        "failed": 1,
+        "pairwise_mean": 0.5,
+        "pairwise_std": 0.25,
+        "clip_mean": 26.0,
+        "clip_std": 1.0,
+    }
 
 
 def test_a_lost_reward_is_not_swallowed():
@@ -84,13 +111,20 @@ def test_advantages_are_those_of_the_whole_batch_on_every_rank():
         def gather(self, items):
             return list(rewards.split(2))
 
-    parts = [train.make_advantages(cfg, Rank(rank, 2, "cpu"), mine)[0]
-             for rank, mine in enumerate(rewards.split(2))]
-    whole = grpo.combine_advantages({"pairwise": rewards[..., 0], "clip": rewards[..., 1]},
-                                    {"pairwise": 0.4, "clip": 0.6}, cfg.std_floor, cfg.adv_clip)
+    parts = [
+        train.make_advantages(cfg, Rank(rank, 2, "cpu"), mine)[0]
+        for rank, mine in enumerate(rewards.split(2))
+    ]
+    whole = grpo.combine_advantages(
+        {"pairwise": rewards[..., 0], "clip": rewards[..., 1]},
+        {"pairwise": 0.4, "clip": 0.6},
+        cfg.std_floor,
+        cfg.adv_clip,
+    )
     assert torch.equal(torch.cat(parts), whole)
-    swapped = train.make_advantages(train.Config(rewards="pairwise:0.6,clip:0.4"),
-                                    train.Processes(0, 1, "cpu"), rewards)[0]
+    swapped = train.make_advantages(
+        train.Config(rewards="pairwise:0.6,clip:0.4"), train.Processes(0, 1, "cpu"), rewards
+    )[0]
     assert not torch.allclose(swapped, whole)
 
 
@@ -102,8 +136,9 @@ def test_the_share_at_the_floor_is_in_each_rewards_own_units():
 
 def test_a_step_on_two_rewards():
     mixture = f"pairwise:0.4,clip={ROOT / 'assets' / 'tiny-clip'}:0.6"
-    cfg = train.Config(model=str(ROOT / "assets" / "tiny-flux"), prompts_per_step=2, group_size=4,
-                       rewards=mixture)
+    cfg = train.Config(
+        model=str(ROOT / "assets" / "tiny-flux"), prompts_per_step=2, group_size=4, rewards=mixture
+    )
     procs = train.Processes(0, 1, torch.device("cpu"))
     learner = train.build(cfg, procs, None)
     reward = train.make_reward(cfg, world.ShapesMLLM(), procs.device)

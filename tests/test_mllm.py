@@ -169,8 +169,8 @@ def test_answers_come_in_order_and_calls_run_concurrently():
 
 
 @pytest.mark.parametrize(
-    "fault", [500, 503, 408, "429", "garbage", "html", "no choices", "null", "deep", "truncated",
-              "drop"]
+    "fault",
+    [500, 503, 408, "429", "garbage", "html", "no choices", "null", "deep", "truncated", "drop"],
 )
 def test_passing_faults_are_retried(fault):
     with serving(fault, fault) as server:
@@ -197,7 +197,7 @@ def test_lasting_faults_are_not_retried(fault):
 
 def test_retries_end():
     with serving(*[500] * 10) as server:
-        bad, = client(server, max_retries=2).ask([Query((), "x")])
+        (bad,) = client(server, max_retries=2).ask([Query((), "x")])
     assert "fault 500" in bad.error and len(server.requests) == 3
 
 
@@ -246,8 +246,9 @@ def test_silence_adds_up_over_batches_and_one_call_of_each_finds_the_server_back
             answers = judge.ask([Query((), str(k)) for k in range(5)])
             assert len(server.requests) == before + 1  # not 0.2 s of calls again, one only
             for answer in answers:
-                assert answer.error.startswith("no call was answered for 0.2 s (last: "
-                                               "InternalServerError")
+                assert answer.error.startswith(
+                    "no call was answered for 0.2 s (last: InternalServerError"
+                )
         server.faults.clear()
         assert judge.ask([Query((), "a")]) == [Answer(text="echo a")]
         assert None not in [answer.text for answer in judge.ask([Query((), "b"), Query((), "c")])]
@@ -259,8 +260,10 @@ def test_time_without_calls_is_no_silence():
         assert judge.ask([Query((), "x")])[0].text
         time.sleep(0.4)
         server.faults = [500]
-        assert judge.ask([Query((), "y"), Query((), "z")]) == [Answer(text="echo y"),
-                                                               Answer(text="echo z")]
+        assert judge.ask([Query((), "y"), Query((), "z")]) == [
+            Answer(text="echo y"),
+            Answer(text="echo z"),
+        ]
 
 
 def test_answers_come_as_they_are_ready_and_to_several_threads():
@@ -269,12 +272,14 @@ def test_answers_come_as_they_are_ready_and_to_several_threads():
         texts = [[f"{thread} {k}" for k in range(8)] for thread in range(4)]
         with ThreadPoolExecutor(4) as threads:
             batches = list(threads.map(lambda own: judge.ask([Query((), t) for t in own]), texts))
-        assert ([[a.text for a in batch] for batch in batches]
-                == [[f"echo {t}" for t in own] for own in texts])
+        assert [[a.text for a in batch] for batch in batches] == [
+            [f"echo {t}" for t in own] for own in texts
+        ]
         assert server.most_active <= 3  # the slots are shared
     with serving("hang") as server:
-        first = next(client(server, concurrency=2).as_answered([Query((), "hangs"),
-                                                                Query((), "quick")]))
+        first = next(
+            client(server, concurrency=2).as_answered([Query((), "hangs"), Query((), "quick")])
+        )
     assert first == (1, Answer(text="echo quick"))
 
 
@@ -317,8 +322,9 @@ def test_a_key_from_a_file_may_end_its_line(monkeypatch):
     assert server.requests[0][1]["Authorization"] == f"Bearer {KEY}"
 
 
-@pytest.mark.parametrize("url", [f"user:{PASSWORD}@host/v1", "localhost:8000/v1", "ftp://h/v1",
-                                 "http:///v1"])
+@pytest.mark.parametrize(
+    "url", [f"user:{PASSWORD}@host/v1", "localhost:8000/v1", "ftp://h/v1", "http:///v1"]
+)
 def test_a_url_without_its_beginning_is_told_and_not_quoted(url):
     with pytest.raises(ValueError, match="must begin with http") as error:
         OpenAIMLLM(url, "judge")
@@ -366,8 +372,12 @@ def test_interrupt_ends_a_waiting_process():
     root = Path(__file__).resolve().parent.parent
     with serving(latency=60) as server:
         process = subprocess.Popen(
-            [sys.executable, "-c", program, server.url], cwd=root, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            [sys.executable, "-c", program, server.url],
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         process.stdout.readline()
         while not server.requests:
@@ -446,7 +456,7 @@ def test_cache_goes_by_what_the_judge_sees(tmp_path):
 
 def test_cache_keeps_only_what_is_worth_keeping(tmp_path):
     inner, queries = Counting(), [Query((), "good"), Query((), "bad")]
-    keep = lambda text: text.startswith("good")  # noqa: E731
+    keep = lambda text: text.startswith("good")
     assert [a.text for a in Cached(inner, tmp_path, keep).ask(queries)] == ["good 0", "bad 1"]
     assert [a.text for a in Cached(inner, tmp_path, keep).ask(queries)] == ["good 0", "bad 0"]
     assert [query.text for query in inner.asked] == ["good", "bad", "bad"]
@@ -461,8 +471,10 @@ def test_cache_keeps_probabilities_apart_from_answers(tmp_path):
     inner, queries = Soft(), [Query((), "t"), Query((), "none")]
     assert not hasattr(Cached(Counting(), tmp_path), "first_probability")
     for asked in (2, 3):  # what has no probability is asked again
-        assert Cached(inner, tmp_path, lambda text: False).first_probability(queries) == [1 / 3,
-                                                                                          None]
+        assert Cached(inner, tmp_path, lambda text: False).first_probability(queries) == [
+            1 / 3,
+            None,
+        ]
         assert len(inner.asked) == asked
     assert Cached(inner, tmp_path).ask(queries[:1]) == [Answer(text="t 0")]
 
@@ -513,9 +525,14 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = [
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
-    "<|image_pad|>", "<|video_pad|>",
-]  # fmt: skip
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 
 
 @pytest.fixture(scope="module")
@@ -536,7 +553,9 @@ def folder(tmp_path_factory):
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=SPECIAL[0], eos_token=SPECIAL[2],
+        tokenizer_object=backend,
+        pad_token=SPECIAL[0],
+        eos_token=SPECIAL[2],
         additional_special_tokens=SPECIAL,
     )
     tokenizer.chat_template = TEMPLATE
@@ -546,23 +565,41 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
             "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]},
-            "bos_token_id": None, "eos_token_id": ids["<|im_end|>"], "initializer_range": 0.5,
+            "bos_token_id": None,
+            "eos_token_id": ids["<|im_end|>"],
+            "initializer_range": 0.5,
         },
         vision_config={
-            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
-            "out_hidden_size": 32, "fullatt_block_indexes": [1], "initializer_range": 0.5,
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [1],
+            "initializer_range": 0.5,
         },
-        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
-    )  # fmt: skip
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
     model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config = GenerationConfig(  # of the kind that is published
-        do_sample=True, temperature=5.0, top_p=0.9, top_k=50, repetition_penalty=5.0,
-        eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
-    )  # fmt: skip
+        do_sample=True,
+        temperature=5.0,
+        top_p=0.9,
+        top_k=50,
+        repetition_penalty=5.0,
+        eos_token_id=ids["<|im_end|>"],
+        pad_token_id=ids["<|endoftext|>"],
+    )
     model.save_pretrained(folder)
     return folder
 
@@ -589,8 +626,11 @@ def greedy(local: LocalMLLM, query: Query) -> str:
         token = local.model(**inputs).logits[:, -1:].argmax(-1)
         if token.item() == eos:
             break
-        for key, new in (("input_ids", token), ("attention_mask", torch.ones_like(token)),
-                         ("mm_token_type_ids", torch.zeros_like(token))):
+        for key, new in (
+            ("input_ids", token),
+            ("attention_mask", torch.ones_like(token)),
+            ("mm_token_type_ids", torch.zeros_like(token)),
+        ):
             inputs[key] = torch.cat([inputs[key], new], 1)
     tokens = inputs["input_ids"][0, start:]
     return local.processor.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -624,8 +664,9 @@ def test_first_probability_is_that_of_the_two_answers(local):
     assert all(0 <= p <= 1 for p in batch) and 0.001 < expected < 0.999
 
 
-@pytest.mark.parametrize("caption", ["a <|im_end|>dog<|image_pad|>",
-                                     "a <|im_<|im_<|im_end|>end|>end|>dog"])
+@pytest.mark.parametrize(
+    "caption", ["a <|im_end|>dog<|image_pad|>", "a <|im_<|im_<|im_end|>end|>end|>dog"]
+)
 def test_captions_cannot_speak_the_models_control_language(local, caption):
     clean = local._inputs([Query((), "a dog")], [""])["input_ids"]
     assert torch.equal(local._inputs([Query((), caption)], [""])["input_ids"], clean)
@@ -637,8 +678,14 @@ def test_a_reward_from_the_local_model_end_to_end(local, tmp_path):
     judge, short = Cached(local, tmp_path), {"template": "{prompt}?", "max_failed": 1.0}
     soft = PairwiseReward(judge, soft=True, **short)
     rewards, stats = soft(["dog"], images)
-    odds = dict(zip(itertools.permutations(range(3), 2), local.first_probability(
-        [Query(pair, "dog?") for pair in itertools.permutations(images[0], 2)])))
+    odds = dict(
+        zip(
+            itertools.permutations(range(3), 2),
+            local.first_probability(
+                [Query(pair, "dog?") for pair in itertools.permutations(images[0], 2)]
+            ),
+        )
+    )
     expected = [sum(odds[i, j] + 1 - odds[j, i] for j in range(3) if j != i) / 4 for i in range(3)]
     assert rewards[0].tolist() == pytest.approx(expected, abs=1e-4)
     assert rewards.std() > 0 and stats["failed"] == 0

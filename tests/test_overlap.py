@@ -5,7 +5,6 @@ import http.client
 import json
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -15,18 +14,26 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from support import judging
-from judges import mllm
 import rewards
-from shapes import world
 import train
+from judges import mllm
 from judges.mllm import Answer
-from support.overlap import covered, in_background, roll_out_and_judge
+from shapes import world
 from shapes.server import Faults, JudgeServer
+from support import judging
+from support.overlap import covered, in_background, roll_out_and_judge
 
-SMALL = dict(model=str(ROOT / "assets" / "tiny-flux"), prompts_per_step=2, group_size=3,
-             num_steps=3, heldout=4, eval_every=2, checkpoint_every=10, judge="openai",
-             call_timeout=20.0)
+SMALL = dict(
+    model=str(ROOT / "assets" / "tiny-flux"),
+    prompts_per_step=2,
+    group_size=3,
+    num_steps=3,
+    heldout=4,
+    eval_every=2,
+    checkpoint_every=10,
+    judge="openai",
+    call_timeout=20.0,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +42,8 @@ def no_waiting_and_no_pictures(monkeypatch):
     monkeypatch.setattr(mllm, "_retry_delay", lambda error, attempt: 0.01)
     monkeypatch.setattr(train.Heldout, "GRID_ROWS", 1)
     monkeypatch.setattr(train.Heldout, "GRID_COLUMNS", 1)
-    monkeypatch.setattr(train.report, "sample_grid", lambda *args: None)
-    monkeypatch.setattr(train.report, "training_curves", lambda *args: None)
+    monkeypatch.setattr(train.pictures, "sample_grid", lambda *args: None)
+    monkeypatch.setattr(train.pictures, "training_curves", lambda *args: None)
 
 
 # ---- overlap.py alone ----
@@ -87,7 +94,7 @@ def test_each_chunk_is_judged_while_the_next_ones_roll_out():
 def test_what_fails_in_the_background_is_raised_in_front():
     reward = Recorder()
     reward.gate.set()
-    roll_out = lambda prompts, seeds: SimpleNamespace(images=[])  # noqa: E731
+    roll_out = lambda prompts, seeds: SimpleNamespace(images=[])
     with pytest.raises(ZeroDivisionError, match="of the judge"):
         roll_out_and_judge(roll_out, reward, [(["good"], [1]), (["bad"], [2])])
     with pytest.raises(KeyError):
@@ -157,9 +164,12 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
 
     # to save time
     monkeypatch.setattr(judging, "OpenAIMLLM", partial(mllm.OpenAIMLLM, max_retries=1))
-    flags = [t for k, v in vars(config(port, out, steps=3)).items()
-             if not isinstance(v, bool) and v != ""
-             for t in (f"--{k}", str(v))]
+    flags = [
+        t
+        for k, v in vars(config(port, out, steps=3)).items()
+        if not isinstance(v, bool) and v != ""
+        for t in (f"--{k}", str(v))
+    ]
     says = []
     for extra, left in (([], 4 + 2 * 12 + 2), (["--resume"], 10)):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, *extra])
@@ -167,8 +177,11 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
             train.main()
         says.append(stop.value.code)  # a text: exit status 1
     for said, done, of in zip(says, (2, 2), (8, 12), strict=True):
-        assert ("\n" not in said and f"127.0.0.1:{port}" in said
-                and f" of {of} comparisons lost" in said)
+        assert (
+            "\n" not in said
+            and f"127.0.0.1:{port}" in said
+            and f" of {of} comparisons lost" in said
+        )
         assert "last error: " in said and f"the state after step {done} is saved in '{out}'" in said
         assert said.endswith("repeat the command with --resume")
     assert [row["step"] for row in log_of(out)] == [0, 1, 2]
@@ -190,8 +203,9 @@ def test_overlap_changes_neither_rewards_nor_ratio(tmp_path):
         def result(self, parts):
             batch = super().result(parts)
             prompts = [p for part, _ in seen for p in part]
-            again = rewards.PairwiseReward(world.ShapesMLLM())(prompts,
-                                                                [g for _, i in seen for g in i])
+            again = rewards.PairwiseReward(world.ShapesMLLM())(
+                prompts, [g for _, i in seen for g in i]
+            )
             assert batch.rewards.tolist() == again.rewards.tolist() and batch.stats == again.stats
             return batch
 
@@ -203,8 +217,9 @@ def test_overlap_changes_neither_rewards_nor_ratio(tmp_path):
             reward = Checked(train.make_judge(cfg, tmp_path / str(micro_batch)))
             row = train.train_step(train.build(cfg, procs, None), cfg, procs, reward, None, 1)
             assert [len(prompts) for prompts, _ in seen] == chunks
-            assert (row["ratio_min"] == row["ratio_max"] == 1.0
-                    and set(row["delta_log_prob"]) == {0.0})
+            assert row["ratio_min"] == row["ratio_max"] == 1.0 and set(row["delta_log_prob"]) == {
+                0.0
+            }
             assert row["seconds_judge"] >= row["seconds_judge_hidden"] >= 0
 
 
@@ -213,8 +228,9 @@ def test_faults_of_the_server_leave_the_rewards_alone(tmp_path):
     from measure.judge_faults import compare_with_faultless
 
     with served(error_500=0.1, garbage=0.05, hang=0.02, hang_seconds=3.0) as server:
-        cfg = config(server.server_port, tmp_path / "run", steps=2, call_timeout=2.0,
-                     max_failed=0.3)
+        cfg = config(
+            server.server_port, tmp_path / "run", steps=2, call_timeout=2.0, max_failed=0.3
+        )
         lost, asked, wrong, groups = compare_with_faultless(cfg)
     assert wrong == 0 and groups > 0 and asked == 2 * 12 and lost <= 4
     assert server.calls > asked  # there were faults, and retries
@@ -240,29 +256,42 @@ def test_nonsense_is_not_remembered_for_ever(tmp_path):
     for faults, calls in (({}, 2), ({"error_500": 1.0}, 0)):  # mended; then nothing is asked twice
         with served(server.server_port, **faults) as server:
             judge = judging.make_judge(cfg, tmp_path)
-            assert judging.make_reward(cfg, judge, "cpu")(["a large red circle"],
-                                                          images).stats["failed"] == 0
+            assert (
+                judging.make_reward(cfg, judge, "cpu")(["a large red circle"], images).stats[
+                    "failed"
+                ]
+                == 0
+            )
             assert server.calls == calls
 
 
 # ---- the classroom's server ----
 
 
-@pytest.mark.parametrize("shares", [{"error_500": 10.0}, {"hang": -0.1},
-                                    {"garbage": 0.6, "hang": 0.6}])
+@pytest.mark.parametrize(
+    "shares", [{"error_500": 10.0}, {"hang": -0.1}, {"garbage": 0.6, "hang": 0.6}]
+)
 def test_ten_percent_is_not_ten(shares):
     with pytest.raises(ValueError, match="from 0 to 1, also in sum"):
         Faults(**shares)
 
 
-@pytest.mark.parametrize("body", [
-    b"", b"{", b"[]", b"5", b'{"messages": 5}', b'{"messages": [{"content": null}]}',
-    b"[" * 100_000,
-    b'{"messages": [{"content": [{"type": "image_url", "image_url": {"url": 5}}]}]}',
-    b'{"messages": [{"content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]}',
-    b'{"messages": [{"content": [{"type": "image_url", "image_url": '
-    b'{"url": "data:image/png;base64,AAAA"}}]}]}',
-])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"5",
+        b'{"messages": 5}',
+        b'{"messages": [{"content": null}]}',
+        b"[" * 100_000,
+        b'{"messages": [{"content": [{"type": "image_url", "image_url": {"url": 5}}]}]}',
+        b'{"messages": [{"content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]}',
+        b'{"messages": [{"content": [{"type": "image_url", "image_url": '
+        b'{"url": "data:image/png;base64,AAAA"}}]}]}',
+    ],
+)
 def test_a_bad_request_is_told_so(body):
     with served() as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
@@ -301,28 +330,37 @@ def test_a_template_is_taken_word_for_word(tmp_path):
         train.make_reward(cfg, world.ShapesMLLM(), "cpu")
 
 
-@pytest.mark.parametrize(("settings", "calls"), [
-    ({}, (28 * 2 * 16 * 110, 2 * 314 * 6)),
-    ({"opponents": 3, "both_orders": False}, (12 * 16 * 110, 2 * 314 * 6)),
-    ({"steps": 23, "opponents": 4, "prompts_per_step": 2}, (16 * 2 * 2 * 23, 2 * 314 * 3)),
-    ({"reward": "pointwise", "heldout": 10}, (8 * 16 * 110, 2 * 10 * 6)),
-])
+@pytest.mark.parametrize(
+    ("settings", "calls"),
+    [
+        ({}, (28 * 2 * 16 * 110, 2 * 314 * 6)),
+        ({"opponents": 3, "both_orders": False}, (12 * 16 * 110, 2 * 314 * 6)),
+        ({"steps": 23, "opponents": 4, "prompts_per_step": 2}, (16 * 2 * 2 * 23, 2 * 314 * 3)),
+        ({"reward": "pointwise", "heldout": 10}, (8 * 16 * 110, 2 * 10 * 6)),
+    ],
+)
 def test_the_call_budget_of_every_flag(settings, calls):
     cfg = train.Config(**({"steps": 110, "eval_every": 22} | settings))
-    said = train.call_budget(cfg, train.make_reward(cfg, world.ShapesMLLM(), "cpu"),
-                             cfg.heldout or 314)
+    said = train.call_budget(
+        cfg, train.make_reward(cfg, world.ShapesMLLM(), "cpu"), cfg.heldout or 314
+    )
     assert [f"= {n:,}" in said for n in calls] == [True, True] and f"{sum(calls):,} in all" in said
     assert "\n" not in said
 
 
-@pytest.mark.parametrize(("settings", "sentence"), [
-    ({"opponents": 8}, "--opponents 8 with --group_size 8: opponents must be from 1 to 7"),
-    ({"opponents": -1}, "from 1 to 7"), ({"opponents": 1}, "at least 2, or 0"),
-    ({"opponents": 3, "group_size": 9}, "one must be even"),
-    ({"opponents": 2, "reward": "pointwise"}, "a pairwise reward"),
-    ({"concurrency": 0}, "must be positive"),
-    ({"call_timeout": 0.0}, "must be positive"), ({"patience": -1.0}, "must be positive"),
-])
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"opponents": 8}, "--opponents 8 with --group_size 8: opponents must be from 1 to 7"),
+        ({"opponents": -1}, "from 1 to 7"),
+        ({"opponents": 1}, "at least 2, or 0"),
+        ({"opponents": 3, "group_size": 9}, "one must be even"),
+        ({"opponents": 2, "reward": "pointwise"}, "a pairwise reward"),
+        ({"concurrency": 0}, "must be positive"),
+        ({"call_timeout": 0.0}, "must be positive"),
+        ({"patience": -1.0}, "must be positive"),
+    ],
+)
 def test_wrong_settings_get_one_sentence(settings, sentence):
     with pytest.raises(SystemExit, match=sentence):
         train.check_config(train.Config(**settings), 1)

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from unigenbench import construct as C
 from shapes import phrasebook
 from shapes.world import ShapesMLLM
+from unigenbench import construct as C
 from unigenbench.testpoints import SUBS, Prompt, parse_reasons, parse_scores
 
 PLAN = C.Plan(0, "Art", "Other", "Animal", tuple(SUBS[:5]))
@@ -30,13 +30,21 @@ def test_the_same_question_gives_the_same_prompt_and_another_attempt_another():
 
 
 def test_its_check_refuses_what_is_not_there_or_is_of_another_dimension():
-    points = [("Attribute - Color", "a red kite"), ("Attribute - Shape", "a round table"),
-              ("Attribute - Size", "exactly two lamps"), ("Style", "nice")]
+    points = [
+        ("Attribute - Color", "a red kite"),
+        ("Attribute - Shape", "a round table"),
+        ("Attribute - Size", "exactly two lamps"),
+        ("Style", "nice"),
+    ]
     prompt = Prompt(0, "a red kite, exactly two lamps, nice", points, "Art", "Other", "en")
     answer = phrasebook.answer(C.checking_question(prompt))
     assert parse_scores(answer, 4) == [1, 0, 0, 0]
-    assert parse_reasons(answer, 4) == ["asked for", "not in the prompt",
-                                        "not known to be Attribute - Size", "not known to be Style"]
+    assert parse_reasons(answer, 4) == [
+        "asked for",
+        "not in the prompt",
+        "not known to be Attribute - Size",
+        "not known to be Style",
+    ]
 
 
 def test_what_a_prompt_excludes_no_phrase_brings_in():

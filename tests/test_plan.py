@@ -13,11 +13,9 @@ from conftest import ROOT
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
-from models import flux
-from support import footprint
-from support import plan
-from support import policy
 import train
+from models import flux
+from support import footprint, plan, policy
 
 TINY = str(ROOT / "assets" / "tiny-flux")
 SMALL = dict(size=64, num_steps=4, prompts_per_step=2, group_size=2, micro_batch=2)
@@ -28,8 +26,11 @@ def allocator_peak(function) -> int:
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         function()
-    events = sorted((e.start_ns(), i, e.nbytes()) for i, e in
-                    enumerate(record.profiler.kineto_results.events()) if e.name() == "[memory]")
+    events = sorted(
+        (e.start_ns(), i, e.nbytes())
+        for i, e in enumerate(record.profiler.kineto_results.events())
+        if e.name() == "[memory]"
+    )
     now = peak = 0
     for _, _, size in events:
         now += size
@@ -40,8 +41,11 @@ def allocator_peak(function) -> int:
 def small_pipe(heads=4, double=1, single=1, lora=0, dtype=torch.float32, real=True):
     """A FLUX pipeline with a transformer of the given width and depth, real or on meta."""
     pipe, _ = footprint.meta_pipeline(TINY, dtype)
-    config = dict(pipe.transformer.config) | {"num_attention_heads": heads, "num_layers": double,
-                                              "num_single_layers": single}
+    config = dict(pipe.transformer.config) | {
+        "num_attention_heads": heads,
+        "num_layers": double,
+        "num_single_layers": single,
+    }
     with torch.device("meta"):
         pipe.transformer = type(pipe.transformer).from_config(config).to(dtype)
     pipe.transformer.requires_grad_(not lora)
@@ -71,27 +75,42 @@ WIDE_LORA = dict(heads=8, double=2, single=3, lora=8)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("shape, size, tokens, dtype", [
-    (dict(heads=4), 128, 64, torch.float32), (dict(heads=4), 192, 12, torch.float32),
-    (LORA, 128, 256, torch.float32), (LORA, 128, 64, torch.bfloat16),
-    (WIDE_LORA, 128, 64, torch.bfloat16), (DEEP, 128, 64, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    "shape, size, tokens, dtype",
+    [
+        (dict(heads=4), 128, 64, torch.float32),
+        (dict(heads=4), 192, 12, torch.float32),
+        (LORA, 128, 256, torch.float32),
+        (LORA, 128, 64, torch.bfloat16),
+        (WIDE_LORA, 128, 64, torch.bfloat16),
+        (DEEP, 128, 64, torch.bfloat16),
+    ],
+    ids=str,
+)
 def test_a_micro_batch_allocates_what_is_planned(shape, size, tokens, checkpointing, dtype):
-    counted = planned(lambda pipe: footprint.replay_peak(pipe, size, 2, tokens), checkpointing,
-                      **shape, dtype=dtype)
+    counted = planned(
+        lambda pipe: footprint.replay_peak(pipe, size, 2, tokens),
+        checkpointing,
+        **shape,
+        dtype=dtype,
+    )
     pipe = small_pipe(**shape, dtype=dtype)
     if checkpointing:
         pipe.transformer.enable_gradient_checkpointing()
     for parameter in flux.trainable(pipe):
         parameter.grad = torch.zeros_like(parameter)
     velocity, latents, next_latents, sigmas = footprint.micro_batch_input(pipe, size, 2, tokens)
-    assert counted == pytest.approx(allocator_peak(
-        lambda: velocity(latents, sigmas[1].expand(2)).square().mean().backward()), rel=0.08)
+    assert counted == pytest.approx(
+        allocator_peak(lambda: velocity(latents, sigmas[1].expand(2)).square().mean().backward()),
+        rel=0.08,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_what_autograd_saves_is_what_is_alive_after_the_forward(dtype):
-    counted = planned(lambda pipe: footprint.replay_bytes(pipe, 128, 2, 64)[0],
-                      double=2, single=2, dtype=dtype)
+    counted = planned(
+        lambda pipe: footprint.replay_bytes(pipe, 128, 2, 64)[0], double=2, single=2, dtype=dtype
+    )
     pipe, saved = small_pipe(double=2, single=2, dtype=dtype), {}
     own = {p.untyped_storage().data_ptr() for p in pipe.transformer.parameters()}
     velocity, latents, _, sigmas = footprint.micro_batch_input(pipe, 128, 2, 64)
@@ -108,8 +127,12 @@ def test_what_autograd_saves_is_what_is_alive_after_the_forward(dtype):
 
 
 def test_decoding_and_encoding_allocate_what_is_planned():
-    decoded, encoded = planned(lambda pipe: (footprint.decode_bytes(pipe, 64, 4, False),
-                                             footprint.encode_bytes(pipe, 8, 12)))
+    decoded, encoded = planned(
+        lambda pipe: (
+            footprint.decode_bytes(pipe, 64, 4, False),
+            footprint.encode_bytes(pipe, 8, 12),
+        )
+    )
     pipe = small_pipe()
     latents = torch.zeros(4, 8, 16, 16)
     with torch.no_grad():
@@ -152,8 +175,9 @@ def test_trajectories_and_text_are_those_of_a_real_rollout(tiny_flux):
 
 
 def test_shards_buckets_and_accumulated_gradients():
-    counts = plan.Counts(transformer=1000, trainable=1000, text=0, vae=0, block=100,
-                         outside=0, root=20)
+    counts = plan.Counts(
+        transformer=1000, trainable=1000, text=0, vae=0, block=100, outside=0, root=20
+    )
     full = plan.Settings(shard=True, ema=0.9)
     one, eight = (plan.train_bytes(counts, 2000, full, world, 1) for world in (1, 8))
     for name in ("weights", "frozen", "optimiser", "ema", "gradients"):
@@ -176,8 +200,9 @@ def test_the_real_size_is_built_without_weights():
 
 
 def test_work_is_counted():
-    settings = plan.Settings(num_steps=6, timestep_fraction=0.6, group_size=4,
-                             gradient_checkpointing=True)
+    settings = plan.Settings(
+        num_steps=6, timestep_fraction=0.6, group_size=4, gradient_checkpointing=True
+    )
     assert plan.work_of(settings, 2, 3) == plan.Work(3 * 6 + 5 + 3 * 3, 9, 9, 2 * 6 * 2)
     assert plan.work_of(settings._replace(opponents=2), 2, 3).judge_calls == 2 * 4 * 2
     settings = settings._replace(kl_coef=0.1, reward="pointwise", gradient_checkpointing=False)
@@ -188,8 +213,10 @@ def test_work_is_counted():
 
 def test_scorers_are_counted():
     folder = ROOT / "assets" / "tiny-clip"
-    ours, published = (plan.scorer_bytes(plan.Settings(rewards=f"pairwise:0.4,clip{source}:0.6"))
-                       for source in (f"={folder}", ""))
+    ours, published = (
+        plan.scorer_bytes(plan.Settings(rewards=f"pairwise:0.4,clip{source}:0.6"))
+        for source in (f"={folder}", "")
+    )
     assert ours == (folder / "model.safetensors").stat().st_size
     assert published == pytest.approx(1.71e9, rel=0.01) and plan.scorer_bytes(plan.Settings()) == 0
 
@@ -203,17 +230,37 @@ def test_micro_batch_0_is_what_train_makes_of_it():
 
 
 # The released FLUX recipe: what the paper's authors ran, by the names of our flags.
-RELEASED = dict(size=720, num_steps=25, shift=3.0, noise_level=0.7, sde_kind="flow", guidance=3.5,
-                group_size=8, same_noise=True, timestep_fraction=0.6, clip_range=1e-4, guard=True,
-                adv_clip=5.0, weight_decay=1e-4, max_grad_norm=1.0, kl_coef=0.0,
-                rewards="pairwise:0.4,clip:0.6",
-                dtype="bfloat16", gradient_checkpointing=True, judge="openai",
-                model="black-forest-labs/FLUX.1-dev")
+RELEASED = dict(
+    size=720,
+    num_steps=25,
+    shift=3.0,
+    noise_level=0.7,
+    sde_kind="flow",
+    guidance=3.5,
+    group_size=8,
+    same_noise=True,
+    timestep_fraction=0.6,
+    clip_range=1e-4,
+    guard=True,
+    adv_clip=5.0,
+    weight_decay=1e-4,
+    max_grad_norm=1.0,
+    kl_coef=0.0,
+    rewards="pairwise:0.4,clip:0.6",
+    dtype="bfloat16",
+    gradient_checkpointing=True,
+    judge="openai",
+    model="black-forest-labs/FLUX.1-dev",
+)
 
 
-@pytest.mark.parametrize("recipe, own", [
-    ("flux-lora", dict(lora_rank=16, shard=False)),
-    ("flux-full", dict(lora_rank=0, shard=True, lr=1e-5, prompts_per_step=64))])
+@pytest.mark.parametrize(
+    "recipe, own",
+    [
+        ("flux-lora", dict(lora_rank=16, shard=False)),
+        ("flux-full", dict(lora_rank=0, shard=True, lr=1e-5, prompts_per_step=64)),
+    ],
+)
 def test_recipes_are_the_released_settings(recipe, own):
     cfg = train.parse_config(["--recipe", recipe])  # whatever the toy's defaults are
     assert {name: getattr(cfg, name) for name in RELEASED | own} == RELEASED | own
@@ -242,8 +289,9 @@ def test_the_full_recipe_fits_64_GPUs_and_its_dry_run_takes_less_than_a_minute_a
     start = time.monotonic()
     with open(tmp_path / "plan.txt", "w") as out:
         flags = ["--recipe", "flux-full", "--ranks", "64", "--dry_run"]
-        process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *flags], stdout=out,
-                                   stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *flags], stdout=out, stderr=subprocess.DEVNULL
+        )
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0 and time.monotonic() - start < 60 and used.ru_maxrss < 4e6  # KB
@@ -292,8 +340,9 @@ def update_peak(prompts: int, group: int, micro_batch: int) -> int:
     seeds = [[8 * p + 2 * g for g in range(group)] for p in range(prompts)]
     rollout = train.roll_out(pipe, cfg, ["a red circle"] * prompts, seeds)
     with footprint.Alive() as alive:
-        train.update(pipe, cfg, pipe.transformer, optimiser, rollout, torch.ones(prompts * group),
-                     None, (0,))
+        train.update(
+            pipe, cfg, pipe.transformer, optimiser, rollout, torch.ones(prompts * group), None, (0,)
+        )
     return alive.peak
 
 

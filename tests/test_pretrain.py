@@ -9,9 +9,7 @@ import torch
 from diffusers import FluxPipeline
 
 from models import flux
-from shapes import pretrain
-from shapes import scenes
-from shapes import world
+from shapes import pretrain, scenes, world
 
 
 def test_wrong_captions_have_one_wrong_slot_and_are_no_held_out_ones():
@@ -28,9 +26,10 @@ def test_web_like_data_is_wrong_and_pale_as_often_as_it_says():
     clean, _ = pretrain.make_data(100, np.random.default_rng(0), web=False)
     heldout = {p.text for pool in world.all_prompts("heldout").values() for p in pool}
     assert not heldout & {*captions, *clean}
-    met = [all(world.satisfied(world.parse_prompt(text), reading))
-           for text, reading in zip(captions,
-                                    scenes.read([scenes.Image.fromarray(i) for i in images]))]
+    met = [
+        all(world.satisfied(world.parse_prompt(text), reading))
+        for text, reading in zip(captions, scenes.read([scenes.Image.fromarray(i) for i in images]))
+    ]
     # right are those with a right caption whose color is not washed out beyond reading
     right = (1 - pretrain.WRONG_CAPTION) * (1 - pretrain.WASHED_OUT)
     assert right - 0.04 <= np.mean(met) <= 1 - pretrain.WRONG_CAPTION + 0.04
@@ -81,11 +80,20 @@ def test_a_stage_that_was_stopped_goes_on_as_if_it_was_not(tmp_path):
 
 def test_all_stages_run_and_give_what_the_loader_takes(tmp_path, monkeypatch, capsys):
     few = [pool[0] for pool in world.all_prompts("heldout").values()]
-    monkeypatch.setattr(shapes, "heldout_prompts", lambda: few)
+    monkeypatch.setattr(world, "heldout_prompts", lambda: few)
     monkeypatch.setattr(pretrain, "BATCH", 4)
     steps = [f"--{stage}_steps=2" for stage in ("vae", "decoder", "text", "flow", "web")]
-    monkeypatch.setattr(sys, "argv", ["pretrain.py", f"--out={tmp_path / 'tiny'}",
-                                      f"--work={tmp_path / 'work'}", "--pictures=40", *steps])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "pretrain.py",
+            f"--out={tmp_path / 'tiny'}",
+            f"--work={tmp_path / 'work'}",
+            "--pictures=40",
+            *steps,
+        ],
+    )
     pretrain.main()
     assert "after web-like data: held-out accuracy" in capsys.readouterr().out
     pipe = flux.load(str(tmp_path / "tiny"))

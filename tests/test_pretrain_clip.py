@@ -5,10 +5,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from shapes import pretrain_clip
-from shapes import scenes
-from shapes import world
 from judges.scorers import CLIPScorer
+from shapes import pretrain_clip, scenes, world
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +40,15 @@ def test_batches_are_neighbours():
     assert len(rows) == pretrain_clip.RUNS * pretrain_clip.RUN
 
     def shared(groups):  # words that two captions side by side have in common
-        return np.mean([len({*texts[a].split()} & {*texts[b].split()})
-                        for group in groups for a, b in zip(group[:-1], group[1:])])
+        return np.mean(
+            [
+                len({*texts[a].split()} & {*texts[b].split()})
+                for group in groups
+                for a, b in zip(group[:-1], group[1:])
+            ]
+        )
 
-    drawn = np.random.default_rng(1).permutation(len(texts))[:len(rows)]
+    drawn = np.random.default_rng(1).permutation(len(texts))[: len(rows)]
     assert shared(rows.reshape(pretrain_clip.RUNS, -1)) > 1.25 * shared([drawn])
 
 
@@ -76,8 +79,20 @@ def test_the_shipped_scorer_is_good_and_fallible(pairs):
 
 
 def test_training_writes_what_the_scorer_loads(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["pretrain_clip.py", "--pictures", "40", "--steps", "1",
-                                     "--pairs", "10", "--out", str(tmp_path / "clip")])
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "pretrain_clip.py",
+            "--pictures",
+            "40",
+            "--steps",
+            "1",
+            "--pairs",
+            "10",
+            "--out",
+            str(tmp_path / "clip"),
+        ],
+    )
     pretrain_clip.main()
     scorer = CLIPScorer(str(tmp_path / "clip"))
     assert scorer.model.logit_scale.exp() <= 100

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FluxPipeline
 from torch.profiler import ProfilerActivity, profile
 
-ROOT = Path(__file__).resolve().parent.parent
-from support import processes
-from shapes import world
 import train
-from diffusers import FluxPipeline
+from shapes import world
+from shapes.server import JudgeServer
+from support import processes
 from support.footprint import Alive
 from support.learner import build
-from shapes.server import JudgeServer
 
+ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {
     "ddp": dict(lora_rank=2),
     "fsdp": dict(shard=True, gradient_checkpointing=True),
@@ -31,8 +31,15 @@ PROMPTS = ["a large red circle", "two small blue squares"]
 
 
 def config(mode):
-    return train.Config(model=str(ROOT / "assets" / "tiny-flux"), prompts_per_step=2, group_size=2,
-                        micro_batch=1, num_steps=3, ema=0.5, **SETTINGS[mode])
+    return train.Config(
+        model=str(ROOT / "assets" / "tiny-flux"),
+        prompts_per_step=2,
+        group_size=2,
+        micro_batch=1,
+        num_steps=3,
+        ema=0.5,
+        **SETTINGS[mode],
+    )
 
 
 def learn(cfg, procs, watched=False):
@@ -42,8 +49,9 @@ def learn(cfg, procs, watched=False):
     """
     learner = build(cfg, procs, None)
     mine = list(range(procs.rank, len(PROMPTS), procs.world))
-    rollout = train.roll_out(learner.pipe, cfg, [PROMPTS[p] for p in mine],
-                             [[4 * p, 4 * p + 2] for p in mine])
+    rollout = train.roll_out(
+        learner.pipe, cfg, [PROMPTS[p] for p in mine], [[4 * p, 4 * p + 2] for p in mine]
+    )
     floors = train.check_on_policy(learner.pipe, cfg, rollout)
     assert max(floors) <= 0.1 * cfg.clip_range, floors
     # Descent itself, since AdamW's first step turns a gradient's rounding near 0 into its sign.
@@ -54,8 +62,16 @@ def learn(cfg, procs, watched=False):
         last = watched and optimizer is learner.optimizer
         record = profile(activities=[ProfilerActivity.CPU]) if last else None
         with record or contextlib.nullcontext():
-            train.update(learner.pipe, cfg, learner.policy, optimizer, rollout, advantages,
-                         learner.frozen, (0, 1))
+            train.update(
+                learner.pipe,
+                cfg,
+                learner.policy,
+                optimizer,
+                rollout,
+                advantages,
+                learner.frozen,
+                (0, 1),
+            )
         learner.average.update()
         weights.append(trained_weights(learner))
     return learner, *weights, sent(record) if watched else (0, 0)
@@ -70,8 +86,10 @@ def trained_weights(learner):
 def sent(record: profile) -> tuple[int, int]:
     """How often gradients went to other ranks: (all-reduces, reduce-scatters)."""
     names = [event.name for event in record.events() if event.name.startswith("c10d::")]
-    return (sum("allreduce" in name for name in names),
-            sum("reduce_scatter" in name for name in names))
+    return (
+        sum("allreduce" in name for name in names),
+        sum("reduce_scatter" in name for name in names),
+    )
 
 
 def state_of(learner):
@@ -105,11 +123,19 @@ def as_one_of_two(folder: Path) -> None:
 def two(tmp_path_factory):
     """The folder that two processes left."""
     folder = tmp_path_factory.mktemp("two")
-    env = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                        "MASTER_PORT": "29541"}  # what torchrun sets, without its third process
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29541",
+    }  # what torchrun sets, without its third process
     command = [sys.executable, "-m", "tests.test_processes", str(folder)]
-    ranks = [subprocess.Popen(command, stderr=subprocess.PIPE, env=env | {"RANK": str(rank)},
-                              cwd=ROOT, text=True) for rank in range(2)]
+    ranks = [
+        subprocess.Popen(
+            command, stderr=subprocess.PIPE, env=env | {"RANK": str(rank)}, cwd=ROOT, text=True
+        )
+        for rank in range(2)
+    ]
     errors = [rank.communicate()[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], errors[0][-2000:] + errors[1][-2000:]
     return folder
@@ -124,8 +150,10 @@ def test_offloaded_blocks_learn_the_same_and_are_fetched_one_at_a_time():
         weights.append(flat(adam))
         transformer = learner.pipe.transformer
         if not offload:
-            frozen = [sum(p.nbytes for p in block.parameters() if not p.requires_grad)
-                      for block in processes.blocks(transformer)]
+            frozen = [
+                sum(p.nbytes for p in block.parameters() if not p.requires_grad)
+                for block in processes.blocks(transformer)
+            ]
         text, noise = train.flux.encode(learner.pipe, PROMPTS[:1]), torch.randn(1, 16, 32)
         with Alive() as alive:
             velocity = train.flux.velocity_fn(learner.pipe, text, 32, 32)
@@ -204,22 +232,47 @@ def judge_server():
 
 def test_the_lora_recipe_at_small_size_with_a_judge_server_and_resumed_by_one(tmp_path):
     """bfloat16, LoRA, checkpointing, text cache, mixed rewards, 2 ranks; then 1 goes on."""
-    (tmp_path / "prompts.txt").write_text("\n".join(
-        f"a large {color} {shape}" for color in ("red", "blue")
-        for shape in ("circle", "square", "triangle")))
+    (tmp_path / "prompts.txt").write_text(
+        "\n".join(
+            f"a large {color} {shape}"
+            for color in ("red", "blue")
+            for shape in ("circle", "square", "triangle")
+        )
+    )
     out, tiny, scorer = tmp_path / "run", ROOT / "assets/tiny-flux", ROOT / "assets/tiny-clip"
-    small = dict(model=tiny, size=32, num_steps=3, prompts_per_step=2, group_size=4, micro_batch=2,
-                 lr=1e-3, rewards=f"pairwise:0.4,clip={scorer}:0.6", heldout=2, checkpoint_every=1,
-                 prompts=tmp_path / "prompts.txt", text_cache=tmp_path / "texts", out=out)
+    small = dict(
+        model=tiny,
+        size=32,
+        num_steps=3,
+        prompts_per_step=2,
+        group_size=4,
+        micro_batch=2,
+        lr=1e-3,
+        rewards=f"pairwise:0.4,clip={scorer}:0.6",
+        heldout=2,
+        checkpoint_every=1,
+        prompts=tmp_path / "prompts.txt",
+        text_cache=tmp_path / "texts",
+        out=out,
+    )
 
     def train_with(launcher, steps, *more):
         settings = small | {"base_url": url, "steps": steps}
         flags = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
         done = subprocess.run(
-            [sys.executable, *launcher, str(ROOT / "train.py"), "--recipe", "flux-lora", *flags,
-             *more],
+            [
+                sys.executable,
+                *launcher,
+                str(ROOT / "train.py"),
+                "--recipe",
+                "flux-lora",
+                *flags,
+                *more,
+            ],
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENAI_API_KEY": "none"},
-            capture_output=True, text=True)
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == list(range(steps + 1))

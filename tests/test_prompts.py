@@ -17,11 +17,15 @@ def test_lines_are_stripped_distinct_and_the_last_are_held_out(tmp_path):
     assert read_prompts(str(file), heldout=1) == Prompts(train, ["fourth"])
 
 
-@pytest.mark.parametrize("content, sentence", [
-    (None, "No such file"), (b"\n \n", "holds no prompt"),
-    (b"a\nb\na\n", "2 distinct prompts: too few"),
-    ("Bär".encode("latin-1"), "not UTF-8"),
-])
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (None, "No such file"),
+        (b"\n \n", "holds no prompt"),
+        (b"a\nb\na\n", "2 distinct prompts: too few"),
+        ("Bär".encode("latin-1"), "not UTF-8"),
+    ],
+)
 def test_unusable_files_get_one_sentence(content, sentence, tmp_path):
     if content is not None:
         (tmp_path / "prompts.txt").write_bytes(content)
@@ -33,7 +37,7 @@ def test_each_epoch_is_a_new_shuffle_of_all_and_a_step_needs_no_history():
     prompts = Prompts(LINES, ["held"])
     steps = [step_prompts(prompts, 4, step, 0, None) for step in range(1, 11)]
     row = sum(steps, [])
-    epochs = [row[i:i + 10] for i in range(0, 40, 10)]
+    epochs = [row[i : i + 10] for i in range(0, 40, 10)]
     assert all(sorted(epoch) == LINES for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
     assert step_prompts(prompts, 4, 7, 0, None) == steps[6]  # asked alone, as a resumed run does
@@ -60,8 +64,10 @@ def test_text_is_encoded_once_and_comes_back_as_it_was(tiny_flux, tmp_path):
     direct = flux.encode(tiny_flux, ["a red circle", "a blue square"])
     assert torch.equal(text.embeds, direct.embeds.flip(0))
     assert torch.equal(text.pooled, direct.pooled.flip(0))
-    for other in (TextCache(tmp_path, "tiny", torch.bfloat16),
-                  TextCache(tmp_path, "other", torch.float32)):
+    for other in (
+        TextCache(tmp_path, "tiny", torch.bfloat16),
+        TextCache(tmp_path, "other", torch.float32),
+    ):
         with pytest.raises(ValueError, match="no text embedding of 'a red circle'"):
             other.load(["a red circle"], flux.Text, "cpu")
 

@@ -23,21 +23,29 @@ def colors(image):
 
 # ----------------------------------------------------------------------------- pictures
 
+
 def test_grid_enlarges_by_whole_pixels_and_shows_every_image(tmp_path):
     path = tmp_path / "new" / "grid.png"
     pure = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 255)]
-    report.sample_grid([[solid(pure[0]), solid(pure[1])], [solid(pure[2]), solid(pure[3])]],
-                       ["first", "second"], path, columns=["before", "after"])
+    report.sample_grid(
+        [[solid(pure[0]), solid(pure[1])], [solid(pure[2]), solid(pure[3])]],
+        ["first", "second"],
+        path,
+        columns=["before", "after"],
+    )
     grid = Image.open(path)
-    areas = dict((color, n) for n, color in grid.getcolors(1 << 24))
+    areas = {color: n for n, color in grid.getcolors(1 << 24)}
     assert [areas[c] for c in pure] == [96 * 96] * 4  # 32 pixels, times three, not blended
     assert [p.name for p in path.parent.iterdir()] == ["grid.png"]  # no half-written file is left
 
 
 def test_grid_leaves_large_images_alone_and_takes_short_rows(tmp_path):
-    report.sample_grid([[solid("red", 200)], [solid("red", 200), solid("blue", 200)]], ["a", "b"],
-                       tmp_path / "g.png")
-    areas = dict((c, n) for n, c in Image.open(tmp_path / "g.png").getcolors(1 << 24))
+    report.sample_grid(
+        [[solid("red", 200)], [solid("red", 200), solid("blue", 200)]],
+        ["a", "b"],
+        tmp_path / "g.png",
+    )
+    areas = {c: n for n, c in Image.open(tmp_path / "g.png").getcolors(1 << 24)}
     assert areas[255, 0, 0] == 2 * 200 * 200 and areas[0, 0, 255] == 200 * 200
 
 
@@ -51,17 +59,28 @@ def test_long_captions_stay_left_of_the_images(tmp_path):
     assert short.tobytes() != long.tobytes()
 
 
-@pytest.mark.parametrize("rows, captions, columns", [
-    ([], [], None), ([[]], ["a"], None), ([[solid("red")]], [], None),
-    ([[solid("red")]], ["a"], ["x", "y"])])
+@pytest.mark.parametrize(
+    "rows, captions, columns",
+    [
+        ([], [], None),
+        ([[]], ["a"], None),
+        ([[solid("red")]], [], None),
+        ([[solid("red")]], ["a"], ["x", "y"]),
+    ],
+)
 def test_grid_refuses_what_does_not_match(tmp_path, rows, captions, columns):
     with pytest.raises(ValueError, match="a grid needs"):
         report.sample_grid(rows, captions, tmp_path / "g.png", columns)
 
 
 def test_series_skips_steps_that_lack_a_key_or_a_number():
-    lines = [{"step": 0, "a": 1.0}, {"step": 1}, {"step": 2, "a": None},
-             {"step": 3, "a": float("nan")}, {"step": 4, "a": 0.0}]
+    lines = [
+        {"step": 0, "a": 1.0},
+        {"step": 1},
+        {"step": 2, "a": None},
+        {"step": 3, "a": float("nan")},
+        {"step": 4, "a": 0.0},
+    ]
     assert report.series(lines, "a") == ([0, 4], [1.0, 0.0])
 
 
@@ -69,8 +88,9 @@ def test_curves_draw_what_is_there(tmp_path):
     """Each of the four panels changes when its keys are there, and none is needed."""
     keys = [key for _, _, lines, _, _ in report.PANELS for key, _ in lines]
     report.training_curves([{"step": 0}], tmp_path / "none.png")
-    report.training_curves([{"step": s, **{key: 0.1 * s for key in keys}} for s in range(3)],
-                           tmp_path / "all.png")
+    report.training_curves(
+        [{"step": s, **dict.fromkeys(keys, 0.1 * s)} for s in range(3)], tmp_path / "all.png"
+    )
     none, full = Image.open(tmp_path / "none.png"), Image.open(tmp_path / "all.png")
     assert len(keys) == 6 and none.size == full.size
     w, h = none.width // 2, none.height // 2
@@ -81,9 +101,9 @@ def test_curves_draw_what_is_there(tmp_path):
 def test_radar_shows_each_model_and_leaves_absent_dimensions_out(tmp_path):
     scores = {"A": 90.0, "B": 50.0, "C": 70.0, "D": None}
     report.radar({"one": scores}, tmp_path / "one.png")
-    report.radar({"one": scores, "two": {n: 10.0 for n in scores}}, tmp_path / "two.png")
-    report.radar({"none": {n: None for n in scores}}, tmp_path / "none.png")
-    rgb = [tuple(int(c[i:i + 2], 16) for i in (1, 3, 5)) for c in report.PALETTE[:2]]
+    report.radar({"one": scores, "two": dict.fromkeys(scores, 10.0)}, tmp_path / "two.png")
+    report.radar({"none": dict.fromkeys(scores)}, tmp_path / "none.png")
+    rgb = [tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in report.PALETTE[:2]]
     for name, drawn in (("one", [True, False]), ("two", [True, True]), ("none", [False, False])):
         assert [c in colors(Image.open(tmp_path / f"{name}.png")) for c in rgb] == drawn
     with pytest.raises(ValueError, match="same dimensions"):
@@ -102,13 +122,24 @@ def page(tmp_path):
     solid("blue", 900).save(tmp_path / "7_0.png")
     cards = [
         Card(3, "good", str(tmp_path / "3_0.png"), [Point("Style", "ink", True, "is ink")]),
-        Card(7, HOSTILE, str(tmp_path / "7_0.png"), [Point("Style", HOSTILE, False, HOSTILE),
-                                                     Point("Attribute - Color", "red", True, "")]),
-        Card(7, HOSTILE, str(tmp_path / "gone.png"), [Point("Style", "ink", None, "failed")])]
+        Card(
+            7,
+            HOSTILE,
+            str(tmp_path / "7_0.png"),
+            [Point("Style", HOSTILE, False, HOSTILE), Point("Attribute - Color", "red", True, "")],
+        ),
+        Card(7, HOSTILE, str(tmp_path / "gone.png"), [Point("Style", "ink", None, "failed")]),
+    ]
     path = tmp_path / "report.html"
     report.radar({HOSTILE: {"Style": 50.0, "Grammar": 1.0, "Action": 2.0}}, tmp_path / "radar.png")
-    report.html_report(path, ["Dimension", HOSTILE], [["Style", "50.00"]], [f"note {HOSTILE}"],
-                       (tmp_path / "radar.png").read_bytes(), {HOSTILE: cards})
+    report.html_report(
+        path,
+        ["Dimension", HOSTILE],
+        [["Style", "50.00"]],
+        [f"note {HOSTILE}"],
+        (tmp_path / "radar.png").read_bytes(),
+        {HOSTILE: cards},
+    )
     return path
 
 
@@ -175,11 +206,35 @@ def test_page_filters_in_a_real_browser(page, tmp_path):
       </script></body>"""
     copy = tmp_path / "probe.html"
     copy.write_text(page.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
-             "--disable-background-networking", "--disable-component-update",
-             f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    dom = subprocess.run([BROWSER, *flags, copy.as_uri()], capture_output=True, text=True,
-                         timeout=120).stdout
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-sync",
+        "--disable-background-networking",
+        "--disable-component-update",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+    ]
+    dom = subprocess.run(
+        [BROWSER, *flags, copy.as_uri()], capture_output=True, text=True, timeout=120
+    ).stdout
     seen = json.loads(re.search(r">SEEN(.*?)END", dom, re.DOTALL)[1])
-    assert seen == [[2, 1], [1], [1], [1], [2, 1], [1], [2, 1], [1], [2, 1], True,
-                    False, False, True, True, "UniGenBench report"]
+    assert seen == [
+        [2, 1],
+        [1],
+        [1],
+        [1],
+        [2, 1],
+        [1],
+        [2, 1],
+        [1],
+        [2, 1],
+        True,
+        False,
+        False,
+        True,
+        True,
+        "UniGenBench report",
+    ]

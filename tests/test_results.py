@@ -20,10 +20,14 @@ def result(index, subs, scores, image=0, **others):
 
 
 COLOR, SIZE = "Attribute - Color", "Attribute - Size"
-RESULTS = [result(0, ("Style", COLOR), [1, 0]), result(0, ("Style", COLOR), [1, 1], 1),
-           result(1, (COLOR, COLOR, SIZE), [0, 0, 1]), result(1, (COLOR, COLOR, SIZE), None, 1,
-                                                              output="I cannot tell"),
-           result(2, ("Grammar - Negation",), [1]), result(2, ("Grammar - Negation",), None, 1)]
+RESULTS = [
+    result(0, ("Style", COLOR), [1, 0]),
+    result(0, ("Style", COLOR), [1, 1], 1),
+    result(1, (COLOR, COLOR, SIZE), [0, 0, 1]),
+    result(1, (COLOR, COLOR, SIZE), None, 1, output="I cannot tell"),
+    result(2, ("Grammar - Negation",), [1]),
+    result(2, ("Grammar - Negation",), None, 1),
+]
 
 
 def test_published_row_gives_its_overall():
@@ -33,9 +37,16 @@ def test_published_row_gives_its_overall():
 def test_scores_by_hand():
     s = score(RESULTS)
     assert {name: t[:3] for name, t in s.sub.items()} == {
-        "Style": (2, 2, 2), COLOR: (1, 4, 6), SIZE: (1, 1, 2), "Grammar - Negation": (1, 1, 2)}
+        "Style": (2, 2, 2),
+        COLOR: (1, 4, 6),
+        SIZE: (1, 1, 2),
+        "Grammar - Negation": (1, 1, 2),
+    }
     assert {name: t[:3] for name, t in s.primary.items()} == {
-        "Style": (2, 2, 2), "Attribute": (2, 5, 8), "Grammar": (1, 1, 2)}
+        "Style": (2, 2, 2),
+        "Attribute": (2, 5, 8),
+        "Grammar": (1, 1, 2),
+    }
     assert s.overall == pytest.approx((1 + 2 / 5 + 1) / 3)
     assert s.strict == pytest.approx((1 + 2 / 8 + 1 / 2) / 3)
     assert s.coverage == Coverage(12, 8, 3, 1)
@@ -69,8 +80,9 @@ def test_full_coverage_says_so_and_absent_dimensions_are_named():
 def many(rate, prompts=100, images=4, seed=1):
     """Style testpoints, right with probability `rate` for a whole prompt at a time."""
     right = np.random.default_rng(seed).random(prompts) < rate
-    return [result(i, ("Style",), [int(right[i])], j)
-            for i in range(prompts) for j in range(images)]
+    return [
+        result(i, ("Style",), [int(right[i])], j) for i in range(prompts) for j in range(images)
+    ]
 
 
 def test_interval_resamples_prompts_not_images():
@@ -130,9 +142,19 @@ def test_compare_needs_the_same_prompts():
 
 # ----------------------------------------------------------------------------- files
 
+
 def test_result_file_is_read_back(tmp_path):
-    rows = [result(0, ("Style", COLOR), [1, 0], output="<score>[1, 0]</score>",
-                   descriptions=["a", "b"], reasons=["it's", 'a "b",\nc']), *RESULTS[3:]]
+    rows = [
+        result(
+            0,
+            ("Style", COLOR),
+            [1, 0],
+            output="<score>[1, 0]</score>",
+            descriptions=["a", "b"],
+            reasons=["it's", 'a "b",\nc'],
+        ),
+        *RESULTS[3:],
+    ]
     write_results(rows, tmp_path / "r.csv")
     assert read_results(tmp_path / "r.csv") == rows
     with open(tmp_path / "r.csv", newline="") as file:
@@ -149,10 +171,22 @@ def official_file(path, rows):
         out = csv.writer(file)
         out.writerow(["index", "testpoint", "prompt", "img_path", "output", "result_json"])
         for n, (labels, scores) in enumerate(rows):
-            judged = scores and {"prompt": "p", "testpoint": labels,
-                                 "analysis": ["x"] * len(scores), "score": scores}
-            out.writerow([n, str(labels), "p", f"flux/{n}_0.png", "text",
-                          json.dumps(judged, ensure_ascii=False, indent=4)])
+            judged = scores and {
+                "prompt": "p",
+                "testpoint": labels,
+                "analysis": ["x"] * len(scores),
+                "score": scores,
+            }
+            out.writerow(
+                [
+                    n,
+                    str(labels),
+                    "p",
+                    f"flux/{n}_0.png",
+                    "text",
+                    json.dumps(judged, ensure_ascii=False, indent=4),
+                ]
+            )
 
 
 def test_counts_equal_the_official_ones_in_both_languages(tmp_path):
@@ -161,14 +195,18 @@ def test_counts_equal_the_official_ones_in_both_languages(tmp_path):
     official_file(tmp_path / "en.csv", rows)
     zh = {"Style": "风格", COLOR: "属性-颜色", SIZE: "属性-大小"}
     official_file(tmp_path / "zh.csv", [([zh[x] for x in labels], s) for labels, s in rows])
-    for name, style, attribute, color in (("en", "Style", "Attribute", COLOR),
-                                          ("zh", "风格", "属性", "属性-颜色")):
+    for name, style, attribute, color in (
+        ("en", "Style", "Attribute", COLOR),
+        ("zh", "风格", "属性", "属性-颜色"),
+    ):
         results = read_results(tmp_path / f"{name}.csv")
         R.write_scores(score(results), tmp_path / "s.json", results[0].language, {"judge": "me"})
         written = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))
-        counts = {k: (v["correct"], v["total"], v["accuracy"])
-                  for part in ("primary_dimensions", "sub_dimensions")
-                  for k, v in written[part].items()}
+        counts = {
+            k: (v["correct"], v["total"], v["accuracy"])
+            for part in ("primary_dimensions", "sub_dimensions")
+            for k, v in written[part].items()
+        }
         assert counts[style] == (1, 1, 1.0) and counts[attribute] == (2, 3, 0.6667)
         assert counts[color] == (1, 2, 0.5)
         assert written["overall"] == pytest.approx((1 + 2 / 3) / 2) and written["overall_over"] == 2
@@ -178,8 +216,10 @@ def test_counts_equal_the_official_ones_in_both_languages(tmp_path):
 
 
 def test_official_scores_with_blanks_in_their_names(tmp_path):
-    entries = {f"{name} ": {"correct": round(100 * p), "total": 10000, "accuracy": p / 100}
-               for name, p in zip(PRIMARIES, PUBLISHED)}
+    entries = {
+        f"{name} ": {"correct": round(100 * p), "total": 10000, "accuracy": p / 100}
+        for name, p in zip(PRIMARIES, PUBLISHED)
+    }
     (tmp_path / "s.json").write_text(json.dumps({"primary_dimensions": entries}))
     scores = R.read_scores(tmp_path / "s.json")
     assert tuple(scores) == PRIMARIES
@@ -189,14 +229,20 @@ def test_official_scores_with_blanks_in_their_names(tmp_path):
         R.read_scores(tmp_path / "s.json")
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"result_json": '{"score": [1]}'}, "row 2: .*for each of 2 testpoints"),
-    ({"result_json": '{"score": [1, 3]}'}, "row 2: .*for each of 2 testpoints"),
-    ({"result_json": "{"}, "row 2: cannot read"), ({"testpoint": "['Colour']"}, "none of the 27"),
-    ({"testpoint": "[]"}, "row 2: testpoint is not a list"),
-    ({"testpoint": ""}, "row 2: cannot read"), ({"index": "?"}, "row 2: .*'?'"),
-    ({"index": "0"}, "row 2: another prompt or other testpoints .* have the index 0"),
-    ({"img_path": "0_0.png", "index": "0"}, "row 2: image 0_0.png stands in row 1 too")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"result_json": '{"score": [1]}'}, "row 2: .*for each of 2 testpoints"),
+        ({"result_json": '{"score": [1, 3]}'}, "row 2: .*for each of 2 testpoints"),
+        ({"result_json": "{"}, "row 2: cannot read"),
+        ({"testpoint": "['Colour']"}, "none of the 27"),
+        ({"testpoint": "[]"}, "row 2: testpoint is not a list"),
+        ({"testpoint": ""}, "row 2: cannot read"),
+        ({"index": "?"}, "row 2: .*'?'"),
+        ({"index": "0"}, "row 2: another prompt or other testpoints .* have the index 0"),
+        ({"img_path": "0_0.png", "index": "0"}, "row 2: image 0_0.png stands in row 1 too"),
+    ],
+)
 def test_bad_result_rows_are_named(tmp_path, change, message):
     write_results(RESULTS[:1] + [result(5, ("Style", COLOR), [1, 1])], tmp_path / "r.csv")
     with open(tmp_path / "r.csv", newline="") as file:
@@ -232,8 +278,9 @@ def test_a_bom_windows_line_ends_and_blanks_in_the_header_are_all_right(tmp_path
 
 
 def test_results_are_completed_from_their_prompts():
-    prompts = [Prompt(r.index, r.prompt, [(sub, "") for sub in r.subs], "", "", "en")
-               for r in RESULTS[::2]]
+    prompts = [
+        Prompt(r.index, r.prompt, [(sub, "") for sub in r.subs], "", "", "en") for r in RESULTS[::2]
+    ]
     whole = R.complete(RESULTS[:3], prompts, images=2)
     assert whole[:3] == RESULTS[:3] and [r.index for r in whole[3:]] == [1, 2, 2]
     assert {r.state for r in whole[3:]} == {"failed"}

@@ -31,9 +31,23 @@ ONE, TWO = "<answer>Image 1 is better</answer>", "<answer>Image 2 is better</ans
 
 @pytest.mark.parametrize(
     ("size", "k"),
-    [(8, 1), (8, 2), (8, 3), (8, 6), (9, 2), (9, 4), (16, 4), (24, 3), (4, 1), (4, 2), (5, 2),
-     (3, 2), (2, 1), (7, 6)],
-)  # fmt: skip
+    [
+        (8, 1),
+        (8, 2),
+        (8, 3),
+        (8, 6),
+        (9, 2),
+        (9, 4),
+        (16, 4),
+        (24, 3),
+        (4, 1),
+        (4, 2),
+        (5, 2),
+        (3, 2),
+        (2, 1),
+        (7, 6),
+    ],
+)
 def test_sparse_schedule_is_balanced(size, k):
     for seed in range(10):
         pairs = pair_schedule(size, k, torch.Generator().manual_seed(seed))
@@ -85,7 +99,7 @@ def test_rates_sum_to_half_the_group(rate):
             rates = rate(pairs, [[FIRST, SECOND, TIE][d] for d in draws], size)
             assert rates.shape == (size,) and rates.dtype == torch.float32
             assert rates.sum().item() == pytest.approx(size / 2, abs=1e-5)
-            assert 0 <= rates.min() and rates.max() <= 1
+            assert rates.min() >= 0 and rates.max() <= 1
 
 
 def ranked(pairs):
@@ -97,7 +111,7 @@ def ranked(pairs):
 def test_bradley_terry_is_finite_and_keeps_the_ranking(size, k):
     pairs = pair_schedule(size, k)
     rates = bradley_terry(pairs, ranked(pairs), size)
-    assert 0 < rates.min() and rates.max() < 1
+    assert rates.min() > 0 and rates.max() < 1
     if k is None:
         assert rates.argsort().tolist() == list(range(size))
     else:
@@ -151,14 +165,17 @@ def lost(count, then=higher, failure=Answer(error="HTTP 500")):
 def test_known_ranking_gives_known_win_rates():
     judge = Judge(higher)
     rewards, stats = PairwiseReward(judge)(["a", "b"], [[3, 1, 2, 0], [5, 5, 7, 4]])
-    torch.testing.assert_close(
-        rewards, torch.tensor([[1, 1 / 3, 2 / 3, 0], [0.5, 0.5, 1, 0]])
-    )
+    torch.testing.assert_close(rewards, torch.tensor([[1, 1 / 3, 2 / 3, 0], [0.5, 0.5, 1, 0]]))
     assert rewards.dtype == torch.float32
     assert stats == {
-        "comparisons": 24, "unparsable": 0, "failed": 0, "uncompared": 0,
-        "tie_rate": pytest.approx(1 / 12), "order_agreement": 1.0, "first_rate": 0.5,
-    }  # fmt: skip
+        "comparisons": 24,
+        "unparsable": 0,
+        "failed": 0,
+        "uncompared": 0,
+        "tie_rate": pytest.approx(1 / 12),
+        "order_agreement": 1.0,
+        "first_rate": 0.5,
+    }
     assert len(judge.batches) == 1  # all that there is to ask, at once
 
 
@@ -209,15 +226,20 @@ def test_a_judge_that_answers_at_random_gives_the_spread_of_coin_tosses():
         assert rates.var(1, correction=0).mean().item() == pytest.approx(1 / 56, rel=0.1)
     asked, expected = group_advantages(rewards, 0.05), group_advantages(simulated, 0.05)
     for share in (0.05, 0.25, 0.75, 0.95):
-        assert asked.quantile(share).item() == pytest.approx(expected.quantile(share).item(),
-                                                             abs=0.15)
+        assert asked.quantile(share).item() == pytest.approx(
+            expected.quantile(share).item(), abs=0.15
+        )
     assert asked.mean(0).abs().max() < 0.25  # no place in the group is favoured: 3.5 deviations
 
 
 def test_a_step_judged_in_parts_is_the_step():
     images = [[3, 1, 2, 0], [5, 5, 7, 4], [1, 2, 3, 4]]
-    for reward in (PairwiseReward(Judge(higher)), PairwiseReward(Judge(higher), opponents=2),
-                   PairwiseReward(Judge(higher), both_orders=False), PointwiseReward(Scores())):
+    for reward in (
+        PairwiseReward(Judge(higher)),
+        PairwiseReward(Judge(higher), opponents=2),
+        PairwiseReward(Judge(higher), both_orders=False),
+        PointwiseReward(Scores()),
+    ):
         whole = reward(["a", "b", "c"], images)
         parts = [reward.judge(["a", "b"], images[:2]), reward.judge(["c"], images[2:])]
         rewards, stats = reward.result(parts)
@@ -226,8 +248,11 @@ def test_a_step_judged_in_parts_is_the_step():
 
 
 def test_losses_are_weighed_over_the_step_not_its_parts():
-    bad = Judge(lambda first, second, _: Answer(error="HTTP 500") if {first, second} == {1, 2}
-                else higher(first, second))
+    bad = Judge(
+        lambda first, second, _: (
+            Answer(error="HTTP 500") if {first, second} == {1, 2} else higher(first, second)
+        )
+    )
     reward = PairwiseReward(bad, max_failed=0.1)
     with pytest.raises(JudgeError, match="2 of 12 comparisons lost"):
         reward(["a"], [[1, 2, 3, 4]])
@@ -305,8 +330,9 @@ def test_too_many_losses_stop_the_run(bad, stops):
     )
 
 
-@pytest.mark.parametrize(("others", "stops"), [(Lost(0, 0, 30, None), False),
-                                               (Lost(1, 1, 38, "x"), True)])
+@pytest.mark.parametrize(
+    ("others", "stops"), [(Lost(0, 0, 30, None), False), (Lost(1, 1, 38, "x"), True)]
+)
 def test_what_may_be_lost_is_a_share_of_all_that_the_processes_asked(others, stops):
     def verdict(first, second, text):
         return Answer(error="HTTP 503") if (first, second) == (1, 2) else higher(first, second)
@@ -401,8 +427,11 @@ def test_a_lost_score_is_its_groups_mean():
     images = [[1, 3, None], [None, None, None]]
     rewards, stats = PointwiseReward(Scores(), max_failed=1.0)(["a", "a"], images)
     assert rewards.tolist() == [[2, 4, 3], [0, 0, 0]] and stats["failed"] == 4
-    with pytest.raises(JudgeError, match=r"fake scorer: 4 of 6 scores lost \(4 failed, .* 5% "
-                                         r"allowed\), last"):
+    with pytest.raises(
+        JudgeError,
+        match=r"fake scorer: 4 of 6 scores lost \(4 failed, .* 5% "
+        r"allowed\), last",
+    ):
         PointwiseReward(Scores())(["a", "a"], images)
 
 

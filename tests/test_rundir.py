@@ -32,15 +32,24 @@ def test_tensorboard_gets_every_number_at_its_step(tmp_path, monkeypatch):
     module = types.SimpleNamespace(SummaryWriter=SummaryWriter)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     make_logger("tensorboard", tmp_path, {})(ROW)
-    assert seen == [str(tmp_path / "tensorboard"), ("reward_mean", 0.5, 3), ("failed", 0, 3),
-                    "flushed"]
+    assert seen == [
+        str(tmp_path / "tensorboard"),
+        ("reward_mean", 0.5, 3),
+        ("failed", 0, 3),
+        "flushed",
+    ]
 
 
 def test_wandb_gets_the_settings_and_every_number_at_its_step(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(
-        init=lambda **settings: seen.append((settings["config"], settings["name"])),
-        log=lambda numbers, step: seen.append((numbers, step))))
+    monkeypatch.setitem(
+        sys.modules,
+        "wandb",
+        types.SimpleNamespace(
+            init=lambda **settings: seen.append((settings["config"], settings["name"])),
+            log=lambda numbers, step: seen.append((numbers, step)),
+        ),
+    )
     make_logger("wandb", tmp_path, {"lr": 1e-4})(ROW)
     assert seen == [({"lr": 1e-4}, tmp_path.name), ({"reward_mean": 0.5, "failed": 0}, 3)]
 
@@ -60,20 +69,39 @@ def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux
     flux.save(pipe, final)
     scores = {"win_rate_vs_base": 0.5}
     settings = {"recipe": "shapes", "rewards": "clip", "guard": False, "base_url": "http://x"}
-    write_card(final, "FluxPipeline", TINY, lora, settings, "it went well",
-               {"base": scores, "trained": scores})
+    write_card(
+        final,
+        "FluxPipeline",
+        TINY,
+        lora,
+        settings,
+        "it went well",
+        {"base": scores, "trained": scores},
+    )
     card = (final / "README.md").read_text()
-    for part in ("it went well", "--recipe shapes", "--rewards clip", "--no-guard\n",
-                 "| win_rate_vs_base | 0.500 | 0.500 |", "library_name: diffusers",
-                 f"base_model: {TINY}"):
+    for part in (
+        "it went well",
+        "--recipe shapes",
+        "--rewards clip",
+        "--no-guard\n",
+        "| win_rate_vs_base | 0.500 | 0.500 |",
+        "library_name: diffusers",
+        f"base_model: {TINY}",
+    ):
         assert part in card
     assert "http://x" not in card and ("load_lora_weights" in card) == lora
     code = card.split("```python\n")[1].split("```")[0].replace("PATH/TO/THIS/FOLDER", str(final))
     drawn = {}
     exec("import torch; torch.manual_seed(0)\n" + code, drawn)
     torch.manual_seed(0)
-    same = tiny_flux("a prompt", height=32, width=32, num_inference_steps=2, guidance_scale=3.5,
-                     max_sequence_length=12).images[0]
+    same = tiny_flux(
+        "a prompt",
+        height=32,
+        width=32,
+        num_inference_steps=2,
+        guidance_scale=3.5,
+        max_sequence_length=12,
+    ).images[0]
     assert np.array_equal(np.asarray(drawn["image"]), np.asarray(same))
 
 

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from models import flux
 import sampler
+from models import flux
 
 KINDS = ("flow", "dance")
 
@@ -15,8 +15,20 @@ KINDS = ("flow", "dance")
 def random_step(kind, index, noise_level=0.7, **kwargs):
     generator = torch.Generator().manual_seed(3)
     latents, velocity = torch.randn(2, 4, 6, 5, generator=generator)
-    return latents, velocity, sampler.sde_step(latents, velocity, sampler.sigma_schedule(6), index,
-                                               noise_level, kind, generator=generator, **kwargs)
+    return (
+        latents,
+        velocity,
+        sampler.sde_step(
+            latents,
+            velocity,
+            sampler.sigma_schedule(6),
+            index,
+            noise_level,
+            kind,
+            generator=generator,
+            **kwargs,
+        ),
+    )
 
 
 def test_schedule_is_linear_without_shift_and_matches_the_formula_with_it():
@@ -43,8 +55,10 @@ def test_flow_step_equals_the_published_formula():
     latents, velocity, step = random_step("flow", 2)
     sigma, dsigma = 4 / 6, -1 / 6
     d = 0.7 * math.sqrt(sigma / (1 - sigma))
-    mean = (latents * (1 + d**2 / (2 * sigma) * dsigma)
-            + velocity * (1 + d**2 * (1 - sigma) / (2 * sigma)) * dsigma)
+    mean = (
+        latents * (1 + d**2 / (2 * sigma) * dsigma)
+        + velocity * (1 + d**2 * (1 - sigma) / (2 * sigma)) * dsigma
+    )
     assert torch.allclose(step.mean, mean, atol=1e-6)
     assert step.std.flatten()[0].item() == pytest.approx(d * math.sqrt(-dsigma), rel=1e-6)
 
@@ -72,8 +86,9 @@ def simulate(kind, noise_level, data_mean, data_std, steps=400, count=5000, corr
         # E[noise - clean | latents] of two jointly Gaussian variables
         slope = (sigma - (1 - sigma) * data_std**2) / var
         velocity = -data_mean + slope * (latents - mean)
-        step = sampler.sde_step(latents, velocity, sigmas, k, noise_level, kind,
-                                generator=generator)
+        step = sampler.sde_step(
+            latents, velocity, sigmas, k, noise_level, kind, generator=generator
+        )
         if corrected:
             latents = step.next_latents
         else:  # the same noise on a plain Euler step
@@ -117,8 +132,9 @@ def test_the_first_step_at_sigma_one_is_finite(kind):
     _, _, step = random_step(kind, 0)
     assert all(torch.isfinite(part).all() for part in step)
     if kind == "flow":  # sigmas[1] stands in the denominator
-        assert step.std.flatten()[0].item() == pytest.approx(0.7 * math.sqrt(1 / (1 / 6) / 6),
-                                                             rel=1e-5)
+        assert step.std.flatten()[0].item() == pytest.approx(
+            0.7 * math.sqrt(1 / (1 / 6) / 6), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -126,11 +142,19 @@ def test_a_batch_may_mix_steps(kind):
     latents, velocity, _ = random_step(kind, 0)
     next_latents = latents + 0.1
     sigmas = sampler.sigma_schedule(6)
-    mixed = sampler.sde_step(latents, velocity, sigmas, torch.tensor([0, 3, 5, 2]), 0.7, kind,
-                             next_latents)
+    mixed = sampler.sde_step(
+        latents, velocity, sigmas, torch.tensor([0, 3, 5, 2]), 0.7, kind, next_latents
+    )
     for row, index in enumerate([0, 3, 5, 2]):
-        one = sampler.sde_step(latents[row:row + 1], velocity[row:row + 1], sigmas, index, 0.7,
-                               kind, next_latents[row:row + 1])
+        one = sampler.sde_step(
+            latents[row : row + 1],
+            velocity[row : row + 1],
+            sigmas,
+            index,
+            0.7,
+            kind,
+            next_latents[row : row + 1],
+        )
         assert torch.allclose(mixed.log_prob[row], one.log_prob[0])
         assert torch.allclose(mixed.mean[row], one.mean[0])
 
@@ -154,8 +178,9 @@ def test_rollout_without_noise_is_the_ode_and_its_inputs_stay():
 
 def test_window_makes_only_its_steps_stochastic():
     noise = torch.randn(3, 4, 5)
-    trajectory = sampler.rollout(linear_velocity, noise, sampler.sigma_schedule(5), 0.7,
-                                 sde_steps=[1, 2])
+    trajectory = sampler.rollout(
+        linear_velocity, noise, sampler.sigma_schedule(5), 0.7, sde_steps=[1, 2]
+    )
     assert trajectory.sde_steps == (1, 2)
     assert [(s > 0).all().item() for s in trajectory.stds] == [False, True, True, False, False]
     with pytest.raises(ValueError, match="not stochastic"):
@@ -165,8 +190,9 @@ def test_window_makes_only_its_steps_stochastic():
 @pytest.mark.parametrize("steps", [[4], [-1], [0, 7]])
 def test_the_last_step_cannot_be_stochastic(steps):
     with pytest.raises(ValueError, match="always an ODE step"):
-        sampler.rollout(linear_velocity, torch.randn(1, 2, 2), sampler.sigma_schedule(5), 0.7,
-                        sde_steps=steps)
+        sampler.rollout(
+            linear_velocity, torch.randn(1, 2, 2), sampler.sigma_schedule(5), 0.7, sde_steps=steps
+        )
 
 
 def test_a_samples_noise_does_not_depend_on_its_batch():
@@ -175,11 +201,17 @@ def test_a_samples_noise_does_not_depend_on_its_batch():
     whole = sampler.rollout(linear_velocity, noise, sigmas, 0.7, generator=generators(range(4)))
     half = sampler.rollout(linear_velocity, noise[2:], sigmas, 0.7, generator=generators([2, 3]))
     assert torch.equal(whole.latents[:, 2:], half.latents)
-    joined = sampler.concatenate([sampler.rollout(linear_velocity, noise[r], sigmas, 0.7,
-                                                  generator=generators(range(4)[r]))
-                                  for r in (slice(0, 2), slice(2, 4))])
-    assert (torch.equal(joined.latents, whole.latents)
-            and torch.equal(joined.log_probs, whole.log_probs))
+    joined = sampler.concatenate(
+        [
+            sampler.rollout(
+                linear_velocity, noise[r], sigmas, 0.7, generator=generators(range(4)[r])
+            )
+            for r in (slice(0, 2), slice(2, 4))
+        ]
+    )
+    assert torch.equal(joined.latents, whole.latents) and torch.equal(
+        joined.log_probs, whole.log_probs
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

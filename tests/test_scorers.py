@@ -7,12 +7,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import (CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor,
-                          CLIPVisionModelWithProjection)
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPVisionModelWithProjection,
+)
 
-from shapes import pretrain
 from judges import scorers
 from rewards import PointwiseReward
+from shapes import pretrain
 
 PROMPTS = ["a large red circle", "two green squares", "a blue triangle inside a red circle"]
 
@@ -20,8 +25,10 @@ PROMPTS = ["a large red circle", "two green squares", "a blue triangle inside a 
 @pytest.fixture(scope="module")
 def images():
     rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8))
-            for size in ((32, 32, 3), (40, 24, 3), (64, 64, 3))]
+    return [
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8))
+        for size in ((32, 32, 3), (40, 24, 3), (64, 64, 3))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +36,24 @@ def folder(tmp_path_factory):
     """A tiny CLIPModel and its processor, as from_pretrained finds them."""
     torch.manual_seed(0)
     tokenizer = pretrain.word_tokenizer()
-    text = dict(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32,
-                num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=8,
-                pad_token_id=0, eos_token_id=1)
-    vision = dict(image_size=16, patch_size=8, hidden_size=24, intermediate_size=32,
-                  num_hidden_layers=2, num_attention_heads=2)
+    text = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    vision = dict(
+        image_size=16,
+        patch_size=8,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
     torch.nn.init.constant_(model.logit_scale, 4.0)
     path = tmp_path_factory.mktemp("clip")
@@ -58,8 +78,9 @@ def cosines(folder, images):
     return result
 
 
-@pytest.mark.parametrize("name, scale", [("clip", np.exp(4.0)), ("pickscore", np.exp(4.0)),
-                                         ("hpsv2", 1.0)])
+@pytest.mark.parametrize(
+    "name, scale", [("clip", np.exp(4.0)), ("pickscore", np.exp(4.0)), ("hpsv2", 1.0)]
+)
 def test_a_score_is_scale_times_cosine(name, scale, folder, images):
     scorer = scorers.load(name, folder)
     assert scorer.name == name
@@ -104,7 +125,8 @@ def test_it_is_what_pointwise_reward_expects(folder, images):
     batch = PointwiseReward(scorers.CLIPScorer(folder))(PROMPTS[:2], [images, images])
     assert batch.rewards.shape == (2, 3) and batch.stats == {"comparisons": 6, "failed": 0}
     assert batch.rewards[1, 2].item() == pytest.approx(
-        scorers.CLIPScorer(folder).score(PROMPTS[1:2], images[2:])[0], abs=1e-4)
+        scorers.CLIPScorer(folder).score(PROMPTS[1:2], images[2:])[0], abs=1e-4
+    )
 
 
 def test_pickscore_takes_another_repositorys_processor(folder, images, tmp_path):
@@ -129,8 +151,11 @@ def aesthetic(folder, tmp_path_factory):
     tower.save_pretrained(path)
     CLIPProcessor.from_pretrained(folder).save_pretrained(path)
     sizes = {0: (12, 8), 2: (8, 4), 4: (4, 1)}
-    head = {f"layers.{k}.{part}": torch.randn(*shape) for k, (n, m) in sizes.items()
-            for part, shape in (("weight", (m, n)), ("bias", (m,)))}
+    head = {
+        f"layers.{k}.{part}": torch.randn(*shape)
+        for k, (n, m) in sizes.items()
+        for part, shape in (("weight", (m, n)), ("bias", (m,)))
+    }
     weights = load_file(path / "model.safetensors") | head
     save_file(weights, path / "model.safetensors", {"format": "pt"})
     return str(path), head

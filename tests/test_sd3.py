@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from diffusers import (AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel,
-                       StableDiffusion3Pipeline)
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 import bench
-from models import flux
 import sampler
-from models import sd3
-from PIL import Image
+from models import flux, sd3
 from shapes.pretrain import MAX_TOKENS, word_tokenizer
 from unigenbench.testpoints import Prompt
 
@@ -28,10 +31,20 @@ STEPS = 4
 
 
 def clip(width: int, words: int) -> CLIPTextModelWithProjection:
-    return CLIPTextModelWithProjection(CLIPTextConfig(
-        vocab_size=words, hidden_size=width, intermediate_size=width, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=MAX_TOKENS, projection_dim=width,
-        pad_token_id=0, bos_token_id=2, eos_token_id=1))
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=words,
+            hidden_size=width,
+            intermediate_size=width,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=width,
+            pad_token_id=0,
+            bos_token_id=2,
+            eos_token_id=1,
+        )
+    )
 
 
 def build(t5: bool) -> StableDiffusion3Pipeline:
@@ -39,25 +52,61 @@ def build(t5: bool) -> StableDiffusion3Pipeline:
     torch.manual_seed(0)
     tokenizer = word_tokenizer()
     transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2,
-        attention_head_dim=16, num_attention_heads=2, joint_attention_dim=48,
-        caption_projection_dim=32, pooled_projection_dim=16 + 24, pos_embed_max_size=8,
-        dual_attention_layers=(0,), qk_norm="rms_norm")
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        caption_projection_dim=32,
+        pooled_projection_dim=16 + 24,
+        pos_embed_max_size=8,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4,
-        sample_size=32, scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False,
-        use_post_quant_conv=False)
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+        scaling_factor=1.5,
+        shift_factor=0.06,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
     with torch.no_grad():
         transformer.proj_out.weight *= 3
         vae.decoder.conv_out.weight *= 4
-    encoder = T5EncoderModel(T5Config(
-        vocab_size=len(tokenizer), d_model=48, d_kv=16, d_ff=32, num_layers=1, num_heads=2,
-        feed_forward_proj="gated-gelu", dropout_rate=0.0, pad_token_id=0, eos_token_id=1))
+    encoder = T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=48,
+            d_kv=16,
+            d_ff=32,
+            num_layers=1,
+            num_heads=2,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+    )
     return StableDiffusion3Pipeline(
-        transformer, FlowMatchEulerDiscreteScheduler(shift=SHIFT), vae, clip(16, len(tokenizer)),
-        tokenizer, clip(24, len(tokenizer)), word_tokenizer(), encoder if t5 else None,
-        word_tokenizer() if t5 else None)
+        transformer,
+        FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        vae,
+        clip(16, len(tokenizer)),
+        tokenizer,
+        clip(24, len(tokenizer)),
+        word_tokenizer(),
+        encoder if t5 else None,
+        word_tokenizer() if t5 else None,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +165,19 @@ def test_ode_sample_is_what_diffusers_own_pipeline_draws(folders, t5):
     sigmas = sampler.sigma_schedule(STEPS)[:-1].tolist()  # the scheduler bends them itself
     ours = {}
     for guidance in (1.0, 4.0):
-        theirs = [pipe(prompt, height=32, width=32, num_inference_steps=STEPS, sigmas=sigmas,
-                       guidance_scale=guidance, max_sequence_length=MAX_TOKENS if t5 else 256,
-                       generator=torch.Generator().manual_seed(seed)).images[0]
-                  for prompt, seed in zip(PROMPTS, (5, 6))]
+        theirs = [
+            pipe(
+                prompt,
+                height=32,
+                width=32,
+                num_inference_steps=STEPS,
+                sigmas=sigmas,
+                guidance_scale=guidance,
+                max_sequence_length=MAX_TOKENS if t5 else 256,
+                generator=torch.Generator().manual_seed(seed),
+            ).images[0]
+            for prompt, seed in zip(PROMPTS, (5, 6))
+        ]
         ours[guidance] = pixels(our_images(pipe, guidance))
         assert np.abs(ours[guidance] - pixels(theirs)).max() <= 1
     assert np.abs(ours[1.0] - ours[4.0]).max() > 10  # or the comparison would not see guidance
@@ -165,8 +223,13 @@ def test_replay_at_unchanged_weights_gives_ratio_one(own_pipe, guidance):
     pipe.transformer.requires_grad_(True)
     velocity = sd3.velocity_fn(pipe, sd3.encode(pipe, PROMPTS), 32, 32, guidance)
     noise = sd3.initial_noise(pipe, 32, 32, [0, 1])
-    trajectory = sampler.rollout(velocity, noise, sampler.sigma_schedule(STEPS, SHIFT), 0.7,
-                                 generator=torch.Generator().manual_seed(0))
+    trajectory = sampler.rollout(
+        velocity,
+        noise,
+        sampler.sigma_schedule(STEPS, SHIFT),
+        0.7,
+        generator=torch.Generator().manual_seed(0),
+    )
     for k in trajectory.sde_steps:
         step = sampler.replay(velocity, trajectory, k)
         assert step.log_prob.requires_grad and torch.equal(step.log_prob, trajectory.log_probs[k])
@@ -208,11 +271,21 @@ def test_lora_starts_as_the_base_switches_off_and_loads_elsewhere(own_pipe, fold
             pass
     sd3.add_lora(pipe, rank=4)
     assert torch.equal(velocity(pipe), before)  # B starts at zero
-    adapted = {name.split(".lora_")[0] for name, p in pipe.transformer.named_parameters()
-               if p.requires_grad}
-    assert {f"transformer_blocks.0.{part}" for part in (
-        "attn.to_q", "attn.add_v_proj", "attn2.to_out.0", "ff.net.2",
-        "ff_context.net.0.proj")} <= adapted
+    adapted = {
+        name.split(".lora_")[0]
+        for name, p in pipe.transformer.named_parameters()
+        if p.requires_grad
+    }
+    assert {
+        f"transformer_blocks.0.{part}"
+        for part in (
+            "attn.to_q",
+            "attn.add_v_proj",
+            "attn2.to_out.0",
+            "ff.net.2",
+            "ff_context.net.0.proj",
+        )
+    } <= adapted
     noisy(pipe)
     after = velocity(pipe)
     assert (after - before).abs().max() > 1e-2
@@ -229,8 +302,10 @@ def test_lora_starts_as_the_base_switches_off_and_loads_elsewhere(own_pipe, fold
 def test_bfloat16_computes_in_it_and_answers_in_float32(folders, pipe):
     half = sd3.load(folders[True], dtype=torch.bfloat16)
     noise = sd3.initial_noise(pipe, 32, 32, [0, 1])
-    outputs = [sd3.velocity_fn(p, sd3.encode(p, PROMPTS), 32, 32, 4.0)(noise, torch.full((2,), 0.7))
-               for p in (pipe, half)]
+    outputs = [
+        sd3.velocity_fn(p, sd3.encode(p, PROMPTS), 32, 32, 4.0)(noise, torch.full((2,), 0.7))
+        for p in (pipe, half)
+    ]
     assert outputs[1].dtype == torch.float32
     assert 0 < (outputs[0] - outputs[1]).norm() < 0.1 * outputs[0].norm()
 
@@ -243,45 +318,75 @@ def test_train_runs_sd3_with_one_line_changed(folders, tmp_path):
     text = (tmp_path / "base.py").read_text()
     assert text.count(line) == 1
     (tmp_path / "base.py").write_text(text.replace(line, "\nimport sd3 as flux  #"))
-    settings = dict(model=folders[True], out=tmp_path / "run", steps=1, prompts_per_step=1,
-                    group_size=4, num_steps=3, shift=SHIFT, guidance=4.0, heldout=2,
-                    weight_decay=0.0,
-                    rewards=f"clip={ROOT / 'assets' / 'tiny-clip'}")
+    settings = dict(
+        model=folders[True],
+        out=tmp_path / "run",
+        steps=1,
+        prompts_per_step=1,
+        group_size=4,
+        num_steps=3,
+        shift=SHIFT,
+        guidance=4.0,
+        heldout=2,
+        weight_decay=0.0,
+        rewards=f"clip={ROOT / 'assets' / 'tiny-clip'}",
+    )
     flags = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-    done = subprocess.run([sys.executable, str(tmp_path / "train.py"), *flags],
-                          env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "train.py"), *flags],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
     assert row["ratio_min"] == row["ratio_max"] == 1.0
     assert row["grad_norm"] > 0 and row["frac_floor"] == 0
-    base, final = (sd3.load(folder).transformer.state_dict()
-                   for folder in (folders[True], str(tmp_path / "run" / "final")))
+    base, final = (
+        sd3.load(folder).transformer.state_dict()
+        for folder in (folders[True], str(tmp_path / "run" / "final"))
+    )
     assert any(not torch.equal(base[name], final[name]) for name in base)
 
 
 def test_bench_generates_what_diffusers_own_pipeline_draws(folders, pipe, tmp_path, chosen):
     prompt = Prompt(7, PROMPTS[0], [], "", "", "en")
     bench.generate([prompt], tmp_path, folders[True], steps=STEPS, guidance=4.0)
-    theirs = [pipe(PROMPTS[0], height=32, width=32, num_inference_steps=STEPS, guidance_scale=4.0,
-                   sigmas=sampler.sigma_schedule(STEPS)[:-1].tolist(),
-                   max_sequence_length=MAX_TOKENS,
-                   generator=torch.Generator().manual_seed(bench.FIRST_SEED + i)).images[0]
-              for i in range(2)]
+    theirs = [
+        pipe(
+            PROMPTS[0],
+            height=32,
+            width=32,
+            num_inference_steps=STEPS,
+            guidance_scale=4.0,
+            sigmas=sampler.sigma_schedule(STEPS)[:-1].tolist(),
+            max_sequence_length=MAX_TOKENS,
+            generator=torch.Generator().manual_seed(bench.FIRST_SEED + i),
+        ).images[0]
+        for i in range(2)
+    ]
     ours = [Image.open(tmp_path / bench.image_name(7, i)) for i in range(2)]
     assert np.abs(pixels(ours) - pixels(theirs)).max() <= 1
 
 
-@pytest.mark.parametrize("model, found", [("no/such/folder", "none"), ("./missing", "none"),
-                                          ("runs/none", "none"),
-                                          (str(ROOT / "assets" / "tiny-flux"), "FluxPipeline")])
+@pytest.mark.parametrize(
+    "model, found",
+    [
+        ("no/such/folder", "none"),
+        ("./missing", "none"),
+        ("runs/none", "none"),
+        (str(ROOT / "assets" / "tiny-flux"), "FluxPipeline"),
+    ],
+)
 def test_what_is_no_sd3_pipeline_is_named(model, found, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=rf"no Stable Diffusion 3 pipeline in .*found: {found}"):
         sd3.load(model)
 
 
-@pytest.mark.parametrize("height, sentence", [(36, "36x32 is not a multiple of 8"),
-                                              (72, "72x32 is above 64 pixels")])
+@pytest.mark.parametrize(
+    "height, sentence", [(36, "36x32 is not a multiple of 8"), (72, "72x32 is above 64 pixels")]
+)
 def test_image_sizes_that_do_not_fit(pipe, height, sentence):
     with pytest.raises(ValueError, match=sentence):
         sd3.initial_noise(pipe, height, 32, [0])

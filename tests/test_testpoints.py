@@ -7,18 +7,38 @@ from pathlib import Path
 
 import pytest
 
-from unigenbench.testpoints import (DIMENSIONS, PRIMARIES, Prompt, canonical, load_prompts, parse_reasons,
-                        parse_scores, primary_of, question, write_prompts)
+from unigenbench.testpoints import (
+    DIMENSIONS,
+    PRIMARIES,
+    Prompt,
+    canonical,
+    load_prompts,
+    parse_reasons,
+    parse_scores,
+    primary_of,
+    question,
+    write_prompts,
+)
 
 
 def fields(points=(("Style", "ink"), ("Attribute - Color", "a red hat")), **others):
     labels, descriptions = zip(*points)
-    return {"Primary Categories": "Art", "Secondary Categories": "Graphic Art",
-            "Testpoints": list(labels), "Testpoint Description": list(descriptions), **others}
+    return {
+        "Primary Categories": "Art",
+        "Secondary Categories": "Graphic Art",
+        "Testpoints": list(labels),
+        "Testpoint Description": list(descriptions),
+        **others,
+    }
 
 
 def chinese_fields():
-    return {"一级垂类": "艺术", "二级垂类": "平面艺术", "考点": ["属性-数量"], "考点对应描述": ["两只熊猫"]}
+    return {
+        "一级垂类": "艺术",
+        "二级垂类": "平面艺术",
+        "考点": ["属性-数量"],
+        "考点对应描述": ["两只熊猫"],
+    }
 
 
 def write(path, rows, header=("index", "prompt_en", "sub_dims_en"), encoding="utf-8", end="\n"):
@@ -34,10 +54,22 @@ def test_dimensions_are_the_papers():
 
 
 def test_loads_english_with_bom_and_windows_line_ends(tmp_path):
-    path = write(tmp_path / "p.csv", [[4, "a hat,\nred", json.dumps(fields())]],
-                 encoding="utf-8-sig", end="\r\n")
-    assert load_prompts(path) == [Prompt(4, "a hat,\nred", [("Style", "ink"), (
-        "Attribute - Color", "a red hat")], "Art", "Graphic Art", "en")]
+    path = write(
+        tmp_path / "p.csv",
+        [[4, "a hat,\nred", json.dumps(fields())]],
+        encoding="utf-8-sig",
+        end="\r\n",
+    )
+    assert load_prompts(path) == [
+        Prompt(
+            4,
+            "a hat,\nred",
+            [("Style", "ink"), ("Attribute - Color", "a red hat")],
+            "Art",
+            "Graphic Art",
+            "en",
+        )
+    ]
 
 
 def test_loads_chinese_labels_as_english_ones(tmp_path):
@@ -48,8 +80,9 @@ def test_loads_chinese_labels_as_english_ones(tmp_path):
     assert (prompt.theme, prompt.subtheme, prompt.language) == ("艺术", "平面艺术", "zh")
 
 
-@pytest.mark.parametrize("old, new", [('"Style", "Attr', '"Style" "Attr'),
-                                      ('"], "Testpoint D', '"] "Testpoint D')])
+@pytest.mark.parametrize(
+    "old, new", [('"Style", "Attr', '"Style" "Attr'), ('"], "Testpoint D', '"] "Testpoint D')]
+)
 def test_one_missing_comma_is_put_in_and_the_row_named(tmp_path, old, new):
     text = json.dumps(fields())
     assert old in text
@@ -62,39 +95,50 @@ def test_one_missing_comma_is_put_in_and_the_row_named(tmp_path, old, new):
 TWO_HOLES = json.dumps(fields()).replace('"Style", "', '"Style" "').replace('"ink", "', '"ink" "')
 
 
-@pytest.mark.parametrize("row, message", [
-    ([1, "b", TWO_HOLES], "one more comma does not mend it"),
-    ([1, "b", json.dumps(fields()).replace('"ink"', '"in"k"')], "not valid JSON"),
-    ([1, "b", json.dumps(fields()).replace('"Style", ', '"Style""')], "not valid JSON"),
-    ([1, "b", "[]"], "not a JSON object"),
-    ([1, "b", json.dumps(fields(Testpoints=["Style"]))], "1 testpoints, but 2 descriptions"),
-    ([1, "b", json.dumps(fields(Testpoints=[]))], "needs two lists"),
-    ([1, "b", json.dumps({"Testpoints": ["Style"]})], "needs two lists"),
-    ([1, "b", json.dumps(fields([("Attribute - Colour", "red")]))],
-     "'Attribute - Colour' is none of the 27"),
-    ([0, "b", json.dumps(fields())], "the index stands in row 1 too"),
-    (["x", "b", json.dumps(fields())], "index 'x' is not a whole number"),
-    ([1, " ", json.dumps(fields())], "empty prompt"),
-    ([1, "b"], "not valid JSON"),
-])
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ([1, "b", TWO_HOLES], "one more comma does not mend it"),
+        ([1, "b", json.dumps(fields()).replace('"ink"', '"in"k"')], "not valid JSON"),
+        ([1, "b", json.dumps(fields()).replace('"Style", ', '"Style""')], "not valid JSON"),
+        ([1, "b", "[]"], "not a JSON object"),
+        ([1, "b", json.dumps(fields(Testpoints=["Style"]))], "1 testpoints, but 2 descriptions"),
+        ([1, "b", json.dumps(fields(Testpoints=[]))], "needs two lists"),
+        ([1, "b", json.dumps({"Testpoints": ["Style"]})], "needs two lists"),
+        (
+            [1, "b", json.dumps(fields([("Attribute - Colour", "red")]))],
+            "'Attribute - Colour' is none of the 27",
+        ),
+        ([0, "b", json.dumps(fields())], "the index stands in row 1 too"),
+        (["x", "b", json.dumps(fields())], "index 'x' is not a whole number"),
+        ([1, " ", json.dumps(fields())], "empty prompt"),
+        ([1, "b"], "not valid JSON"),
+    ],
+)
 def test_a_bad_row_is_named_with_its_fault(tmp_path, row, message):
     path = write(tmp_path / "p.csv", [[0, "a", json.dumps(fields())], row])
     with pytest.raises(ValueError, match=rf"p\.csv, row 2 \(index {row[0]}\): .*{message}"):
         load_prompts(path)
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"index,prompt_en\n0,a\n", "lacks the column sub_dims_en; it has: index, prompt_en"),
-    (b"", "it has: nothing"), (b"index,prompt_en,sub_dims_en\n", "no prompts"),
-    ("index,prompt_zh,sub_dims_zh\n0,两只,x".encode("gbk"), "not UTF-8")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"index,prompt_en\n0,a\n", "lacks the column sub_dims_en; it has: index, prompt_en"),
+        (b"", "it has: nothing"),
+        (b"index,prompt_en,sub_dims_en\n", "no prompts"),
+        ("index,prompt_zh,sub_dims_zh\n0,两只,x".encode("gbk"), "not UTF-8"),
+    ],
+)
 def test_a_bad_file_gets_one_sentence(tmp_path, content, message):
     (tmp_path / "p.csv").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_prompts(tmp_path / "p.csv")
 
 
-@pytest.mark.parametrize("name, points", [("en", 1813), ("zh", 1813), ("en_long", 3920),
-                                          ("zh_long", 3920)])
+@pytest.mark.parametrize(
+    "name, points", [("en", 1813), ("zh", 1813), ("en_long", 3920), ("zh_long", 3920)]
+)
 def test_official_files(name, points):
     """Where bench.py looks for them. They are not part of this repository."""
     path = Path(f"data/test_prompts_{name}.csv")
@@ -123,8 +167,14 @@ def test_labels_are_read_whatever_their_blanks():
 
 # ----------------------------------------------------------------------------- question and answer
 
-PROMPT = Prompt(0, "a {red}\nhat", [("Style", "ink\npainting"), ("Grammar - Negation", "no {dog}")],
-                "", "", "en")
+PROMPT = Prompt(
+    0,
+    "a {red}\nhat",
+    [("Style", "ink\npainting"), ("Grammar - Negation", "no {dog}")],
+    "",
+    "",
+    "en",
+)
 
 
 def test_question_has_the_lines_that_the_embedded_judge_reads():
@@ -150,31 +200,47 @@ def test_a_template_of_ones_own():
         question(PROMPT, "{caption}")
 
 
-@pytest.mark.parametrize("text, count, scores", [
-    ('<analysis>["a", "b"]</analysis> <score>[1, 0]</score>', 2, [1, 0]),
-    ("<analysis>['it''s', 'b']</analysis>\n<score>['1', '0']</score>", 2, [1, 0]),
-    ('<score>["1", "0"]</score>', 2, [1, 0]),
-    ("<score>\n```json\n[0, 1]\n```\n</score>", 2, [0, 1]),
-    ("<score>［“1”，“0”］</score>", 2, [1, 0]),
-    ("<score>(1, 1)</score>", 2, [1, 1]),
-    ("<score>[1, 1]</score> no, rather <score>[0, 1]</score>", 2, [0, 1]),  # the last counts
-    ("<score> the form is <score>[1]</score>", 1, [1]),
-    ("<think>say <score>[1]</score></think><score>[0]</score>", 1, [0]),
-    ("<think>say <score>[1]</score> or", 1, None),  # cut off while thinking
-    ('{"analysis": ["a"], "score": [1]}', 1, [1]),
-    ('First:\n```json\n{"scores": [1, 0]}\n```', 2, [1, 0]),
-    ("[1, 0]", 2, [1, 0]), ("```json\n['1', '0']\n```", 2, [1, 0]), ("[1]", 2, None),
-    ("Testpoints: [1, 0]", 2, None), ("1, 0", 2, None), ("1", 1, None),  # a list, or a sentence?
-    ('{"score": [1]} then {"score": [0]}', 1, [0]),
-    ('{"score": [1], "inner": {"score": [0]}}', 1, [1]),
-    ("<score>[1, 0]</score>", 3, None), ("<score>[1, 0]</score>", 1, None),
-    ("<score>[1, 2]</score>", 2, None), ("<score>[1, 0.5]</score>", 2, None),
-    ("<score>[True, False]</score>", 2, None), ("<score>[null, 1]</score>", 2, None),
-    ("<score>1, 0</score>", 2, [1, 0]), ("<score>10</score>", 2, None),
-    ("<score>[1, 0</score>", 2, None), ("<score>[1, 0]", 2, None),
-    ("<score>[[1], 0]</score>", 2, None), ("<score>{'a': 1}</score>", 1, None),
-    ("both are met", 2, None), ("", 1, None), (None, 1, None), ("{" * 5000, 1, None),
-])
+@pytest.mark.parametrize(
+    "text, count, scores",
+    [
+        ('<analysis>["a", "b"]</analysis> <score>[1, 0]</score>', 2, [1, 0]),
+        ("<analysis>['it''s', 'b']</analysis>\n<score>['1', '0']</score>", 2, [1, 0]),
+        ('<score>["1", "0"]</score>', 2, [1, 0]),
+        ("<score>\n```json\n[0, 1]\n```\n</score>", 2, [0, 1]),
+        ("<score>［“1”，“0”］</score>", 2, [1, 0]),
+        ("<score>(1, 1)</score>", 2, [1, 1]),
+        ("<score>[1, 1]</score> no, rather <score>[0, 1]</score>", 2, [0, 1]),  # the last counts
+        ("<score> the form is <score>[1]</score>", 1, [1]),
+        ("<think>say <score>[1]</score></think><score>[0]</score>", 1, [0]),
+        ("<think>say <score>[1]</score> or", 1, None),  # cut off while thinking
+        ('{"analysis": ["a"], "score": [1]}', 1, [1]),
+        ('First:\n```json\n{"scores": [1, 0]}\n```', 2, [1, 0]),
+        ("[1, 0]", 2, [1, 0]),
+        ("```json\n['1', '0']\n```", 2, [1, 0]),
+        ("[1]", 2, None),
+        ("Testpoints: [1, 0]", 2, None),
+        ("1, 0", 2, None),
+        ("1", 1, None),  # a list, or a sentence?
+        ('{"score": [1]} then {"score": [0]}', 1, [0]),
+        ('{"score": [1], "inner": {"score": [0]}}', 1, [1]),
+        ("<score>[1, 0]</score>", 3, None),
+        ("<score>[1, 0]</score>", 1, None),
+        ("<score>[1, 2]</score>", 2, None),
+        ("<score>[1, 0.5]</score>", 2, None),
+        ("<score>[True, False]</score>", 2, None),
+        ("<score>[null, 1]</score>", 2, None),
+        ("<score>1, 0</score>", 2, [1, 0]),
+        ("<score>10</score>", 2, None),
+        ("<score>[1, 0</score>", 2, None),
+        ("<score>[1, 0]", 2, None),
+        ("<score>[[1], 0]</score>", 2, None),
+        ("<score>{'a': 1}</score>", 1, None),
+        ("both are met", 2, None),
+        ("", 1, None),
+        (None, 1, None),
+        ("{" * 5000, 1, None),
+    ],
+)
 def test_parse_scores(text, count, scores):
     assert parse_scores(text, count) == scores
 

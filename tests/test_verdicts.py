@@ -4,7 +4,13 @@ import time
 
 import pytest
 
-from judges.verdicts import PAIRWISE_TEMPLATE, POINTWISE_TEMPLATE, Verdict, parse_scores, parse_verdict
+from judges.verdicts import (
+    PAIRWISE_TEMPLATE,
+    POINTWISE_TEMPLATE,
+    Verdict,
+    parse_scores,
+    parse_verdict,
+)
 
 FIRST, SECOND, TIE, UNPARSABLE, FAILED = Verdict
 ONE, TWO = "<answer>Image 1 is better</answer>", "<answer>Image 2 is better</answer>"
@@ -38,8 +44,11 @@ VERDICTS = [
     ("Answer: 'Image 2 is better'", SECOND),
     ("<answer>Image 2 is the better one</answer>", SECOND),
     ("<answer>It's a tie</answer>", TIE),
-    ("<think>\n1. Aesthetics: \n    Image 1 (8/10) - ...; \n    Image 2 (6/10) - ...\nTotal score:\n"
-     "Image 1: 8=8\nImage 2: 6=6\n</think>\n" + ONE, FIRST),  # UnifiedReward-Think
+    (
+        "<think>\n1. Aesthetics: \n    Image 1 (8/10) - ...; \n    Image 2 (6/10) - ...\nTotal score:\n"
+        "Image 1: 8=8\nImage 2: 6=6\n</think>\n" + ONE,
+        FIRST,
+    ),  # UnifiedReward-Think
     ("I looked at both.\n**Final answer:** Image 1 is better", FIRST),
     ("<think>Image 2 is better, no?</think>" + ONE, FIRST),
     # text after, several answers, tags that are not closed
@@ -89,10 +98,12 @@ VERDICTS = [
     ('{"winner": "tie"}', TIE),
     ('{"winner": "Image 2 is better", "confidence": 0.9}', SECOND),
     ('```json\n{"categories": [{"name": "style", "winner": 2}], "winner": "Image 1"}\n```', FIRST),
-    ('{"prompt": "a sign that says \\"<answer>\\"", "categories": [{"name": "A. Semantic Alignment", '
-     '"dims": [{"name": "count", "reason_1": "two", "reason_2": "{one}", "score_1": 8, "score_2": 2}],'
-     ' "cat_reason": "...", "cat_winner": "Image 1"}], "reason": "line\nline", "winner": "Image 2"}',
-     SECOND),  # UnifiedReward-Flex, with a line break that JSON forbids
+    (
+        '{"prompt": "a sign that says \\"<answer>\\"", "categories": [{"name": "A. Semantic Alignment", '
+        '"dims": [{"name": "count", "reason_1": "two", "reason_2": "{one}", "score_1": 8, "score_2": 2}],'
+        ' "cat_reason": "...", "cat_winner": "Image 1"}], "reason": "line\nline", "winner": "Image 2"}',
+        SECOND,
+    ),  # UnifiedReward-Flex, with a line break that JSON forbids
     ('{"categories": [{"cat_winner": "Image 1"}], "winner": "Image 1/2"}', UNPARSABLE),
     ('{"winner": "Image 1", "style": {"winner": "Image 2"}}', FIRST),
     ('Reasons with {braces}.\n```\n{"winner": "Image 2"}\n```\nDone {here}.', SECOND),
@@ -115,9 +126,25 @@ def test_parse_verdict(text, verdict):
 
 @pytest.mark.parametrize(
     "unit",
-    ["Image 1 is better. ", "<answer>", "</answer>", "<", "{", "[", '{"a":', "`", "``` ", "\n", " ",
-     "image 1 is better because ", "<think>", "</think>", "both ", "1 "],
-)  # fmt: skip
+    [
+        "Image 1 is better. ",
+        "<answer>",
+        "</answer>",
+        "<",
+        "{",
+        "[",
+        '{"a":',
+        "`",
+        "``` ",
+        "\n",
+        " ",
+        "image 1 is better because ",
+        "<think>",
+        "</think>",
+        "both ",
+        "1 ",
+    ],
+)
 def test_long_reasoning_takes_linear_time(unit):
     noise = unit * (100_000 // len(unit))
     start = time.thread_time()  # of this thread alone: other work on the machine does not count

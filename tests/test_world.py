@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 import rewards
-from shapes import scenes
-from shapes import world
 from judges.mllm import Query
+from shapes import scenes, world
 
 COUNT = 2000
 
@@ -26,8 +25,9 @@ def world():
 
 def read_all(drawn):
     images = [Image.fromarray(pixels) for pixels in scenes.render(drawn)]
-    return [reading for i in range(0, len(images), 100)
-            for reading in scenes.read(images[i:i + 100])]
+    return [
+        reading for i in range(0, len(images), 100) for reading in scenes.read(images[i : i + 100])
+    ]
 
 
 def one(shape="circle", color="red", x=16.0, y=16.0, r=5.5, outline=False):
@@ -55,8 +55,15 @@ def test_train_and_heldout_combinations_are_disjoint():
 def test_eight_primary_dimensions_are_covered():
     subs = {sub for p in world.heldout_prompts() for sub, _ in p.testpoints}
     assert {sub.split(" - ")[0] for sub in subs} == {
-        "Attribute", "Entity Layout", "Relationship", "Grammar", "Compound", "Logical Reasoning",
-        "World Knowledge", "Style"}
+        "Attribute",
+        "Entity Layout",
+        "Relationship",
+        "Grammar",
+        "Compound",
+        "Logical Reasoning",
+        "World Knowledge",
+        "Style",
+    }
 
 
 def test_verifier_agrees_with_the_truth(world):
@@ -75,14 +82,23 @@ def changed_scene(prompt, drawn, rng):
     if rng.random() < 0.5:
         color = str(rng.choice([c for c in scenes.COLORS if c != thing.color]))
         things[k] = thing._replace(color=color)
-        subs = {"Attribute - Color", "Grammar - Consistency", "World Knowledge",
-                "Compound - Feature Matching"}
+        subs = {
+            "Attribute - Color",
+            "Grammar - Consistency",
+            "World Knowledge",
+            "Compound - Feature Matching",
+        }
     else:
-        shape = str(rng.choice([s for s in scenes.SHAPES
-                                if s not in (thing.shape, prompt.slots.get("s2"))]))
+        shape = str(
+            rng.choice([s for s in scenes.SHAPES if s not in (thing.shape, prompt.slots.get("s2"))])
+        )
         things[k] = thing._replace(shape=shape)
-        subs = {"Attribute - Shape", "Attribute - Quantity", "Logical Reasoning",
-                "Compound - Feature Matching"}
+        subs = {
+            "Attribute - Shape",
+            "Attribute - Quantity",
+            "Logical Reasoning",
+            "Compound - Feature Matching",
+        }
     return scenes.Scene(tuple(things), drawn.dark), subs
 
 
@@ -130,8 +146,9 @@ def test_a_shape_in_two_colors_is_not_accepted():
 @pytest.mark.parametrize("side", ["left", "right", "top", "bottom"])
 def test_half_drawn_shapes_are_not_that_shape(shape, r, side):
     pixels = scenes.render([one(shape, r=r)])[0]
-    half = {"left": np.s_[:, :16], "right": np.s_[:, 16:],
-            "top": np.s_[:16], "bottom": np.s_[16:]}[side]
+    half = {"left": np.s_[:, :16], "right": np.s_[:, 16:], "top": np.s_[:16], "bottom": np.s_[16:]}[
+        side
+    ]
     pixels[half] = scenes.LIGHT
     (reading,) = scenes.read([Image.fromarray(pixels)])
     # the upper part of a triangle is a smaller triangle, and rightly so
@@ -153,13 +170,23 @@ def test_nothing_is_granted_on_an_empty_picture():
 
 
 def test_an_unread_blob_blocks_counting_and_negation():
-    pixels = scenes.render([scenes.Scene((scenes.Thing("circle", "red", 8, 8, 3.6),
-                                          scenes.Thing("circle", "red", 24, 24, 3.6)))])[0]
+    pixels = scenes.render(
+        [
+            scenes.Scene(
+                (
+                    scenes.Thing("circle", "red", 8, 8, 3.6),
+                    scenes.Thing("circle", "red", 24, 24, 3.6),
+                )
+            )
+        ]
+    )[0]
     clean = scenes.read([Image.fromarray(pixels)])[0]
     pixels[4:9, 20:29] = scenes.COLORS["red"]  # a bar: no shape of this world
     barred = scenes.read([Image.fromarray(pixels)])[0]
-    count, none = (world.parse_prompt("two red circles"),
-                   world.parse_prompt("a small red circle and no square"))
+    count, none = (
+        world.parse_prompt("two red circles"),
+        world.parse_prompt("a small red circle and no square"),
+    )
     assert barred.unread == 1
     assert world.satisfied(count, clean)[0] and not world.satisfied(count, barred)[0]
     assert world.satisfied(none, clean)[0] and not world.satisfied(none, barred)[0]
@@ -171,18 +198,24 @@ def test_reading_does_not_depend_on_the_batch_or_on_enlargement(world):
     for seen in scenes.read([image]) + scenes.read([image.resize((128, 128), Image.NEAREST)]):
         assert len(seen.things) == len(readings[5].things) > 0
         for thing, other in zip(seen.things, readings[5].things):
-            assert ((thing.shape, thing.color, thing.outline)
-                    == (other.shape, other.color, other.outline))
-            assert (thing.x, thing.y, thing.r) == pytest.approx((other.x, other.y, other.r),
-                                                                abs=1e-4)
+            assert (thing.shape, thing.color, thing.outline) == (
+                other.shape,
+                other.color,
+                other.outline,
+            )
+            assert (thing.x, thing.y, thing.r) == pytest.approx(
+                (other.x, other.y, other.r), abs=1e-4
+            )
 
 
 # ---- the judge
 
+
 def ask(prompt, *drawn, judge=None, template=rewards.PAIRWISE_TEMPLATE):
     images = tuple(Image.fromarray(p) for p in scenes.render(list(drawn)))
-    (answer,) = (judge or world.ShapesMLLM()).ask([Query(images,
-                                                          template.replace("{prompt}", prompt))])
+    (answer,) = (judge or world.ShapesMLLM()).ask(
+        [Query(images, template.replace("{prompt}", prompt))]
+    )
     return rewards.parse_verdict(answer.text)
 
 
@@ -194,8 +227,10 @@ def test_more_testpoints_win_in_both_orders():
 
 def test_equal_pictures_tie_and_so_do_invisible_differences():
     assert ask("a large red circle", one(), one(x=10.0)) is rewards.Verdict.TIE
-    assert ask("a large red circle", one("square", "blue", r=3.6), one("triangle", "blue", r=3.6)) \
+    assert (
+        ask("a large red circle", one("square", "blue", r=3.6), one("triangle", "blue", r=3.6))
         is rewards.Verdict.TIE
+    )
 
 
 def test_a_visibly_cleaner_picture_wins_among_equals():
@@ -204,10 +239,11 @@ def test_a_visibly_cleaner_picture_wins_among_equals():
     dirty[2:4, 2:30:2] = (200, 200, 200)
     images = [Image.fromarray(clean), Image.fromarray(dirty)]
     text = rewards.PAIRWISE_TEMPLATE.replace("{prompt}", "a large red circle")
-    answers = world.ShapesMLLM().ask([Query(tuple(images), text),
-                                       Query(tuple(images[::-1]), text)])
-    assert [rewards.parse_verdict(a.text) for a in answers] == [rewards.Verdict.FIRST,
-                                                                rewards.Verdict.SECOND]
+    answers = world.ShapesMLLM().ask([Query(tuple(images), text), Query(tuple(images[::-1]), text)])
+    assert [rewards.parse_verdict(a.text) for a in answers] == [
+        rewards.Verdict.FIRST,
+        rewards.Verdict.SECOND,
+    ]
 
 
 def test_cleanness_never_decides_between_looks():
@@ -220,10 +256,14 @@ def test_cleanness_never_decides_between_looks():
 
 
 def test_json_form_where_it_is_asked_for():
-    template = ('Caption: {prompt}\nAnswer with JSON: {"reason": ..., "winner": "Image 1" | '
-                '"Image 2" | "tie"}')
-    assert ask("a large red circle", one(), one(color="blue"),
-               template=template) is rewards.Verdict.FIRST
+    template = (
+        'Caption: {prompt}\nAnswer with JSON: {"reason": ..., "winner": "Image 1" | '
+        '"Image 2" | "tie"}'
+    )
+    assert (
+        ask("a large red circle", one(), one(color="blue"), template=template)
+        is rewards.Verdict.FIRST
+    )
     assert ask("a large red circle", one(), one(), template=template) is rewards.Verdict.TIE
 
 
@@ -235,19 +275,24 @@ def test_first_bias_and_errors_show():
     rng = np.random.default_rng(0)
     good = [one("circle", "red", x) for x in rng.uniform(8, 24, 60)]
     bad = [one("circle", "blue", x) for x in rng.uniform(8, 24, 60)]
-    rate = lambda judge: np.mean([ask("a large red circle", b, g,
-                                      judge=judge) is rewards.Verdict.SECOND
-                                  for g, b in zip(good, bad)])
+    rate = lambda judge: np.mean(
+        [
+            ask("a large red circle", b, g, judge=judge) is rewards.Verdict.SECOND
+            for g, b in zip(good, bad)
+        ]
+    )
     assert rate(world.ShapesMLLM()) == 1.0
     assert rate(world.ShapesMLLM(first_bias=1.0)) == 0.0
     assert 0.3 < rate(world.ShapesMLLM(error_rate=1.0)) < 0.7
 
 
 def test_testpoints_are_answered_in_the_official_form():
-    question = ("Testpoint 1: Attribute - Color\nDefinition: the color.\n"
-                "Description: the circle is red\n"
-                "Testpoint 2: Attribute - Shape\nDescription: a square\n"
-                "Testpoint 3: Action - State\nDescription: asleep\n")
+    question = (
+        "Testpoint 1: Attribute - Color\nDefinition: the color.\n"
+        "Description: the circle is red\n"
+        "Testpoint 2: Attribute - Shape\nDescription: a square\n"
+        "Testpoint 3: Action - State\nDescription: asleep\n"
+    )
     image = Image.fromarray(scenes.render([one()])[0])
     (answer,) = world.ShapesMLLM().ask([Query((image,), question)])
     assert json.loads(answer.text.split("<score>")[1].split("</score>")[0]) == [1, 0, 0]

@@ -9,7 +9,6 @@ and a second start asks only for what is missing, failed or could not be parsed.
 import hashlib
 import io
 import itertools
-import json
 import logging
 import threading
 import time
@@ -18,15 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes over one journal are not kept apart there
-    fcntl = None
-
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from judges.mllm import MLLM, Answer, Query
+from support.files import Journal
 from unigenbench.report import FORMATS
 from unigenbench.results import Result
 from unigenbench.testpoints import Prompt, parse_reasons, parse_scores, question
@@ -36,6 +31,7 @@ IMAGES = 4  # a prompt
 
 
 # ----------------------------------------------------------------------------- images
+
 
 def image_name(index: int, image: int) -> str:
     return f"{index}_{image}.png"
@@ -73,51 +69,15 @@ def foreign_names(folder: Path, prompts: list[Prompt]) -> list[str]:
 
 # ----------------------------------------------------------------------------- the judge
 
+
 class Task(NamedTuple):
     """One call: all testpoints of one image."""
+
     name: str
     image: Image.Image
     digest: str  # of the image's bytes and the question: an answer counts for these two only
     text: str
     count: int  # testpoints
-
-
-class Journal:
-    """Lines of JSON, each on disk as soon as it is written; the first says what the file is for.
-
-    A torn last line, of a process that was killed, is cut off.
-    Raises ValueError if the file was begun for something else, is damaged, or is being written by
-    another process, which would ask everything a second time.
-    """
-
-    def __init__(self, path, header: dict):
-        path, self.lock = Path(path), threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "a+b")
-        if fcntl:
-            try:  # the system lets go of it when this process ends, however it ends
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"another process is writing {path}") from None
-        data = path.read_bytes()
-        whole = data[:data.rfind(b"\n") + 1]
-        try:
-            first, *self.lines = [json.loads(line) for line in whole.splitlines()] or [None]
-        except json.JSONDecodeError as error:
-            self.file.close()
-            raise ValueError(f"{path} is damaged ({error}); remove it to begin anew") from None
-        if first not in (None, header):
-            self.file.close()
-            raise ValueError(f"{path} was begun for {first}, not for {header}; "
-                             "choose another --out")
-        self.file.truncate(len(whole))
-        if first is None:
-            self.write(header)
-
-    def write(self, line: dict) -> None:
-        with self.lock:  # flushed to the system, which outlives this process
-            self.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-            self.file.flush()
 
 
 class Patience:
@@ -145,21 +105,27 @@ class Patience:
             self.failures += len(errors)
             silent = time.monotonic() - self.answered
         if self.failures >= self.MOST_FAILURES or silent > self.seconds:
-            raise ValueError(f"no answer to the last {self.failures} calls in {silent:.0f} s "
-                             f"({errors[-1]}); what was answered is kept: mend the server and "
-                             "start again")
+            raise ValueError(
+                f"no answer to the last {self.failures} calls in {silent:.0f} s "
+                f"({errors[-1]}); what was answered is kept: mend the server and "
+                "start again"
+            )
 
 
-REMINDER = ("\n\nYour last answer did not end with one list of {count} scores, each 0 or 1. "
-            "Answer again.")
+REMINDER = (
+    "\n\nYour last answer did not end with one list of {count} scores, each 0 or 1. Answer again."
+)
 
 
 def ask(mllm: MLLM, tasks: list[Task], retries=2) -> list[Answer]:
     """One answer a task; an answer that cannot be parsed is asked for again, with a reminder."""
     answers = mllm.ask([Query((t.image,), t.text) for t in tasks])
     for _ in range(retries):
-        bad = [i for i, (a, t) in enumerate(zip(answers, tasks))
-               if a.text is not None and parse_scores(a.text, t.count) is None]
+        bad = [
+            i
+            for i, (a, t) in enumerate(zip(answers, tasks))
+            if a.text is not None and parse_scores(a.text, t.count) is None
+        ]
         again = [tasks[i] for i in bad]
         queries = [Query((t.image,), t.text + REMINDER.format(count=t.count)) for t in again]
         for i, answer in zip(bad, mllm.ask(queries) if bad else ()):
@@ -200,8 +166,16 @@ def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, lanes: int, batch: int) -> 
             stop.set()
 
 
-def judge_images(mllm: MLLM, prompts: list[Prompt], folder, journal_path, template=None, lanes=1,
-                 batch=16, limit=None) -> list[Result]:
+def judge_images(
+    mllm: MLLM,
+    prompts: list[Prompt],
+    folder,
+    journal_path,
+    template=None,
+    lanes=1,
+    batch=16,
+    limit=None,
+) -> list[Result]:
     """One result for each of the four images of each prompt, failed ones included.
 
     An image that is missing or broken is named in the log and is a failed result. Answers that are
@@ -213,16 +187,25 @@ def judge_images(mllm: MLLM, prompts: list[Prompt], folder, journal_path, templa
     if not folder.is_dir():
         raise ValueError(f"no image folder '{folder}'")
     if odd := foreign_names(folder, prompts):
-        log.warning("%d files are no image of these prompts and are not judged: %s", len(odd),
-                    ", ".join(odd))
+        log.warning(
+            "%d files are no image of these prompts and are not judged: %s",
+            len(odd),
+            ", ".join(odd),
+        )
     prompts = prompts[:limit]
     journal, broken, digests = Journal(journal_path, {"judge": mllm.name}), [], {}
     outputs = {(line["image"], line["digest"]): line["output"] for line in journal.lines}
 
     def keep(task: Task, answer: Answer) -> None:
         outputs[task.name, task.digest] = answer.text or ""
-        journal.write({"image": task.name, "digest": task.digest, "output": answer.text or "",
-                       "error": answer.error})
+        journal.write(
+            {
+                "image": task.name,
+                "digest": task.digest,
+                "output": answer.text or "",
+                "error": answer.error,
+            }
+        )
 
     def tasks() -> Iterator[Task]:
         bar = tqdm([(p, i) for p in prompts for i in range(IMAGES)], desc="judge")
@@ -247,7 +230,17 @@ def judge_images(mllm: MLLM, prompts: list[Prompt], folder, journal_path, templa
         subs, descriptions = map(list, zip(*p.testpoints))
         for name in (image_name(p.index, i) for i in range(IMAGES)):
             output = outputs.get((name, digests.get(name)), "")
-            results.append(Result(p.index, p.text, subs, str(folder / name),
-                                  parse_scores(output, len(subs)), output,
-                                  parse_reasons(output, len(subs)), descriptions, p.language))
+            results.append(
+                Result(
+                    p.index,
+                    p.text,
+                    subs,
+                    str(folder / name),
+                    parse_scores(output, len(subs)),
+                    output,
+                    parse_reasons(output, len(subs)),
+                    descriptions,
+                    p.language,
+                )
+            )
     return results

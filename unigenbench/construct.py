@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from unigenbench.asking import Journal, Patience
 from judges.mllm import MLLM, Query
+from support.files import Journal
+from unigenbench.asking import Patience
 from unigenbench.testpoints import DIMENSIONS, SUBS, Prompt, last_json, one_line, parse_scores
 
 log = logging.getLogger("bench")
@@ -25,15 +26,26 @@ SUBTHEMES = {
     "Art": ("Graphic Art", "Photography Art", "Sculptural Art", "Other"),
     "Illustration": ("Copywriting Illustration", "Content Illustration"),
     "Film & Story": ("Sci-Fi", "Realism", "Animation"),
-    "Design": ("Advertising/E-commerce Design", "Spatial Design", "Game Design", "UI Design",
-               "Poster Design", "IP Design", "Logo/Icon Design", "Design Assets", "Fashion Design"),
-    "Creative Divergence": ("Imaginative Thinking", "Other")}
+    "Design": (
+        "Advertising/E-commerce Design",
+        "Spatial Design",
+        "Game Design",
+        "UI Design",
+        "Poster Design",
+        "IP Design",
+        "Logo/Icon Design",
+        "Design Assets",
+        "Fashion Design",
+    ),
+    "Creative Divergence": ("Imaginative Thinking", "Other"),
+}
 SUBJECTS = ("Animal", "Character", "Anthropomorphic", "Scene", "Other Entity")
 NEEDS = {  # testpoints that only some subjects can show
     "Action - Animal": ("Animal",),
     "Action - Full-body (Character/Anthropomorphic)": ("Character", "Anthropomorphic"),
     "Action - Hand (Character/Anthropomorphic)": ("Character", "Anthropomorphic"),
-    "Attribute - Expression": ("Animal", "Character", "Anthropomorphic")}
+    "Attribute - Expression": ("Animal", "Character", "Anthropomorphic"),
+}
 MOST_TESTPOINTS, ATTEMPTS, BATCH = 5, 4, 16
 MOST_ALIKE = 0.3  # share of three-word sequences in common; no two official prompts are above 0.19
 
@@ -61,15 +73,17 @@ def make_plans(count: int, seed: int) -> list[Plan]:
         subject = SUBJECTS[index % len(SUBJECTS)]
         fitting = [sub for sub in SUBS if subject in NEEDS.get(sub, SUBJECTS)]
         rarest = sorted(fitting, key=lambda sub: (used[sub], rng.random()))
-        subs = tuple(rarest[:rng.integers(1, MOST_TESTPOINTS + 1)])
+        subs = tuple(rarest[: rng.integers(1, MOST_TESTPOINTS + 1)])
         used.update(subs)
         plans.append(Plan(index, str(theme), str(subtheme), subject, subs))
     return plans
 
 
 def writing_question(plan: Plan, attempt: int) -> str:
-    listed = "\n".join(f"Testpoint {n}: {sub}\nDefinition: {DIMENSIONS[sub][1]}"
-                       for n, sub in enumerate(plan.subs, 1))
+    listed = "\n".join(
+        f"Testpoint {n}: {sub}\nDefinition: {DIMENSIONS[sub][1]}"
+        for n, sub in enumerate(plan.subs, 1)
+    )
     again = f"\nThis is attempt {attempt + 1}; do not take the obvious idea." if attempt else ""
     return f"""\
 Write one prompt for a text-to-image model: one or two sentences, at most 60 words.
@@ -90,7 +104,8 @@ Answer with JSON alone, one description for each testpoint, in order, in words o
 def checking_question(prompt: Prompt) -> str:
     listed = "\n\n".join(
         f"Testpoint {n}: {sub}\nDefinition: {DIMENSIONS[sub][1]}\nDescription: {one_line(text)}"
-        for n, (sub, text) in enumerate(prompt.testpoints, 1))
+        for n, (sub, text) in enumerate(prompt.testpoints, 1)
+    )
     return f"""\
 Does this prompt for a text-to-image model really ask for what is to be checked?
 
@@ -113,14 +128,20 @@ def read_written(text: str | None, plan: Plan) -> Prompt | None:
         return None
     if not all(isinstance(d, str) and d.strip() for d in descriptions):
         return None
-    return Prompt(plan.index, one_line(written), list(zip(plan.subs, map(one_line, descriptions))),
-                  plan.theme, plan.subtheme, "en")
+    return Prompt(
+        plan.index,
+        one_line(written),
+        list(zip(plan.subs, map(one_line, descriptions))),
+        plan.theme,
+        plan.subtheme,
+        "en",
+    )
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
     """The three-word sequences of a text, letters only, shorter ones where it has fewer words."""
     words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
-    return {tuple(words[i:i + 3]) for i in range(max(1, len(words) - 2))}
+    return {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
 
 
 def alike(first: str, second: str) -> float:
@@ -129,8 +150,9 @@ def alike(first: str, second: str) -> float:
     return len(a & b) / len(a | b)
 
 
-def attempt_batch(mllm: MLLM, plans: list[Plan], attempt: int, accepted: list[Prompt],
-                  patience: Patience) -> list[Prompt]:
+def attempt_batch(
+    mllm: MLLM, plans: list[Plan], attempt: int, accepted: list[Prompt], patience: Patience
+) -> list[Prompt]:
     """Write and check a prompt for each plan; those that pass and repeat no other."""
     answers = mllm.ask([Query((), writing_question(plan, attempt)) for plan in plans])
     patience.check(answers)
@@ -140,14 +162,19 @@ def attempt_batch(mllm: MLLM, plans: list[Plan], attempt: int, accepted: list[Pr
         if all(alike(prompt.text, other.text) <= MOST_ALIKE for other in (*accepted, *fresh)):
             fresh.append(prompt)
     checks = mllm.ask([Query((), checking_question(prompt)) for prompt in fresh]) if fresh else []
-    return [prompt for prompt, check in zip(fresh, checks)
-            if parse_scores(check.text, len(prompt.testpoints)) == [1] * len(prompt.testpoints)]
+    return [
+        prompt
+        for prompt, check in zip(fresh, checks)
+        if parse_scores(check.text, len(prompt.testpoints)) == [1] * len(prompt.testpoints)
+    ]
 
 
 def cost_line(count: int, done: int) -> str:
     left = count - done
-    return (f"{count} prompts, {done} already there: {2 * left} to {2 * ATTEMPTS * left} calls, "
-            f"about {0.6 * left:.0f} to {0.6 * ATTEMPTS * left:.0f} thousand tokens.")
+    return (
+        f"{count} prompts, {done} already there: {2 * left} to {2 * ATTEMPTS * left} calls, "
+        f"about {0.6 * left:.0f} to {0.6 * ATTEMPTS * left:.0f} thousand tokens."
+    )
 
 
 def construct(mllm: MLLM, count: int, journal_path, seed=0) -> tuple[list[Prompt], list[Plan]]:
@@ -168,10 +195,12 @@ def construct(mllm: MLLM, count: int, journal_path, seed=0) -> tuple[list[Prompt
         for attempt in range(ATTEMPTS):
             todo = [plan for index, plan in plans.items() if index not in accepted]
             for start in range(0, len(todo), BATCH):
-                batch, so_far = todo[start:start + BATCH], list(accepted.values())
+                batch, so_far = todo[start : start + BATCH], list(accepted.values())
                 for prompt in attempt_batch(mllm, batch, attempt, so_far, patience):
                     accepted[prompt.index] = prompt
                     journal.write(prompt._asdict())
                     bar.update()
-    return ([accepted[index] for index in sorted(accepted)],
-            [plan for index, plan in plans.items() if index not in accepted])
+    return (
+        [accepted[index] for index in sorted(accepted)],
+        [plan for index, plan in plans.items() if index not in accepted],
+    )

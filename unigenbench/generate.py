@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from support.files import write_atomic
 from unigenbench.asking import IMAGES, image_name, opens
-from unigenbench.report import write_atomic
 from unigenbench.testpoints import Prompt
 
 FIRST_SEED = 3407  # of the released code: images 0..3 of every prompt have seeds 3407..3410
@@ -26,6 +26,7 @@ FIRST_SEED = 3407  # of the released code: images 0..3 of every prompt have seed
 
 class Sampling(NamedTuple):
     """Everything that decides an image's bytes."""
+
     model: str
     lora: str | None
     pipeline: str  # its class in diffusers
@@ -52,11 +53,15 @@ def keep_settings(folder: Path, settings: dict) -> None:
         old, new = json.loads(path.read_text()), json.loads(json.dumps(settings))
         odd = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in old | new if old.get(k) != new.get(k)]
         if odd:
-            raise ValueError(f"{folder} holds images of other settings ({'; '.join(odd)}); "
-                             "remove it or choose another --out")
+            raise ValueError(
+                f"{folder} holds images of other settings ({'; '.join(odd)}); "
+                "remove it or choose another --out"
+            )
     elif images:
-        raise ValueError(f"{folder} holds images, but no settings.json says how they were made; "
-                         "choose another --out")
+        raise ValueError(
+            f"{folder} holds images, but no settings.json says how they were made; "
+            "choose another --out"
+        )
     else:
         write_atomic(path, json.dumps(settings, indent=2).encode())
 
@@ -66,7 +71,7 @@ def fingerprint(pipe) -> str:
     digest = hashlib.sha256()
     for part in pipe.components.values():
         for name, weight in getattr(part, "named_parameters", lambda: ())():
-            few = weight.detach().flatten()[::max(1, weight.numel() // 64)]
+            few = weight.detach().flatten()[:: max(1, weight.numel() // 64)]
             digest.update(name.encode() + few.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -77,17 +82,20 @@ def load_pipeline(model: str, lora: str | None, device: str, dtype):
     Raises ValueError if there is none in `model`, it cannot be told what the benchmark sets, or the
     LoRA is not for it (diffusers would only warn, and draw with the base).
     """
-    from models import flux
-    from models import sd3
     from diffusers import DiffusionPipeline
+
+    from models import flux, sd3
 
     folder = Path(model)
     local = folder.exists() or model.count("/") != 1 or model.startswith((".", "~"))
     if local and not (folder / "model_index.json").is_file():
         adapter = any(folder.glob("*.safetensors"))
-        raise ValueError(f"no pipeline in '{model}': expected a folder with model_index.json, or a "
-                         "hub name such as black-forest-labs/FLUX.1-dev" + adapter * (
-                             "; this may be a LoRA: give it as --lora, and its base as --model"))
+        raise ValueError(
+            f"no pipeline in '{model}': expected a folder with model_index.json, or a "
+            "hub name such as black-forest-labs/FLUX.1-dev"
+            + adapter
+            * ("; this may be a LoRA: give it as --lora, and its base as --model")
+        )
     kind = DiffusionPipeline.load_config(model)["_class_name"]
     own = {"FluxPipeline": flux, "StableDiffusion3Pipeline": sd3}.get(kind)
     if own:
@@ -95,8 +103,14 @@ def load_pipeline(model: str, lora: str | None, device: str, dtype):
     else:
         pipe = DiffusionPipeline.from_pretrained(model, dtype=dtype).to(device)
         pipe.set_progress_bar_config(disable=True)
-        lacks = {"prompt", "num_inference_steps", "guidance_scale", "height", "width",
-                 "generator"} - inspect.signature(pipe.__call__).parameters.keys()
+        lacks = {
+            "prompt",
+            "num_inference_steps",
+            "guidance_scale",
+            "height",
+            "width",
+            "generator",
+        } - inspect.signature(pipe.__call__).parameters.keys()
         if lacks:
             raise ValueError(f"the {kind} in '{model}' takes no {', '.join(sorted(lacks))}")
     if lora:
@@ -111,8 +125,9 @@ def make_draw(pipe, own, steps: int, guidance: float, size: int | None, seeds):
 
     Models that can be trained here are sampled as training does it; others by diffusers itself.
     """
-    import sampler
     import torch
+
+    import sampler
 
     def draw_own(text: str) -> list:
         rows = own.encode(pipe, [text]).rows([0] * len(seeds))
@@ -122,8 +137,14 @@ def make_draw(pipe, own, steps: int, guidance: float, size: int | None, seeds):
     def draw_other(text: str) -> list:
         # Generators of the CPU: a seed means the same noise on every device.
         noises = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return pipe([text] * len(seeds), generator=noises, num_inference_steps=steps,
-                    guidance_scale=guidance, height=size, width=size).images
+        return pipe(
+            [text] * len(seeds),
+            generator=noises,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=size,
+            width=size,
+        ).images
 
     if not own:
         return draw_other, None
@@ -133,8 +154,17 @@ def make_draw(pipe, own, steps: int, guidance: float, size: int | None, seeds):
     return draw_own, shift
 
 
-def generate(prompts: list[Prompt], out, model: str, lora=None, steps=30, guidance=3.5, size=None,
-             rank=0, ranks=1) -> None:
+def generate(
+    prompts: list[Prompt],
+    out,
+    model: str,
+    lora=None,
+    steps=30,
+    guidance=3.5,
+    size=None,
+    rank=0,
+    ranks=1,
+) -> None:
     """Four PNG a prompt into `out`; this process makes every `ranks`-th prompt.
 
     The images of one prompt are one batch, always: its shape decides the order of floating-point
@@ -153,10 +183,23 @@ def generate(prompts: list[Prompt], out, model: str, lora=None, steps=30, guidan
     size = size or (pipe.vae.config.sample_size if own else None)
     seeds, out = tuple(range(FIRST_SEED, FIRST_SEED + IMAGES)), Path(out)
     draw, shift = make_draw(pipe, own, steps, guidance, size, seeds)
-    keep_settings(out, Sampling(
-        model, lora, type(pipe).__name__, fingerprint(pipe), steps, guidance, size, shift, seeds,
-        device.split(":")[0], str(pipe.dtype),
-        {"torch": torch.__version__, "diffusers": diffusers.__version__})._asdict())
+    keep_settings(
+        out,
+        Sampling(
+            model,
+            lora,
+            type(pipe).__name__,
+            fingerprint(pipe),
+            steps,
+            guidance,
+            size,
+            shift,
+            seeds,
+            device.split(":")[0],
+            str(pipe.dtype),
+            {"torch": torch.__version__, "diffusers": diffusers.__version__},
+        )._asdict(),
+    )
     for prompt in tqdm(prompts[rank::ranks], desc="generate", disable=rank > 0):
         paths = [out / image_name(prompt.index, i) for i in range(IMAGES)]
         missing = [i for i, path in enumerate(paths) if not opens(path)]

@@ -19,15 +19,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unigenbench.report import write_atomic
-from unigenbench.testpoints import (DIMENSIONS, PRIMARIES, PRIMARY_ZH, SUBS, Prompt, binary_scores, canonical,
-                        fold, language_of, primary_of, read_literal, read_table)
-
+from support.files import write_atomic
+from unigenbench.testpoints import (
+    DIMENSIONS,
+    PRIMARIES,
+    PRIMARY_ZH,
+    SUBS,
+    Prompt,
+    binary_scores,
+    canonical,
+    fold,
+    language_of,
+    primary_of,
+    read_literal,
+    read_table,
+)
 
 # ----------------------------------------------------------------------------- result files
 
+
 class Result(NamedTuple):
     """What the judge said of one image. No scores and no output: the call failed, or no image."""
+
     index: int
     prompt: str
     subs: list[str]  # English labels
@@ -62,9 +75,19 @@ def parse_result(row: dict) -> Result:
         raise ValueError(f"{said!r} is not one 0 or 1 for each of {len(subs)} testpoints")
     reasons, descriptions = (
         list(map(str, texts)) if isinstance(texts, list) and len(texts) == len(subs) else []
-        for texts in (judged.get("analysis"), judged.get("description")))
-    return Result(int(row["index"]), row["prompt"].strip(), subs, row["img_path"], scores,
-                  row["output"], reasons, descriptions, language_of(labels[0]))
+        for texts in (judged.get("analysis"), judged.get("description"))
+    )
+    return Result(
+        int(row["index"]),
+        row["prompt"].strip(),
+        subs,
+        row["img_path"],
+        scores,
+        row["output"],
+        reasons,
+        descriptions,
+        language_of(labels[0]),
+    )
 
 
 def read_results(path) -> list[Result]:
@@ -85,8 +108,10 @@ def read_results(path) -> list[Result]:
             if key in first_row:
                 raise ValueError(f"image {result.image} stands in row {first_row[key]} too")
             if prompts.setdefault(result.index, asked) != asked:
-                raise ValueError(f"another prompt or other testpoints than in a row above have "
-                                 f"the index {result.index}")
+                raise ValueError(
+                    f"another prompt or other testpoints than in a row above have "
+                    f"the index {result.index}"
+                )
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, row {number}: {error}") from None
         first_row[key] = number
@@ -103,11 +128,15 @@ def complete(results: list[Result], prompts: list[Prompt], images: int) -> list[
     known = {p.index: (p.text, [sub for sub, _ in p.testpoints]) for p in prompts}
     odd = [r for r in results if known.get(r.index) != (r.prompt, r.subs)]
     if odd:
-        raise ValueError(f"{len(odd)} results are not of this prompt set, the first of index "
-                         f"{odd[0].index}")
+        raise ValueError(
+            f"{len(odd)} results are not of this prompt set, the first of index {odd[0].index}"
+        )
     there = Counter(r.index for r in results)
-    return results + [Result(p.index, p.text, known[p.index][1], "", None, language=p.language)
-                      for p in prompts for _ in range(images - there[p.index])]
+    return results + [
+        Result(p.index, p.text, known[p.index][1], "", None, language=p.language)
+        for p in prompts
+        for _ in range(images - there[p.index])
+    ]
 
 
 def write_results(results: list[Result], path) -> None:
@@ -117,17 +146,29 @@ def write_results(results: list[Result], path) -> None:
     rows.writerow(COLUMNS)
     for r in results:
         labels = [DIMENSIONS[sub][0] if r.language == "zh" else sub for sub in r.subs]
-        judged = {"prompt": r.prompt, "testpoint": labels, "description": r.descriptions,
-                  "analysis": r.reasons, "score": r.scores} if r.scores else None
-        rows.writerow([r.index, r.prompt, labels, r.output, json.dumps(judged, ensure_ascii=False),
-                       r.image])
+        judged = (
+            {
+                "prompt": r.prompt,
+                "testpoint": labels,
+                "description": r.descriptions,
+                "analysis": r.reasons,
+                "score": r.scores,
+            }
+            if r.scores
+            else None
+        )
+        rows.writerow(
+            [r.index, r.prompt, labels, r.output, json.dumps(judged, ensure_ascii=False), r.image]
+        )
     write_atomic(path, text.getvalue().encode())
 
 
 # ----------------------------------------------------------------------------- scores
 
+
 class Tally(NamedTuple):
     """Testpoints of one dimension; the 95 % interval is of correct / total, None where unknown."""
+
     correct: int
     total: int  # judged
     expected: int
@@ -145,6 +186,7 @@ class Tally(NamedTuple):
 
 class Coverage(NamedTuple):
     """Numbers of testpoints. expected = judged + unparsable + failed."""
+
     expected: int
     judged: int
     unparsable: int
@@ -184,11 +226,15 @@ def accuracies(correct: np.ndarray, total: np.ndarray) -> np.ndarray:
     correct = np.concatenate([correct, correct @ SUM_UP], -1).astype(float)
     total = np.concatenate([total, total @ SUM_UP], -1)
     parts = np.divide(correct, total, out=np.full(correct.shape, np.nan), where=total > 0)
-    primary = parts[..., len(SUBS):]
+    primary = parts[..., len(SUBS) :]
     known = ~np.isnan(primary)
     number = known.sum(-1, keepdims=True)
-    overall = np.divide(np.where(known, primary, 0).sum(-1, keepdims=True), number,
-                        out=np.full(number.shape, np.nan), where=number > 0)
+    overall = np.divide(
+        np.where(known, primary, 0).sum(-1, keepdims=True),
+        number,
+        out=np.full(number.shape, np.nan),
+        where=number > 0,
+    )
     return np.concatenate([parts, overall], -1)
 
 
@@ -217,8 +263,10 @@ def intervals(replicates: np.ndarray, total: np.ndarray) -> list[tuple[float, fl
     """
     rests_on = np.concatenate([total, total @ SUM_UP, total.sum(-1, keepdims=True)], -1) > 0
     columns = [column[~np.isnan(column)] for column in replicates.T]
-    return [tuple(np.percentile(c, [2.5, 97.5]).tolist()) if len(c) and n > 1 else None
-            for c, n in zip(columns, rests_on.sum(0))]
+    return [
+        tuple(np.percentile(c, [2.5, 97.5]).tolist()) if len(c) and n > 1 else None
+        for c, n in zip(columns, rests_on.sum(0))
+    ]
 
 
 def expected_testpoints(results: list[Result]) -> Counter:
@@ -230,8 +278,12 @@ def expected_testpoints(results: list[Result]) -> Counter:
     rows = Counter(r.index for r in results)
     subs = {r.index: r.subs for r in results}
     most = max(rows.values(), default=0)
-    return Counter({sub: n * most for sub, n in
-                    Counter(sub for points in subs.values() for sub in points).items()})
+    return Counter(
+        {
+            sub: n * most
+            for sub, n in Counter(sub for points in subs.values() for sub in points).items()
+        }
+    )
 
 
 def score(results: list[Result]) -> Scores:
@@ -247,19 +299,27 @@ def score(results: list[Result]) -> Scores:
     bounds = intervals(accuracies(draws @ correct, draws @ total), total)
     correct, total = correct.sum(0), total.sum(0)
     wanted = np.array([expected[sub] for sub in SUBS])
-    columns = (np.concatenate([counts, (counts @ SUM_UP).astype(int)]).tolist()
-               for counts in (correct, total, wanted))
+    columns = (
+        np.concatenate([counts, (counts @ SUM_UP).astype(int)]).tolist()
+        for counts in (correct, total, wanted)
+    )
     tallies = [Tally(*t) for t in zip(*columns, bounds)]
     present = [(n, t) for n, t in zip(NAMES, tallies) if t.expected]
-    number = sum(t.expected > 0 for t in tallies[:len(SUBS)])
+    number = sum(t.expected > 0 for t in tallies[: len(SUBS)])
     sub, primary = dict(present[:number]), dict(present[number:])
     states = Counter({"judged": 0, "unparsable": 0})
     for r in results:
         states[r.state] += len(r.subs)
     judged, unparsable, everything = states["judged"], states["unparsable"], int(wanted.sum())
     coverage = Coverage(everything, judged, unparsable, everything - judged - unparsable)
-    return Scores(primary, sub, mean_of_primaries(t.accuracy for t in primary.values()),
-                  mean_of_primaries(t.strict for t in primary.values()), bounds[-1], coverage)
+    return Scores(
+        primary,
+        sub,
+        mean_of_primaries(t.accuracy for t in primary.values()),
+        mean_of_primaries(t.strict for t in primary.values()),
+        bounds[-1],
+        coverage,
+    )
 
 
 def compare(first: list[Result], second: list[Result]) -> dict[str, tuple[float, float, float]]:
@@ -272,37 +332,57 @@ def compare(first: list[Result], second: list[Result]) -> dict[str, tuple[float,
     """
     prompts = [{r.index: (r.prompt, r.subs) for r in results} for results in (first, second)]
     if prompts[0] != prompts[1]:
-        odd = sorted(i for i in prompts[0].keys() | prompts[1].keys()
-                     if prompts[0].get(i) != prompts[1].get(i))
+        odd = sorted(
+            i
+            for i in prompts[0].keys() | prompts[1].keys()
+            if prompts[0].get(i) != prompts[1].get(i)
+        )
         raise ValueError(f"not the same prompts: {len(odd)} differ, the first with index {odd[0]}")
     (_, *a), (_, *b) = count_by_prompt(first), count_by_prompt(second)
     draws = resample(len(a[0]))
     points = accuracies(*(x.sum(0) for x in b)) - accuracies(*(x.sum(0) for x in a))
-    bounds = intervals(accuracies(*(draws @ x for x in b)) - accuracies(*(draws @ x for x in a)),
-                       np.minimum(a[1], b[1]))
-    return {name: (float(point), *(bound or (np.nan, np.nan)))
-            for name, point, bound in zip(NAMES, points, bounds) if not np.isnan(point)}
+    bounds = intervals(
+        accuracies(*(draws @ x for x in b)) - accuracies(*(draws @ x for x in a)),
+        np.minimum(a[1], b[1]),
+    )
+    return {
+        name: (float(point), *(bound or (np.nan, np.nan)))
+        for name, point, bound in zip(NAMES, points, bounds)
+        if not np.isnan(point)
+    }
 
 
 # ----------------------------------------------------------------------------- score files
+
 
 def write_scores(scores: Scores, path, language="en", settings=None) -> None:
     """The official JSON (name -> correct, total, accuracy), and what ours adds."""
     zh = language == "zh"
 
     def entries(tallies, names):
-        return {names.get(name, name): {
-            "correct": t.correct, "total": t.total, "accuracy": round(t.accuracy or 0.0, 4),
-            "strict": round(t.strict, 4), "interval": t.interval} for name, t in tallies.items()}
+        return {
+            names.get(name, name): {
+                "correct": t.correct,
+                "total": t.total,
+                "accuracy": round(t.accuracy or 0.0, 4),
+                "strict": round(t.strict, 4),
+                "interval": t.interval,
+            }
+            for name, t in tallies.items()
+        }
 
     chinese = {en: zh_label for en, (zh_label, *_) in DIMENSIONS.items()}
     content = {
         "primary_dimensions": entries(scores.primary, PRIMARY_ZH if zh else {}),
         "sub_dimensions": entries(scores.sub, chinese if zh else {}),
         "accuracy": scores.accuracy,
-        "overall": scores.overall, "overall_strict": scores.strict,
-        "overall_interval": scores.interval, "overall_over": len(scores.primary),
-        "coverage": scores.coverage._asdict(), "settings": settings or {}}
+        "overall": scores.overall,
+        "overall_strict": scores.strict,
+        "overall_interval": scores.interval,
+        "overall_over": len(scores.primary),
+        "coverage": scores.coverage._asdict(),
+        "settings": settings or {},
+    }
     write_atomic(path, json.dumps(content, ensure_ascii=False, indent=2).encode() + b"\n")
 
 
@@ -314,13 +394,17 @@ def read_scores(path) -> dict[str, float]:
     english = {fold(zh): en for en, zh in PRIMARY_ZH.items()} | {fold(en): en for en in PRIMARIES}
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))["primary_dimensions"]
-        return {english[fold(name)]: e["correct"] / e["total"] for name, e in entries.items()
-                if e["total"]}
+        return {
+            english[fold(name)]: e["correct"] / e["total"]
+            for name, e in entries.items()
+            if e["total"]
+        }
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no score file of UniGenBench: {error!r}") from None
 
 
 # ----------------------------------------------------------------------------- tables
+
 
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
@@ -334,8 +418,10 @@ def coverage_line(scores: Scores) -> str:
     """How much was judged; starts with INCOMPLETE unless everything was."""
     c = scores.coverage
     whole = "" if c.judged == c.expected else "INCOMPLETE. "
-    return (f"{whole}Testpoints: {c.expected} expected, {c.judged} judged, "
-            f"{c.unparsable} unparsable, {c.failed} failed or missing.")
+    return (
+        f"{whole}Testpoints: {c.expected} expected, {c.judged} judged, "
+        f"{c.unparsable} unparsable, {c.failed} failed or missing."
+    )
 
 
 def overall_name(scores: Scores) -> str:
@@ -357,11 +443,26 @@ def score_rows(scores: Scores) -> list[list[str]]:
     rows = []
     for name, label in lines_of_table():
         tally = scores.primary.get(name) or scores.sub.get(name)
-        rows.append([label, percent(tally.accuracy), percent_range(tally.interval),
-                     f"{tally.correct}/{tally.total}", percent(tally.strict)]
-                    if tally else [label, "absent", "", "", ""])
-    rows.append([overall_name(scores), percent(scores.overall), percent_range(scores.interval),
-                 "", percent(scores.strict)])
+        rows.append(
+            [
+                label,
+                percent(tally.accuracy),
+                percent_range(tally.interval),
+                f"{tally.correct}/{tally.total}",
+                percent(tally.strict),
+            ]
+            if tally
+            else [label, "absent", "", "", ""]
+        )
+    rows.append(
+        [
+            overall_name(scores),
+            percent(scores.overall),
+            percent_range(scores.interval),
+            "",
+            percent(scores.strict),
+        ]
+    )
     return rows
 
 
@@ -376,12 +477,12 @@ def compare_rows(scores: list[Scores], difference: dict) -> list[list[str]]:
         if name in difference:
             point, low, high = difference[name]
             tallies = [s.primary.get(name) or s.sub.get(name) for s in scores]
-            both = [s.overall if name == "Overall" else t.accuracy
-                    for s, t in zip(scores, tallies)]
+            both = [s.overall if name == "Overall" else t.accuracy for s, t in zip(scores, tallies)]
             a, b = [s.strict if name == "Overall" else t.strict for s, t in zip(scores, tallies)]
             bound = "-" if np.isnan(low) else f"{100 * low:+.2f} to {100 * high:+.2f}"
-            rows.append([label, *map(percent, both), f"{100 * point:+.2f}", bound,
-                         f"{100 * (b - a):+.2f}"])
+            rows.append(
+                [label, *map(percent, both), f"{100 * point:+.2f}", bound, f"{100 * (b - a):+.2f}"]
+            )
     return rows
 
 

@@ -17,73 +17,141 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from unigenbench.report import write_atomic
+from support.files import write_atomic
 
 # English label -> Chinese label, one-sentence definition in English and Chinese (our own words)
 DIMENSIONS = {
-    "Style": ("风格", "The picture has the named style, medium, technique or artist's manner.",
-              "画面呈现所要求的风格、媒介、技法或艺术家手法。"),
-    "World Knowledge": ("世界知识", "What is named from the real world looks as people know it.",
-                        "提示词提到的现实事物符合公认的样子。"),
-    "Attribute - Color": ("属性-颜色", "The named thing has the named color.", "指定事物具有指定的颜色。"),
-    "Attribute - Shape": ("属性-形状", "The named thing has the named shape.", "指定事物具有指定的形状。"),
-    "Attribute - Size": ("属性-大小", "The named thing is as large, tall, long or thick as stated.",
-                         "指定事物的大小、高矮、长短或粗细与描述一致。"),
-    "Attribute - Quantity": ("属性-数量", "The number of the named things is exactly the stated one.",
-                             "指定事物的数量与描述完全一致。"),
-    "Attribute - Material": ("属性-材质", "The named thing is visibly made of the named material.",
-                             "指定事物看得出由指定材质构成。"),
-    "Attribute - Expression": ("属性-表情", "The face shows the named emotion, beyond doubt.",
-                               "面部明确表现出指定的情绪。"),
+    "Style": (
+        "风格",
+        "The picture has the named style, medium, technique or artist's manner.",
+        "画面呈现所要求的风格、媒介、技法或艺术家手法。",
+    ),
+    "World Knowledge": (
+        "世界知识",
+        "What is named from the real world looks as people know it.",
+        "提示词提到的现实事物符合公认的样子。",
+    ),
+    "Attribute - Color": (
+        "属性-颜色",
+        "The named thing has the named color.",
+        "指定事物具有指定的颜色。",
+    ),
+    "Attribute - Shape": (
+        "属性-形状",
+        "The named thing has the named shape.",
+        "指定事物具有指定的形状。",
+    ),
+    "Attribute - Size": (
+        "属性-大小",
+        "The named thing is as large, tall, long or thick as stated.",
+        "指定事物的大小、高矮、长短或粗细与描述一致。",
+    ),
+    "Attribute - Quantity": (
+        "属性-数量",
+        "The number of the named things is exactly the stated one.",
+        "指定事物的数量与描述完全一致。",
+    ),
+    "Attribute - Material": (
+        "属性-材质",
+        "The named thing is visibly made of the named material.",
+        "指定事物看得出由指定材质构成。",
+    ),
+    "Attribute - Expression": (
+        "属性-表情",
+        "The face shows the named emotion, beyond doubt.",
+        "面部明确表现出指定的情绪。",
+    ),
     "Action - Full-body (Character/Anthropomorphic)": (
-        "动作-人物/拟人全身动作", "The person or person-like figure does the named act, whole body.",
-        "人物或拟人角色以全身做出指定动作。"),
+        "动作-人物/拟人全身动作",
+        "The person or person-like figure does the named act, whole body.",
+        "人物或拟人角色以全身做出指定动作。",
+    ),
     "Action - Hand (Character/Anthropomorphic)": (
-        "动作-人物/拟人手部动作", "The hands do what is stated, and are whole and well formed.",
-        "手部做出指定动作，且结构完整、形态正常。"),
+        "动作-人物/拟人手部动作",
+        "The hands do what is stated, and are whole and well formed.",
+        "手部做出指定动作，且结构完整、形态正常。",
+    ),
     "Action - Animal": ("动作-动物动作", "The animal does the named act.", "动物做出指定动作。"),
     "Action - Contact Interaction": (
-        "动作-实体间有接触互动", "The things touch and act on each other as stated.",
-        "各实体按描述发生有接触的互动。"),
+        "动作-实体间有接触互动",
+        "The things touch and act on each other as stated.",
+        "各实体按描述发生有接触的互动。",
+    ),
     "Action - Non-contact Interaction": (
         "动作-实体间无接触互动",
         "The things respond to each other as stated without touching, as in a glance.",
-        "各实体按描述发生无接触的互动，例如对视。"),
-    "Action - State": ("动作-状态", "The thing is in the lasting state that the verb names.",
-                       "事物处于动词所指的持续状态。"),
+        "各实体按描述发生无接触的互动，例如对视。",
+    ),
+    "Action - State": (
+        "动作-状态",
+        "The thing is in the lasting state that the verb names.",
+        "事物处于动词所指的持续状态。",
+    ),
     "Relationship - Comparison": (
-        "关系-比较关系", "Compared as stated, one thing is more or less than the other.",
-        "两者按描述相比，差别方向正确。"),
-    "Relationship - Composition": ("关系-构成关系", "The whole is made up of the named parts.",
-                                   "整体由指定的部分构成。"),
-    "Relationship - Inclusion": ("关系-包含关系", "The named thing is in, or shown on, its container.",
-                                 "指定事物位于容器之内，或画在其表面之中。"),
+        "关系-比较关系",
+        "Compared as stated, one thing is more or less than the other.",
+        "两者按描述相比，差别方向正确。",
+    ),
+    "Relationship - Composition": (
+        "关系-构成关系",
+        "The whole is made up of the named parts.",
+        "整体由指定的部分构成。",
+    ),
+    "Relationship - Inclusion": (
+        "关系-包含关系",
+        "The named thing is in, or shown on, its container.",
+        "指定事物位于容器之内，或画在其表面之中。",
+    ),
     "Relationship - Similarity": (
-        "关系-相似关系", "Different things resemble each other in the stated way.",
-        "不同事物在描述的方面彼此相似。"),
-    "Logical Reasoning": ("逻辑推理", "The picture shows what follows from the prompt by reasoning.",
-                          "画面体现由提示词推理得出的结果。"),
-    "Grammar - Negation": ("语法-否定", "What the prompt excludes is absent.", "提示词否定的内容没有出现。"),
+        "关系-相似关系",
+        "Different things resemble each other in the stated way.",
+        "不同事物在描述的方面彼此相似。",
+    ),
+    "Logical Reasoning": (
+        "逻辑推理",
+        "The picture shows what follows from the prompt by reasoning.",
+        "画面体现由提示词推理得出的结果。",
+    ),
+    "Grammar - Negation": (
+        "语法-否定",
+        "What the prompt excludes is absent.",
+        "提示词否定的内容没有出现。",
+    ),
     "Grammar - Pronoun Reference": (
-        "语法-代词指代", "Each pronoun's act or trait is on the one that it refers to.",
-        "代词所述的动作或特征落在其所指对象上。"),
-    "Grammar - Consistency": ("语法-统一性", "All the named things share the stated trait.",
-                              "所有指定事物都具有描述的共同特征。"),
+        "语法-代词指代",
+        "Each pronoun's act or trait is on the one that it refers to.",
+        "代词所述的动作或特征落在其所指对象上。",
+    ),
+    "Grammar - Consistency": (
+        "语法-统一性",
+        "All the named things share the stated trait.",
+        "所有指定事物都具有描述的共同特征。",
+    ),
     "Compound - Imagination": (
-        "复合考点-想象力", "The impossible thing described is shown, and hangs together.",
-        "现实中不可能的描述内容得到完整呈现。"),
+        "复合考点-想象力",
+        "The impossible thing described is shown, and hangs together.",
+        "现实中不可能的描述内容得到完整呈现。",
+    ),
     "Compound - Feature Matching": (
-        "复合考点-不同实体特征匹配", "Each thing has its own traits, none of another's.",
-        "每个实体具有各自的特征，没有混淆。"),
+        "复合考点-不同实体特征匹配",
+        "Each thing has its own traits, none of another's.",
+        "每个实体具有各自的特征，没有混淆。",
+    ),
     "Entity Layout - Two-Dimensional Space": (
-        "实体布局-二维空间", "Left, right, above, below: places in the picture plane are as stated.",
-        "画面平面上的左右、上下位置与描述一致。"),
+        "实体布局-二维空间",
+        "Left, right, above, below: places in the picture plane are as stated.",
+        "画面平面上的左右、上下位置与描述一致。",
+    ),
     "Entity Layout - Three-Dimensional Space": (
-        "实体布局-三维空间", "In front, behind, nearer: places in depth are as stated.",
-        "空间纵深中的前后、远近位置与描述一致。"),
+        "实体布局-三维空间",
+        "In front, behind, nearer: places in depth are as stated.",
+        "空间纵深中的前后、远近位置与描述一致。",
+    ),
     "Text Generation": (
-        "文本生成", "The stated words stand in the picture, with no letter missing or added.",
-        "画面中文字与要求一致，不多不少。"),
+        "文本生成",
+        "The stated words stand in the picture, with no letter missing or added.",
+        "画面中文字与要求一致，不多不少。",
+    ),
 }
 
 
@@ -97,14 +165,28 @@ def fold(label: str) -> str:
 
 
 SUBS = tuple(DIMENSIONS)
-PRIMARIES = ("Style", "World Knowledge", "Attribute", "Action", "Relationship", "Logical Reasoning",
-             "Grammar", "Compound", "Entity Layout", "Text Generation")  # the paper's order
-CANONICAL = {fold(label): (en, language) for en, (zh, *_) in DIMENSIONS.items()
-             for label, language in ((en, "en"), (zh, "zh"))}
+PRIMARIES = (
+    "Style",
+    "World Knowledge",
+    "Attribute",
+    "Action",
+    "Relationship",
+    "Logical Reasoning",
+    "Grammar",
+    "Compound",
+    "Entity Layout",
+    "Text Generation",
+)  # the paper's order
+CANONICAL = {
+    fold(label): (en, language)
+    for en, (zh, *_) in DIMENSIONS.items()
+    for label, language in ((en, "en"), (zh, "zh"))
+}
 PRIMARY_ZH = {primary_of(en): primary_of(zh) for en, (zh, *_) in DIMENSIONS.items()}
 
 
 # ----------------------------------------------------------------------------- prompt files
+
 
 class Prompt(NamedTuple):
     index: int
@@ -115,12 +197,16 @@ class Prompt(NamedTuple):
     language: str  # "en" or "zh"
 
 
-KEYS = {"testpoints": ("Testpoints", "考点"), "descriptions": ("Testpoint Description", "考点对应描述"),
-        "theme": ("Primary Categories", "一级垂类"), "subtheme": ("Secondary Categories", "二级垂类")}
+KEYS = {
+    "testpoints": ("Testpoints", "考点"),
+    "descriptions": ("Testpoint Description", "考点对应描述"),
+    "theme": ("Primary Categories", "一级垂类"),
+    "subtheme": ("Secondary Categories", "二级垂类"),
+}
 
 
 def language_of(label: str) -> str:
-    """"en" or "zh", for one of the 27 labels."""
+    """ "en" or "zh", for one of the 27 labels."""
     return CANONICAL[fold(label)][1]
 
 
@@ -141,10 +227,14 @@ def parse_json(text: str) -> tuple[dict, bool]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        before, after = text[:error.pos], text[error.pos:]
+        before, after = text[: error.pos], text[error.pos :]
         blank = before != before.rstrip()
-        if not (error.msg.startswith("Expecting ',' delimiter") and blank
-                and before.rstrip()[-1:] in ('"', "]") and after.startswith('"')):
+        if not (
+            error.msg.startswith("Expecting ',' delimiter")
+            and blank
+            and before.rstrip()[-1:] in ('"', "]")
+            and after.startswith('"')
+        ):
             raise ValueError(f"not valid JSON ({error})") from None
         try:
             value, repaired = json.loads(before.rstrip() + ", " + after), True
@@ -164,17 +254,26 @@ def parse_row(row: dict, language: str) -> tuple[Prompt, bool]:
         raise ValueError(f"index '{row['index']}' is not a whole number")
     fields, repaired = parse_json(row[f"sub_dims_{language}"])
     fields = {key.strip(): value for key, value in fields.items()}
-    found = {name: next((fields[key] for key in keys if key in fields), None)
-             for name, keys in KEYS.items()}
+    found = {
+        name: next((fields[key] for key in keys if key in fields), None)
+        for name, keys in KEYS.items()
+    }
     labels, descriptions = found["testpoints"], found["descriptions"]
     if not isinstance(labels, list) or not isinstance(descriptions, list) or not labels:
-        raise ValueError("needs two lists, 'Testpoints' and 'Testpoint Description' "
-                         "(or 考点 and 考点对应描述)")
+        raise ValueError(
+            "needs two lists, 'Testpoints' and 'Testpoint Description' (or 考点 and 考点对应描述)"
+        )
     if len(labels) != len(descriptions):
         raise ValueError(f"{len(labels)} testpoints, but {len(descriptions)} descriptions")
     points = [(canonical(label), str(d).strip()) for label, d in zip(labels, descriptions)]
-    return Prompt(int(row["index"]), text, points, str(found["theme"] or ""),
-                  str(found["subtheme"] or ""), language), repaired
+    return Prompt(
+        int(row["index"]),
+        text,
+        points,
+        str(found["theme"] or ""),
+        str(found["subtheme"] or ""),
+        language,
+    ), repaired
 
 
 def read_table(path) -> tuple[list[str], list[dict]]:
@@ -184,8 +283,9 @@ def read_table(path) -> tuple[list[str], list[dict]]:
     """
     csv.field_size_limit(2**31 - 1)  # a judge's answer may be long
     try:
-        rows = csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8-sig"), newline=""),
-                              restval="")
+        rows = csv.DictReader(
+            io.StringIO(Path(path).read_text(encoding="utf-8-sig"), newline=""), restval=""
+        )
         rows.fieldnames = columns = [name.strip() for name in rows.fieldnames or ()]
         return columns, list(rows)
     except UnicodeDecodeError:
@@ -205,8 +305,10 @@ def load_prompts(path) -> list[Prompt]:
     language = next((lang for lang in ("en", "zh") if f"prompt_{lang}" in columns), "en")
     missing = {"index", f"prompt_{language}", f"sub_dims_{language}"} - set(columns)
     if missing:
-        raise ValueError(f"{path} lacks the column {', '.join(sorted(missing))}; it has: "
-                         f"{', '.join(columns) or 'nothing'}")
+        raise ValueError(
+            f"{path} lacks the column {', '.join(sorted(missing))}; it has: "
+            f"{', '.join(columns) or 'nothing'}"
+        )
     prompts, first_row = [], {}
     for number, row in enumerate(rows, 1):
         try:
@@ -216,8 +318,9 @@ def load_prompts(path) -> list[Prompt]:
         except ValueError as error:
             raise ValueError(f"{path}, row {number} (index {row['index']}): {error}") from None
         if repaired:
-            warnings.warn(f"{path}, row {number} (index {prompt.index}): put in a missing comma",
-                          stacklevel=2)
+            warnings.warn(
+                f"{path}, row {number} (index {prompt.index}): put in a missing comma", stacklevel=2
+            )
         first_row[prompt.index] = number
         prompts.append(prompt)
     if not prompts:
@@ -232,8 +335,12 @@ def write_prompts(prompts: list[Prompt], path) -> None:
     rows.writerow(["index", "prompt_en", "sub_dims_en"])
     for p in prompts:
         subs, descriptions = zip(*p.testpoints)
-        values = {"theme": p.theme, "subtheme": p.subtheme, "testpoints": subs,
-                  "descriptions": descriptions}
+        values = {
+            "theme": p.theme,
+            "subtheme": p.subtheme,
+            "testpoints": subs,
+            "descriptions": descriptions,
+        }
         fields = {KEYS[name][0]: value for name, value in values.items()}
         rows.writerow([p.index, p.text, json.dumps(fields, ensure_ascii=False)])
     write_atomic(path, text.getvalue().encode())
@@ -241,7 +348,8 @@ def write_prompts(prompts: list[Prompt], path) -> None:
 
 # ----------------------------------------------------------------------------- the judge's question
 
-TEMPLATES = {"en": """\
+TEMPLATES = {
+    "en": """\
 You check whether a generated image shows what its caption asks for.
 
 Caption: {caption}
@@ -253,7 +361,8 @@ image meets it, 0 if it does not or if you cannot tell.
 
 First write one sentence for each testpoint on what the image shows, then one score for each, in the
 order above: two lists of {count}, in exactly this form and with nothing after it.
-<analysis>["...", "..."]</analysis> <score>[1, 0]</score>""", "zh": """\
+<analysis>["...", "..."]</analysis> <score>[1, 0]</score>""",
+    "zh": """\
 请检查一张生成的图像是否呈现了提示词的要求。
 
 提示词：{caption}
@@ -264,8 +373,12 @@ order above: two lists of {count}, in exactly this form and with nothing after i
 
 先为每个考点写一句话说明图像呈现了什么，再按上面的顺序逐个打分：两个列表各有 {count} 项，
 严格使用下面的格式，之后不写任何内容。
-<analysis>["……", "……"]</analysis> <score>[1, 0]</score>"""}
-WORDS = {"en": ("Testpoint", "Definition", "Description", ": "), "zh": ("考点", "定义", "描述", "：")}
+<analysis>["……", "……"]</analysis> <score>[1, 0]</score>""",
+}
+WORDS = {
+    "en": ("Testpoint", "Definition", "Description", ": "),
+    "zh": ("考点", "定义", "描述", "："),
+}
 
 
 def one_line(text: str) -> str:
@@ -279,26 +392,34 @@ def question(prompt: Prompt, template: str | None = None) -> str:
     Raises ValueError if a template has other placeholders.
     """
     zh = prompt.language == "zh"
-    rows = [(DIMENSIONS[sub][0] if zh else sub, DIMENSIONS[sub][2 if zh else 1], one_line(text))
-            for sub, text in prompt.testpoints]
+    rows = [
+        (DIMENSIONS[sub][0] if zh else sub, DIMENSIONS[sub][2 if zh else 1], one_line(text))
+        for sub, text in prompt.testpoints
+    ]
     if template is None:
         point, definition, description, colon = WORDS[prompt.language]
         listed = "\n\n".join(
             f"{point} {n}{colon}{label}\n{definition}{colon}{meaning}\n{description}{colon}{text}"
-            for n, (label, meaning, text) in enumerate(rows, 1))
-        return TEMPLATES[prompt.language].format(caption=one_line(prompt.text), testpoints=listed,
-                                                 count=len(rows))
+            for n, (label, meaning, text) in enumerate(rows, 1)
+        )
+        return TEMPLATES[prompt.language].format(
+            caption=one_line(prompt.text), testpoints=listed, count=len(rows)
+        )
     try:
         return template.format(
-            prompt=prompt.text, testpoint=[label for label, _, _ in rows],
+            prompt=prompt.text,
+            testpoint=[label for label, _, _ in rows],
             explanation="\n".join(f"{label}: {meaning}" for label, meaning, _ in rows),
-            test_explanation="\n".join(f"{label}: {text}" for label, _, text in rows))
+            test_explanation="\n".join(f"{label}: {text}" for label, _, text in rows),
+        )
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"the template has a placeholder other than {{prompt}}, {{testpoint}}, "
-                         f"{{explanation}} and {{test_explanation}}: {error}") from None
+        raise ValueError(
+            f"the template has a placeholder other than {{prompt}}, {{testpoint}}, "
+            f"{{explanation}} and {{test_explanation}}: {error}"
+        ) from None
 
 
-PLAIN = str.maketrans("，［］【】“”‘’０１", ",[][]\"\"\"\"01")  # what Chinese keyboards put for ,[]""01
+PLAIN = str.maketrans("，［］【】“”‘’０１", ',[][]""""01')  # what Chinese keyboards put for ,[]""01
 
 
 def read_literal(text: str):

@@ -1,0 +1,63 @@
+"""Files that a kill cannot spoil: written whole, or line by line.
+
+write_atomic("scores.json", b"...")          # the old file or the new one, never half of it
+Journal("answers.jsonl", {"judge": "Q"}).write({"image": "0_0.png", "output": "..."})
+"""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes over one journal are not kept apart there
+    fcntl = None
+
+
+def write_atomic(path, content: bytes) -> None:
+    """Write a file so that a reader, or a kill, never meets half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+class Journal:
+    """Lines of JSON, each on disk as soon as it is written; the first says what the file is for.
+
+    A torn last line, of a process that was killed, is cut off.
+    Raises ValueError if the file was begun for something else, is damaged, or is being written by
+    another process, which would ask everything a second time.
+    """
+
+    def __init__(self, path, header: dict):
+        path, self.lock = Path(path), threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(path, "a+b")
+        if fcntl:
+            try:  # the system lets go of it when this process ends, however it ends
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another process is writing {path}") from None
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        try:
+            first, *self.lines = [json.loads(line) for line in whole.splitlines()] or [None]
+        except json.JSONDecodeError as error:
+            self.file.close()
+            raise ValueError(f"{path} is damaged ({error}); remove it to begin anew") from None
+        if first not in (None, header):
+            self.file.close()
+            raise ValueError(
+                f"{path} was begun for {first}, not for {header}; choose another --out"
+            )
+        self.file.truncate(len(whole))
+        if first is None:
+            self.write(header)
+
+    def write(self, line: dict) -> None:
+        with self.lock:  # flushed to the system, which outlives this process
+            self.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self.file.flush()
