@@ -6,6 +6,7 @@ Every function takes plain data (PIL images, strings, numbers) and writes one fi
     training_curves([json.loads(line) for line in open("metrics.jsonl")], "curves.png")
 """
 
+import math
 import textwrap
 from io import BytesIO
 
