@@ -1,7 +1,7 @@
-"""Group-relative policy optimisation: advantages, ratio, clipped loss, KL. No models, no images.
+"""Group-relative policy optimization: advantages, ratio, clipped loss, KL. No models, no images.
 
 Pref-GRPO, arXiv 2508.20751: for each prompt, G images; the reward of an image is its win rate
-within the group; the advantage is the reward normalised within the group; the objective is PPO's
+within the group; the advantage is the reward normalized within the group; the objective is PPO's
 clipped ratio, averaged over images and denoising steps, less a KL penalty to the reference model.
 
 Departures from the released code: the population standard deviation (as in the paper's worked
@@ -10,7 +10,7 @@ alike is not blown up into advantages of size one. Log-probs are means over late
 a clip range means the same at every resolution.
 
     advantages = group_advantages(rewards)                                 # (P, G) -> (P, G)
-    loss = clipped_loss(step.log_prob, old_log_prob, advantages.flatten(), clip_range=1e-4).loss
+    loss = clipped_loss(log_ratio, advantages.flatten(), clip_range=1e-4).loss
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class Loss(NamedTuple):
 def group_advantages(
     rewards: torch.Tensor, std_floor: float = STD_FLOOR, clip: float = 5.0
 ) -> torch.Tensor:
-    """Rewards (P, G) normalised within each group: (P, G) float32, population deviation, clipped.
+    """Rewards (P, G) normalized within each group: (P, G) float32, population deviation, clipped.
 
     The deviation is no smaller than std_floor; a group without any spread gets exactly 0.
     Raises ValueError for rewards that are not (P, G) with G >= 2, or not finite.
@@ -43,17 +43,13 @@ def group_advantages(
         raise ValueError(
             "rewards hold NaN or infinity; leave lost comparisons out before this point"
         )
-    rewards = rewards.double()  # so that equal float32 rewards centre to exactly 0
-    centred = rewards - rewards.mean(1, keepdim=True)
-    spread = rewards.max(1, keepdim=True).values - rewards.min(1, keepdim=True).values
+    rewards = rewards.float().double()  # exact sums: equal rewards center to exactly 0
     std = rewards.std(1, correction=0, keepdim=True).clamp(min=max(std_floor, 1e-12))
-    advantages = torch.where(spread > 0, centred / std, 0.0)
-    return advantages.clamp(-clip, clip).float()
+    return ((rewards - rewards.mean(1, keepdim=True)) / std).clamp(-clip, clip).float()
 
 
 def frac_floor(rewards: torch.Tensor, std_floor: float = STD_FLOOR) -> float:
-    """Share of groups whose spread is below the floor: what they could teach is scaled down
-    or nil."""
+    """Share of groups whose deviation is below the floor: they teach little or nothing."""
     return (rewards.std(1, correction=0) < std_floor).float().mean().item()
 
 
@@ -63,7 +59,7 @@ def combine_advantages(
     std_floor: float = STD_FLOOR,
     clip: float = 5.0,
 ) -> torch.Tensor:
-    """Several rewards, each (P, G): normalise each in its group, weigh, add, normalise over
+    """Several rewards, each (P, G): normalize each in its group, weigh, add, normalize over
     the batch.
 
     Released FLUX recipe, its `gdpo` switch: 0.4 pairwise + 0.6 CLIP. The floor applies to each
@@ -82,16 +78,14 @@ def combine_advantages(
     return ((total - total.mean()) / std if std > 0 else torch.zeros_like(total)).clamp(-clip, clip)
 
 
-def clipped_loss(
-    log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantages: torch.Tensor, clip_range: float
-) -> Loss:
+def clipped_loss(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float) -> Loss:
     """PPO's pessimistic clipped objective, as a loss: mean of max(-A ratio, -A clip(ratio)).
 
-    log_prob, old_log_prob, advantages: (b,), one (sample, step) each;
-    ratio = exp(log_prob - old_log_prob). The gradient of a sample vanishes where its ratio has
-    already moved past the clip range in the direction that its advantage asks for, and only there.
+    log_ratio: (b,) log of the step's probability now over that in the rollout, one (sample, step)
+    each; advantages: (b,). The gradient of a sample vanishes where its ratio has already moved past
+    the clip range in the direction that its advantage asks for, and only there.
     """
-    ratio = torch.exp(log_prob - old_log_prob.detach())
+    ratio = torch.exp(log_ratio)
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     loss = torch.maximum(-advantages * ratio, -advantages * clipped).mean()
     with torch.no_grad():
@@ -99,7 +93,7 @@ def clipped_loss(
         return Loss(loss, ratio.mean(), ratio.min(), ratio.max(), outside)
 
 
-def normalised_log_ratio(step, old_step) -> torch.Tensor:
+def normalized_log_ratio(step, old_step) -> torch.Tensor:
     """GRPO-Guard's log ratio (b,): centred and brought to one scale across steps.
 
     A small policy update shifts log_prob - old_log_prob downwards by mean((mean - old_mean)^2) /

@@ -19,13 +19,10 @@ Departure from the released code: one explicit sigma table serves rollout, repla
 indexed by step; the last step is an ODE step, which yields exactly the predicted clean latents (the
 released code decodes those same latents and drops the last transition from training).
 
-    sigmas = sigma_schedule(6)
-    trajectory = rollout(velocity_fn, noise, sigmas,
-                         noise_level=0.7)               # velocity_fn(latents, sigma (B,))
-    step = replay(velocity_fn, trajectory, index=2)     # the same step, with gradient
+    trajectory = rollout(velocity_fn, noise, sigma_schedule(6), noise_level=0.7)
+    step = replay(velocity_fn, trajectory, index=2)  # scored again, with gradient
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -68,11 +65,6 @@ class Trajectory(NamedTuple):
         )
 
 
-def seed_of(*parts) -> int:
-    """A seed that depends on all its parts and on nothing else: not on rank, batch or history."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
-
-
 def sigma_schedule(num_steps: int, shift: float = 1.0) -> torch.Tensor:
     """Noise fractions (K+1,) float32 falling from 1 to 0, bent towards 1 by shift > 1.
 
@@ -82,6 +74,19 @@ def sigma_schedule(num_steps: int, shift: float = 1.0) -> torch.Tensor:
         raise ValueError(f"need num_steps >= 1 and shift > 0, got {num_steps} and {shift}")
     s = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
     return (shift * s / (1 + (shift - 1) * s)).float()
+
+
+# What makes one SDE differ from another is its diffusion d: noise added per square root of dsigma.
+# kind -> d(sigma, noise_level, second), shaped as sigma (B, 1, 1); second is sigmas[1]. A new kind
+# is a new line.
+DIFFUSIONS = {
+    # Flow-GRPO. 1 - sigma is 0 at the very start: there the first step borrows the second's sigma.
+    "flow": lambda sigma, noise_level, second: (
+        noise_level * torch.sqrt(sigma / (1 - torch.where(sigma == 1, second, sigma)))
+    ),
+    # DanceGRPO.
+    "dance": lambda sigma, noise_level, second: noise_level * torch.ones_like(sigma),
+}
 
 
 def sde_step(
@@ -96,45 +101,38 @@ def sde_step(
 ) -> Step:
     """One transition of the policy: draw next_latents, or score the given ones.
 
-    Flow-GRPO's SDE update ("flow") or DanceGRPO's ("dance"); released code: flow_grpo_step,
-    dance_grpo_step.
+    The reverse SDE whose marginals are those of the ODE, for any diffusion d; released code:
+    flow_grpo_step, dance_grpo_step, which are this equation with two different d.
     latents, velocity: (B, N, C); sigmas: (K+1,); index: int, or (B,) so that a batch mixes steps.
-    generator: one, or a list of one for each sample, so that a sample's noise is the same in any
-    batch.
+    generator: one, or a list with one for each sample, so that a sample's noise is the same in
+    every batch.
     noise_level = 0 gives the Euler step of the ODE, and so does the last step, to sigma = 0,
     always: std is 0 there, log_prob 0, and the last step's result is the predicted clean latents.
     Raises ValueError for an unknown kind.
     """
+    if kind not in DIFFUSIONS:
+        raise ValueError(f"unknown SDE kind '{kind}': choose from {', '.join(DIFFUSIONS)}")
     latents, velocity = latents.float(), velocity.float()
     index = torch.as_tensor(index, device=latents.device).expand(len(latents))
     sigmas = sigmas.to(latents.device)
     sigma, sigma_next = sigmas[index].view(-1, 1, 1), sigmas[index + 1].view(-1, 1, 1)
-    dsigma = sigma_next - sigma
-    noise_level = noise_level * (sigma_next > 0)  # (B, 1, 1)
-    if kind == "flow":
-        # 1 - sigma is 0 at the very start: the first step borrows the second step's sigma there
-        d = noise_level * torch.sqrt(sigma / (1 - torch.where(sigma == 1, sigmas[1], sigma)))
-        mean = (
-            latents * (1 + d**2 / (2 * sigma) * dsigma)
-            + velocity * (1 + d**2 * (1 - sigma) / (2 * sigma)) * dsigma
-        )
-    elif kind == "dance":
-        d = noise_level
-        clean = latents - sigma * velocity
-        score = -(latents - clean * (1 - sigma)) / sigma**2
-        mean = latents + velocity * dsigma - 0.5 * d**2 * score * dsigma
-    else:
-        raise ValueError(f"unknown SDE kind '{kind}': use 'flow' or 'dance'")
+    dsigma = sigma_next - sigma  # (B, 1, 1), negative
+    d = DIFFUSIONS[kind](sigma, noise_level * (sigma_next > 0), sigmas[1])  # 0 in the last step
+    score = -(latents + (1 - sigma) * velocity) / sigma  # gradient of the log marginal density
+    mean = latents + velocity * dsigma - 0.5 * d**2 * score * dsigma
     std = d * torch.sqrt(-dsigma)
     if next_latents is None:
         next_latents = mean + std * randn_tensor(mean.shape, generator, mean.device, torch.float32)
-    stochastic = std.flatten() > 0
+    return Step(next_latents, gaussian_log_prob(next_latents, mean, std), mean, std)
+
+
+def gaussian_log_prob(next_latents, mean, std) -> torch.Tensor:
+    """(B,) log density of a drawn transition, nats per latent element; 0 where std is 0."""
     safe_std = torch.where(std > 0, std, torch.ones_like(std))
     z = (next_latents.float().detach() - mean) / safe_std
-    log_density = (
-        (-0.5 * z**2).mean((1, 2)) - safe_std.log().flatten() - 0.5 * math.log(2 * math.pi)
-    )
-    return Step(next_latents, torch.where(stochastic, log_density, 0.0), mean, std)
+    constant = 0.5 * math.log(2 * math.pi)
+    log_density = (-0.5 * z**2).mean((1, 2)) - safe_std.log().flatten() - constant
+    return torch.where(std.flatten() > 0, log_density, 0.0)
 
 
 def check_sde_steps(sde_steps: Iterable[int] | None, num_steps: int) -> tuple[int, ...]:
@@ -145,8 +143,8 @@ def check_sde_steps(sde_steps: Iterable[int] | None, num_steps: int) -> tuple[in
     steps = tuple(range(num_steps - 1)) if sde_steps is None else tuple(sorted(set(sde_steps)))
     if any(not 0 <= k < num_steps - 1 for k in steps):
         raise ValueError(
-            f"sde_steps {steps} must lie in 0..{num_steps - 2}: the last of "
-            f"{num_steps} steps is always an ODE step"
+            f"sde_steps {steps} must lie in 0..{num_steps - 2}: the last of {num_steps} steps is "
+            "always an ODE step"
         )
     return steps
 
@@ -169,24 +167,15 @@ def rollout(
     num_steps = len(sigmas) - 1
     sde_steps = check_sde_steps(sde_steps, num_steps)
     sigmas = sigmas.to(noise.device)
-    latents, steps = noise.float(), []
-    states = [latents]
+    states, steps = [noise.float()], []
     for k in range(num_steps):
-        velocity = velocity_fn(latents, sigmas[k].expand(len(latents)))
+        velocity = velocity_fn(states[k], sigmas[k].expand(len(noise)))  # (B, N, C)
         level = noise_level if k in sde_steps else 0.0
-        step = sde_step(latents, velocity, sigmas, k, level, kind, generator=generator)
-        latents = step.next_latents
-        states.append(latents)
-        steps.append(step)
+        steps.append(sde_step(states[k], velocity, sigmas, k, level, kind, generator=generator))
+        states.append(steps[k].next_latents)
+    _, log_probs, means, stds = (torch.stack(field) for field in zip(*steps))  # (K, B, ...) each
     return Trajectory(
-        torch.stack(states),
-        torch.stack([s.log_prob for s in steps]),
-        torch.stack([s.mean for s in steps]),
-        torch.stack([s.std for s in steps]),
-        sigmas,
-        sde_steps,
-        noise_level,
-        kind,
+        torch.stack(states), log_probs, means, stds, sigmas, sde_steps, noise_level, kind
     )
 
 
@@ -200,16 +189,11 @@ def replay(velocity_fn: Velocity, trajectory: Trajectory, index, rows=slice(None
     """
     if isinstance(index, int) and index not in trajectory.sde_steps:
         raise ValueError(f"step {index} was not stochastic; choose from {trajectory.sde_steps}")
-    if isinstance(index, int):
-        latents, next_latents = trajectory.latents[index][rows], trajectory.latents[index + 1][rows]
-    else:
-        samples = torch.arange(trajectory.latents.shape[1], device=trajectory.latents.device)[rows]
-        latents, next_latents = (
-            trajectory.latents[index, samples],
-            trajectory.latents[index + 1, samples],
-        )
-    sigma = trajectory.sigmas[torch.as_tensor(index)].expand(len(latents))
-    velocity = velocity_fn(latents, sigma)
+    device = trajectory.latents.device
+    samples = torch.arange(trajectory.latents.shape[1], device=device)[rows]  # (b,)
+    index = torch.as_tensor(index, device=device).expand(len(samples))  # (b,)
+    latents = trajectory.latents[index, samples]  # (b, N, C)
+    velocity = velocity_fn(latents, trajectory.sigmas[index])
     return sde_step(
         latents,
         velocity,
@@ -217,22 +201,22 @@ def replay(velocity_fn: Velocity, trajectory: Trajectory, index, rows=slice(None
         index,
         trajectory.noise_level,
         trajectory.kind,
-        next_latents=next_latents,
+        next_latents=trajectory.latents[index + 1, samples],
     )
 
 
 @torch.no_grad()
 def ode_sample(velocity_fn: Velocity, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """Clean latents (B, N, C) by Euler steps along the flow: evaluation's sampler, no
-    randomness."""
+    """Clean latents (B, N, C) by Euler steps along the flow: evaluation draws so, without noise."""
     latents = noise.float()
     for k in range(len(sigmas) - 1):
-        velocity = velocity_fn(latents, sigmas[k].to(noise.device).expand(len(latents)))
+        velocity = velocity_fn(latents, sigmas[k].to(noise.device).expand(len(noise)))
         latents = sde_step(latents, velocity, sigmas, k, noise_level=0.0).next_latents
     return latents
 
 
 def concatenate(parts: list[Trajectory]) -> Trajectory:
     """Trajectories of several micro-batches as one, samples in order."""
-    joined = [torch.cat([part[i] for part in parts], dim=1) for i in range(4)]
-    return Trajectory(*joined, *parts[0][4:])
+    tensors = ("latents", "log_probs", "means", "stds")  # each has its samples in dimension 1
+    joined = {name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in tensors}
+    return parts[0]._replace(**joined)

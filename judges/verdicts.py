@@ -38,7 +38,9 @@ Style Score (1-5): X
 
 # Appended when an answer had no verdict: a greedy judge, asked the very same text again, would give
 # the very same answer. It names no form: a template of one's own may ask for another than ours.
-REMINDER = "\nFinish with your verdict, word for word in the form that is asked for above.\n"
+VERDICT_REMINDER = (
+    "\nFinish with your verdict, word for word in the form that is asked for above.\n"
+)
 
 
 class Verdict(Enum):
@@ -54,6 +56,15 @@ class Verdict(Enum):
     def points(self) -> float | None:
         """What the first image gets of the comparison's one point; None for a lost comparison."""
         return {"first": 1.0, "second": 0.0, "tie": 0.5}.get(self.value)
+
+
+def nearest_verdict(probability: float | None) -> Verdict:
+    """The verdict nearest to P(first is better); FAILED where there is none."""
+    if probability is None:
+        return Verdict.FAILED
+    return {1: Verdict.FIRST, 0: Verdict.TIE, -1: Verdict.SECOND}[
+        (probability > 0.5) - (probability < 0.5)
+    ]
 
 
 # The whole phrase must be a verdict, so that "Image 1 is not better", "Image 1 is hardly better",

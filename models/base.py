@@ -1,6 +1,95 @@
-"""Which base model everything runs on: the one line that chooses.
+"""A base model as the loop sees it: text, noise, velocity and pictures, its size and guidance said once.
 
-`import sd3 as flux` instead trains and measures Stable Diffusion 3: same functions, another file.
+Everything that belongs to one family of pipelines stands in a file of its own, flux.py or sd3.py:
+functions of the same names, and PIPELINE, the class in diffusers that it is for. `load` looks at
+the class that the pipeline's own folder names and takes the file that is for it: a new base model
+is a new file in this folder, and nothing else changes.
+
+    model = load("assets/tiny-flux", size=32)             # or "black-forest-labs/FLUX.1-dev"
+    text = model.encode(["a red circle inside a blue square"], group_size=8)
+    clean = sampler.ode_sample(model.velocity(text), model.noise(range(8)), sigmas)
+    model.decode(clean)[0].save("circle.png")
 """
 
-from models import flux  # noqa: F401 - imported from here by train, policy, learner and heldout
+import importlib
+from pathlib import Path
+
+import torch
+
+
+def file_for(model: str):
+    """The module of this folder that is for the pipeline in `model`, a folder or hub name.
+
+    Raises ValueError if there is no pipeline, or none of a class that a file here is for.
+    """
+    kinds = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.stem not in ("__init__", "base"):
+            module = importlib.import_module(f"models.{path.stem}")
+            kinds[module.PIPELINE.__name__] = module
+    folder = Path(model)
+    looks_local = model.startswith((".", "/", "~", "assets", "runs")) or model.count("/") != 1
+    if (folder.exists() or looks_local) and not (folder / "model_index.json").is_file():
+        raise ValueError(
+            f"no pipeline in '{model}': expected a folder with model_index.json, or a hub name "
+            "such as black-forest-labs/FLUX.1-dev"
+        )
+    from diffusers import DiffusionPipeline
+
+    found = DiffusionPipeline.load_config(model)["_class_name"]
+    if found not in kinds:
+        raise ValueError(f"'{model}' is a {found}: the loop knows {', '.join(kinds)}")
+    return kinds[found]
+
+
+class Model:
+    """A pipeline of diffusers with its family's functions, at one size and one guidance."""
+
+    def __init__(self, pipe, kind, size: int, guidance: float = 3.5):
+        """kind: the module of this folder that is for the pipeline's class."""
+        self.pipe, self.kind, self.size, self.guidance = pipe, kind, size, guidance
+        self.frozen = None  # a copy of the transformer, the base; None where a LoRA is switched off
+        self.text_of = lambda prompts: kind.encode(pipe, prompts)  # a text cache takes its place
+
+    @property
+    def transformer(self) -> torch.nn.Module:
+        return self.pipe.transformer
+
+    def trainable(self) -> list[torch.nn.Parameter]:
+        return self.kind.trainable(self.pipe)
+
+    def encode(self, prompts: list[str], group_size: int = 1):
+        """What the network sees of P prompts, one row for each of P * group_size images."""
+        rows = torch.arange(len(prompts)).repeat_interleave(group_size)
+        return self.text_of(prompts).rows(rows)
+
+    def noise(self, seeds) -> torch.Tensor:
+        """Gaussian noise (B, N, C) float32, one seed an image: the same noise whatever the batch."""
+        return self.kind.initial_noise(self.pipe, self.size, self.size, list(seeds))
+
+    def velocity(self, text, transformer: torch.nn.Module | None = None):
+        """(latents (B, N, C), sigma (B,)) -> velocity (B, N, C) float32, for B rows of text.
+
+        transformer: what to call instead of the pipeline's own, e.g. the base.
+        """
+        return self.kind.velocity_fn(
+            self.pipe, text, self.size, self.size, self.guidance, transformer
+        )
+
+    def decode(self, latents: torch.Tensor) -> list:
+        """Clean latents (B, N, C) -> B RGB images."""
+        return self.kind.decode(self.pipe, latents, self.size, self.size)
+
+    def base(self):
+        """A context that yields the transformer of the base model: the copy, or the LoRA off."""
+        return self.kind.base_weights(self.pipe, self.frozen)
+
+    def save(self, folder, weights: dict | None = None) -> None:
+        """What plain diffusers loads; weights: the gathered ones, where the module holds a shard."""
+        self.kind.save(self.pipe, folder, weights)
+
+
+def load(model: str, size: int, guidance: float = 3.5, device="cpu", dtype=torch.float32) -> Model:
+    """The base model in a folder or at a hub name, frozen and in eval mode. Raises ValueError."""
+    kind = file_for(model)
+    return Model(kind.load(model, device, dtype), kind, size, guidance)

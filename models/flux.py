@@ -1,8 +1,7 @@
 """The base model: everything that is specific to a FLUX pipeline, behind a few functions.
 
 load, encode, initial_noise, schedule_shift, velocity_fn, decode, add_lora, trainable, base_weights,
-save. A second base model is a second file with the same functions; sampler, grpo, rewards, train
-and bench know no other names.
+save. A second base model is a second file with the same functions (sd3.py); base.py picks one.
 
 Latents are packed as FLUX does it: the VAE's (C/4, H, W) latents in 2x2 patches, (N, C) tokens. All
 shapes and scales come from the loaded configuration; nothing here is a FLUX.1-dev constant.
@@ -30,6 +29,8 @@ from diffusers import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
+
+PIPELINE = FluxPipeline
 
 
 class Text(NamedTuple):
@@ -193,7 +194,7 @@ def base_weights(pipe: FluxPipeline, frozen: torch.nn.Module | None):
 def add_lora(pipe: FluxPipeline, rank: int, alpha: int | None = None) -> None:
     """Adds a trainable LoRA to attention and feed-forward of the double blocks, through peft.
 
-    Released FLUX recipe: rank 16, alpha 16. The adapter is kept in float32.
+    Released FLUX scripts: rank 64, alpha 128 (16 and 16 are only the parser's defaults). The adapter is kept in float32.
     """
     from peft import LoraConfig
 

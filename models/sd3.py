@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 # These know a pipeline only by its transformer; flux also quietens the libraries' import.
 from models.flux import base_weights, save, schedule_shift, trainable  # noqa: F401
 
+PIPELINE = StableDiffusion3Pipeline
 T5_TOKENS = 256  # what StableDiffusion3Pipeline reads of a prompt unless told otherwise
 
 

@@ -226,7 +226,7 @@ def replay_bytes(pipe, size: int, batch: int, tokens: int) -> tuple[int, int]:
             0.7,
             next_latents=next_latents,
         )
-        loss = grpo.clipped_loss(step.log_prob, advantages, advantages, 1e-4).loss
+        loss = grpo.clipped_loss(step.log_prob - advantages, advantages, 1e-4).loss
         saved = alive.now
         loss.backward()
     for parameter in flux.trainable(pipe):

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 import sampler
-from models.base import flux
+from rewards import check_lost, join
 from shapes import scenes, world
-from support.judging import make_comparison
+from support.prompts import seed_of
 from unigenbench.results import Result, score
 
 
@@ -92,22 +92,22 @@ def verify(prompts: list[world.Prompt], images: list) -> tuple[list[Result], lis
 
 
 class Heldout:
-    """The held-out prompts with the base's pictures of them; `evaluate` measures the current
-    model."""
+    """The held-out prompts with the base's pictures; `evaluate` measures the present model."""
 
-    GRID_ROWS, GRID_COLUMNS = 12, 4
+    def __init__(self, cfg, procs, model, compare, prompts=None, grid=(12, 4)):
+        """compare: the run's PairwiseReward. prompts: prompts.Prompts of a file; None: those of the
+        shapes world. grid: rows and columns of the pictures that people look at."""
+        self.cfg, self.procs, self.model, self.compare = cfg, procs, model, compare
+        self.scenes = None if prompts else world.heldout_prompts()[: cfg.heldout or None]
+        self.texts = prompts.heldout if prompts else [p.text for p in self.scenes]
+        self.seeds = [seed_of("heldout", i) for i in range(len(self.texts))]
+        kinds = self.texts if prompts else {p.kind: p.text for p in reversed(self.scenes)}.values()
+        grid_rows, self.grid_columns = grid
+        self.grid_prompts = list(kinds)[:grid_rows]
 
-    def __init__(self, pipe, cfg, procs, judge, frozen, encode, texts: list[str] | None = None):
-        """encode: prompts -> flux.Text. texts: prompts of a file; None: those of the shapes
-        world."""
-        self.pipe, self.cfg, self.procs, self.encode = pipe, cfg, procs, encode
-        self.scenes = None if texts else world.heldout_prompts()[: cfg.heldout or None]
-        self.texts = texts or [p.text for p in self.scenes]
-        self.seeds = [sampler.seed_of("heldout", i) for i in range(len(self.texts))]
-        self.compare = make_comparison(cfg, judge, procs.gather)
-        kinds = self.texts if texts else {p.kind: p.text for p in reversed(self.scenes)}.values()
-        self.grid_prompts = list(kinds)[: self.GRID_ROWS]
-        with flux.base_weights(pipe, frozen) as base:
+    def measure_base(self) -> None:
+        """The base's pictures, which all later ones are held against."""
+        with self.model.base() as base:
             self.base_images = self.sample(self.texts, self.seeds, base)
             self.base_grid = self.grid_images(base)
         self.base = self.measure(self.base_images)
@@ -117,40 +117,34 @@ class Heldout:
         self, prompts: list[str], seeds: list[int], transformer, batch_size: int = 64
     ) -> list:
         """One picture a prompt, in order; the ranks share the work."""
-        cfg, images = self.cfg, []
+        images, size = [], self.cfg.micro_batch or batch_size
         mine = self.procs.share(len(prompts))
-        sigmas = sampler.sigma_schedule(cfg.num_steps, cfg.shift)
-        for i in range(0, len(mine), cfg.micro_batch or batch_size):
-            rows = mine[i : i + (cfg.micro_batch or batch_size)]
-            text = self.encode([prompts[r] for r in rows])
-            noise = flux.initial_noise(self.pipe, cfg.size, cfg.size, [seeds[r] for r in rows])
-            velocity = flux.velocity_fn(
-                self.pipe, text, cfg.size, cfg.size, cfg.guidance, transformer
-            )
-            clean = sampler.ode_sample(velocity, noise, sigmas)
-            images += zip(rows, flux.decode(self.pipe, clean, cfg.size, cfg.size))
+        sigmas = sampler.sigma_schedule(self.cfg.num_steps, self.cfg.shift)
+        for i in range(0, len(mine), size):
+            rows = mine[i : i + size]
+            text = self.model.encode([prompts[r] for r in rows])
+            noise = self.model.noise([seeds[r] for r in rows])
+            clean = sampler.ode_sample(self.model.velocity(text, transformer), noise, sigmas)
+            images += zip(rows, self.model.decode(clean))
         return [image for _, image in sorted(dict(self.procs.gather(images)).items())]
 
     def grid_images(self, transformer) -> list[list]:
-        columns = self.GRID_COLUMNS
+        columns = self.grid_columns
         prompts = [p for p in self.grid_prompts for _ in range(columns)]
-        images = self.sample(
-            prompts, [sampler.seed_of("grid", i) for i in range(len(prompts))], transformer
-        )
+        seeds = [seed_of("grid", i) for i in range(len(prompts))]
+        images = self.sample(prompts, seeds, transformer)
         return [images[i : i + columns] for i in range(0, len(images), columns)]
 
     def measure(self, images: list) -> Held:
         """Every rank has all images and asks the judge about its own share of them."""
         mine = self.procs.share(len(images))
-
-        def judged() -> list[float]:
-            pairs = [[images[i], self.base_images[i]] for i in mine]
-            return self.compare([self.texts[i] for i in mine], pairs).rewards[:, 0].tolist()
-
-        wins = list(zip(mine, self.procs.together(judged)))
-        wins = [win for _, win in sorted(dict(self.procs.gather(wins)).items())]
+        pairs = [[images[i], self.base_images[i]] for i in mine]
+        compared = self.compare([self.texts[i] for i in mine], pairs)
+        ranks = self.procs.gather([(mine, compared)])
+        check_lost(self.compare.name, join([part for _, part in ranks]), self.cfg.max_failed)
+        wins = {i: win for rows, part in ranks for i, win in zip(rows, part.values[:, 0].tolist())}
         results, fidelity = ([], []) if self.scenes is None else verify(self.scenes, images)
-        return Held(results, fidelity, wins)
+        return Held(results, fidelity, [win for _, win in sorted(wins.items())])
 
     def evaluate(self) -> Held:
-        return self.measure(self.sample(self.texts, self.seeds, self.pipe.transformer))
+        return self.measure(self.sample(self.texts, self.seeds, self.model.transformer))

@@ -8,10 +8,11 @@ of the GPU is left; torch.compile, which mostly saves; a judge in process (--jud
 size is not known here.
 
     python train.py --recipe flux-lora --dry_run --gpu_memory 80
-    print(table(make_plan("assets/tiny-flux", Settings(size=32), world=2)))
+    print(table(make_plan("assets/tiny-flux", Config(size=32), world=2)))          # cfg: config.Config
 """
 
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from models import flux
 from rewards import pair_schedule
 from support import processes
+from support.config import Config, micro_batch_of, parse_config, parse_rewards
 from support.footprint import (
     FLOAT,
     decode_bytes,
@@ -30,7 +32,6 @@ from support.footprint import (
     meta_pipeline,
     replay_peak,
 )
-from support.mixture import parse_rewards
 from support.processes import DTYPES
 
 MARGIN = 0.1  # share of the GPU left for what is not counted
@@ -43,32 +44,6 @@ SCORERS = {
     "hpsv2": 986_109_441,
     "aesthetic": 304_900_000,
 }
-
-
-class Settings(NamedTuple):
-    """The fields of train.Config that decide memory and work, by the same names."""
-
-    size: int = 720
-    num_steps: int = 25
-    prompts_per_step: int = 1
-    group_size: int = 8
-    timestep_fraction: float = 0.6
-    micro_batch: int = 1  # 0: all of a rank's samples, or a group if a server judges
-    updates: int = 1
-    lora_rank: int = 0
-    dtype: str = "bfloat16"
-    gradient_checkpointing: bool = False
-    shard: bool = False
-    offload: bool = False
-    ema: float = 0.0
-    kl_coef: float = 0.0
-    text_cache: str = ""
-    vae_slicing: bool = False
-    judge: str = "openai"
-    reward: str = "pairwise"
-    rewards: str = ""
-    both_orders: bool = True
-    opponents: int = 0
 
 
 class Counts(NamedTuple):
@@ -116,7 +91,7 @@ class Work(NamedTuple):
 
 class Plan(NamedTuple):
     model: str
-    settings: Settings
+    settings: Config
     world: int
     prompts: int  # a step over all ranks; rounded up to a multiple of the ranks
     micro_batch: int  # samples
@@ -157,7 +132,7 @@ def count(pipe) -> Counts:
 
 
 def train_bytes(
-    counts: Counts, stored: int, s: Settings, world: int, backwards: int
+    counts: Counts, stored: int, s: Config, world: int, backwards: int
 ) -> dict[str, int]:
     """Bytes on one rank that last (weights, optimiser, average), of gradients and of their buffers.
 
@@ -193,19 +168,19 @@ def train_bytes(
     )
 
 
-def trajectory_bytes(s: Settings, samples: int, elements: int) -> int:
+def trajectory_bytes(s: Config, samples: int, elements: int) -> int:
     """sampler.Trajectory of a rank's samples: latents, means, log-probs, deviations; float32."""
     return FLOAT * samples * ((2 * s.num_steps + 1) * elements + 2 * s.num_steps)
 
 
-def scorer_bytes(s: Settings) -> int:
-    """Bytes of the pointwise scorers in --rewards: of a folder's files, else as published."""
+def scorer_bytes(s: Config) -> int:
+    """Bytes of the pointwise scorers in --reward: of a folder's files, else as published."""
 
     def size(name: str, source: str) -> int:
         files = Path(source).glob("*.safetensors") if source else ()
         return sum(file.stat().st_size for file in files) or FLOAT * SCORERS[name]
 
-    parts = parse_rewards(s.rewards or s.reward)
+    parts = parse_rewards(s.reward)
     return sum(size(name, part.source) for name, part in parts.items() if name in SCORERS)
 
 
@@ -224,22 +199,22 @@ def phase_bytes(b: Bytes, cached: bool) -> dict[str, int]:
     }
 
 
-def replayed_steps(s: Settings) -> int:
+def replayed_steps(s: Config) -> int:
     return max(1, round(s.timestep_fraction * (s.num_steps - 1)))
 
 
-def work_of(s: Settings, prompts: int, batches: int) -> Work:
+def work_of(s: Config, prompts: int, batches: int) -> Work:
     """Passes of a step: rollout, the KL to the base that is logged, replay of a share of steps."""
     backward = batches * replayed_steps(s)
     reference = backward if s.kl_coef else 0
     forward = batches * s.num_steps + (s.num_steps - 1) + backward + reference
     pairs = len(pair_schedule(s.group_size, s.opponents or None)) * (2 if s.both_orders else 1)
-    asked = parse_rewards(s.rewards or s.reward)  # scorers ask nobody
+    asked = parse_rewards(s.reward)  # scorers ask nobody
     calls = ("pairwise" in asked) * pairs + ("pointwise" in asked) * s.group_size
     return Work(forward, backward if s.gradient_checkpointing else 0, backward, prompts * calls)
 
 
-def make_plan(model: str, s: Settings, world: int = 1) -> Plan:
+def make_plan(model: str, s: Config, world: int = 1) -> Plan:
     """What one step of training costs on one of `world` ranks.
 
     Fewer prompts than ranks, or no multiple of them, are planned as the next multiple.
@@ -248,7 +223,7 @@ def make_plan(model: str, s: Settings, world: int = 1) -> Plan:
     """
     per_rank = math.ceil(s.prompts_per_step / world)
     samples = per_rank * s.group_size
-    batch = min(s.micro_batch or (s.group_size if s.judge == "openai" else samples), samples)
+    batch = micro_batch_of(s, samples)
     batches = math.ceil(samples / batch)
     pipe, tokens = meta_pipeline(model, DTYPES[s.dtype])
     if s.lora_rank:
@@ -378,7 +353,7 @@ def remedies(plan: Plan) -> list[str]:
         ("more ranks", s.shard),
         ("--ema 0", s.ema > 0),
         ("--dtype bfloat16", s.dtype == "float32"),
-        ("--rewards without a scorer", plan.bytes.scorers > 0.05 * plan.peak),
+        ("--reward without a scorer", plan.bytes.scorers > 0.05 * plan.peak),
         (
             "fewer --prompts_per_step or a smaller --size",
             plan.bytes.trajectories > 0.05 * plan.peak,
@@ -399,3 +374,18 @@ def refuse(plan: Plan, gpu_memory: float) -> None:
             "not counted); "
             f"what would help: {', '.join(remedies(plan))}"
         )
+
+
+def main(cfg: Config | None = None) -> None:
+    """Prints what the run needs; SystemExit if it does not fit, or cannot be planned."""
+    cfg = cfg or parse_config()
+    try:
+        planned = make_plan(cfg.model, cfg, cfg.ranks or int(os.environ.get("WORLD_SIZE", 1)))
+    except ValueError as error:
+        raise SystemExit(str(error))
+    print(table(planned))
+    refuse(planned, cfg.gpu_memory)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,10 @@ With several nodes the run directory must be on a file system that all of them s
 import contextlib
 import os
 import shutil
+import threading
 import warnings
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,11 +37,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from rewards import JudgeError
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# Said of every unit; nothing here writes into a unit's output in place.
+# FSDP2 warns once a block that outputs must not be changed in place; we never do.
 warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable", UserWarning)
 
@@ -61,18 +62,6 @@ class Processes(NamedTuple):
         parts = [None] * self.world
         dist.all_gather_object(parts, items)
         return [item for part in parts for item in part]
-
-    def together(self, function, *args):
-        """function(*args); a JudgeError of any rank is raised on all, so that none waits."""
-        result, error = None, ""
-        try:
-            result = function(*args)
-        except JudgeError as lost:
-            error = str(lost)
-        errors = [e for e in self.gather([error]) if e]
-        if errors:
-            raise JudgeError(errors[0])
-        return result
 
     def share(self, count: int) -> list[int]:
         """This rank's indices out of `count`, as many on every rank: with sharded weights each
@@ -99,6 +88,23 @@ def start_processes(device: str, shard: bool = False) -> Processes:
     elif shard and not dist.is_initialized():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return Processes(rank, world, torch.device(device))
+
+
+def in_background(function: Callable, *args) -> Callable:
+    """Starts function(*args) in a thread; returns what waits for its result, or raises its error.
+
+    A daemon thread, which no Ctrl-C has to wait for, as an executor's would have to.
+    """
+    future = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:  # whatever it is, it is raised where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="judging", daemon=True).start()
+    return future.result
 
 
 # ----------------------------------------------------------------------- who holds the weights

@@ -5,7 +5,7 @@ epoch, computed from seed and step: there is no state to save, and a resumed run
 stood.
 
     prompts = read_prompts("prompts.txt", heldout=64)
-    step_prompts(prompts, count=8, step=1, seed=0, rng=None)
+    make_batch(cfg, prompts, step=1)            # cfg: config.Config
 """
 
 import functools
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-import sampler
 from shapes import world
 
 log = logging.getLogger("train")
@@ -57,9 +56,36 @@ def read_prompts(path: str, heldout: int, at_least: int = 1) -> Prompts:
     return Prompts(prompts[: len(prompts) - heldout], prompts[len(prompts) - heldout :])
 
 
+def seed_of(*parts) -> int:
+    """A seed that depends on all its parts and on nothing else: not on rank, batch or history."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
+
+
 @functools.lru_cache(maxsize=2)
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng(sampler.seed_of(seed, epoch, "order")).permutation(count)
+    return np.random.default_rng(seed_of(seed, epoch, "order")).permutation(count)
+
+
+class Batch(NamedTuple):
+    """All that is drawn for one step on one rank."""
+
+    prompts: list[str]  # P of this rank
+    noise_seeds: list[int]  # B = P * G, of the initial noise
+    step_seeds: list[int]  # B, of the noise that the SDE adds
+    replayed: list[int]  # the stochastic steps that are descended, alike on all ranks
+
+    def split(self, groups: int) -> list["Batch"]:
+        """Parts of so many groups each."""
+        size = len(self.noise_seeds) // len(self.prompts)
+        return [
+            Batch(
+                self.prompts[p : p + groups],
+                self.noise_seeds[p * size : (p + groups) * size],
+                self.step_seeds[p * size : (p + groups) * size],
+                self.replayed,
+            )
+            for p in range(0, len(self.prompts), groups)
+        ]
 
 
 def step_prompts(prompts: Prompts | None, count: int, step: int, seed: int, rng) -> list[str]:
@@ -73,6 +99,20 @@ def step_prompts(prompts: Prompts | None, count: int, step: int, seed: int, rng)
     size = len(prompts.train)
     positions = range((step - 1) * count, step * count)
     return [prompts.train[epoch_order(size, seed, i // size)[i % size]] for i in positions]
+
+
+def make_batch(cfg, prompts: Prompts | None, step: int, rank: int = 0, ranks: int = 1) -> Batch:
+    """What this rank samples and replays in a step: it depends on the seed and the step alone, so
+    that a resumed run goes on as if it had not stopped. Each rank takes every ranks-th prompt."""
+    rng = np.random.default_rng(seed_of(cfg.seed, step, "prompts"))
+    texts = step_prompts(prompts, cfg.prompts_per_step, step, cfg.seed, rng)
+    mine = range(rank, cfg.prompts_per_step, ranks)
+    seeds = [[seed_of(cfg.seed, step, p, g) & ~1 for g in range(cfg.group_size)] for p in mine]
+    noise = [group[0] if cfg.same_noise else seed for group in seeds for seed in group]
+    stochastic = cfg.num_steps - 1
+    count = max(1, round(cfg.timestep_fraction * stochastic))
+    replayed = sorted(rng.choice(range(stochastic), count, replace=False).tolist())
+    return Batch([texts[p] for p in mine], noise, [s ^ 1 for g in seeds for s in g], replayed)
 
 
 class TextCache:

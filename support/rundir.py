@@ -6,44 +6,19 @@ checkpoint/      step_N/: trainable weights, optimiser state, moving average (pa
 final/           what plain diffusers loads, with a model card
 """
 
+import dataclasses
 import json
-import os
+import logging
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 
-# Settings that may differ between a run and its resumption: where it runs, and what fits there.
-FREE = (
-    "resume",
-    "steps",
-    "out",
-    "device",
-    "base_url",
-    "concurrency",
-    "call_timeout",
-    "patience",
-    "max_calls",
-    "logger",
-    "text_cache",
-    "dry_run",
-    "gpu_memory",
-    "ranks",
-    "micro_batch",
-    "gradient_checkpointing",
-    "shard",
-    "vae_slicing",
-    "compile",
-    "offload",
-)
+from support.files import write_atomic
 
-
-def write_atomically(path: Path, write) -> None:
-    """Calls write(temporary path), then puts the file in place: a killed run leaves the old one."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
+log = logging.getLogger("train")
 
 
 def read_metrics(out: Path, up_to: int) -> list[dict]:
@@ -52,9 +27,10 @@ def read_metrics(out: Path, up_to: int) -> list[dict]:
     return [row for row in rows if row["step"] <= up_to]
 
 
-def prepare_run(settings: dict) -> Path:
+def prepare_run(cfg) -> Path:
     """The run directory with its config.json; SystemExit in one sentence if it cannot be used."""
-    out = Path(settings["out"])
+    settings, out = dataclasses.asdict(cfg), Path(cfg.out)
+    free = {f.name for f in dataclasses.fields(cfg) if f.metadata["free"]}
     try:
         (out / "checkpoint").mkdir(parents=True, exist_ok=True)
         (out / "samples").mkdir(exist_ok=True)
@@ -68,7 +44,7 @@ def prepare_run(settings: dict) -> Path:
             changed = [
                 f"{k} ({old.get(k)} -> {v})"
                 for k, v in settings.items()
-                if k not in FREE and old.get(k) != v
+                if k not in free and old.get(k) != v
             ]
             if changed:
                 raise SystemExit(
@@ -80,7 +56,7 @@ def prepare_run(settings: dict) -> Path:
                 f"'{out}' already holds a run: add --resume to continue it, or choose another --out"
             )
         record = {"config": settings, "versions": versions(), "command": sys.argv}
-        write_atomically(out / "config.json", lambda p: p.write_text(json.dumps(record, indent=1)))
+        write_atomic(out / "config.json", json.dumps(record, indent=1).encode())
     except OSError as error:
         raise SystemExit(f"cannot write to --out '{out}': {error.strerror}")
     return out
@@ -101,7 +77,55 @@ def versions() -> dict[str, str]:
 
 def write_metrics(out: Path, metrics: list[dict]) -> None:
     text = "".join(json.dumps(row) + "\n" for row in metrics)
-    write_atomically(out / "metrics.jsonl", lambda path: path.write_text(text))
+    write_atomic(out / "metrics.jsonl", text.encode())
+
+
+def judge_rates(counts: Counter) -> dict[str, float]:
+    """What the log says of a judge. first_rate: of decisive answers; 0.5 without position bias."""
+    rates = {name: counts[name] for name in ("comparisons", "unparsable", "failed")}
+    if "pairs" in counts:
+        decisive, pairs = counts["first"] + counts["second"], max(counts["pairs"], 1)
+        rates["tie_rate"] = counts["ties"] / pairs
+        rates["first_rate"] = counts["first"] / decisive if decisive else 0.5
+        if "agree" in counts:
+            rates["order_agreement"] = counts["agree"] / pairs
+    return rates
+
+
+def judging_of(scored: dict) -> dict[str, float]:
+    """What the log says of a step's rewards, by name and of all ranks.
+
+    A mixture has no mean of its own, its parts have other units: each stands under its own name.
+    """
+    row, counts = {}, Counter()
+    for name, (values, said, _) in scored.items():
+        prefix = "reward" if len(scored) == 1 else name
+        row[f"{prefix}_mean"] = values.mean().item()
+        row[f"{prefix}_std"] = values.std(1, correction=0).mean().item()
+        counts.update(said)
+    return row | judge_rates(counts)
+
+
+def learning_of(losses, norms: list[float], kl: float, seconds: tuple) -> dict[str, float]:
+    """What the log says of one rank's update; see Run.log."""
+    _, mean, least, most, clipped = (torch.stack(x) for x in zip(*losses))
+    names = ("seconds_rollout", "seconds_judge", "seconds_update")
+    return {
+        "ratio_mean": mean.mean().item(),
+        "ratio_min": least.min().item(),
+        "ratio_max": most.max().item(),
+        "clip_frac": clipped.mean().item(),
+        "grad_norm": sum(norms) / len(norms),
+        "kl_to_base": kl,
+        **dict(zip(names, seconds)),
+    }
+
+
+def over_ranks(rows: list[dict]) -> dict[str, float]:
+    """The ranks' lines as one: extremes of extremes, means of the rest."""
+    how = {"ratio_min": min, "ratio_max": max}
+    mean = lambda values: sum(values) / len(values)
+    return {key: how.get(key, mean)([row[key] for row in rows]) for key in rows[0]}
 
 
 def make_logger(kind: str, out: Path, settings: dict):

@@ -1,0 +1,384 @@
+"""The settings of a run: one dataclass, the recipes, the command line, and what cannot work.
+
+cfg = parse_config(["--recipe", "flux-lora", "--prompts", "prompts.txt"])
+check_config(cfg, world=1)              # SystemExit with one sentence, before anything is loaded
+"""
+
+import argparse
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+
+def option(default, help, free=False):
+    """A setting: its default, its help, and whether it may differ when a run is resumed."""
+    return field(default=default, metadata={"help": help, "free": free})
+
+
+def free(default, help):
+    """A setting that says where a run happens or what fits there: it may differ on --resume."""
+    return option(default, help, free=True)
+
+
+JUDGED = ("pairwise", "pointwise")  # by a multimodal LLM; the other names are scorers.py's
+
+
+class Part(NamedTuple):
+    """One reward of a mixture."""
+
+    source: str  # folder or hub name of a scorer's weights; empty: the published ones
+    weight: float
+
+
+def parse_rewards(text: str) -> dict[str, Part]:
+    """The parts of "NAME[=SOURCE][:WEIGHT],...", by name; a weight that is not given is 1.
+
+    Raises ValueError for an unknown or repeated name, a source for a judged reward, or a weight
+    that is no number above 0.
+    """
+    from judges.scorers import PUBLISHED
+
+    parts = {}
+    for item in text.split(","):
+        head, colon, weight = item.strip().rpartition(":")
+        name, equals, source = (head if colon else weight).partition("=")
+        if name not in JUDGED and name not in PUBLISHED:
+            raise ValueError(
+                f"--reward: unknown reward '{name}' in '{text}', "
+                f"choose from {', '.join([*JUDGED, *PUBLISHED])}"
+            )
+        if name in parts:
+            raise ValueError(f"--reward: '{name}' stands twice in '{text}', name each reward once")
+        if equals and (name in JUDGED or not source):
+            raise ValueError(
+                f"--reward: '{item.strip()}' in '{text}', only a scorer takes "
+                "=SOURCE, the folder or hub name of its weights"
+            )
+        try:
+            value = float(weight) if colon else 1.0
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise ValueError(
+                f"--reward: weight '{weight}' of '{name}' in '{text}' must be a number above 0"
+            )
+        parts[name] = Part(source, value)
+    return parts
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run; each is a flag. (P) paper, (C) released code, (T) tried here."""
+
+    recipe: str = option("shapes", "a set of the values below: shapes | flux-lora | flux-full")
+    model: str = option("assets/tiny-flux", "pipeline folder or hub name")
+    out: str = free("runs/shapes", "the run directory")
+    steps: int = free(96, "training steps, one update each")
+    seed: int = option(0, "seed of prompts and noise")
+    resume: bool = free(False, "continue the run in --out from its last checkpoint")
+    # what is sampled
+    prompts: str = option("", "UTF-8 file, one prompt a line; empty: prompts of the shapes world")
+    prompts_per_step: int = option(16, "P, over all processes")
+    group_size: int = option(8, "G, images a prompt (C: 8)")
+    size: int = option(32, "height and width, pixels (C: 720)")
+    num_steps: int = option(6, "K, denoising steps (C: 25)")
+    shift: float = option(1.0, "bends the sigmas towards noise (C: 3)")
+    noise_level: float = option(0.7, "exploration of the SDE (C: 0.7)")
+    sde_kind: str = option("flow", "flow (Flow-GRPO) | dance (DanceGRPO)")
+    guidance: float = option(3.5, "guidance input of a distilled FLUX (C: 3.5)")
+    same_noise: bool = option(False, "one initial noise for the whole group (C: yes)")
+    # how it is judged
+    reward: str = option(
+        "pairwise",
+        "pairwise (win rate) | pointwise (score) | a scorer's NAME[=SOURCE] | a mixture "
+        "NAME[=SOURCE]:WEIGHT,... (C: pairwise:0.4,clip:0.6)",
+    )
+    judge: str = option("shapes", "shapes (verifier) | openai (a server) | local (in process)")
+    judge_model: str = option("", "model name at the server, or folder of a local judge")
+    judge_prompt: str = option("", "file with a comparison template; {prompt} is replaced")
+    judge_tokens: int = option(2048, "longest answer, tokens")
+    soft: bool = option(False, "count P(first is better), which a judge in process can give")
+    both_orders: bool = option(True, "judge each pair in both orders; disagreement is a tie")
+    opponents: int = option(0, "compare each image with so many others (sparse); 0: all pairs")
+    max_failed: float = option(0.05, "share of a step's comparisons that may be lost")
+    # how a judge server is called
+    base_url: str = free("", "of an OpenAI-compatible judge server, else $OPENAI_BASE_URL")
+    concurrency: int = free(16, "calls in flight at a judge server, each process")
+    call_timeout: float = free(60.0, "seconds for one call of a judge server")
+    patience: float = free(180.0, "seconds without any answer after which a judge server is dead")
+    max_calls: int = free(0, "cap on calls to a judge server, each process; 0: none")
+    judge_seed: int = option(0, "sent to a judge server; -1: none, for servers that refuse it")
+    # how it learns
+    lr: float = option(1e-4, "AdamW (C: 1e-5 at full FLUX size; T: 5e-4 destroys the tiny one)")
+    weight_decay: float = option(1e-4, "(C)")
+    max_grad_norm: float = option(1.0, "(C)")
+    lora_rank: int = option(0, "0 trains all weights (C: 64 for LoRA)")
+    guard: bool = option(True, "GRPO-Guard's ratio and step weights (C: yes)")
+    clip_range: float = option(1e-4, "of the ratio (C)")
+    adv_clip: float = option(5.0, "of advantages (C)")
+    std_floor: float = option(0.05, "least deviation of a group's rewards that divides")
+    timestep_fraction: float = option(
+        0.6, "share of the stochastic steps that is replayed (C: 0.6)"
+    )
+    kl_coef: float = option(0.0, "weight of the KL to the base (C: a flag, 0)")
+    updates: int = option(1, "optimizer steps a rollout, each on its part of every rank's samples")
+    ema: float = option(
+        0.9, "decay of the weights' moving average that is evaluated and saved; 0: none"
+    )
+    # what fits
+    micro_batch: int = free(
+        0, "samples through the network at once; 0: all, or a group if a server judges"
+    )
+    dtype: str = option(
+        "float32", "of the network: float32 | bfloat16; what is trained stays float32"
+    )
+    gradient_checkpointing: bool = free(
+        False, "each block's activations are computed again backwards"
+    )
+    shard: bool = free(False, "FSDP2: weights, gradients and optimizer spread over all processes")
+    text_cache: str = free("", "folder for text embeddings; the text encoders then leave the GPU")
+    vae_slicing: bool = free(False, "decode one image at a time")
+    offload: bool = free(False, "a LoRA's frozen blocks wait in main memory, fetched to run")
+    compile: bool = free(False, "torch.compile of the transformer's blocks")
+    # what is written
+    eval_every: int = option(32, "steps between held-out evaluations")
+    heldout: int = option(0, "held-out prompts to evaluate on; 0: all of the shapes world's")
+    checkpoint_every: int = option(10, "steps between checkpoints")
+    logger: str = free("", "tensorboard | wandb, beside metrics.jsonl")
+    device: str = free("", "cpu, cuda, ...; empty: cuda if there is one")
+    dry_run: bool = free(False, "print what the run needs in memory and work, and stop")
+    gpu_memory: float = free(80.0, "GB a GPU, for --dry_run")
+    ranks: int = free(0, "processes to plan for with --dry_run; 0: those of torchrun")
+
+
+def micro_batch_of(cfg: Config, samples: int) -> int:
+    """How many of a rank's samples go through the network at once.
+
+    By default all; with a judge server a group, so that it is judged while the next one is sampled.
+    """
+    return min(cfg.micro_batch or (cfg.group_size if cfg.judge == "openai" else samples), samples)
+
+
+# Sets of values other than Config's defaults, side by side. (C) where no other source is named; the
+# README says where the paper's text differs. FLUX.1-dev needs --prompts and a judge server.
+RELEASED = {
+    "model": "black-forest-labs/FLUX.1-dev",
+    "judge": "openai",
+    "size": 720,
+    "num_steps": 25,
+    "shift": 3.0,
+    "same_noise": True,
+    "dtype": "bfloat16",
+    "gradient_checkpointing": True,
+    "vae_slicing": True,
+    "reward": "pairwise:0.4,clip:0.6",
+    "text_cache": "runs/text_cache",
+    "eval_every": 40,
+    "heldout": 64,  # ours, all three
+    "checkpoint_every": 20,
+    # (C) too, by Config's defaults: group_size, noise_level, guidance, timestep_fraction,
+    # clip_range, guard, adv_clip, weight_decay, max_grad_norm, kl_coef. Ours there: both_orders,
+    # std_floor, ema.
+}
+RECIPES = {
+    "shapes": {},
+    "flux-lora": RELEASED
+    | {  # one 80 GB GPU; untried on one, see README
+        "out": "runs/flux-lora",
+        "lora_rank": 16,
+        "lr": 1e-4,  # ours: (C) gives no LoRA rate
+        "prompts_per_step": 4,
+        "steps": 600,  # ours: what one GPU samples in days, not weeks
+        "micro_batch": 4,
+        "updates": 2,
+    },
+    "flux-full": RELEASED
+    | {  # 8 nodes of 8 GPUs, one prompt a GPU
+        "out": "runs/flux-full",
+        "shard": True,
+        "lr": 1e-5,
+        "prompts_per_step": 64,
+        "steps": 465,  # 3 epochs over 9,999 prompts less those held out
+        "micro_batch": 1,
+        "updates": 2,  # 8 images in accumulations of 4
+    },
+}
+
+
+GROUPS = {  # of --help: the first field of each
+    "recipe": "the run",
+    "prompts": "what is sampled",
+    "reward": "how it is judged",
+    "base_url": "how a judge server is called",
+    "lr": "how it learns",
+    "micro_batch": "what fits",
+    "eval_every": "what is written",
+    "dry_run": "planning",
+}
+
+
+def parse_config(arguments: list[str] | None = None) -> Config:
+    """Config from the command line: recipe first, then the flags that were given."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", description="Pref-GRPO: sample, compare, normalize, descend."
+    )
+    group = parser
+    for f in dataclasses.fields(Config):
+        if f.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[f.name])
+        kind = {"type": f.type}
+        if f.type is bool:
+            kind = {"action": argparse.BooleanOptionalAction}
+        text = f"{f.metadata['help']} [{f.default}]".replace("%", "%%")
+        group.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=text, **kind)
+    given = vars(parser.parse_args(arguments))
+    recipe = given.get("recipe", "shapes")
+    if recipe not in RECIPES:
+        raise SystemExit(f"unknown --recipe '{recipe}': choose from {', '.join(RECIPES)}")
+    return Config(**(RECIPES[recipe] | given))
+
+
+def need(ok, sentence: str) -> None:
+    if not ok:
+        raise SystemExit(sentence)
+
+
+def choose(cfg, name: str, choices) -> None:
+    value = getattr(cfg, name)
+    need(value in choices, f"--{name} '{value}': choose from {', '.join(choices)}")
+
+
+def check_config(cfg, world: int) -> None:
+    """SystemExit with one sentence for settings that cannot work; world: processes of the run."""
+    check_sampling(cfg, world)
+    check_judging(cfg)
+    check_learning(cfg, world)
+
+
+def check_sampling(cfg, world: int) -> None:
+    from sampler import DIFFUSIONS
+
+    choose(cfg, "sde_kind", tuple(DIFFUSIONS))
+    choose(cfg, "dtype", ("float32", "bfloat16"))
+    need(
+        cfg.group_size >= 2,
+        f"--group_size {cfg.group_size}: a group needs at least 2 images, "
+        "since rewards and advantages compare images of one prompt",
+    )
+    need(
+        cfg.num_steps >= 2,
+        f"--num_steps {cfg.num_steps}: at least 2, since the last step is not "
+        "stochastic and carries no gradient",
+    )
+    need(
+        cfg.prompts_per_step >= 1 and cfg.prompts_per_step % world == 0,
+        f"--prompts_per_step {cfg.prompts_per_step} must be a multiple of the {world} "
+        "process(es): a group never spans ranks",
+    )
+    need(
+        cfg.noise_level > 0,
+        f"--noise_level {cfg.noise_level}: without noise there is no policy to learn",
+    )
+    need(
+        cfg.recipe == "shapes" or cfg.prompts,
+        f"--recipe {cfg.recipe} needs --prompts FILE, a text file with one prompt a line",
+    )
+    need(
+        not cfg.prompts or cfg.heldout >= 1,
+        "--prompts needs --heldout N, at least 1: the last N "
+        "prompts of the file are evaluated on and never trained on",
+    )
+
+
+def check_judging(cfg) -> None:
+    choose(cfg, "judge", ("shapes", "openai", "local"))
+    from rewards import pair_schedule
+
+    try:
+        named = parse_rewards(cfg.reward)
+    except ValueError as error:
+        raise SystemExit(str(error))
+    need(
+        not cfg.opponents or "pairwise" in named,
+        f"--opponents {cfg.opponents} only means something with a pairwise reward",
+    )
+    need(
+        cfg.opponents != 1 or cfg.group_size == 2,
+        "--opponents 1 leaves the pairs of a group unrelated: at least 2, or 0 for all pairs",
+    )
+    if cfg.opponents:
+        try:
+            pair_schedule(cfg.group_size, cfg.opponents)
+        except ValueError as error:
+            raise SystemExit(
+                f"--opponents {cfg.opponents} with --group_size {cfg.group_size}: {error}"
+            )
+    need(
+        not cfg.judge_prompt or Path(cfg.judge_prompt).is_file(),
+        f"--judge_prompt '{cfg.judge_prompt}': no such file",
+    )
+    need(
+        not cfg.judge_prompt or "pairwise" in named,
+        "--judge_prompt is the question of a pairwise reward",
+    )
+    need(
+        cfg.judge != "local" or cfg.judge_model,
+        "--judge local needs --judge_model, a folder or hub name",
+    )
+    need(
+        not cfg.soft or cfg.judge == "local",
+        "--soft needs --judge local: no other judge gives probabilities",
+    )
+    need(
+        "@" not in cfg.base_url,
+        "--base_url must hold no user and password, since config.json "
+        "keeps it: put them into OPENAI_BASE_URL",
+    )
+    need(0 <= cfg.max_failed <= 1, f"--max_failed {cfg.max_failed}: a share, from 0 to 1")
+    for name in ("concurrency", "call_timeout", "patience", "judge_tokens"):
+        need(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be positive")
+    need(
+        cfg.patience >= cfg.call_timeout,
+        f"--patience {cfg.patience} is shorter than "
+        f"--call_timeout {cfg.call_timeout}: one slow call would be taken for a dead server",
+    )
+
+
+def check_learning(cfg, world: int) -> None:
+    choose(cfg, "logger", ("", "tensorboard", "wandb"))
+    need(cfg.steps >= 1, f"--steps {cfg.steps}: training needs at least 1 step")
+    for name in ("eval_every", "checkpoint_every"):
+        need(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be positive")
+    need(
+        0 < cfg.timestep_fraction <= 1,
+        f"--timestep_fraction {cfg.timestep_fraction}: a share of the steps, above 0 and up to 1",
+    )
+    need(0 <= cfg.ema < 1, f"--ema {cfg.ema}: a decay from 0 (none) to below 1, such as 0.99")
+    need(
+        not (cfg.shard and cfg.lora_rank),
+        "--shard is for training all weights: leave "
+        "--lora_rank 0, or train the LoRA without --shard",
+    )
+    need(
+        not cfg.offload or (cfg.lora_rank and cfg.gradient_checkpointing and not cfg.compile),
+        "--offload is for a LoRA with --gradient_checkpointing and without --compile: only frozen "
+        "weights can wait elsewhere",
+    )
+    need(
+        cfg.dtype != "bfloat16" or cfg.lora_rank or cfg.shard,
+        f"--dtype {cfg.dtype} needs "
+        "--lora_rank, or --shard which keeps float32 master weights: small updates vanish in "
+        "bfloat16 weights",
+    )
+    need(
+        cfg.micro_batch >= 0, f"--micro_batch {cfg.micro_batch}: a number of samples, or 0 for all"
+    )
+    samples = cfg.prompts_per_step // world * cfg.group_size
+    batches = math.ceil(samples / micro_batch_of(cfg, samples))
+    need(
+        cfg.updates >= 1 and batches % cfg.updates == 0,
+        f"--updates {cfg.updates} must divide the micro-batches of a step, {batches} of "
+        f"--micro_batch {micro_batch_of(cfg, samples)} samples",
+    )

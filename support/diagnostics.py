@@ -1,0 +1,70 @@
+"""What is measured of a rollout beside the algorithm: is replay the rollout, how far is the base."""
+
+import logging
+
+import torch
+
+import grpo
+import sampler
+
+log = logging.getLogger("train")
+
+
+def check_on_policy(
+    model, rollout, rows: slice, dtype: str, guard: bool, clip_range: float
+) -> list[float]:
+    """Largest |ratio - 1| of each stochastic step before the first update: the noise floor of
+    the ratio.
+
+    Rollout and replay see the same batch shapes, so that in float32 on the CPU the floor is exactly
+    0. Elsewhere kernels with gradient may round otherwise than those without: a floor above a tenth
+    of the clip range is warned of. SystemExit where log-probs (means over latent elements) differ
+    by more than rounding: every gradient would be one of something else.
+    """
+    floors, worst = [], 0.0
+    velocity = model.velocity(rollout.text.rows(rows))
+    for k in rollout.trajectory.sde_steps:
+        step = sampler.Step(
+            *(x.detach() for x in sampler.replay(velocity, rollout.trajectory, k, rows))
+        )
+        old = rollout.trajectory.step(k, rows)
+        change = step.log_prob - old.log_prob
+        log_ratio = grpo.normalized_log_ratio(step, old) if guard else change
+        floors.append(torch.expm1(log_ratio).abs().max().item())
+        worst = max(worst, change.abs().max().item())
+    exact = dtype == "float32" and rollout.text.embeds.device.type == "cpu"
+    bound = 0.0 if exact else {"float32": 1e-4, "bfloat16": 1e-3}[dtype]
+    if not worst <= bound:
+        raise SystemExit(
+            f"replay does not reproduce rollout: log-probs differ by up to {worst:.2e} (bound "
+            f"{bound:g}) before any update. Dropout, a changed model or a different batch shape "
+            "would do this."
+        )
+    log.info(
+        "on-policy check, largest |ratio - 1| by step: %s; clip range %g",
+        " ".join(f"{floor:.1e}" for floor in floors),
+        clip_range,
+    )
+    if max(floors) > 0.1 * clip_range:
+        log.warning(
+            "the ratio's noise floor %.1e is above a tenth of --clip_range %g: rounding "
+            "decides what is clipped; use --dtype float32 or a wider --clip_range",
+            max(floors),
+            clip_range,
+        )
+    return floors
+
+
+@torch.no_grad()
+def kl_to_base(model, rollout, count: int) -> float:
+    """KL of the policy that made the rollout to the base, nats per latent element and step.
+
+    Estimated on the first `count` samples, over all stochastic steps.
+    """
+    trajectory, rows, total = rollout.trajectory, slice(0, count), 0.0
+    with model.base() as base:
+        velocity = model.velocity(rollout.text.rows(rows), base)
+        for k in trajectory.sde_steps:
+            reference = sampler.replay(velocity, trajectory, k, rows)
+            total += grpo.kl_to_reference(trajectory.means[k][rows], reference.mean, reference.std)
+    return total.item() / len(trajectory.sde_steps)

@@ -1,0 +1,307 @@
+"""What stands around the loop: all that a run's settings name, its steps, its log and its end.
+
+run = start_run(cfg, procs)                 # cfg: config.Config; loads, and measures the base
+for step in run.steps(): ...; run.log(step, ...)
+run.finish()                                # final/, pictures, the result in words
+"""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+from pathlib import Path
+
+import torch
+from judges.make import make_judge
+from tqdm import tqdm
+
+from judges import scorers
+from judges.verdicts import PAIRWISE_TEMPLATE, readable
+from models import base
+from rewards import JudgeError, PairwiseReward, PointwiseReward
+from support import pictures, processes, rundir
+from support.config import JUDGED, Config, micro_batch_of, parse_rewards
+from support.heldout import Heldout
+from support.processes import DTYPES, Processes
+from support.prompts import Prompts, TextCache, make_batch, read_prompts, seed_of
+
+log = rundir.log
+
+
+# ----------------------------------------------------------------------------- what learns
+
+
+def load_model(cfg: Config, procs: Processes) -> base.Model:
+    """The base model with what is trained of it: a float32 LoRA, or all weights and a frozen copy.
+
+    On the device, or spread over the ranks (FSDP2), or waiting in main memory (--offload).
+    """
+    dtype = DTYPES[cfg.dtype]
+    elsewhere = cfg.shard or cfg.offload  # the device never holds the whole transformer
+    model = base.load(
+        cfg.model, cfg.size, cfg.guidance, "cpu" if elsewhere else procs.device, dtype
+    )
+    if cfg.vae_slicing:
+        model.pipe.vae.enable_slicing()
+    if cfg.lora_rank:
+        torch.manual_seed(seed_of(cfg.seed, "lora"))  # its first matrices are random
+        model.kind.add_lora(model.pipe, cfg.lora_rank)
+    else:
+        model.frozen = copy.deepcopy(model.transformer)
+        model.transformer.requires_grad_(True)
+    if cfg.gradient_checkpointing:
+        model.transformer.enable_gradient_checkpointing()
+    if cfg.compile:  # each in place, so that no weight changes its name
+        for block in processes.blocks(model.transformer):
+            block.compile()
+    if cfg.shard:
+        processes.shard(model.transformer, procs, dtype)
+        processes.shard(model.frozen, procs, dtype, master=dtype)
+    elif cfg.offload:
+        processes.offload(model.transformer, procs.device)
+    if elsewhere:
+        for name, part in model.pipe.components.items():
+            if isinstance(part, torch.nn.Module) and name != "transformer":
+                part.to(procs.device)
+    return model
+
+
+def cache_text(model: base.Model, cfg: Config, procs: Processes, texts: list[str]) -> None:
+    """Encodes all texts of the run now, each rank its share, and puts the encoders away."""
+    cache = TextCache(cfg.text_cache, cfg.model, DTYPES[cfg.dtype])
+    texts = list(dict.fromkeys(texts))
+    cache.prepare(texts[procs.rank :: procs.world], model.text_of)
+    procs.wait()
+    for name, part in model.pipe.components.items():
+        if name.startswith("text_encoder") and part is not None:
+            part.to("cpu")
+    model.text_of = lambda prompts: cache.load(prompts, model.kind.Text, procs.device)
+
+
+# ----------------------------------------------------------------------------- what judges
+
+
+def judge_of(cfg: Config, out: Path):
+    """The judge that the settings name; answers of real ones are kept on disk."""
+    judge = make_judge(
+        cfg.judge,
+        cfg.base_url or None,
+        cfg.judge_model or None,
+        max_tokens=cfg.judge_tokens,
+        seed=cfg.judge_seed if cfg.judge_seed >= 0 else None,
+        max_calls=cfg.max_calls or None,
+        concurrency=cfg.concurrency,
+        timeout=cfg.call_timeout,
+        patience=cfg.patience,
+    )
+    if cfg.judge == "shapes":
+        return judge
+    from judges.cache import Cached
+
+    return Cached(judge, out / "judge_cache", readable)
+
+
+def read_template(path: str) -> str:
+    """The file word for word, line breaks included. Raises ValueError if it is not UTF-8."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--judge_prompt '{path}' is not UTF-8 text ({error.reason} at byte {error.start})"
+        )
+
+
+def comparison_of(cfg: Config, judge, **settings) -> PairwiseReward:
+    """The run's pairwise reward; settings: other than its own, such as opponents."""
+    template = read_template(cfg.judge_prompt) if cfg.judge_prompt else PAIRWISE_TEMPLATE
+    return PairwiseReward(judge, template=template, soft=cfg.soft, **settings)
+
+
+def rewards_of(cfg: Config, judge, device) -> dict:
+    """The rewards of --reward by name; scorers on `device`."""
+
+    def named(name: str, source: str):
+        if name == "pairwise":
+            return comparison_of(
+                cfg, judge, both_orders=cfg.both_orders, opponents=cfg.opponents or None
+            )
+        if name == "pointwise":
+            return PointwiseReward(scorers.MLLMScorer(judge))
+        return PointwiseReward(scorers.load(name, source, device))
+
+    return {name: named(name, part.source) for name, part in parse_rewards(cfg.reward).items()}
+
+
+def call_budget(cfg: Config, rewards: dict, heldout: int) -> str:
+    """The questions that a whole run puts to its judge, those of lost or kept answers left aside."""
+    evaluations = 1 + -(-cfg.steps // cfg.eval_every)  # the base, then also after the last step
+    group = sum(r.calls(cfg.group_size) for name, r in rewards.items() if name in JUDGED)
+    steps, held = group * cfg.prompts_per_step * cfg.steps, 2 * heldout * evaluations
+    return (
+        f"calls to the judge: {group} a group x {cfg.prompts_per_step} prompts x {cfg.steps} steps "
+        f"= {steps:,}, and 2 orders x {heldout} held-out prompts x {evaluations} evaluations = "
+        f"{held:,}; {steps + held:,} in all, at most: cached answers cost nothing, lost ones are "
+        "asked again"
+    )
+
+
+# ----------------------------------------------------------------------------- the run
+
+
+class Run:
+    """The loop's tools (model, policy, optimizer, average, rewards, batches) and its book-keeping."""
+
+    def __init__(self, cfg: Config, procs: Processes, out: Path, prompts: Prompts | None):
+        self.cfg, self.procs, self.out = cfg, procs, out
+        self.model = load_model(cfg, procs)
+        transformer = self.model.transformer
+        self.policy = transformer if cfg.shard else processes.replicate(transformer, procs)
+        self.optimizer = torch.optim.AdamW(
+            self.model.trainable(), lr=cfg.lr, weight_decay=cfg.weight_decay
+        )
+        self.average = processes.MovingAverage(transformer, cfg.ema)
+        samples = cfg.prompts_per_step // procs.world * cfg.group_size
+        self.micro_batch = micro_batch_of(cfg, samples)
+        judge = judge_of(cfg, out)
+        self.rewards = rewards_of(cfg, judge, procs.device)
+        self.weights = {name: part.weight for name, part in parse_rewards(cfg.reward).items()}
+        # A server's judging goes on behind the rollout; another judge is asked when its answer is.
+        served = cfg.judge == "openai"
+        self.submit = processes.in_background if served else functools.partial
+        groups = max(1, self.micro_batch // cfg.group_size) if served else samples
+        # All that is random in the run, by step: parts of whole groups.
+        drawn = [make_batch(cfg, prompts, s, procs.rank, procs.world) for s in range(cfg.steps + 1)]
+        self.batches = [batch.split(groups) for batch in drawn]
+        self.heldout = Heldout(cfg, procs, self.model, comparison_of(cfg, judge), prompts)
+        if cfg.text_cache:
+            every = [
+                make_batch(cfg, prompts, s).prompts for s in range(1, cfg.steps + 1)
+            ]  # of all ranks
+            texts = [text for batch in every for text in batch] + self.heldout.texts
+            cache_text(self.model, cfg, procs, texts)
+        if procs.first and cfg.judge != "shapes":
+            log.info(call_budget(cfg, self.rewards, len(self.heldout.texts)))
+        self.heldout.measure_base()
+        self.metrics = [{"step": 0, **self.heldout.base.metrics()}]
+        self.write = lambda row: None
+        self.last = None  # the last evaluation of this process: (Held, grid)
+
+    @property
+    def state(self) -> tuple:
+        return self.model.transformer, self.optimizer, self.average
+
+    def evaluates(self, step: int) -> bool:
+        return step > 0 and (step % self.cfg.eval_every == 0 or step == self.cfg.steps)
+
+    def steps(self):
+        """The steps that are left, with a progress bar."""
+        done = self.metrics[-1]["step"]
+        self.bar = tqdm(
+            range(done + 1, self.cfg.steps + 1),
+            initial=done,
+            total=self.cfg.steps,
+            desc="training",
+            disable=not self.procs.first,
+        )
+        if self.evaluates(done) and "win_rate_vs_base" not in self.metrics[-1]:
+            self.evaluate(done)  # the judge failed within it: only that is left of the step
+        return self.bar
+
+    def log(self, step: int, scored: dict, frac_floor, losses, norms, kl, seconds) -> None:
+        """Adds the step's line to metrics.jsonl; evaluates and saves where it is time to.
+
+        scored: rewards.Rewards of all ranks by name; losses: grpo.Loss of each backward pass;
+        norms: of the gradient, one an update; seconds: of rollout, judge and update.
+        """
+        ranks = self.procs.gather([rundir.learning_of(losses, norms, kl, seconds)])
+        row = {"step": step, **rundir.judging_of(scored), "frac_floor": frac_floor}
+        self.metrics.append(row | rundir.over_ranks(ranks))
+        self.evaluate(step) if self.evaluates(step) else self.save(step)
+
+    def evaluate(self, step: int) -> None:
+        with self.average.in_place():
+            self.last = self.heldout.evaluate(), self.heldout.grid_images(self.model.transformer)
+        held, grid = self.last
+        self.metrics[-1] |= held.metrics()
+        self.save(step)
+        if self.procs.first:
+            name, value = next(iter(held.metrics().items()))
+            self.bar.set_postfix_str(f"{name} {value:.3f}")
+            path = self.out / "samples" / f"step_{step:05d}.png"
+            pictures.sample_grid(grid, self.heldout.grid_prompts, path)
+            pictures.training_curves(self.metrics, self.out / "curves.png")
+
+    def save(self, step: int) -> None:
+        """The log, and a checkpoint where it is time for one. The log first: a kill in between
+        leaves a line after the checkpoint, which --resume drops."""
+        if self.procs.first:
+            rundir.write_metrics(self.out, self.metrics)
+            self.write(self.metrics[-1])
+        if step % self.cfg.checkpoint_every == 0 or step == self.cfg.steps:
+            processes.save_checkpoint(self.out / "checkpoint", self.procs, *self.state, step)
+
+    @contextlib.contextmanager
+    def saved_if_the_judge_fails(self):
+        """A JudgeError, raised on all ranks alike before weights change, loses nothing."""
+        try:
+            yield
+        except JudgeError as error:
+            step = self.metrics[-1]["step"]
+            if self.procs.first:
+                rundir.write_metrics(self.out, self.metrics)
+            processes.save_checkpoint(self.out / "checkpoint", self.procs, *self.state, step)
+            raise JudgeError(
+                f"{error}; the state after step {step} is saved in '{self.out}': when the judge "
+                "answers again, repeat the command with --resume"
+            )
+
+    def finish(self) -> None:
+        """final/ with its card, the pictures before and after, and the result in words."""
+        cfg, heldout, model = self.cfg, self.heldout, self.model
+        with self.average.in_place():
+            held, grid = self.last or (heldout.evaluate(), heldout.grid_images(model.transformer))
+            weights = processes.full_weights(model.transformer) if cfg.shard else None
+            if not self.procs.first:
+                return
+            model.save(self.out / "final", weights)
+        result = held.against(heldout.base)
+        changed = {
+            f.name: getattr(cfg, f.name)
+            for f in dataclasses.fields(cfg)
+            if getattr(cfg, f.name) != f.default or f.name in ("recipe", "reward", "judge")
+        }
+        rundir.write_card(
+            self.out / "final",
+            type(model.pipe).__name__,
+            cfg.model,
+            bool(cfg.lora_rank),
+            changed,
+            result,
+            {"base": heldout.base.metrics(), "trained": held.metrics()},
+        )
+        columns = heldout.grid_columns
+        pictures.sample_grid(
+            [before + after for before, after in zip(heldout.base_grid, grid)],
+            heldout.grid_prompts,
+            self.out / "before_after.png",
+            ["before"] * columns + ["after"] * columns,
+        )
+        print(
+            f"{result}\nlook at {self.out / 'before_after.png'} and {self.out / 'curves.png'}; "
+            f"the model is in {self.out / 'final'}"
+        )
+
+
+def start_run(cfg: Config, procs: Processes) -> Run:
+    """Prepares the run directory, loads what the settings name, and takes up a checkpoint."""
+    prompts = read_prompts(cfg.prompts, cfg.heldout, cfg.prompts_per_step) if cfg.prompts else None
+    out = rundir.prepare_run(cfg) if procs.first else Path(cfg.out)
+    run = Run(cfg, procs, out, prompts)
+    if procs.first:
+        run.write = rundir.make_logger(cfg.logger, out, dataclasses.asdict(cfg))
+    if cfg.resume and processes.newest_checkpoint(out / "checkpoint"):  # none: stopped before it
+        step = processes.load_checkpoint(out / "checkpoint", *run.state)
+        run.metrics = rundir.read_metrics(out, step)
+    if procs.first:
+        rundir.write_metrics(out, run.metrics)
+    return run
