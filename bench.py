@@ -25,9 +25,10 @@ from judges.mllm import MLLM, LocalMLLM, OpenAIMLLM
 from shapes import world
 from support.files import write_atomic
 from unigenbench import report
-from unigenbench.asking import IMAGES, image_name, judge_images  # noqa: F401
+from unigenbench.asking import judge_images
 from unigenbench.construct import construct
 from unigenbench.generate import FIRST_SEED, generate  # noqa: F401 - FIRST_SEED for those who ask for it here
+from unigenbench.images import IMAGES, image_name  # noqa: F401
 from unigenbench.results import (
     COMPARE_HEADER,
     SCORE_HEADER,
@@ -269,8 +270,10 @@ def run_construct(args) -> int:
     prompts, given_up = construct(mllm, args.count, journal, args.seed)
     if prompts:
         write_prompts(prompts, out)
-    for plan in given_up:
-        print(f"given up: {plan.theme}, {plan.subtheme}, {plan.subject}: {', '.join(plan.subs)}")
+    for draft in given_up:
+        print(
+            f"given up: {draft.theme}, {draft.subtheme}, {draft.subject}: {', '.join(draft.subs)}"
+        )
     return 1 if given_up else 0
 
 

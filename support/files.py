@@ -1,7 +1,7 @@
 """Files that a kill cannot spoil: written whole, or line by line.
 
-write_atomic("scores.json", b"...")          # the old file or the new one, never half of it
-Journal("answers.jsonl", {"judge": "Q"}).write({"image": "0_0.png", "output": "..."})
+    write_atomic("scores.json", b"...")          # the old file or the new one, never half of it
+    Journal("answers.jsonl", {"judge": "Q"}).write({"image": "0_0.png", "output": "..."})
 """
 
 import json
@@ -35,7 +35,7 @@ class Journal:
     def __init__(self, path, header: dict):
         path, self.lock = Path(path), threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "a+b")
+        self.file = open(path, "a+b")  # noqa: SIM115 - as long as the journal is in use
         if fcntl:
             try:  # the system lets go of it when this process ends, however it ends
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from support.files import write_atomic
 from support.pictures import PALETTE, new_figure, save_figure
+from unigenbench.images import FORMATS
 
 PAGE = Path(__file__).with_name("report.html")  # the page; html_report fills its @@SLOTS@@
 
@@ -82,7 +83,6 @@ class Card(NamedTuple):
     points: list[Point]
 
 
-FORMATS = ("PNG", "JPEG", "WEBP")  # whatever the name says; none that Pillow runs a program for
 THUMBNAIL = 384  # pixels: larger images are shrunk to this before they are put into the page
 
 
