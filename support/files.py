@@ -1,7 +1,7 @@
 """Files that a kill cannot spoil: written whole, or line by line.
 
-    write_atomic("scores.json", b"...")          # the old file or the new one, never half of it
-    Journal("answers.jsonl", {"judge": "Q"}).write({"image": "0_0.png", "output": "..."})
+write_atomic("scores.json", b"...")          # the old file or the new one, never half of it
+Journal("answers.jsonl", {"judge": "Q"}).write({"image": "0_0.png", "output": "..."})
 """
 
 import json
@@ -61,3 +61,17 @@ class Journal:
         with self.lock:  # flushed to the system, which outlives this process
             self.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             self.file.flush()
+
+
+def journal_of(out: Path) -> Path:
+    """The path of the journal beside an output.
+
+    Raises ValueError if the output is there without it: it would be written over, and it may be
+    another evaluator's, or made by hand.
+    """
+    journal = out.with_suffix(".journal.jsonl")
+    if out.exists() and not journal.exists():
+        raise ValueError(
+            f"{out} is there, but not its journal {journal.name}; choose another --out"
+        )
+    return journal

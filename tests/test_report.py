@@ -12,6 +12,7 @@ from PIL import Image
 from support.pictures import PALETTE
 from unigenbench import report
 from unigenbench.report import Card, Point
+from unigenbench.tables import markdown_table
 
 
 def solid(color, side=32):
@@ -102,7 +103,7 @@ def test_page_is_whole_offline_and_holds_hostile_text_as_text(page):
 
 
 def test_markdown_table():
-    table = report.markdown_table(["Dim", "a|b"], [["Style", "50.00"]], ["a note"])
+    table = markdown_table(["Dim", "a|b"], [["Style", "50.00"]], ["a note"])
     assert table == "| Dim | a\\|b |\n|---|---:|\n| Style | 50.00 |\n\na note\n"
 
 

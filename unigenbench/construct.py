@@ -59,6 +59,9 @@ class Draft(NamedTuple):
     subject: str
     subs: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"{self.theme}, {self.subtheme}, {self.subject}: {', '.join(self.subs)}"
+
 
 def make_drafts(count: int, seed: int) -> list[Draft]:
     """What each prompt is to test. Sub-themes, subjects and testpoints come up about equally often.
