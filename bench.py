@@ -7,10 +7,14 @@
     python bench.py report R.csv [OTHER.csv ...] --out report.html
     python bench.py construct --judge openai --base_url URL --count N --out PROMPTS.csv
 
+A prompt demands 1 to 10 testpoints. A judge, an MLLM, sees one of its four images and is asked one
+`question` about all of them; `parse_scores` reads a 0 or 1 for each from the answer; `overall` is
+what the benchmark makes of these. Details are in unigenbench/: testpoints.py says what is asked,
+generate.py draws, asking.py asks, results.py reads and writes the official files, gives each score
+its interval and says where it departs from the official scripts.
 Prompts: shapes (the embedded world), own (assets/prompts_en.csv), en, zh, en_long, zh_long (the
-official files, looked for in data/), or a file. testpoints.py says what is asked, generate.py draws,
-judge.py asks, results.py says what a score is and where it departs from the official scripts. Every
-step takes up where it stopped: images that open and answers that can be read are kept.
+official files, looked for in data/), or a file. Every step takes up where it stopped: images that
+open and answers that can be read are kept.
 """
 
 import argparse
@@ -19,46 +23,64 @@ import json
 import logging
 import os
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 from judges.mllm import MLLM, LocalMLLM, OpenAIMLLM
 from shapes import world
-from support.files import write_atomic
-from unigenbench import report
-from unigenbench.asking import IMAGES, image_name, judge_images  # noqa: F401
+from support.files import journal_of, write_atomic
+
+# Others import these from here, whether or not they are used below.
+from unigenbench import tables
+from unigenbench.asking import judge_images
 from unigenbench.construct import construct
-from unigenbench.generate import FIRST_SEED, generate  # noqa: F401 - FIRST_SEED for those who ask for it here
+from unigenbench.generate import FIRST_SEED, generate  # noqa: F401
+from unigenbench.images import IMAGES, image_name  # noqa: F401
+from unigenbench.report import write_report
 from unigenbench.results import (
-    COMPARE_HEADER,
-    SCORE_HEADER,
     Result,
-    Scores,
     compare,
-    compare_rows,
     complete,
-    coverage_line,
     read_results,
     score,
-    score_rows,
+    settings_of,
     write_results,
     write_scores,
 )
-from unigenbench.testpoints import (
-    PRIMARIES,
+from unigenbench.testpoints import (  # noqa: F401
     Prompt,
     load_prompts,
+    parse_scores,
+    primary_of,
     question,
     write_prompts,
 )
 
 HERE = Path(__file__).parent
-PROMPT_FILES = {
-    "own": HERE / "assets" / "prompts_en.csv",
-    **{
-        name: Path("data") / f"test_prompts_{name}.csv"
-        for name in ("en", "zh", "en_long", "zh_long")
-    },
+PROMPT_FILES = {"own": HERE / "assets" / "prompts_en.csv"}
+PROMPT_FILES |= {
+    name: Path("data", f"test_prompts_{name}.csv") for name in ("en", "zh", "en_long", "zh_long")
 }
+
+
+def overall(results: list[Result], strict: bool = False) -> float | None:
+    """UniGenBench's score, 0 to 1; None if nothing was judged.
+
+    A testpoint is 0 or 1. Testpoints weigh alike within a primary dimension, and the primary
+    dimensions that there are weigh alike: the score is the plain mean of their shares.
+    strict: what was not judged counts as wrong; otherwise it does not count
+    `score` computes the same for each dimension, with intervals over resampled prompts.
+    """
+    values = defaultdict(list)  # of each primary dimension
+    for result in results:
+        unjudged = [0] * len(result.subs) if strict else []
+        for sub, value in zip(result.subs, result.scores or unjudged):
+            values[primary_of(sub)].append(value)
+    shares = [sum(v) / len(v) for v in values.values()]
+    return sum(shares) / len(shares) if shares else None
+
+
+# ----------------------------------------------------------------------------- commands
 
 
 def find_prompts(name: str) -> list[Prompt]:
@@ -77,140 +99,24 @@ def find_prompts(name: str) -> list[Prompt]:
     return load_prompts(path)
 
 
-# ----------------------------------------------------------------------------- report
-
-
-def settings_of(results_path: Path) -> dict:
-    """The settings that judge wrote beside its results; {} for files of other origin."""
-    path = results_path.with_suffix(".settings.json")
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def result_cards(results: list[Result]) -> list[report.Card]:
-    return [
-        report.Card(
-            r.index,
-            r.prompt,
-            r.image,
-            [
-                report.Point(
-                    sub,
-                    (r.descriptions or [""] * len(r.subs))[n],
-                    bool(r.scores[n]) if r.scores else None,
-                    r.reasons[n] if r.reasons else r.state if not r.scores else "",
-                )
-                for n, sub in enumerate(r.subs)
-            ],
-        )
-        for r in results
-    ]
-
-
-def report_table(scores: dict[str, Scores]) -> tuple[list[str], list[list[str]]]:
-    """One model: all there is to say of it. Several: the accuracy of each, and where not all was
-    judged the strict one as well."""
-    tables = [score_rows(s) for s in scores.values()]
-    if len(tables) == 1:
-        return SCORE_HEADER, tables[0]
-    header, columns = ["Dimension"], [[row[0] for row in tables[0]]]
-    for (name, s), table in zip(scores.items(), tables):
-        header.append(name)
-        columns.append([row[1] for row in table])
-        if s.coverage.judged < s.coverage.expected:
-            header.append(f"{name}, strict")
-            columns.append([row[4] for row in table])
-    return header, [list(row) for row in zip(*columns)]
-
-
-def write_report(paths: list[Path], out: Path) -> None:
-    """report.html, and beside it radar.png and a table, report.md."""
-    results = {path.stem: read_results(path) for path in paths}
-    if len(results) < len(paths):
-        raise ValueError("two result files have the same name, which a report shows models by")
-    scores = {name: score(r) for name, r in results.items()}
-    header, rows = report_table(scores)
-    notes = [f"{name}: {coverage_line(s)}" for name, s in scores.items()]
-    radar = out.with_name("radar.png")
-    report.radar(
-        {
-            name: {
-                p: 100 * s.primary[p].accuracy if p in s.primary and s.primary[p].total else None
-                for p in PRIMARIES
-            }
-            for name, s in scores.items()
-        },
-        radar,
-    )
-    write_atomic(out.with_suffix(".md"), report.markdown_table(header, rows, notes).encode())
-    report.html_report(
-        out,
-        header,
-        rows,
-        notes,
-        radar.read_bytes(),
-        {name: result_cards(r) for name, r in results.items()},
-    )
-
-
-# ----------------------------------------------------------------------------- command line
-
-
-def print_rows(header: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    for row in (header, *rows):
-        print(
-            "  ".join(
-                f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}"
-                for i, (cell, w) in enumerate(zip(row, widths))
-            ).rstrip()
-        )
-
-
-def make_judge(args) -> tuple[MLLM, int, int]:
+def make_judge(args, server=OpenAIMLLM, local=LocalMLLM) -> tuple[MLLM, int, int]:
     """The judge that the flags name; how many calls at a time, and images a call."""
     if args.judge == "openai":  # one image a call: an answer is kept as soon as it is there
-        return (
-            OpenAIMLLM(
-                args.base_url,
-                args.judge_model,
-                concurrency=args.concurrency,
-                timeout=args.timeout,
-                max_tokens=args.max_tokens,
-            ),
-            args.concurrency,
-            1,
-        )
+        limits = dict(timeout=args.timeout, max_tokens=args.max_tokens)
+        mllm = server(args.base_url, args.judge_model, concurrency=args.concurrency, **limits)
+        return mllm, args.concurrency, 1
     if args.judge == "local":
         if not args.judge_model:
             raise ValueError("--judge local needs --judge_model FOLDER_OR_NAME")
-        return LocalMLLM(args.judge_model, max_new_tokens=args.max_tokens), 1, 8
+        return local(args.judge_model, max_new_tokens=args.max_tokens), 1, 8
     return world.ShapesMLLM(), 1, 64
-
-
-def journal_of(out: Path) -> Path:
-    """The journal beside an output. Raises ValueError if the output is there without it: it would
-    be written over, and it may be another evaluator's, or made by hand."""
-    journal = out.with_suffix(".journal.jsonl")
-    if out.exists() and not journal.exists():
-        raise ValueError(
-            f"{out} is there, but not its journal {journal.name}; choose another --out"
-        )
-    return journal
 
 
 def run_generate(args) -> int:
     prompts = find_prompts(args.prompts)[: args.limit]
-    generate(
-        prompts,
-        args.out,
-        args.model,
-        args.lora,
-        args.steps,
-        args.guidance,
-        args.size,
-        int(os.environ.get("RANK", 0)),
-        int(os.environ.get("WORLD_SIZE", 1)),
-    )
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    how = (args.model, args.lora, args.steps, args.guidance, args.size)
+    generate(prompts, args.out, *how, rank, ranks)
     return 0
 
 
@@ -230,7 +136,7 @@ def run_judge(args) -> int:
         "images": json.loads(made.read_text()) if made.is_file() else None,
     }
     write_atomic(out.with_suffix(".settings.json"), json.dumps(settings, indent=2).encode())
-    print(coverage_line(score(results)))
+    print(tables.coverage_line(score(results)))
     return 0
 
 
@@ -242,14 +148,12 @@ def run_score(args) -> int:
         results = [complete(r, prompts, IMAGES) for r in results]
     scores = [score(r) for r in results]
     for path, s in zip(paths, scores):
-        print(f"{path}: {coverage_line(s)}")
+        print(f"{path}: {tables.coverage_line(s)}")
     if len(paths) == 2:
-        print_rows(
-            ["Dimension", *(p.stem for p in paths), *COMPARE_HEADER],
-            compare_rows(scores, compare(*results)),
-        )
+        header = ["Dimension", *(p.stem for p in paths), *tables.COMPARE_HEADER]
+        print(tables.text_table(header, tables.compare_rows(scores, compare(*results))))
     else:
-        print_rows(SCORE_HEADER, score_rows(scores[0]))
+        print(tables.text_table(tables.SCORE_HEADER, tables.score_rows(scores[0])))
     if args.json:
         write_scores(scores[0], args.json, results[0][0].language, settings_of(paths[0]))
     whole = all(s.coverage.judged == s.coverage.expected for s in scores)
@@ -269,8 +173,8 @@ def run_construct(args) -> int:
     prompts, given_up = construct(mllm, args.count, journal, args.seed)
     if prompts:
         write_prompts(prompts, out)
-    for plan in given_up:
-        print(f"given up: {plan.theme}, {plan.subtheme}, {plan.subject}: {', '.join(plan.subs)}")
+    for draft in given_up:
+        print(f"given up: {draft}")
     return 1 if given_up else 0
 
 
@@ -346,22 +250,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_judge_flags(parser) -> None:
-    parser.add_argument(
-        "--judge",
-        choices=("shapes", "openai", "local"),
-        default="shapes",
-        help="the embedded verifier, an OpenAI-compatible server, a model folder",
-    )
-    parser.add_argument("--base_url", help="of the server")
+    judges, text = ("shapes", "openai", "local"), "the embedded verifier, a server, a model folder"
+    parser.add_argument("--judge", choices=judges, default="shapes", help=text)
+    parser.add_argument("--base_url", help="of the server, which is OpenAI-compatible")
     parser.add_argument("--judge_model", help="its name on the server, or a folder or hub name")
     parser.add_argument("--concurrency", type=positive, default=16, help="calls at a time (16)")
     parser.add_argument("--timeout", type=positive, default=60, help="seconds a call (60)")
-    parser.add_argument(
-        "--max_tokens",
-        type=positive,
-        default=4096,  # the official script's
-        help="of an answer, a model's thinking included (4096)",
-    )
+    text = "of an answer, a model's thinking included (4096, the official script's)"
+    parser.add_argument("--max_tokens", type=positive, default=4096, help=text)
 
 
 def run(argv: list[str]) -> int:

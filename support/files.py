@@ -35,7 +35,7 @@ class Journal:
     def __init__(self, path, header: dict):
         path, self.lock = Path(path), threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "a+b")
+        self.file = open(path, "a+b")  # noqa: SIM115 - as long as the journal is in use
         if fcntl:
             try:  # the system lets go of it when this process ends, however it ends
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,3 +61,17 @@ class Journal:
         with self.lock:  # flushed to the system, which outlives this process
             self.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             self.file.flush()
+
+
+def journal_of(out: Path) -> Path:
+    """The path of the journal beside an output.
+
+    Raises ValueError if the output is there without it: it would be written over, and it may be
+    another evaluator's, or made by hand.
+    """
+    journal = out.with_suffix(".journal.jsonl")
+    if out.exists() and not journal.exists():
+        raise ValueError(
+            f"{out} is there, but not its journal {journal.name}; choose another --out"
+        )
+    return journal

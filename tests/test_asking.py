@@ -16,7 +16,8 @@ from PIL import Image
 
 from judges.mllm import Answer, OpenAIMLLM
 from support.files import Journal
-from unigenbench.asking import Patience, judge_images, open_image, opens
+from unigenbench.asking import Patience, judge_images
+from unigenbench.images import open_image, opens
 from unigenbench.testpoints import Prompt
 
 ROOT = Path(__file__).parent.parent
@@ -257,7 +258,7 @@ def test_patience_counts_failures_in_a_row_and_the_time_without_an_answer():
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from test_judge import Judge, make_prompts
+from test_asking import Judge, make_prompts
 from unigenbench.asking import judge_images
 folder = Path(sys.argv[1])
 judge = Judge(lambda pixel, text: time.sleep(0.005))

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -11,8 +12,12 @@ import pytest
 from PIL import Image
 
 import bench
+from shapes import scenes, world
+from shapes.server import JudgeServer
+from support import heldout
+from unigenbench.asking import judge_images
 from unigenbench.construct import SUBTHEMES, alike
-from unigenbench.results import read_results, write_results
+from unigenbench.results import read_results, score, write_results
 from unigenbench.testpoints import write_prompts
 
 ROOT = Path(__file__).parent.parent
@@ -21,8 +26,6 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
     """Three prompts of the embedded world, drawn as asked except for one image of the second."""
-    from shapes import scenes, world
-
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     chosen = world.heldout_prompts()[:3]
@@ -62,33 +65,39 @@ def test_judge_score_and_report_from_the_command_line(drawn, capsys):
     assert drawn[1].text in Path("out/report.html").read_text()
 
 
-def test_the_flags_name_the_judge(drawn, monkeypatch):
+def test_the_flags_name_the_judge():
     """A model in process is asked in batches, a server one image a call; limits reach both."""
-    from shapes import world
 
     class Fake(world.ShapesMLLM):
         def __init__(self, *args, **options):
             super().__init__()
-            made.append((args, options))
+            self.args, self.options = args, options
 
-        def ask(self, queries):
-            sizes.append(len(queries))
-            return super().ask(queries)
+    def judge(flags):
+        line = "judge --prompts shapes --images images --out r.csv --judge " + flags
+        args = bench.make_parser().parse_args(line.split())
+        mllm, lanes, batch = bench.make_judge(args, server=Fake, local=Fake)
+        return mllm.args, mllm.options, lanes, batch
 
-    made, sizes = [], []
-    monkeypatch.setattr(bench, "LocalMLLM", Fake)
-    monkeypatch.setattr(bench, "OpenAIMLLM", Fake)
-    judge = "judge --prompts shapes --limit 3 --images images --out {0}.csv --judge {0} "
-    assert run(judge.format("local") + "--judge_model FOLDER --max_tokens 9") == 0
-    assert made.pop() == (("FOLDER",), {"max_new_tokens": 9}) and sizes == [8, 4]
-    assert run(judge.format("openai") + "--base_url URL --timeout 5 --concurrency 3") == 0
-    assert made.pop() == (("URL", None), {"concurrency": 3, "timeout": 5, "max_tokens": 4096})
-    assert sizes[2:] == [1] * 12
-    assert [r.scores for r in read_results("local.csv")] == [
-        r.scores for r in read_results("openai.csv")
-    ]
+    assert judge("local --judge_model M --max_tokens 9") == (("M",), {"max_new_tokens": 9}, 1, 8)
+    limits = {"concurrency": 3, "timeout": 5, "max_tokens": 4096}
+    served = judge("openai --base_url URL --timeout 5 --concurrency 3")
+    assert served == (("URL", None), limits, 3, 1)
     with pytest.raises(ValueError, match="--judge local needs --judge_model"):
-        run(judge.format("local"))
+        judge("local")
+
+
+def test_a_server_is_asked_once_an_image_and_says_what_its_model_does(drawn):
+    run("judge --prompts shapes --limit 3 --images images --out here.csv")
+    with JudgeServer(world.ShapesMLLM()) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        judge = "judge --prompts shapes --limit 3 --images images --out there.csv --judge openai"
+        assert run(f"{judge} --base_url {url} --concurrency 3") == 0
+        assert server.calls == 12
+        server.shutdown()
+    here, there = ([r.scores for r in read_results(f"{name}.csv")] for name in ("here", "there"))
+    assert here == there and len(here) == 12
 
 
 def test_an_incomplete_run_says_so_first_and_exits_non_zero(drawn, capsys):
@@ -143,11 +152,6 @@ def test_the_default_run_twice_gives_the_same_bytes(tmp_path, monkeypatch):
 
 def test_the_held_out_score_of_training_is_the_benchmarks(tmp_path):
     """The same pictures, right and wrong ones, through train.py's measure and through the files."""
-    from shapes import scenes, world
-    from support import heldout
-    from unigenbench.asking import judge_images
-    from unigenbench.results import score
-
     rng, prompts = np.random.default_rng(0), world.heldout_prompts()[:30]
     (tmp_path / "images").mkdir()
     shown = [

@@ -1,4 +1,4 @@
-"""Balanced plans; prompts that are complete, checked, unlike each other and never written twice."""
+"""Balanced drafts; prompts that are complete, checked, unlike each other, never written twice."""
 
 import itertools
 import json
@@ -41,17 +41,17 @@ class Writer:
 
 
 def test_plans_are_balanced_and_fit_their_subjects():
-    plans = C.make_plans(200, seed=0)
-    places = Counter((p.theme, p.subtheme) for p in plans)
+    drafts = C.make_drafts(200, seed=0)
+    places = Counter((p.theme, p.subtheme) for p in drafts)
     assert len(places) == 20 and set(places.values()) == {10}
-    assert set(Counter(p.subject for p in plans).values()) == {40}
-    assert {len(p.subs) for p in plans} == {1, 2, 3, 4, 5}
-    subs = Counter(sub for p in plans for sub in p.subs)
+    assert set(Counter(p.subject for p in drafts).values()) == {40}
+    assert {len(p.subs) for p in drafts} == {1, 2, 3, 4, 5}
+    subs = Counter(sub for p in drafts for sub in p.subs)
     assert set(subs) == set(SUBS) and max(subs.values()) - min(subs.values()) <= 5
-    for p in plans:
+    for p in drafts:
         assert len(set(p.subs)) == len(p.subs)
         assert all(p.subject in C.NEEDS.get(sub, C.SUBJECTS) for sub in p.subs)
-    assert C.make_plans(50, seed=0) == plans[:50] != C.make_plans(50, seed=1)
+    assert C.make_drafts(50, seed=0) == drafts[:50] != C.make_drafts(50, seed=1)
 
 
 def test_every_prompt_is_written_and_checked_once_and_resumed(tmp_path, capsys):
@@ -59,9 +59,9 @@ def test_every_prompt_is_written_and_checked_once_and_resumed(tmp_path, capsys):
     prompts, given_up = C.construct(writer, 30, tmp_path / "j.jsonl")
     assert (len(prompts), given_up, writer.written, writer.checked) == (30, [], 30, 30)
     assert "60 to 240 calls" in capsys.readouterr().out  # the cost comes first
-    for prompt, plan in zip(prompts, C.make_plans(30, seed=0)):
-        assert prompt.index == plan.index
-        assert tuple(sub for sub, _ in prompt.testpoints) == plan.subs
+    for prompt, draft in zip(prompts, C.make_drafts(30, seed=0)):
+        assert prompt.index == draft.index
+        assert tuple(sub for sub, _ in prompt.testpoints) == draft.subs
     journal = tmp_path / "j.jsonl"
     journal.write_bytes(journal.read_bytes()[:-5])
     again = Writer()
@@ -84,9 +84,9 @@ def test_every_prompt_is_written_and_checked_once_and_resumed(tmp_path, capsys):
     ],
 )
 def test_incomplete_answers_are_refused(answer):
-    plan = C.Plan(0, "Art", "Other", "Scene", ("Style",))
-    assert C.read_written(answer, plan) is None
-    assert C.read_written('Here: {"prompt": "a\\nb", "descriptions": ["c"]}', plan).text == "a b"
+    draft = C.Draft(0, "Art", "Other", "Scene", ("Style",))
+    assert C.read_written(answer, draft) is None
+    assert C.read_written('Here: {"prompt": "a\\nb", "descriptions": ["c"]}', draft).text == "a b"
 
 
 def test_what_the_check_refuses_is_written_again_and_in_the_end_given_up(tmp_path):
@@ -97,7 +97,7 @@ def test_what_the_check_refuses_is_written_again_and_in_the_end_given_up(tmp_pat
 
     writer = Writer(say)
     prompts, given_up = C.construct(writer, 40, tmp_path / "j.jsonl")
-    assert given_up and all("Style" in plan.subs for plan in given_up)
+    assert given_up and all("Style" in draft.subs for draft in given_up)
     assert not any("Style" in dict(prompt.testpoints) for prompt in prompts)
     assert writer.written == len(prompts) + C.ATTEMPTS * len(given_up)
 
@@ -167,8 +167,8 @@ def test_the_classroom_server_writes_and_checks_over_the_network(tmp_path, serve
 
     prompts, calls = run()
     assert len(prompts) == 20 and calls >= 40
-    for prompt, plan in zip(prompts, C.make_plans(20, seed=0)):
-        assert tuple(sub for sub, _ in prompt.testpoints) == plan.subs
+    for prompt, draft in zip(prompts, C.make_drafts(20, seed=0)):
+        assert tuple(sub for sub, _ in prompt.testpoints) == draft.subs
         assert all(description in prompt.text for _, description in prompt.testpoints)
     assert all(
         C.alike(a.text, b.text) <= C.MOST_ALIKE for a, b in itertools.combinations(prompts, 2)

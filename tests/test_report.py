@@ -9,8 +9,10 @@ import subprocess
 import pytest
 from PIL import Image
 
+from support.pictures import PALETTE
 from unigenbench import report
 from unigenbench.report import Card, Point
+from unigenbench.tables import markdown_table
 
 
 def solid(color, side=32):
@@ -21,89 +23,12 @@ def colors(image):
     return {color for _, color in image.convert("RGB").getcolors(1 << 24)}
 
 
-# ----------------------------------------------------------------------------- pictures
-
-
-def test_grid_enlarges_by_whole_pixels_and_shows_every_image(tmp_path):
-    path = tmp_path / "new" / "grid.png"
-    pure = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 255)]
-    report.sample_grid(
-        [[solid(pure[0]), solid(pure[1])], [solid(pure[2]), solid(pure[3])]],
-        ["first", "second"],
-        path,
-        columns=["before", "after"],
-    )
-    grid = Image.open(path)
-    areas = {color: n for n, color in grid.getcolors(1 << 24)}
-    assert [areas[c] for c in pure] == [96 * 96] * 4  # 32 pixels, times three, not blended
-    assert [p.name for p in path.parent.iterdir()] == ["grid.png"]  # no half-written file is left
-
-
-def test_grid_leaves_large_images_alone_and_takes_short_rows(tmp_path):
-    report.sample_grid(
-        [[solid("red", 200)], [solid("red", 200), solid("blue", 200)]],
-        ["a", "b"],
-        tmp_path / "g.png",
-    )
-    areas = {c: n for n, c in Image.open(tmp_path / "g.png").getcolors(1 << 24)}
-    assert areas[255, 0, 0] == 2 * 200 * 200 and areas[0, 0, 255] == 200 * 200
-
-
-def test_long_captions_stay_left_of_the_images(tmp_path):
-    for name, caption in (("short", "a"), ("long", "a word and another one " * 40)):
-        report.sample_grid([[solid("red")]], [caption], tmp_path / name)
-    short, long = Image.open(tmp_path / "short"), Image.open(tmp_path / "long")
-    assert short.size == long.size
-    right = (150, 0, *short.size)
-    assert short.crop(right).tobytes() == long.crop(right).tobytes()
-    assert short.tobytes() != long.tobytes()
-
-
-@pytest.mark.parametrize(
-    "rows, captions, columns",
-    [
-        ([], [], None),
-        ([[]], ["a"], None),
-        ([[solid("red")]], [], None),
-        ([[solid("red")]], ["a"], ["x", "y"]),
-    ],
-)
-def test_grid_refuses_what_does_not_match(tmp_path, rows, captions, columns):
-    with pytest.raises(ValueError, match="a grid needs"):
-        report.sample_grid(rows, captions, tmp_path / "g.png", columns)
-
-
-def test_series_skips_steps_that_lack_a_key_or_a_number():
-    lines = [
-        {"step": 0, "a": 1.0},
-        {"step": 1},
-        {"step": 2, "a": None},
-        {"step": 3, "a": float("nan")},
-        {"step": 4, "a": 0.0},
-    ]
-    assert report.series(lines, "a") == ([0, 4], [1.0, 0.0])
-
-
-def test_curves_draw_what_is_there(tmp_path):
-    """Each of the four panels changes when its keys are there, and none is needed."""
-    keys = [key for _, _, lines, _, _ in report.PANELS for key, _ in lines]
-    report.training_curves([{"step": 0}], tmp_path / "none.png")
-    report.training_curves(
-        [{"step": s, **dict.fromkeys(keys, 0.1 * s)} for s in range(3)], tmp_path / "all.png"
-    )
-    none, full = Image.open(tmp_path / "none.png"), Image.open(tmp_path / "all.png")
-    assert len(keys) == 6 and none.size == full.size
-    w, h = none.width // 2, none.height // 2
-    for box in ((0, 0, w, h), (w, 0, 2 * w, h), (0, h, w, 2 * h), (w, h, 2 * w, 2 * h)):
-        assert none.crop(box).tobytes() != full.crop(box).tobytes()
-
-
 def test_radar_shows_each_model_and_leaves_absent_dimensions_out(tmp_path):
     scores = {"A": 90.0, "B": 50.0, "C": 70.0, "D": None}
     report.radar({"one": scores}, tmp_path / "one.png")
     report.radar({"one": scores, "two": dict.fromkeys(scores, 10.0)}, tmp_path / "two.png")
     report.radar({"none": dict.fromkeys(scores)}, tmp_path / "none.png")
-    rgb = [tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in report.PALETTE[:2]]
+    rgb = [tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in PALETTE[:2]]
     for name, drawn in (("one", [True, False]), ("two", [True, True]), ("none", [False, False])):
         assert [c in colors(Image.open(tmp_path / f"{name}.png")) for c in rgb] == drawn
     with pytest.raises(ValueError, match="same dimensions"):
@@ -178,7 +103,7 @@ def test_page_is_whole_offline_and_holds_hostile_text_as_text(page):
 
 
 def test_markdown_table():
-    table = report.markdown_table(["Dim", "a|b"], [["Style", "50.00"]], ["a note"])
+    table = markdown_table(["Dim", "a|b"], [["Style", "50.00"]], ["a note"])
     assert table == "| Dim | a\\|b |\n|---|---:|\n| Style | 50.00 |\n\na note\n"
 
 

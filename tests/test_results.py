@@ -6,9 +6,12 @@ import json
 import numpy as np
 import pytest
 
+from bench import overall
+from support.bootstrap import interval, resample
 from unigenbench import results as R
+from unigenbench import tables
 from unigenbench.results import Coverage, Result, compare, read_results, score, write_results
-from unigenbench.testpoints import PRIMARIES, SUBS, Prompt
+from unigenbench.testpoints import PRIMARIES, SUBS, Prompt, primary_of
 
 # FLUX.1-dev, English short, as published: Style, World Knowledge, Attribute, Action, Relationship,
 # Logical Reasoning, Grammar, Compound, Layout, Text
@@ -50,7 +53,7 @@ def test_scores_by_hand():
     assert s.overall == pytest.approx((1 + 2 / 5 + 1) / 3)
     assert s.strict == pytest.approx((1 + 2 / 8 + 1 / 2) / 3)
     assert s.coverage == Coverage(12, 8, 3, 1)
-    assert R.coverage_line(s).startswith("INCOMPLETE")
+    assert tables.coverage_line(s).startswith("INCOMPLETE")
 
 
 def test_a_dropped_row_counts_as_failed():
@@ -69,9 +72,9 @@ def test_nothing_judged_is_no_score():
 
 def test_full_coverage_says_so_and_absent_dimensions_are_named():
     s = score(RESULTS[:3] + [result(1, (COLOR, COLOR, SIZE), [1, 1, 1], 1)])
-    assert R.coverage_line(s).startswith("Testpoints: 10 expected, 10 judged")
+    assert tables.coverage_line(s).startswith("Testpoints: 10 expected, 10 judged")
     assert s.strict == s.overall
-    rows = {row[0]: row[1] for row in R.score_rows(s)}
+    rows = {row[0]: row[1] for row in tables.score_rows(s)}
     assert rows["Action"] == rows["- Material"] == "absent" and rows["Style"] == "100.00"
     assert "Overall (mean over 2 of 10)" in rows
     assert len(rows) == 27 + 10 - 4 + 1  # four primaries are their own only sub
@@ -101,7 +104,7 @@ def test_one_prompt_gives_no_interval():
     s = score(r)
     assert s.primary["Style"].interval and s.interval
     assert s.primary["Attribute"].interval is s.sub[COLOR].interval is None
-    rows = {row[0]: row for row in R.compare_rows([s, s], compare(r, r))}
+    rows = {row[0]: row for row in tables.compare_rows([s, s], compare(r, r))}
     assert rows["- Color"][3:] == ["+0.00", "-", "+0.00"]
     assert rows["Style"][4] == "+0.00 to +0.00"
 
@@ -124,13 +127,13 @@ def test_compare_shows_every_dimension_and_what_was_not_judged():
     """The second model failed to be judged where it would lose: the strict difference tells."""
     right = [result(i, (COLOR, SIZE), [1, int(i < 5)]) for i in range(10)]
     other = [r if r.scores[1] else r._replace(scores=None) for r in right]
-    rows = R.compare_rows([score(right), score(other)], compare(right, other))
+    rows = tables.compare_rows([score(right), score(other)], compare(right, other))
     cells = {row[0]: row[1:] for row in rows}
     assert list(cells) == ["Attribute", "- Color", "- Size", "Overall (mean over 1 of 10)"]
     assert cells["- Color"][:3] == ["100.00", "100.00", "+0.00"]
     assert cells["- Size"][:3] == ["50.00", "100.00", "+50.00"]
     assert [cells[name][4] for name in cells] == ["-25.00", "-50.00", "+0.00", "-25.00"]
-    assert len(rows[0]) == len(["Dimension", "a", "b", *R.COMPARE_HEADER])
+    assert len(rows[0]) == len(["Dimension", "a", "b", *tables.COMPARE_HEADER])
 
 
 def test_compare_needs_the_same_prompts():
@@ -212,21 +215,6 @@ def test_counts_equal_the_official_ones_in_both_languages(tmp_path):
         assert written["overall"] == pytest.approx((1 + 2 / 3) / 2) and written["overall_over"] == 2
         assert written["coverage"] == {"expected": 5, "judged": 4, "unparsable": 1, "failed": 0}
         assert written["settings"] == {"judge": "me"}
-        assert R.read_scores(tmp_path / "s.json") == {"Style": 1.0, "Attribute": 2 / 3}
-
-
-def test_official_scores_with_blanks_in_their_names(tmp_path):
-    entries = {
-        f"{name} ": {"correct": round(100 * p), "total": 10000, "accuracy": p / 100}
-        for name, p in zip(PRIMARIES, PUBLISHED)
-    }
-    (tmp_path / "s.json").write_text(json.dumps({"primary_dimensions": entries}))
-    scores = R.read_scores(tmp_path / "s.json")
-    assert tuple(scores) == PRIMARIES
-    assert round(100 * R.mean_of_primaries(scores.values()), 2) == 60.97
-    (tmp_path / "s.json").write_text("[]")
-    with pytest.raises(ValueError, match="no score file"):
-        R.read_scores(tmp_path / "s.json")
 
 
 @pytest.mark.parametrize(
@@ -306,6 +294,51 @@ def test_accuracies_of_all_subs():
     correct = rng.integers(0, total + 1)
     parts = R.accuracies(correct, total)
     attribute = [i for i, sub in enumerate(SUBS) if sub.startswith("Attribute")]
-    share = correct[attribute].sum() / total[attribute].sum()
-    assert parts[27 + PRIMARIES.index("Attribute")] == share
-    assert parts[-1] == pytest.approx(parts[27:37].mean()) and parts.shape == (38,)
+    assert parts["Attribute"] == correct[attribute].sum() / total[attribute].sum()
+    assert parts["Attribute - Color"] == correct[SUBS.index(COLOR)] / total[SUBS.index(COLOR)]
+    assert parts["Overall"] == pytest.approx(np.mean([parts[p] for p in PRIMARIES]))
+    assert set(parts) == {*SUBS, *PRIMARIES, "Overall"}
+
+
+def random_results(rng, prompts=40, images=2):
+    """Prompts of 1 to 5 testpoints, one in five images not judged."""
+    results = []
+    for index in range(prompts):
+        subs = rng.choice(SUBS, rng.integers(1, 6), replace=False).tolist()
+        for image in range(images):
+            scores = rng.integers(0, 2, len(subs)).tolist() if rng.random() < 0.8 else None
+            results.append(result(index, subs, scores, image))
+    return results
+
+
+def test_the_plain_definition_by_hand():
+    assert overall(RESULTS) == pytest.approx((1 + 2 / 5 + 1) / 3)
+    assert overall(RESULTS, strict=True) == pytest.approx((1 + 2 / 8 + 1 / 2) / 3)
+    nothing = [result(0, ("Style",), None)]
+    assert overall(nothing) is None and overall(nothing, strict=True) == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_are_those_of_the_plain_definition(seed):
+    """What is counted in arrays, over all and in each replicate, is what bench.overall defines."""
+    results = random_results(np.random.default_rng(seed))
+    s = score(results)
+    assert s.overall == pytest.approx(overall(results), abs=1e-12)
+    assert s.strict == pytest.approx(overall(results, strict=True), abs=1e-12)
+    correct, total = R.count_by_prompt(results)
+    draws = resample(len(correct))
+    replicates = R.accuracies(draws @ correct, draws @ total)["Overall"]
+    for times, value in list(zip(draws, replicates))[:20]:
+        drawn = [r for r in results for _ in range(times[r.index])]
+        assert value == pytest.approx(overall(drawn), abs=1e-12)
+    assert s.interval == interval(replicates)
+    for name, tally in s.primary.items():
+        of_name = [
+            r._replace(
+                subs=[sub for sub in r.subs if primary_of(sub) == name],
+                scores=[v for v, sub in zip(r.scores, r.subs) if primary_of(sub) == name],
+            )
+            for r in results
+            if r.scores
+        ]
+        assert tally.accuracy == overall(of_name)

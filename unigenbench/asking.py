@@ -7,7 +7,6 @@ and a second start asks only for what is missing, failed or could not be parsed.
 """
 
 import hashlib
-import io
 import itertools
 import logging
 import threading
@@ -17,48 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from judges.mllm import MLLM, Answer, Query
 from support.files import Journal
-from unigenbench.report import FORMATS
+from unigenbench.images import IMAGES, image_name, open_image
 from unigenbench.results import Result
 from unigenbench.testpoints import Prompt, parse_reasons, parse_scores, question
 
 log = logging.getLogger("bench")
-IMAGES = 4  # a prompt
-
-
-# ----------------------------------------------------------------------------- images
-
-
-def image_name(index: int, image: int) -> str:
-    return f"{index}_{image}.png"
-
-
-def open_image(path: Path) -> tuple[Image.Image, bytes]:
-    """An image file, RGB, and its bytes.
-
-    Raises ValueError if it is missing, cut off or no image.
-    """
-    try:
-        data = path.read_bytes()
-        Image.open(io.BytesIO(data), formats=FORMATS).verify()  # some are decoded without their end
-        return Image.open(io.BytesIO(data), formats=FORMATS).convert("RGB"), data
-    except FileNotFoundError:
-        raise ValueError(f"{path.name}: missing") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{path.name}: no image ({' or '.join(FORMATS)})") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path.name}: not a whole image ({error})") from None
-
-
-def opens(path: Path) -> bool:
-    try:
-        return bool(open_image(path))
-    except ValueError:
-        return False
 
 
 def foreign_names(folder: Path, prompts: list[Prompt]) -> list[str]:
@@ -84,9 +51,9 @@ class Patience:
     """Ends the work once a judge seems dead, so that a dead server does not cost hours of timeouts.
 
     That is after MOST_FAILURES calls in a row without an answer, or with the first failure once no
-    call has been answered for `seconds`. With the defaults of OpenAIMLLM and 16 lanes, a server that
-    hangs is left after 3 to 5 minutes (its calls in flight end by their own timeouts), one that
-    refuses connections after about 40 seconds.
+    call has been answered for `seconds`. With the defaults of OpenAIMLLM and 16 lanes, a server
+    that hangs is left after 3 to 5 minutes (its calls in flight end by their own timeouts), one
+    that refuses connections after about 40 seconds.
     """
 
     MOST_FAILURES = 32
@@ -112,7 +79,7 @@ class Patience:
             )
 
 
-REMINDER = (
+SCORES_REMINDER = (
     "\n\nYour last answer did not end with one list of {count} scores, each 0 or 1. Answer again."
 )
 
@@ -127,7 +94,7 @@ def ask(mllm: MLLM, tasks: list[Task], retries=2) -> list[Answer]:
             if a.text is not None and parse_scores(a.text, t.count) is None
         ]
         again = [tasks[i] for i in bad]
-        queries = [Query((t.image,), t.text + REMINDER.format(count=t.count)) for t in again]
+        queries = [Query((t.image,), t.text + SCORES_REMINDER.format(count=t.count)) for t in again]
         for i, answer in zip(bad, mllm.ask(queries) if bad else ()):
             if answer.text is not None:
                 answers[i] = answer

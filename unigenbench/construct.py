@@ -50,22 +50,27 @@ MOST_TESTPOINTS, ATTEMPTS, BATCH = 5, 4, 16
 MOST_ALIKE = 0.3  # share of three-word sequences in common; no two official prompts are above 0.19
 
 
-class Plan(NamedTuple):
+class Draft(NamedTuple):
+    """What one prompt is to be about, and to test, before it is written."""
+
     index: int
     theme: str
     subtheme: str
     subject: str
     subs: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"{self.theme}, {self.subtheme}, {self.subject}: {', '.join(self.subs)}"
 
-def make_plans(count: int, seed: int) -> list[Plan]:
+
+def make_drafts(count: int, seed: int) -> list[Draft]:
     """What each prompt is to test. Sub-themes, subjects and testpoints come up about equally often.
 
-    The first plans do not depend on count, so that a set can be extended.
+    The first drafts do not depend on count, so that a set can be extended.
     """
     rng = np.random.default_rng(seed)
     places = [(theme, sub) for theme, subs in SUBTHEMES.items() for sub in subs]
-    used, plans = Counter(), []
+    used, drafts = Counter(), []
     for index in range(count):
         if index % len(places) == 0:
             rng.shuffle(places)
@@ -75,22 +80,22 @@ def make_plans(count: int, seed: int) -> list[Plan]:
         rarest = sorted(fitting, key=lambda sub: (used[sub], rng.random()))
         subs = tuple(rarest[: rng.integers(1, MOST_TESTPOINTS + 1)])
         used.update(subs)
-        plans.append(Plan(index, str(theme), str(subtheme), subject, subs))
-    return plans
+        drafts.append(Draft(index, str(theme), str(subtheme), subject, subs))
+    return drafts
 
 
-def writing_question(plan: Plan, attempt: int) -> str:
+def writing_question(draft: Draft, attempt: int) -> str:
     listed = "\n".join(
         f"Testpoint {n}: {sub}\nDefinition: {DIMENSIONS[sub][1]}"
-        for n, sub in enumerate(plan.subs, 1)
+        for n, sub in enumerate(draft.subs, 1)
     )
     again = f"\nThis is attempt {attempt + 1}; do not take the obvious idea." if attempt else ""
     return f"""\
 Write one prompt for a text-to-image model: one or two sentences, at most 60 words.
 
-Theme: {plan.theme}
-Sub-theme: {plan.subtheme}
-Subject: {plan.subject}
+Theme: {draft.theme}
+Sub-theme: {draft.subtheme}
+Subject: {draft.subject}
 
 The image that the prompt asks for is checked on each of these testpoints:
 
@@ -118,22 +123,22 @@ otherwise 0. Answer in exactly this form, with lists of {len(prompt.testpoints)}
 <analysis>["...", "..."]</analysis> <score>[1, 0]</score>"""
 
 
-def read_written(text: str | None, plan: Plan) -> Prompt | None:
+def read_written(text: str | None, draft: Draft) -> Prompt | None:
     """The prompt that an answer holds, or None if it is not complete."""
     found = last_json(text or "", ("prompt",))
     written, descriptions = found.get("prompt"), found.get("descriptions")
     if not isinstance(written, str) or not 1 <= len(written.split()) <= 60:
         return None
-    if not isinstance(descriptions, list) or len(descriptions) != len(plan.subs):
+    if not isinstance(descriptions, list) or len(descriptions) != len(draft.subs):
         return None
     if not all(isinstance(d, str) and d.strip() for d in descriptions):
         return None
     return Prompt(
-        plan.index,
+        draft.index,
         one_line(written),
-        list(zip(plan.subs, map(one_line, descriptions))),
-        plan.theme,
-        plan.subtheme,
+        list(zip(draft.subs, map(one_line, descriptions))),
+        draft.theme,
+        draft.subtheme,
         "en",
     )
 
@@ -151,12 +156,12 @@ def alike(first: str, second: str) -> float:
 
 
 def attempt_batch(
-    mllm: MLLM, plans: list[Plan], attempt: int, accepted: list[Prompt], patience: Patience
+    mllm: MLLM, drafts: list[Draft], attempt: int, accepted: list[Prompt], patience: Patience
 ) -> list[Prompt]:
-    """Write and check a prompt for each plan; those that pass and repeat no other."""
-    answers = mllm.ask([Query((), writing_question(plan, attempt)) for plan in plans])
+    """Write and check a prompt for each draft; those that pass and repeat no other."""
+    answers = mllm.ask([Query((), writing_question(draft, attempt)) for draft in drafts])
     patience.check(answers)
-    written = [read_written(answer.text, plan) for answer, plan in zip(answers, plans)]
+    written = [read_written(answer.text, draft) for answer, draft in zip(answers, drafts)]
     fresh = []
     for prompt in filter(None, written):
         if all(alike(prompt.text, other.text) <= MOST_ALIKE for other in (*accepted, *fresh)):
@@ -177,23 +182,23 @@ def cost_line(count: int, done: int) -> str:
     )
 
 
-def construct(mllm: MLLM, count: int, journal_path, seed=0) -> tuple[list[Prompt], list[Plan]]:
-    """`count` prompts, and the plans that no attempt fulfilled. Started again, it goes on.
+def construct(mllm: MLLM, count: int, journal_path, seed=0) -> tuple[list[Prompt], list[Draft]]:
+    """`count` prompts, and the drafts that no attempt fulfilled. Started again, it goes on.
 
     Raises ValueError if the journal is of another model or seed, or the model seems dead.
     """
     patience = Patience()
     journal = Journal(journal_path, {"writer": mllm.name, "seed": seed})
-    plans = {plan.index: plan for plan in make_plans(count, seed)}
+    drafts = {draft.index: draft for draft in make_drafts(count, seed)}
     accepted = {}
     for line in journal.lines:
-        if line["index"] in plans:
+        if line["index"] in drafts:
             points = [tuple(point) for point in line["testpoints"]]
             accepted[line["index"]] = Prompt(**line | {"testpoints": points})
     print(cost_line(count, len(accepted)))
     with journal.file, tqdm(total=count, initial=len(accepted), desc="construct") as bar:
         for attempt in range(ATTEMPTS):
-            todo = [plan for index, plan in plans.items() if index not in accepted]
+            todo = [draft for index, draft in drafts.items() if index not in accepted]
             for start in range(0, len(todo), BATCH):
                 batch, so_far = todo[start : start + BATCH], list(accepted.values())
                 for prompt in attempt_batch(mllm, batch, attempt, so_far, patience):
@@ -202,5 +207,5 @@ def construct(mllm: MLLM, count: int, journal_path, seed=0) -> tuple[list[Prompt
                     bar.update()
     return (
         [accepted[index] for index in sorted(accepted)],
-        [plan for index, plan in plans.items() if index not in accepted],
+        [draft for index, draft in drafts.items() if index not in accepted],
     )

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from support.files import write_atomic
-from unigenbench.asking import IMAGES, image_name, opens
+from unigenbench.images import IMAGES, image_name, opens
 from unigenbench.testpoints import Prompt
 
 FIRST_SEED = 3407  # of the released code: images 0..3 of every prompt have seeds 3407..3410

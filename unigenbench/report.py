@@ -1,7 +1,9 @@
 """What people look at of a benchmark: a radar chart and one page with every image and verdict.
 
-Every function takes plain data (paths, strings, numbers) and writes one file, atomically.
+The drawing functions take plain data (paths, strings, numbers) and write one file, atomically;
+write_report does all of it from result files.
 
+    write_report([Path("base.csv"), Path("trained.csv")], Path("report.html"))
     radar({"base": {"Style": 85.0, "Grammar": 62.3, "Action": None}}, "radar.png")
 """
 
@@ -15,6 +17,10 @@ from typing import NamedTuple
 
 from support.files import write_atomic
 from support.pictures import PALETTE, new_figure, save_figure
+from unigenbench.images import FORMATS
+from unigenbench.results import Result, Scores, read_results, score
+from unigenbench.tables import SCORE_HEADER, coverage_line, markdown_table, score_rows
+from unigenbench.testpoints import PRIMARIES
 
 PAGE = Path(__file__).with_name("report.html")  # the page; html_report fills its @@SLOTS@@
 
@@ -54,16 +60,6 @@ def radar(scores_by_name: dict[str, dict[str, float | None]], path) -> None:
     save_figure(figure, path)
 
 
-def markdown_table(header: list[str], rows: list[list[str]], notes=()) -> str:
-    """A table, the first column to the left and the others to the right, and a paragraph a note."""
-
-    def line(cells):
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
-
-    rule = "|---|" + "---:|" * (len(header) - 1) + "\n"
-    return line(header) + rule + "".join(map(line, rows)) + "".join(f"\n{note}\n" for note in notes)
-
-
 class Point(NamedTuple):
     """What the judge said of one testpoint."""
 
@@ -82,7 +78,6 @@ class Card(NamedTuple):
     points: list[Point]
 
 
-FORMATS = ("PNG", "JPEG", "WEBP")  # whatever the name says; none that Pillow runs a program for
 THUMBNAIL = 384  # pixels: larger images are shrunk to this before they are put into the page
 
 
@@ -151,3 +146,61 @@ def html_report(path, header, rows, notes, radar_png: bytes, cards_by_model) -> 
     before, *slots = page.split("@@")  # text, name, text, name, ..., text
     filled = [parts[piece] if i % 2 == 0 else piece for i, piece in enumerate(slots)]
     write_atomic(path, (before + "".join(filled)).encode())
+
+
+# ----------------------------------------------------------------------------- from result files
+
+
+def result_cards(results: list[Result]) -> list[Card]:
+    """A card for each judged image; a testpoint without a verdict says why in place of a reason."""
+    cards = []
+    for r in results:
+        count = len(r.subs)
+        descriptions = r.descriptions or [""] * count
+        passed = [bool(value) for value in r.scores] if r.scores else [None] * count
+        reasons = r.reasons or ["" if r.scores else r.state] * count
+        points = list(map(Point, r.subs, descriptions, passed, reasons))
+        cards.append(Card(r.index, r.prompt, r.image, points))
+    return cards
+
+
+def report_table(scores: dict[str, Scores]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: of one model all there is to say, of several the accuracy of each.
+
+    Where not all of a model's testpoints were judged, its strict accuracy stands beside it.
+    """
+    tables = [score_rows(s) for s in scores.values()]
+    if len(tables) == 1:
+        return SCORE_HEADER, tables[0]
+    header, columns = ["Dimension"], [[row[0] for row in tables[0]]]
+    for (name, s), table in zip(scores.items(), tables):
+        header.append(name)
+        columns.append([row[1] for row in table])
+        if s.coverage.judged < s.coverage.expected:
+            header.append(f"{name}, strict")
+            columns.append([row[4] for row in table])
+    return header, [list(row) for row in zip(*columns)]
+
+
+def radar_percent(scores: Scores) -> dict[str, float | None]:
+    """Accuracy in percent by primary dimension; None where nothing was judged."""
+    known = {p: t.accuracy for p, t in scores.primary.items() if t.total}
+    return {p: 100 * known[p] if p in known else None for p in PRIMARIES}
+
+
+def write_report(paths: list[Path], out: Path) -> None:
+    """The page of these result files, and beside it radar.png and a table in Markdown.
+
+    Raises ValueError if two files have the same name, since a report shows models by it.
+    """
+    results = {path.stem: read_results(path) for path in paths}
+    if len(results) < len(paths):
+        raise ValueError("two result files have the same name, which a report shows models by")
+    scores = {name: score(r) for name, r in results.items()}
+    header, rows = report_table(scores)
+    notes = [f"{name}: {coverage_line(s)}" for name, s in scores.items()]
+    chart = out.with_name("radar.png")
+    radar({name: radar_percent(s) for name, s in scores.items()}, chart)
+    write_atomic(out.with_suffix(".md"), markdown_table(header, rows, notes).encode())
+    cards = {name: result_cards(r) for name, r in results.items()}
+    html_report(out, header, rows, notes, chart.read_bytes(), cards)

@@ -2,7 +2,7 @@
 
 Result files are the official evaluator's, read and written as they are. Departures from its scorer,
 all on purpose:
-  - a judgement that failed stays in the count: `strict` scores it 0, and the coverage says so;
+  - a judgment that failed stays in the count: `strict` scores it 0, and the coverage says so;
   - the overall score (plain mean of the primary dimensions) is computed, with 95 % intervals;
   - dimension names carry no trailing space.
 
@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from support.bootstrap import interval, resample
 from support.files import write_atomic
 from unigenbench.testpoints import (
     DIMENSIONS,
@@ -28,7 +29,6 @@ from unigenbench.testpoints import (
     Prompt,
     binary_scores,
     canonical,
-    fold,
     language_of,
     primary_of,
     read_literal,
@@ -45,7 +45,7 @@ class Result(NamedTuple):
     prompt: str
     subs: list[str]  # English labels
     image: str  # path
-    scores: list[int] | None  # one 0 or 1 a testpoint; None: no judgement
+    scores: list[int] | None  # one 0 or 1 a testpoint; None: no judgment
     output: str = ""  # the judge's whole answer
     reasons: list[str] = []  # one a testpoint, or none
     descriptions: list[str] = []  # one a testpoint, or none: official files do not have them
@@ -65,7 +65,7 @@ def parse_result(row: dict) -> Result:
     if not isinstance(labels, list) or not labels:
         raise ValueError(f"testpoint is not a list of labels: {row['testpoint']!r}")
     subs = [canonical(label) for label in labels]
-    judged = read_literal(row["result_json"] or "null")  # a failed judgement is stored as null
+    judged = read_literal(row["result_json"] or "null")  # a failed judgment is stored as null
     judged = judged if isinstance(judged, dict) else {}
     said = judged.get("score")
     if isinstance(said, list):  # 1.0 and true are right to the official scorer too
@@ -91,7 +91,7 @@ def parse_result(row: dict) -> Result:
 
 
 def read_results(path) -> list[Result]:
-    """The rows of an official result CSV, failed judgements included.
+    """The rows of an official result CSV, failed judgments included.
 
     Raises ValueError that names the row for a missing column, a score that is neither 0 nor 1, an
     unknown label, an image that stands there twice, or an index with two prompts.
@@ -163,6 +163,12 @@ def write_results(results: list[Result], path) -> None:
     write_atomic(path, text.getvalue().encode())
 
 
+def settings_of(results_path: Path) -> dict:
+    """The settings that judge wrote beside its results; {} for files of other origin."""
+    path = results_path.with_suffix(".settings.json")
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 # ----------------------------------------------------------------------------- scores
 
 
@@ -214,32 +220,35 @@ def mean_of_primaries(values) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-SUM_UP = np.array([[primary_of(sub) == p for p in PRIMARIES] for sub in SUBS], float)  # (27, 10)
-NAMES = (*SUBS, *PRIMARIES, "Overall")  # of the 38 columns below; Style, say, stands twice
+OVERALL = "Overall"
+# Each dimension, sub or primary -> where its subs stand in SUBS. Style and three others are both.
+COLUMNS_OF = {
+    **{sub: [n] for n, sub in enumerate(SUBS)},
+    **{p: [n for n, sub in enumerate(SUBS) if primary_of(sub) == p] for p in PRIMARIES},
+}
 
 
-def accuracies(correct: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Counts by sub dimension (..., 27) -> accuracy of 27 subs, 10 primaries, overall: (..., 38).
+def accuracies(correct: np.ndarray, total: np.ndarray) -> dict[str, np.ndarray]:
+    """Counts by sub dimension (..., 27) -> accuracy (...) of each sub and primary, and Overall.
 
-    Where nothing was judged the accuracy is NaN, and the overall is the mean of the others.
+    Where nothing was judged it is NaN; Overall is the mean of the primaries that are not.
     """
-    correct = np.concatenate([correct, correct @ SUM_UP], -1).astype(float)
-    total = np.concatenate([total, total @ SUM_UP], -1)
-    parts = np.divide(correct, total, out=np.full(correct.shape, np.nan), where=total > 0)
-    primary = parts[..., len(SUBS) :]
-    known = ~np.isnan(primary)
-    number = known.sum(-1, keepdims=True)
-    overall = np.divide(
-        np.where(known, primary, 0).sum(-1, keepdims=True),
-        number,
-        out=np.full(number.shape, np.nan),
-        where=number > 0,
-    )
-    return np.concatenate([parts, overall], -1)
+
+    def divide(above, below):
+        return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+
+    by_name = {
+        name: divide(correct[..., columns].sum(-1), total[..., columns].sum(-1))
+        for name, columns in COLUMNS_OF.items()
+    }
+    primaries = np.stack([by_name[p] for p in PRIMARIES], -1)  # (..., 10)
+    known = ~np.isnan(primaries)
+    by_name[OVERALL] = divide(np.where(known, primaries, 0).sum(-1), known.sum(-1))
+    return by_name
 
 
-def count_by_prompt(results: list[Result]) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Prompt indices (n), correct and judged testpoints (n, 27), prompts in order of index."""
+def count_by_prompt(results: list[Result]) -> tuple[np.ndarray, np.ndarray]:
+    """Correct and judged testpoints (n prompts, 27 subs), prompts in order of index."""
     indices = sorted({r.index for r in results})
     row, column = {i: n for n, i in enumerate(indices)}, {sub: n for n, sub in enumerate(SUBS)}
     correct, total = np.zeros((2, len(indices), len(SUBS)), int)
@@ -247,26 +256,21 @@ def count_by_prompt(results: list[Result]) -> tuple[list[int], np.ndarray, np.nd
         for sub, value in zip(r.subs, r.scores or ()):
             correct[row[r.index], column[sub]] += value
             total[row[r.index], column[sub]] += 1
-    return indices, correct, total
+    return correct, total
 
 
-def resample(count: int, replicates=2000, seed=0) -> np.ndarray:
-    """How often each of `count` prompts is drawn in each replicate: (replicates, count)."""
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), replicates)
+def intervals(replicates: dict[str, np.ndarray], total) -> dict[str, tuple[float, float] | None]:
+    """95 % interval of each dimension's replicates, drawn from judged testpoints (n prompts, 27).
 
-
-def intervals(replicates: np.ndarray, total: np.ndarray) -> list[tuple[float, float] | None]:
-    """95 % interval of each column of (replicates, 38), drawn from judged testpoints (n, 27).
-
-    None where a column is all NaN, or rests on one prompt: drawing it again and again would give an
-    interval of no width, and look like certainty.
+    None for a dimension that rests on one prompt, or on none: drawing the one again and again
+    would give an interval of no width, and look like certainty.
     """
-    rests_on = np.concatenate([total, total @ SUM_UP, total.sum(-1, keepdims=True)], -1) > 0
-    columns = [column[~np.isnan(column)] for column in replicates.T]
-    return [
-        tuple(np.percentile(c, [2.5, 97.5]).tolist()) if len(c) and n > 1 else None
-        for c, n in zip(columns, rests_on.sum(0))
-    ]
+    bounds = {}
+    for name, values in replicates.items():
+        judged = total[:, COLUMNS_OF.get(name, slice(None))].sum(-1)  # of each prompt
+        enough = np.count_nonzero(judged) > 1
+        bounds[name] = interval(values[~np.isnan(values)]) if enough else None
+    return bounds
 
 
 def expected_testpoints(results: list[Result]) -> Counter:
@@ -275,15 +279,19 @@ def expected_testpoints(results: list[Result]) -> Counter:
     Every prompt should have as many rows as the prompt that has most, so that rows which an
     evaluator dropped still count.
     """
-    rows = Counter(r.index for r in results)
-    subs = {r.index: r.subs for r in results}
-    most = max(rows.values(), default=0)
-    return Counter(
-        {
-            sub: n * most
-            for sub, n in Counter(sub for points in subs.values() for sub in points).items()
-        }
-    )
+    most = max(Counter(r.index for r in results).values(), default=0)
+    asked = {r.index: r.subs for r in results}
+    subs = Counter(sub for of_prompt in asked.values() for sub in of_prompt)
+    return Counter({sub: n * most for sub, n in subs.items()})
+
+
+def coverage_of(results: list[Result], expected: int) -> Coverage:
+    """How many of the expected testpoints were judged; rows that are not there have failed."""
+    states = Counter()
+    for r in results:
+        states[r.state] += len(r.subs)
+    judged, unparsable = states["judged"], states["unparsable"]
+    return Coverage(expected, judged, unparsable, expected - judged - unparsable)
 
 
 def score(results: list[Result]) -> Scores:
@@ -293,61 +301,54 @@ def score(results: list[Result]) -> Scores:
     """
     if not results:
         raise ValueError("no results to score")
-    _, correct, total = count_by_prompt(results)
-    expected = expected_testpoints(results)
+    correct, total = count_by_prompt(results)
     draws = resample(len(correct))
     bounds = intervals(accuracies(draws @ correct, draws @ total), total)
-    correct, total = correct.sum(0), total.sum(0)
-    wanted = np.array([expected[sub] for sub in SUBS])
-    columns = (
-        np.concatenate([counts, (counts @ SUM_UP).astype(int)]).tolist()
-        for counts in (correct, total, wanted)
-    )
-    tallies = [Tally(*t) for t in zip(*columns, bounds)]
-    present = [(n, t) for n, t in zip(NAMES, tallies) if t.expected]
-    number = sum(t.expected > 0 for t in tallies[: len(SUBS)])
-    sub, primary = dict(present[:number]), dict(present[number:])
-    states = Counter({"judged": 0, "unparsable": 0})
-    for r in results:
-        states[r.state] += len(r.subs)
-    judged, unparsable, everything = states["judged"], states["unparsable"], int(wanted.sum())
-    coverage = Coverage(everything, judged, unparsable, everything - judged - unparsable)
+    expected = expected_testpoints(results)
+    tallies = {
+        name: Tally(
+            int(correct[:, columns].sum()),
+            int(total[:, columns].sum()),
+            sum(expected[SUBS[n]] for n in columns),
+            bounds[name],
+        )
+        for name, columns in COLUMNS_OF.items()
+    }
+    primary = {name: tallies[name] for name in PRIMARIES if tallies[name].expected}
     return Scores(
         primary,
-        sub,
+        {name: tallies[name] for name in SUBS if tallies[name].expected},
         mean_of_primaries(t.accuracy for t in primary.values()),
         mean_of_primaries(t.strict for t in primary.values()),
-        bounds[-1],
-        coverage,
+        bounds[OVERALL],
+        coverage_of(results, sum(expected.values())),
     )
 
 
 def compare(first: list[Result], second: list[Result]) -> dict[str, tuple[float, float, float]]:
     """Second minus first, by sub and primary dimension and Overall: (difference, low, high), -1..1.
 
-    low and high are NaN for a dimension of one prompt.
-
-    The 95 % interval is paired: both models are resampled over the same prompts.
+    The 95 % interval is paired: both models are resampled over the same prompts. low and high are
+    NaN for a dimension of one prompt.
     Raises ValueError if the two do not hold the same prompts.
     """
     prompts = [{r.index: (r.prompt, r.subs) for r in results} for results in (first, second)]
     if prompts[0] != prompts[1]:
-        odd = sorted(
-            i
-            for i in prompts[0].keys() | prompts[1].keys()
-            if prompts[0].get(i) != prompts[1].get(i)
-        )
+        indices = prompts[0].keys() | prompts[1].keys()
+        odd = sorted(i for i in indices if prompts[0].get(i) != prompts[1].get(i))
         raise ValueError(f"not the same prompts: {len(odd)} differ, the first with index {odd[0]}")
-    (_, *a), (_, *b) = count_by_prompt(first), count_by_prompt(second)
-    draws = resample(len(a[0]))
-    points = accuracies(*(x.sum(0) for x in b)) - accuracies(*(x.sum(0) for x in a))
-    bounds = intervals(
-        accuracies(*(draws @ x for x in b)) - accuracies(*(draws @ x for x in a)),
-        np.minimum(a[1], b[1]),
-    )
+    (correct_1, total_1), (correct_2, total_2) = count_by_prompt(first), count_by_prompt(second)
+
+    def difference(draws) -> dict[str, np.ndarray]:
+        one = accuracies(draws @ correct_1, draws @ total_1)
+        two = accuracies(draws @ correct_2, draws @ total_2)
+        return {name: two[name] - one[name] for name in one}
+
+    points = difference(np.ones(len(total_1), int))  # each prompt once
+    bounds = intervals(difference(resample(len(total_1))), np.minimum(total_1, total_2))
     return {
-        name: (float(point), *(bound or (np.nan, np.nan)))
-        for name, point, bound in zip(NAMES, points, bounds)
+        name: (float(point), *(bounds[name] or (np.nan, np.nan)))
+        for name, point in points.items()
         if not np.isnan(point)
     }
 
@@ -384,106 +385,3 @@ def write_scores(scores: Scores, path, language="en", settings=None) -> None:
         "settings": settings or {},
     }
     write_atomic(path, json.dumps(content, ensure_ascii=False, indent=2).encode() + b"\n")
-
-
-def read_scores(path) -> dict[str, float]:
-    """Accuracy 0..1 by primary dimension (English names) from an official or our JSON.
-
-    Raises ValueError if it is not such a file.
-    """
-    english = {fold(zh): en for en, zh in PRIMARY_ZH.items()} | {fold(en): en for en in PRIMARIES}
-    try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))["primary_dimensions"]
-        return {
-            english[fold(name)]: e["correct"] / e["total"]
-            for name, e in entries.items()
-            if e["total"]
-        }
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no score file of UniGenBench: {error!r}") from None
-
-
-# ----------------------------------------------------------------------------- tables
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
-
-
-def percent_range(interval: tuple[float, float] | None) -> str:
-    return "-" if interval is None else " to ".join(map(percent, interval))
-
-
-def coverage_line(scores: Scores) -> str:
-    """How much was judged; starts with INCOMPLETE unless everything was."""
-    c = scores.coverage
-    whole = "" if c.judged == c.expected else "INCOMPLETE. "
-    return (
-        f"{whole}Testpoints: {c.expected} expected, {c.judged} judged, "
-        f"{c.unparsable} unparsable, {c.failed} failed or missing."
-    )
-
-
-def overall_name(scores: Scores) -> str:
-    n = len(scores.primary)
-    return "Overall" if n == len(PRIMARIES) else f"Overall (mean over {n} of {len(PRIMARIES)})"
-
-
-def lines_of_table() -> list[tuple[str, str]]:
-    """Name and label of each primary dimension, and below it of its subs."""
-    lines = []
-    for primary in PRIMARIES:
-        subs = [sub for sub in SUBS if primary_of(sub) == primary and sub != primary]
-        lines += [(primary, primary), *((sub, "- " + sub.partition(" - ")[2]) for sub in subs)]
-    return lines
-
-
-def score_rows(scores: Scores) -> list[list[str]]:
-    """Dimension, accuracy, 95 % interval, correct/judged, strict accuracy; absent ones say so."""
-    rows = []
-    for name, label in lines_of_table():
-        tally = scores.primary.get(name) or scores.sub.get(name)
-        rows.append(
-            [
-                label,
-                percent(tally.accuracy),
-                percent_range(tally.interval),
-                f"{tally.correct}/{tally.total}",
-                percent(tally.strict),
-            ]
-            if tally
-            else [label, "absent", "", "", ""]
-        )
-    rows.append(
-        [
-            overall_name(scores),
-            percent(scores.overall),
-            percent_range(scores.interval),
-            "",
-            percent(scores.strict),
-        ]
-    )
-    return rows
-
-
-SCORE_HEADER = ["Dimension", "Accuracy", "95 % interval", "Correct", "Strict"]
-
-
-def compare_rows(scores: list[Scores], difference: dict) -> list[list[str]]:
-    """Dimension, the accuracy of both, second minus first, its paired interval, and second minus
-    first of the strict scores; all in percent. Only dimensions that both were judged on."""
-    rows = []
-    for name, label in [*lines_of_table(), ("Overall", overall_name(scores[0]))]:
-        if name in difference:
-            point, low, high = difference[name]
-            tallies = [s.primary.get(name) or s.sub.get(name) for s in scores]
-            both = [s.overall if name == "Overall" else t.accuracy for s, t in zip(scores, tallies)]
-            a, b = [s.strict if name == "Overall" else t.strict for s, t in zip(scores, tallies)]
-            bound = "-" if np.isnan(low) else f"{100 * low:+.2f} to {100 * high:+.2f}"
-            rows.append(
-                [label, *map(percent, both), f"{100 * point:+.2f}", bound, f"{100 * (b - a):+.2f}"]
-            )
-    return rows
-
-
-COMPARE_HEADER = ["Difference", "95 % interval", "Strict difference"]

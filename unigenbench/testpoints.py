@@ -434,7 +434,7 @@ def read_literal(text: str):
 
 
 def read_answer(text: str):
-    """A value that a model wrote, perhaps fenced or with Chinese punctuation; None if it is none."""
+    """A value that a model wrote, perhaps fenced or with Chinese punctuation; or None."""
     body = re.sub(r"```\w*", "", text).strip()
     for candidate in (body, body.translate(PLAIN)):
         try:

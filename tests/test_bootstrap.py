@@ -1,0 +1,41 @@
+"""Intervals whose width is known: none, and that of a hundred coin tosses."""
+
+import numpy as np
+import pytest
+
+from support.bootstrap import interval, mean_interval, resample
+
+
+def test_each_replicate_draws_as_many_prompts_as_there_are():
+    draws = resample(7)
+    assert draws.shape == (2000, 7) and (draws.sum(1) == 7).all() and draws.min() == 0
+    assert draws.mean(0) == pytest.approx(np.ones(7), abs=0.1)  # no prompt is preferred
+    assert (resample(7) == draws).all() and (resample(7, seed=1) != draws).any()
+
+
+def test_an_interval_holds_the_middle_95_percent():
+    assert interval(np.arange(1001)) == (25, 975)
+
+
+def test_constants_have_no_width():
+    assert mean_interval([0.7] * 30) == pytest.approx((0.7, 0.7))
+    assert mean_interval([2, 4, 6], [1, 2, 3]) == (2, 2)  # every prompt has the same ratio
+
+
+def test_a_hundred_coin_tosses():
+    """Half heads: the standard error is 0.05, so 95 % lie within 0.098."""
+    low, high = mean_interval([0, 1] * 50)
+    assert low == pytest.approx(0.402, abs=0.015) and high == pytest.approx(0.598, abs=0.015)
+
+
+def test_a_prompt_with_more_testpoints_weighs_more():
+    low, high = mean_interval([9, 0], [9, 1])  # drawn: the first twice, both, or the second twice
+    assert (low, high) == (0, 1)
+    draws = resample(2)
+    share = (draws @ [9, 0]) / (draws @ [9, 1])
+    assert set(share) == {0, 0.9, 1}
+
+
+def test_no_prompts():
+    with pytest.raises(ValueError, match="at least one prompt"):
+        mean_interval([])
