@@ -21,7 +21,9 @@ import os
 import sys
 from pathlib import Path
 
-from judges.mllm import MLLM, LocalMLLM, OpenAIMLLM
+from judges.local import LocalMLLM
+from judges.mllm import MLLM
+from judges.server import OpenAIMLLM
 from shapes import world
 from support.files import write_atomic
 from unigenbench import report

@@ -24,9 +24,9 @@ from judges.mllm import MLLM, Query
 from judges.verdicts import (
     PAIRWISE_TEMPLATE,
     POINTWISE_TEMPLATE,
-    REMINDER,
+    VERDICT_REMINDER,
     Verdict,
-    parse_scores,
+    parse_ratings,
     parse_verdict,
 )
 
@@ -343,7 +343,9 @@ class PairwiseReward:
         if lost:
             # With both orders the other one is asked anyway; with one, turn the images round.
             again = [shown[k] if self.both_orders else shown[k].turned() for k in lost]
-            reminders = [REMINDER if outcomes[k] is Verdict.UNPARSABLE else "" for k in lost]
+            reminders = [
+                VERDICT_REMINDER if outcomes[k] is Verdict.UNPARSABLE else "" for k in lost
+            ]
             repeats = self._ask(again, reminders, prompts, images)
             for k, (outcome, _) in zip(lost, repeats, strict=True):
                 outcomes[k] = outcome if self.both_orders else _turned(outcome)
@@ -428,7 +430,7 @@ class MLLMScorer:
             for prompt, image in zip(prompts, images, strict=True)
         ]
         answers = self.mllm.ask(queries)
-        scores = [None if answer.text is None else parse_scores(answer.text) for answer in answers]
+        scores = [None if answer.text is None else parse_ratings(answer.text) for answer in answers]
         lost = [answer for answer, score in zip(answers, scores, strict=True) if score is None]
         if lost:
             said = f"no scores in an answer that ends with {(lost[-1].text or '')[-80:]!r}"

@@ -7,8 +7,10 @@ reward = make_reward(cfg, judge, device, gather)     # (prompts, images) -> Rewa
 from pathlib import Path
 
 from judges import scorers
-from judges.mllm import Cached, LocalMLLM, OpenAIMLLM
-from judges.verdicts import Verdict, parse_scores, parse_verdict
+from judges.cache import Cached
+from judges.local import LocalMLLM
+from judges.server import OpenAIMLLM
+from judges.verdicts import Verdict, parse_ratings, parse_verdict
 from rewards import MLLMScorer, PairwiseReward, PointwiseReward
 from shapes import world
 from support.mixture import MixedReward, parse_rewards
@@ -17,7 +19,7 @@ from support.mixture import MixedReward, parse_rewards
 def readable(text: str) -> bool:
     """Whether an answer holds a verdict or scores. Only such are kept on disk: else a judge that
     wrote nonsense, and so ended the run, would be quoted for ever after it is mended."""
-    return parse_verdict(text) is not Verdict.UNPARSABLE or parse_scores(text) is not None
+    return parse_verdict(text) is not Verdict.UNPARSABLE or parse_ratings(text) is not None
 
 
 def make_judge(cfg, out: Path):
