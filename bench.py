@@ -26,7 +26,9 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from judges.mllm import MLLM, LocalMLLM, OpenAIMLLM
+from judges.local import LocalMLLM
+from judges.mllm import MLLM
+from judges.server import OpenAIMLLM
 from shapes import world
 from support.files import journal_of, write_atomic
 

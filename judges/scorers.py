@@ -14,6 +14,8 @@ is better, its scale its own. rewards.PointwiseReward turns it into a reward.
              the prompt. The authors publish a pickle; a third party has it with the tower in one
              safetensors file
 
+MLLMScorer asks a multimodal LLM for UnifiedReward's three ratings instead.
+
 Safetensors only: a repository that has nothing but a pickle is refused by transformers. To convert
 one: `safetensors.torch.save_file(torch.load(path, weights_only=True), "model.safetensors")`. None
 of the published weights could be downloaded where this was written: tests run the real classes at
@@ -22,6 +24,7 @@ small size.
     scores = load("pickscore", device="cuda", dtype=torch.float16).score(["a red circle"], [image])
 """
 
+import logging
 import os
 from collections.abc import Sequence
 
@@ -33,6 +36,11 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from safetensors import safe_open
 from transformers import CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection
 from transformers.utils import cached_file
+
+from judges.mllm import MLLM, Query
+from judges.verdicts import POINTWISE_TEMPLATE, parse_ratings
+
+log = logging.getLogger(__name__)
 
 # name -> where its weights are, where its processor is (None: in the same place)
 PUBLISHED = {
@@ -155,7 +163,7 @@ class CLIPScorer:
 
 
 class AestheticScorer:
-    """LAION's aesthetic predictor: linear layers on the normalised image embedding of a CLIP tower.
+    """LAION's aesthetic predictor: linear layers on the normalized image embedding of a CLIP tower.
 
     There is no activation between its layers, only dropout in training: they are one linear map.
     """
@@ -199,4 +207,38 @@ class AestheticScorer:
             for weight, bias in self.head:
                 value = value @ weight.T + bias
             scores += value.squeeze(-1).tolist()
+        return scores
+
+
+class MLLMScorer:
+    """Mean of alignment, coherence and style, 1 to 5 each: UnifiedReward's pointwise form.
+
+    template: text of the question; {prompt} in it is replaced and nothing else interpreted.
+    Raises ValueError if the template lacks {prompt}.
+    """
+
+    def __init__(self, mllm: MLLM, template: str = POINTWISE_TEMPLATE):
+        if "{prompt}" not in template:
+            raise ValueError("the template of the pointwise judge lacks {prompt}")
+        self.mllm, self.name, self.template = mllm, mllm.name, template
+
+    def score(self, prompts: Sequence[str], images: Sequence) -> list[float | None]:
+        """One score for each (prompt, image), in order; None where the MLLM gave none.
+
+        How many have none, and why the last of them, is logged as a warning.
+        """
+        queries = [
+            Query((image,), self.template.replace("{prompt}", prompt))
+            for prompt, image in zip(prompts, images, strict=True)
+        ]
+        scores, errors = [], []
+        for answer in self.mllm.ask(queries):
+            score = None if answer.text is None else parse_ratings(answer.text)
+            scores.append(score)
+            if answer.text is None:
+                errors.append(answer.error)
+            elif score is None:
+                errors.append(f"no ratings in an answer that ends with {answer.text[-80:]!r}")
+        if errors:
+            log.warning("%s: %d scores lost, last error: %s", self.name, len(errors), errors[-1])
         return scores

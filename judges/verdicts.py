@@ -1,10 +1,9 @@
-"""What a judge is asked, and how its free text becomes a verdict or a score.
+"""What a judge is asked, and how its free text becomes a verdict or a rating.
 
-Released code: neither phrase found gives half a win to each image. Here such an answer is UNPARSABLE:
+Released code: an answer with neither phrase gives half a win to each image. Here it is UNPARSABLE:
 a verdict is read from a final answer only, never guessed from the reasoning.
 """
 
-import itertools
 import json
 import re
 from enum import Enum
@@ -15,7 +14,7 @@ You are given two images, Image 1 and Image 2 (in this order), that were made fr
 Caption: {prompt}
 
 Decide which of them is better. Look first at how well each follows the caption: objects, counts,
-colours, places, actions, text. Then look at errors of form, and last at how good it looks.
+colors, places, actions, text. Then look at errors of form, and last at how good it looks.
 The order in which the images are shown means nothing.
 Explain your reasons in a few sentences. Then finish with exactly one of these three lines:
 <answer>Image 1 is better</answer>
@@ -37,7 +36,7 @@ Style Score (1-5): X
 """
 
 # Appended when an answer had no verdict: a greedy judge, asked the very same text again, would give
-# the very same answer. It names no form: a template of one's own may ask for another than ours.
+# the very same answer. It does not spell out a form, since a user's template may ask for another.
 VERDICT_REMINDER = (
     "\nFinish with your verdict, word for word in the form that is asked for above.\n"
 )
@@ -103,18 +102,20 @@ def _phrase_verdict(phrase: str) -> Verdict:
 def _tagged_verdict(text: str) -> Verdict | None:
     """The verdict in the last <answer>, or None if there is none.
 
-    A closed answer decides, verdict or not, by its last line. An unclosed one decides only if it is
-    a verdict; otherwise it is a mere mention of the tag, which a caption may well contain.
+    An answer that is closed by </answer> decides, verdict or not, by its last line. An unclosed one
+    (cut short, or a mere mention of the tag, which a caption may contain) decides only if its first
+    line is a verdict; otherwise the answer before it is looked at.
     """
-    tags = list(re.finditer(r"<(/?)answer>", text, re.IGNORECASE))
-    for tag, following in reversed(list(itertools.zip_longest(tags, tags[1:]))):
-        if tag[1]:
+    _, *parts = re.split(r"<(/?)answer>", text, flags=re.IGNORECASE)
+    slashes, contents = parts[::2], parts[1::2]  # of each tag; from each tag to the next
+    for slash, content, next_slash in reversed(list(zip(slashes, contents, [*slashes[1:], ""]))):
+        if slash:  # a closing tag begins no answer
             continue
-        closed = following is not None and following[1] == "/"
-        content = text[tag.end() : following.start() if following else len(text)].strip()
-        lines = content.splitlines() or [""]
-        verdict = _phrase_verdict(lines[-1 if closed else 0])
-        if closed or verdict is not Verdict.UNPARSABLE:
+        lines = content.strip().splitlines() or [""]
+        if next_slash:
+            return _phrase_verdict(lines[-1])
+        verdict = _phrase_verdict(lines[0])
+        if verdict is not Verdict.UNPARSABLE:
             return verdict
     return None
 
@@ -158,11 +159,17 @@ def parse_verdict(text: str | None) -> Verdict:
     return verdict or Verdict.UNPARSABLE
 
 
-def parse_scores(text: str) -> float | None:
-    """Mean of the three scores, the last of each kind; None unless all are there and in 1 to 5."""
+def parse_ratings(text: str) -> float | None:
+    """Mean of the three ratings, the last of each kind; None unless all are there and in 1 to 5."""
     pattern = r"(alignment|coherence|style) score[^:\n]{0,20}:[ *]{0,8}(\d+(?:\.\d+)?)"
     found = re.findall(pattern, text, re.IGNORECASE)
-    scores = {kind.lower(): float(number) for kind, number in found}
-    if len(scores) != 3 or not all(1 <= score <= 5 for score in scores.values()):
+    ratings = {kind.lower(): float(number) for kind, number in found}
+    if len(ratings) != 3 or not all(1 <= rating <= 5 for rating in ratings.values()):
         return None
-    return sum(scores.values()) / 3
+    return sum(ratings.values()) / 3
+
+
+def readable(text: str) -> bool:
+    """Whether an answer holds a verdict or ratings. Only such are kept on disk: else a judge that
+    wrote nonsense, and so ended the run, would be quoted for ever after it is mended."""
+    return parse_verdict(text) is not Verdict.UNPARSABLE or parse_ratings(text) is not None

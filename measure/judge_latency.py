@@ -21,7 +21,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import train
-from judges.mllm import Cached, OpenAIMLLM
+from judges.cache import Cached
+from judges.server import OpenAIMLLM
 from rewards import PairwiseReward
 from shapes import world
 from support.overlap import roll_out_and_judge

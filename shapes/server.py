@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from PIL import Image
 
-from judges.mllm import MLLM, Query
+from judges.mllm import MLLM, Answer, Query
 from shapes.world import ShapesMLLM
 
 
@@ -130,9 +130,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(
                 400, {"error": {"message": f"bad request: {type(error).__name__}: {error}"}}
             )
-        text, failure = ("?!?", None) if fault == "garbage" else self.server.mllm.ask([query])[0]
-        if text is None:
-            return self.reply(500, {"error": {"message": failure}})
+        answer = Answer("?!?") if fault == "garbage" else self.server.mllm.ask([query])[0]
+        if answer.text is None:
+            return self.reply(500, {"error": {"message": answer.error}})
         return self.reply(
             200,
             {
@@ -144,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
                     {
                         "index": 0,
                         "finish_reason": "stop",
-                        "message": {"role": "assistant", "content": text},
+                        "message": {"role": "assistant", "content": answer.text},
                     }
                 ],
             },

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from judges.mllm import Answer, OpenAIMLLM
+from judges.mllm import Answer
+from judges.server import OpenAIMLLM
 from support.files import Journal
 from unigenbench.asking import Patience, judge_images
 from unigenbench.images import open_image, opens

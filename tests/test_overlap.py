@@ -16,8 +16,8 @@ from PIL import Image
 
 import rewards
 import train
-from judges import mllm
-from judges.mllm import Answer
+from judges import server as judge_server
+from judges.mllm import Answer, Query
 from shapes import world
 from shapes.server import Faults, JudgeServer
 from support import judging
@@ -39,7 +39,7 @@ SMALL = dict(
 @pytest.fixture(autouse=True)
 def no_waiting_and_no_pictures(monkeypatch):
     """Backoff without its seconds, and runs without what only people look at."""
-    monkeypatch.setattr(mllm, "_retry_delay", lambda error, attempt: 0.01)
+    monkeypatch.setattr(judge_server, "retry_delay", lambda error, attempt, backoff: 0.01)
     monkeypatch.setattr(train.Heldout, "GRID_ROWS", 1)
     monkeypatch.setattr(train.Heldout, "GRID_COLUMNS", 1)
     monkeypatch.setattr(train.pictures, "sample_grid", lambda *args: None)
@@ -163,7 +163,7 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
     assert calls <= 3 * 12 + 3 * 8  # what the call budget says
 
     # to save time
-    monkeypatch.setattr(judging, "OpenAIMLLM", partial(mllm.OpenAIMLLM, max_retries=1))
+    monkeypatch.setattr(judging, "OpenAIMLLM", partial(judge_server.OpenAIMLLM, max_retries=1))
     flags = [
         t
         for k, v in vars(config(port, out, steps=3)).items()
@@ -310,7 +310,7 @@ def test_a_judge_that_fails_behind_the_server_is_a_500():
     server = Server(Broken())
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    (answer,) = mllm.OpenAIMLLM(url, max_retries=0).ask([mllm.Query((), "x")])
+    (answer,) = judge_server.OpenAIMLLM(url, max_retries=0).ask([Query((), "x")])
     server.shutdown()
     server.server_close()
     assert "out of memory" in answer.error and "500" in answer.error

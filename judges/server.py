@@ -1,0 +1,214 @@
+"""Any OpenAI-compatible server: vLLM, SGLang, a cloud API.
+
+OpenAIMLLM("http://localhost:8000/v1").ask([Query((first, second), "Which is better?")])
+"""
+
+import asyncio
+import base64
+import io
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from judges.mllm import Answer, Query, StreamingMLLM
+
+# A source of our own: drawing from the global one would change what a seeded training draws.
+_jitter = random.Random()
+
+
+def _data_uri(image: Image.Image) -> str:
+    """The image as a PNG data URI: lossless, at the fastest compression level."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _read_reply(reply) -> Answer:
+    """The answer in a chat completion; ValueError where there is none."""
+    try:  # a server may send any JSON, and the client does not check it
+        text, reason = reply.choices[0].message.content, reply.choices[0].finish_reason
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise ValueError(f"not a chat completion: {str(reply)[:80]!r}") from None
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"empty answer (finish_reason: {reason})")
+    model = getattr(reply, "model", None)
+    return Answer(text, model=model if isinstance(model, str) else None)
+
+
+def _worth_retrying(error: Exception) -> bool:
+    """True for busy or broken servers, timeouts, lost connections and garbled bodies."""
+    if getattr(error, "code", None) == "insufficient_quota":  # a 429 that no waiting mends
+        return False
+    status = getattr(error, "status_code", None)
+    return status is None or status in (408, 409, 429) or not 400 <= status < 500
+
+
+def retry_delay(error: Exception, attempt: int, backoff: float) -> float:
+    """Seconds to wait: what Retry-After says, otherwise exponential backoff with jitter.
+
+    attempt: how many were retries already; backoff: the longest wait before the first retry.
+    """
+    with suppress(AttributeError, KeyError, ValueError):  # no response, no header, or a date
+        return min(max(0.0, float(error.response.headers["retry-after"])), 60.0)  # NaN: 0
+    return min(backoff * 2.0 ** min(attempt, 60), 30.0) * _jitter.uniform(0.5, 1.0)
+
+
+class OpenAIMLLM(StreamingMLLM):
+    """Any OpenAI-compatible server: vLLM, SGLang, a cloud API.
+
+    base_url, api_key: by default from the environment, OPENAI_BASE_URL and OPENAI_API_KEY. The key
+        stands in no name, repr or error.
+    model: by default the first one that the server lists.
+    concurrency: calls in flight; N calls of latency L take ceil(N / concurrency) * L.
+    timeout: seconds for one call from end to end. max_retries: further calls for one query.
+    backoff: seconds before the first retry, doubled before each further one, at most 30. They are
+        drawn from half of that to all of it; a server's Retry-After goes before.
+    patience: seconds of calls without any success after which queries fail without being tried, but
+        for one of each batch, which finds out whether the server is back. So a dead server costs
+        patience + timeout, and a timeout for each later batch: not queries * retries * timeout.
+    seed: None for servers that refuse it.
+    max_calls: cap on calls over the life of the object, retries included.
+    clock: tells the seconds that patience counts.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        model: str | None = None,
+        *,
+        api_key: str | None = None,
+        concurrency: int = 16,
+        timeout: float = 60.0,
+        max_retries: int = 5,
+        backoff: float = 0.5,
+        patience: float = 180.0,
+        temperature: float = 0.0,
+        seed: int | None = 0,
+        max_tokens: int = 2048,
+        max_calls: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        import openai
+        from openai.types.chat import ChatCompletion
+
+        base_url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        if concurrency < 1 or timeout <= 0:
+            raise ValueError(f"concurrency and timeout must be positive: {concurrency}, {timeout}")
+        # A server of one's own asks for no key, but the client insists on one; and no header takes
+        # the line break at the end of a key that was read from a file.
+        key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip() or "none"
+        url = urlsplit(base_url)
+        if url.scheme not in ("http", "https") or not url.netloc:  # not quoted: may hold a password
+            raise ValueError("the judge's base URL must begin with http:// or https:// and a host")
+        self._secrets = [secret for secret in (key, url.password) if secret and secret != "none"]
+        self._where = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"  # no credentials
+        # One retry policy and one deadline, ours: the client's deadline is for each read of a call.
+        options = {"base_url": base_url, "api_key": key, "max_retries": 0}
+        # The client itself raises the last two for some garbled bodies.
+        self._errors = (openai.APIError, TimeoutError, ValueError, RecursionError)
+        if model is None:
+            try:
+                model = openai.OpenAI(**options, timeout=timeout).models.list().data[0].id
+            except (*self._errors, AttributeError, IndexError, TypeError) as error:
+                said = f"{self._where} lists no model, name one: {error}"
+                raise ValueError(self._scrubbed(said)) from None
+        self.model, self.timeout = model, timeout
+        self.max_retries, self.backoff, self.patience = max_retries, backoff, patience
+        self.max_calls, self.calls, self._clock = max_calls, 0, clock
+        self._batches = 0  # how many are being asked now
+        self._idle_since = clock()  # when the last of them ended
+        self._last_success, self._last_failure = self._idle_since, "none"
+        self._request = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
+        if seed is not None:
+            self._request["seed"] = seed
+        settings = f"temperature {temperature}, seed {seed}, max_tokens {max_tokens}"
+        self.name = f"{model} at {self._where} ({settings})"
+
+        # One event loop in one daemon thread for as long as the process lives: connections are
+        # reused from batch to batch, an interrupt cancels every call in flight, and nothing keeps
+        # the process from ending.
+        self._client = openai.AsyncOpenAI(**options, timeout=None)
+        self._reply_type = ChatCompletion
+        self._slots = asyncio.Semaphore(concurrency)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="mllm", daemon=True).start()
+
+    def as_answered(self, queries: Sequence[Query]) -> Iterator[tuple[int, Answer]]:
+        """(index, answer) of each query as they come; several threads may ask at once."""
+        come = queue.SimpleQueue()
+        future = asyncio.run_coroutine_threadsafe(self._ask_all(queries, come.put), self._loop)
+        future.add_done_callback(lambda _: come.put(None))
+        try:
+            while (item := come.get()) is not None:
+                yield item
+            future.result()
+        finally:
+            future.cancel()  # only matters on KeyboardInterrupt
+
+    async def _ask_all(self, queries: Sequence[Query], done) -> None:
+        if not self._batches:  # time in which nothing was asked is no silence of the server
+            self._last_success += self._clock() - self._idle_since
+        self._batches += 1
+        # Each image is encoded once, while the first calls run.
+        images = {id(image): image for query in queries for image in query.images}
+        uris = {k: asyncio.create_task(asyncio.to_thread(_data_uri, i)) for k, i in images.items()}
+
+        async def answer(index: int, query: Query) -> None:
+            done((index, await self._answer(query, uris, probe=index == 0)))
+
+        try:
+            await asyncio.gather(*(answer(k, query) for k, query in enumerate(queries)))
+        finally:
+            self._batches -= 1
+            self._idle_since = self._clock()
+
+    async def _answer(self, query: Query, uris: dict[int, asyncio.Future], probe: bool) -> Answer:
+        """The first good answer within the retries, or the last error.
+
+        probe: this query is tried once even when the server has been silent for too long.
+        """
+        urls = [await uris[id(image)] for image in query.images]
+        content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        content.append({"type": "text", "text": query.text})
+        for attempt in range(self.max_retries + 1):
+            async with self._slots:
+                silent = self._clock() - self._last_success > self.patience
+                if silent and (attempt or not probe):
+                    message = f"no call was answered for {self.patience:g} s"
+                    return Answer(error=f"{message} (last: {self._last_failure})")
+                if self.max_calls is not None and self.calls >= self.max_calls:
+                    return Answer(error=f"the cap of {self.max_calls} calls is reached")
+                self.calls += 1
+                try:
+                    return await self._call(content)
+                except self._errors as error:
+                    failure = error
+            message = f"{type(failure).__name__}: {failure}"
+            if isinstance(failure, TimeoutError):  # it has no text of its own
+                message = f"no answer within {self.timeout:g} s"
+            self._last_failure = message = self._scrubbed(message)
+            if attempt == self.max_retries or not _worth_retrying(failure):
+                break
+            await asyncio.sleep(retry_delay(failure, attempt, self.backoff))
+        return Answer(error=message)
+
+    async def _call(self, content: list[dict]) -> Answer:
+        body = {"messages": [{"role": "user", "content": content}], **self._request}
+        # Not chat.completions.create: it rewrites the request key by key, a third of a call's time.
+        call = self._client.post("/chat/completions", cast_to=self._reply_type, body=body)
+        answer = _read_reply(await asyncio.wait_for(call, self.timeout))
+        self._last_success = self._clock()
+        return answer
+
+    def _scrubbed(self, message: str) -> str:
+        """The message in one line of at most 300 characters, without key and URL's password."""
+        for secret in self._secrets:
+            message = message.replace(secret, "***")
+        return " ".join(message.split())[:300]
