@@ -7,7 +7,7 @@
     python bench.py report R.csv [OTHER.csv ...] --out report.html
     python bench.py construct --judge openai --base_url URL --count N --out PROMPTS.csv
 
-A prompt demands 1 to 10 testpoints. A judge, an MLLM, sees one of its four images and is asked one
+A prompt demands a few testpoints. A judge, an MLLM, sees one of its four images and is asked one
 `question` about all of them; `parse_scores` reads a 0 or 1 for each from the answer; `overall` is
 what the benchmark makes of these. Details are in unigenbench/: testpoints.py says what is asked,
 generate.py draws, asking.py asks, results.py reads and writes the official files, gives each score

@@ -267,7 +267,7 @@ judge_images(judge, make_prompts(40), folder / "images", folder / "j.jsonl", lan
 """
 
 
-def test_killed_and_started_again_ends_with_each_judgement_once(tmp_path):
+def test_killed_and_started_again_ends_with_each_judgment_once(tmp_path):
     draw(tmp_path / "images", make_prompts(40))
     journal = tmp_path / "j.jsonl"
     env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
