@@ -181,7 +181,8 @@ class AestheticScorer:
         Raises ValueError if either is missing.
         """
         with safe_open(_loaded("a head", model, cached_file, "model.safetensors"), "pt") as file:
-            head = {key: file.get_tensor(key).float() for key in file if key.startswith("layers.")}
+            keys = [key for key in file.keys() if key.startswith("layers.")]  # noqa: SIM118
+            head = {key: file.get_tensor(key).float() for key in keys}
         layers = sorted({int(key.split(".")[1]) for key in head})
         if not layers:
             raise ValueError(

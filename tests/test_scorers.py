@@ -162,7 +162,7 @@ def aesthetic(folder, tmp_path_factory):
     return str(path), head
 
 
-def test_the_aesthetic_head_on_a_normalised_embedding(aesthetic, folder, images):
+def test_the_aesthetic_head_on_a_normalized_embedding(aesthetic, folder, images):
     path, head = aesthetic
     scorer = scorers.load("aesthetic", path)
     value = scorers.CLIPScorer(folder).embed_images(images)
@@ -201,9 +201,9 @@ def test_errors_are_one_sentence(folder, images, tmp_path):
         (lambda: scorers.load("aesthetic", str(tmp_path)), "cannot load a head from"),
         (lambda: scorers.CLIPScorer(folder).score(PROMPTS, images[:2]), "got 3 prompts, 2 images"),
     ]:
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ValueError, match=sentence) as error:
             call()
-        assert sentence in str(error.value) and "\n" not in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 RATINGS = "Alignment Score (1-5): 4.25\nCoherence Score (1-5): 3.5\nStyle Score (1-5): 4"
