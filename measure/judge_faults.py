@@ -29,58 +29,52 @@ from pathlib import Path
 import torch
 
 import train
-from judges.verdicts import Verdict
 from rewards import PairwiseReward
-from shapes import world
 from shapes.server import Faults, JudgeServer
+from shapes.verifier import ShapesMLLM
+from support.config import Config
+from support.processes import Processes
+from support.run import start_run
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def compare_with_faultless(cfg: train.Config) -> tuple[int, int, int, int]:
-    """(comparisons lost, comparisons, groups with a wrong win rate, groups that lost none) of
-    a run."""
-    counts, made, original = [0, 0, 0, 0], [], train.make_reward
+class Compared:
+    """A reward whose answers are held against those of the verifier without a server."""
 
-    class Compared(PairwiseReward):
-        def judge(self, prompts, images):
-            part = super().judge(prompts, images)
-            truth = PairwiseReward(world.ShapesMLLM(), opponents=self.opponents)
-            pairs = self.calls(part.group_size) // 2
-            for k, (prompt, group) in enumerate(zip(prompts, images)):
-                one, other = (o[k * pairs : (k + 1) * pairs] for o in (part.one, part.other))
-                lost = sum(o in (Verdict.FAILED, Verdict.UNPARSABLE) for o in one + other)
-                ours = PairwiseReward.result(replacement, [part._replace(one=one, other=other)])
-                wrong = not torch.equal(ours.rewards, truth([prompt], [group]).rewards)
-                made.append((lost, 2 * pairs, wrong and not lost, not lost))
-            return part
+    def __init__(self, reward: PairwiseReward):
+        self.reward, self.name, self.calls, self.made = reward, reward.name, reward.calls, []
+        self.truth = PairwiseReward(ShapesMLLM(), opponents=reward.opponents)
 
-    def make_reward(cfg, judge, device, gather):
-        reward = original(cfg, judge, device, gather)
-        return Compared(judge, opponents=reward.opponents, max_failed=reward.max_failed)
+    def __call__(self, prompts, images):
+        result = self.reward(prompts, images)  # the loop asks about one group at a time
+        lost = result.counts["failed"] + result.counts["unparsable"]
+        wrong = not torch.equal(result.values, self.truth(prompts, images).values)
+        self.made.append((lost, result.counts["wanted"], wrong and not lost, not lost))
+        return result
 
-    replacement = PairwiseReward(
-        world.ShapesMLLM(), opponents=cfg.opponents or None, max_failed=1.0
-    )
-    train.make_reward = make_reward
-    try:
-        train.train(cfg, train.Processes(0, 1, torch.device("cpu")))
-    finally:
-        train.make_reward = original
-    return tuple(map(sum, zip(counts, *made)))
+
+def compare_with_faultless(cfg: Config) -> tuple[int, int, int, int]:
+    """Comparisons lost, comparisons, groups with a wrong win rate and groups that lost none, in
+    a run by a judge server."""
+    procs = Processes(0, 1, torch.device("cpu"))
+    run = start_run(cfg, procs)
+    run.rewards["pairwise"] = compared = Compared(run.rewards["pairwise"])
+    train.train(cfg, procs, run)
+    return tuple(map(sum, zip(*compared.made)))
 
 
 def faults() -> str:
     """Bar 1, in words; SystemExit if it is missed."""
     server = JudgeServer(
-        world.ShapesMLLM(), 0, Faults(latency=0.05, error_500=0.1, garbage=0.05, hang=0.02)
+        ShapesMLLM(), 0, Faults(latency=0.05, error_500=0.1, garbage=0.05, hang=0.02)
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:
         # 4,480 comparisons: about 11 are lost, too many for a bar of 1 % to be met or missed by
         # luck.
         cfg = replace(
-            train.Config(),
+            Config(),
             model=str(ROOT / "assets" / "tiny-flux"),
             out=f"{folder}/run",
             steps=20,
@@ -109,7 +103,7 @@ def start_server(port: int = 0) -> tuple[subprocess.Popen, int]:
     return server, int(server.stdout.readline().split(":")[-1].split("/")[0])
 
 
-def start_run(out: Path, port: int, *flags: str) -> subprocess.Popen:
+def start_process(out: Path, port: int, *flags: str) -> subprocess.Popen:
     settings = {
         "out": out,
         "judge": "openai",
@@ -137,11 +131,11 @@ def death(how: str, folder: Path) -> str:
     server, port = start_server()
     whole, out = folder / "whole", folder / "disturbed"
     try:
-        undisturbed = start_run(whole, port)
+        undisturbed = start_process(whole, port)
         errors = undisturbed.communicate()[1]
         if undisturbed.returncode:
             raise SystemExit(f"the undisturbed run failed: {errors}")
-        run = start_run(out, port)
+        run = start_process(out, port)
         while len(rows(out)) < 4 and run.poll() is None:  # step 3 is done; then, within step 4
             time.sleep(0.05)
         time.sleep(0.5)
@@ -155,7 +149,7 @@ def death(how: str, folder: Path) -> str:
         else:
             os.kill(server.pid, signal.SIGCONT)
         done = len(rows(out)) - 1
-        resumed = start_run(out, port, "--resume")
+        resumed = start_process(out, port, "--resume")
         resumed.communicate()
     finally:
         server.kill()

@@ -16,34 +16,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
+import sampler
 import train
-from judges.cache import Cached
 from judges.server import OpenAIMLLM
+from models import base
 from rewards import PairwiseReward
-from shapes import world
-from support.overlap import roll_out_and_judge
-
-ROOT = Path(__file__).resolve().parent.parent
+from shapes.prompts import heldout_prompts
+from support.config import Config
+from support.processes import in_background
+from support.prompts import Batch
 
 
 def measure(
-    cfg: train.Config, latency: float, concurrency: int, rounds: int, pipe, rollouts
+    cfg: Config, latency: float, concurrency: int, rounds: int, model, batch: Batch, images
 ) -> None:
-    judge, kept = (
-        OpenAIMLLM(cfg.base_url, concurrency=concurrency),
-        Path(cfg.out) / str(concurrency),
-    )
-    calls = PairwiseReward(judge).calls(cfg.group_size) * cfg.prompts_per_step
+    judge = OpenAIMLLM(cfg.base_url, concurrency=concurrency)
+    reward = PairwiseReward(judge)
+    calls = reward.calls(cfg.group_size) * cfg.prompts_per_step
     ideal = math.ceil(calls / concurrency) * latency
-    prompts, seeds, images = rollouts
     for number in range(rounds):
-        reward = PairwiseReward(Cached(judge, kept / str(number)))  # empty, as with new pictures
         start = time.perf_counter()
-        reward(prompts, images)
+        reward(batch.prompts, images)
         seconds = time.perf_counter() - start
         print(
             f"L {latency * 1000:.0f} ms, C {concurrency:2}, {calls} calls, judging alone, round "
@@ -52,41 +46,42 @@ def measure(
             flush=True,
         )
 
-    def waiting(chunk: list[str], _):
-        time.sleep(1.3 * ideal * len(chunk) / len(prompts))
-        return SimpleNamespace(images=[images[prompts.index(prompt)] for prompt in chunk])
+    def waiting(part: Batch):
+        time.sleep(1.3 * ideal * len(part.prompts) / len(batch.prompts))
+        return [images[batch.prompts.index(prompt)] for prompt in part.prompts]
 
-    reward = PairwiseReward(Cached(judge, kept / "waiting"))
-    chunks = [([prompt], [row]) for prompt, row in zip(prompts, seeds)]  # as sample_and_judge cuts
-    behind("elsewhere", 1.3 * ideal, ideal, lambda: roll_out_and_judge(waiting, reward, chunks)[2])
+    def sampling(part: Batch):
+        sigmas = sampler.sigma_schedule(steps)
+        return train.sample(model, part, sigmas, cfg.noise_level, "flow", cfg.group_size).images
 
+    behind("elsewhere", ideal, waiting, reward, batch)
+    steps = cfg.num_steps
+    seconds = rolled_out(sampling, batch)
+    steps = max(steps, math.ceil(steps * 1.3 * ideal / seconds))  # a rollout longer than judging
+    behind("on this CPU", ideal, sampling, reward, batch)
+
+
+def rolled_out(sample, batch: Batch) -> float:
+    """Seconds of the rollout without judging."""
     start = time.perf_counter()
-    train.roll_out(pipe, cfg, prompts, seeds)
-    steps = math.ceil(cfg.num_steps * 1.3 * ideal / (time.perf_counter() - start))
-    cfg = replace(cfg, num_steps=max(steps, cfg.num_steps))
-    start = time.perf_counter()
-    train.roll_out(pipe, cfg, prompts, seeds)
-    alone = time.perf_counter() - start
-    learner = SimpleNamespace(pipe=pipe, encode=None)  # what sample_and_judge reads of it
-    reward = PairwiseReward(Cached(judge, kept / "behind"))
-    behind(
-        "on this CPU",
-        alone,
-        ideal,
-        lambda: train.sample_and_judge(learner, cfg, prompts, seeds, reward)[2],
-    )
+    for part in batch.split(1):
+        sample(part)
+    return time.perf_counter() - start
 
 
-def behind(where: str, alone: float, ideal: float, step) -> None:
-    """Prints what is seen of judging in step(), which gives the seconds of its parts."""
-    start = time.perf_counter()
-    took = step()
+def behind(where: str, ideal: float, sample, reward, batch: Batch) -> None:
+    """Prints what is seen of judging behind a rollout, cut into groups as the loop does it."""
+    alone = rolled_out(sample, batch)
+    start, jobs = time.perf_counter(), []
+    for part in batch.split(1):
+        jobs.append(in_background(reward, part.prompts, sample(part)))
+    rolled = time.perf_counter() - start
+    for job in jobs:
+        job()
     whole = time.perf_counter() - start
-    judged, hidden = took["seconds_judge"], took["seconds_judge_hidden"]
     print(
-        f"  behind a rollout {where} of {took['seconds_rollout']:.2f} s ({alone:.2f} s without "
-        f"judging): {judged:.2f} s of judging, {hidden / judged:.1%} hidden; seen in the step: "
-        f"{(judged - hidden) / ideal:.1%} of the ideal after the rollout, "
+        f"  behind a rollout {where} of {rolled:.2f} s ({alone:.2f} s without judging): seen in "
+        f"the step: {(whole - rolled) / ideal:.1%} of the ideal after the rollout, "
         f"{(whole - alone) / ideal:.1%} of it over the rollout alone",
         flush=True,
     )
@@ -105,23 +100,21 @@ def main() -> None:
     try:
         url = server.stdout.readline().split()[-1]
         with tempfile.TemporaryDirectory() as folder:
-            cfg = train.Config(
-                model=str(ROOT / "assets" / "tiny-flux"),
+            cfg = Config(
                 out=folder,
                 judge="openai",
                 base_url=url,
                 prompts_per_step=args.prompts,
                 group_size=args.group_size,
             )
-            pipe = train.flux.load(cfg.model)
-            prompts = [p.text for p in world.heldout_prompts()[: args.prompts]]
-            seeds = [
-                [2 * (p * args.group_size + g) for g in range(args.group_size)]
-                for p in range(args.prompts)
-            ]
-            images = train.roll_out(pipe, cfg, prompts, seeds).images
+            model = base.load(cfg.model, cfg.size)
+            prompts = [p.text for p in heldout_prompts()[: args.prompts]]
+            count = args.prompts * args.group_size
+            batch = Batch(prompts, list(range(count)), list(range(count, 2 * count)), [])
+            sigmas = sampler.sigma_schedule(cfg.num_steps)
+            images = train.sample(model, batch, sigmas, cfg.noise_level, "flow", count).images
             for concurrency in args.concurrency:
-                measure(cfg, args.latency, concurrency, args.rounds, pipe, (prompts, seeds, images))
+                measure(cfg, args.latency, concurrency, args.rounds, model, batch, images)
     finally:
         server.terminate()
 

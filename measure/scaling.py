@@ -1,50 +1,58 @@
 """What a step costs by its size: memory by micro-batch, G and prompts; time by K x B.
 
-python -m measure.scaling     # some minutes on an idle machine; not a test, since times are not
+    python -m measure.scaling
+
+Some minutes on an idle machine; not a test, since times vary.
 """
 
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import sampler
 import train
-from models import flux
+from models import base
+from support.config import Config
 from support.footprint import Alive
+from support.prompts import Batch
 
 MODEL = str(Path(__file__).resolve().parent.parent / "assets" / "tiny-flux")
 SIZES = [(4, 16), (8, 16), (16, 16), (4, 32), (8, 32), (4, 64)]  # K, B at micro-batches of 16
 SHAPES = [(4, 4, 2), (8, 4, 2), (4, 8, 2), (4, 4, 4), (8, 8, 4)]  # micro-batch, G, prompts
 
 
-def step(pipe, optimizer, cfg, prompts: int):
+def step(model, optimizer, cfg, prompts: int):
     """Rollout, decoding and the replay of all stochastic steps; no judge. The rollout."""
-    seeds = [[2 * (cfg.group_size * p + g) for g in range(cfg.group_size)] for p in range(prompts)]
-    rollout = train.roll_out(pipe, cfg, ["a red circle"] * prompts, seeds)
-    train.update(
-        pipe,
-        cfg,
-        pipe.transformer,
-        optimizer,
-        rollout,
-        torch.ones(prompts * cfg.group_size),
-        None,
-        rollout.trajectory.sde_steps,
-    )
+    count = prompts * cfg.group_size
+    batch = Batch(["a red circle"] * prompts, list(range(count)), list(range(count)), [])
+    sigmas = sampler.sigma_schedule(cfg.num_steps)
+    rollout = train.sample(model, batch, sigmas, cfg.noise_level, cfg.sde_kind, cfg.micro_batch)
+    for rows in train.micro_batches(count, cfg.micro_batch):
+        for k in rollout.trajectory.sde_steps:
+            advantages = torch.ones(rows.stop - rows.start)
+            loss, _ = train.objective(
+                model, model.transformer, rollout, advantages, k, rows, cfg.clip_range, True, 0.0
+            )
+            loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     return rollout
 
 
-def memory(pipe, optimizer) -> None:
+def memory() -> None:
     """Most bytes alive in a whole step, with and without what is cached of its samples."""
     print("micro-batch  G  prompts    peak MB  of which cached  the rest")
     for micro_batch, group, prompts in SHAPES:
-        cfg = train.Config(
+        cfg = Config(
             model=MODEL, size=64, num_steps=3, micro_batch=micro_batch, group_size=group
         )
+        model, optimizer = load(cfg)
         with Alive() as alive:
-            rollout = step(pipe, optimizer, cfg, prompts)
+            rollout = step(model, optimizer, cfg, prompts)
         cached = sum(x.nbytes for x in (*rollout.trajectory[:4], *rollout.text))
         print(
             f"{micro_batch:11} {group:2} {prompts:8} {alive.peak / 1e6:10.2f} "
@@ -52,14 +60,15 @@ def memory(pipe, optimizer) -> None:
         )
 
 
-def seconds(pipe, optimizer, rounds: int = 5) -> None:
+def seconds(rounds: int = 5) -> None:
     """Median times, and how far they are from a line through K x B."""
     times = {size: [] for size in SIZES}
+    model, optimizer = load(Config(model=MODEL, micro_batch=16))
     for turn in range(rounds + 1):  # alternating: a disturbance meets all sizes; the first warms up
         for num_steps, samples in SIZES:
-            cfg = train.Config(model=MODEL, num_steps=num_steps, micro_batch=16, group_size=8)
+            cfg = Config(model=MODEL, num_steps=num_steps, micro_batch=16, group_size=8)
             start = time.perf_counter()
-            step(pipe, optimizer, cfg, samples // 8)
+            step(model, optimizer, cfg, samples // 8)
             if turn:
                 times[num_steps, samples].append(time.perf_counter() - start)
     medians = {size: statistics.median(values) for size, values in times.items()}
@@ -78,14 +87,18 @@ def seconds(pipe, optimizer, rounds: int = 5) -> None:
     )
 
 
+def load(cfg: Config):
+    model = base.load(cfg.model, cfg.size, cfg.guidance)
+    model.pipe.vae.enable_slicing()  # else one batch of up to 64 images decides
+    model.transformer.requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.trainable(), lr=0.0)
+    step(model, optimizer, replace(cfg, num_steps=2), 1)  # the optimizer's states
+    return model, optimizer
+
+
 def main() -> None:
-    pipe = flux.load(MODEL)
-    pipe.vae.enable_slicing()  # else one batch of up to 64 images decides
-    pipe.transformer.requires_grad_(True)
-    optimizer = torch.optim.AdamW(flux.trainable(pipe), lr=0.0)
-    step(pipe, optimizer, train.Config(model=MODEL, num_steps=2), 1)  # the optimiser's states
-    memory(pipe, optimizer)
-    seconds(pipe, optimizer)
+    memory()
+    seconds()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ opponents an image, against the win rates of all pairs by the same judge, and ag
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -19,10 +20,13 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 
+import sampler
 import train
-from models import flux
-from rewards import PairwiseReward, Verdict, bradley_terry, pair_schedule, win_rates
-from shapes import world
+from models import base
+from rewards import PairwiseReward, pair_schedule, win_rates
+from shapes.prompts import heldout_prompts
+from shapes.verifier import ShapesMLLM
+from support.prompts import Batch
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -36,10 +40,44 @@ def tau(a, b) -> float:
     return kendalltau(np.asarray(a), np.asarray(b)).statistic
 
 
-def sparse_rates(fit, verdicts: dict, size: int, opponents: int, draw: int) -> torch.Tensor:
-    """(Expected) win rates (G,) from the pairs of one random schedule, out of all verdicts."""
-    pairs = pair_schedule(size, opponents, torch.Generator().manual_seed(draw))
-    return fit(pairs, [verdicts[pair] for pair in pairs], size)
+def bradley_terry(
+    pairs: Sequence[tuple[int, int]], points: Sequence[float | None], group_size: int
+) -> torch.Tensor:
+    """(G,) float32: each image's expected win rate against all others, from any set of comparisons.
+
+    P(i beats j) = sigmoid(s_i - s_j); the strengths s maximize the likelihood (a tie is half a win
+    each) times a prior, half a win and half a loss against a player of strength 0, which keeps an
+    image that wins all finite. Expected win rates sum to G/2: the scale of `win_rates`.
+    """
+    wins = torch.zeros(group_size, group_size, dtype=torch.float64)
+    for (i, j), point in zip(pairs, points, strict=True):
+        if point is not None:
+            wins[i, j] += point
+            wins[j, i] += 1 - point
+    games = wins + wins.T
+    strength = torch.zeros(group_size, dtype=torch.float64)
+    for _ in range(50):  # Newton on a concave function; 6 to 10 steps in practice
+        expected = torch.sigmoid(strength[:, None] - strength)
+        prior = torch.sigmoid(strength)
+        gradient = (wins - games * expected).sum(1) + 0.5 - prior
+        curvature = games * expected * (1 - expected)
+        hessian = torch.diag(curvature.sum(1) + prior * (1 - prior)) - curvature
+        step = torch.linalg.solve(hessian, gradient)
+        strength += step / step.abs().max().clamp(min=1)  # at most 1, so that it cannot overshoot
+        if step.abs().max() < 1e-10:
+            break
+    expected = torch.sigmoid(strength[:, None] - strength)
+    return ((expected.sum(1) - 0.5) / (group_size - 1)).float()
+
+
+def sparse_rates(fit, points: dict, size: int, opponents: int, draw: int) -> torch.Tensor:
+    """Rates (G,) from the pairs of one sparse schedule, out of the points of all pairs.
+
+    Images take their seats of the schedule at random, as samples of one prompt do.
+    """
+    seats = np.random.default_rng(draw).permutation(size)
+    pairs = [tuple(sorted((int(seats[i]), int(seats[j])))) for i, j in pair_schedule(size, opponents)]
+    return fit(pairs, [points[pair] for pair in pairs], size)
 
 
 def simulated(fit, size: int, accuracy: float, trials: int) -> dict:
@@ -48,29 +86,30 @@ def simulated(fit, size: int, accuracy: float, trials: int) -> dict:
     found = {k: [] for k in (*OPPONENTS, size - 1)}
     for trial in range(trials):
         quality = rng.permutation(size)
-        verdicts = {}
+        points = {}
         for i, j in pair_schedule(size):
             first = (quality[i] > quality[j]) == (rng.random() < accuracy)
-            verdicts[i, j] = Verdict.FIRST if first else Verdict.SECOND
-        full = win_rates(list(verdicts), list(verdicts.values()), size)
+            points[i, j] = float(first)
+        full = win_rates(list(points), list(points.values()), size)
         found[size - 1].append((1.0, tau(full, quality)))
         for k in OPPONENTS:
-            rates = sparse_rates(fit, verdicts, size, k, trial)
+            rates = sparse_rates(fit, points, size, k, trial)
             found[k].append((tau(rates, full), tau(rates, quality)))
     return {k: np.nanmean(values, 0) for k, values in found.items()}
 
 
-def sampled_verdicts(size: int, prompts: list[str], pipe, judge: world.ShapesMLLM) -> list[dict]:
-    """For each prompt, the verifier's verdict on every pair of a sampled group of `size`."""
-    cfg = train.Config(group_size=size, micro_batch=64)
-    seeds = [[1000 * p + 2 * g for g in range(size)] for p in range(len(prompts))]
-    groups = train.roll_out(pipe, cfg, prompts, seeds).images
+def sampled_points(size: int, prompts: list[str], model, judge: ShapesMLLM) -> list[dict]:
+    """For each prompt, the points that the verifier gives in every pair of a sampled group of `size`."""
+    count = size * len(prompts)
+    batch = Batch(prompts, list(range(count)), list(range(count, 2 * count)), [])
+    sigmas = sampler.sigma_schedule(6)
+    groups = train.sample(model, batch, sigmas, 0.7, "flow", 64).images
     pairs, result = pair_schedule(size), []
     reward = PairwiseReward(judge)
     for prompt, group in zip(prompts, groups):
         # A group of two is one comparison in both orders: win rates 1, 0.5 or 0 of its first image.
         twos = [[group[i], group[j]] for i, j in pairs]
-        rates = reward([prompt] * len(pairs), twos).rewards[:, 0]
+        rates = reward([prompt] * len(pairs), twos).values[:, 0]
         result.append(dict(zip(pairs, rates.tolist())))
     return result
 
@@ -78,13 +117,13 @@ def sampled_verdicts(size: int, prompts: list[str], pipe, judge: world.ShapesMLL
 def on_shapes(fit, size: int, groups: list[dict], draws: int) -> dict:
     """k -> (tau to the full round robin, the same), means over groups and schedules."""
     found = {k: [] for k in OPPONENTS}
-    for verdicts in groups:
-        full = win_rates(list(verdicts), list(verdicts.values()), size)
+    for points in groups:
+        full = win_rates(list(points), list(points.values()), size)
         if full.std() == 0:  # all alike: nothing to rank
             continue
         for k in OPPONENTS:
             found[k] += [
-                tau(sparse_rates(fit, verdicts, size, k, draw), full) for draw in range(draws)
+                tau(sparse_rates(fit, points, size, k, draw), full) for draw in range(draws)
             ]
     return {k: (np.nanmean(values), float("nan")) for k, values in found.items()}
 
@@ -102,14 +141,14 @@ def main() -> None:
     args = parser.parse_args()
 
     fit = win_rates if args.plain else bradley_terry
-    pipe, judge = flux.load(args.model), world.ShapesMLLM()
-    prompts = [p.text for p in world.heldout_prompts()[: args.prompts]]
+    model, judge = base.load(args.model, size=32), ShapesMLLM()
+    prompts = [p.text for p in heldout_prompts()[: args.prompts]]
     found = {}  # (judge, G) -> {k: (tau to full, tau to truth)}
     for size in GROUP_SIZES:
         for accuracy in ACCURACIES:
             found[f"simulated {accuracy:.0%}", size] = simulated(fit, size, accuracy, args.trials)
-        groups = sampled_verdicts(size, prompts, pipe, judge)
-        ties = np.mean([v == 0.5 for verdicts in groups for v in verdicts.values()])
+        groups = sampled_points(size, prompts, model, judge)
+        ties = np.mean([v == 0.5 for points in groups for v in points.values()])
         print(f"shapes, G = {size}: {ties:.0%} of the comparisons are ties", flush=True)
         found["shapes verifier", size] = on_shapes(fit, size, groups, args.draws)
     print_table(found)

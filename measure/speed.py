@@ -1,21 +1,22 @@
 """What the loop costs beyond the bare network: prints three ratios, alternating within one process.
 
-python -m measure.speed  # about a minute; not a test, since times on a shared machine are not
+    python -m measure.speed        # about a minute; not a test: times on a shared machine vary
 """
 
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
 import grpo
+import sampler
 import train
-from models import flux
+from models import base
 from rewards import PairwiseReward
-from shapes import world
-
-ROOT = Path(__file__).resolve().parent.parent
+from shapes.prompts import heldout_prompts
+from shapes.verifier import ShapesMLLM
+from support.config import Config
+from support.prompts import Batch
 
 
 def timed(function, *args):
@@ -24,17 +25,31 @@ def timed(function, *args):
     return time.perf_counter() - start, result
 
 
+def descend(model, optimizer, rollout, advantages, cfg) -> None:
+    """All stochastic steps of all samples, as the loop descends them."""
+    for k in rollout.trajectory.sde_steps:
+        loss, _ = train.objective(
+            model, model.transformer, rollout, advantages, k, slice(0, len(advantages)),
+            cfg.clip_range, cfg.guard, cfg.kl_coef,
+        )
+        loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.trainable(), cfg.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 def main(rounds: int = 8) -> None:
-    cfg = train.Config(model=str(ROOT / "assets" / "tiny-flux"))
-    pipe = flux.load(cfg.model)
-    pipe.transformer.requires_grad_(True)
-    optimizer = torch.optim.AdamW(flux.trainable(pipe), lr=0.0)
-    prompts = [p.text for p in world.heldout_prompts()[: cfg.prompts_per_step]]
-    seeds = [[8 * p + 2 * g for g in range(cfg.group_size)] for p in range(len(prompts))]
-    reward = PairwiseReward(world.ShapesMLLM())
-    rows = torch.arange(len(prompts)).repeat_interleave(cfg.group_size)
-    velocity = flux.velocity_fn(pipe, flux.encode(pipe, prompts).rows(rows), cfg.size, cfg.size)
-    noise, sigma = torch.randn(len(rows), 16, 32), torch.full((len(rows),), 0.5)
+    cfg = Config()
+    model = base.load(cfg.model, cfg.size, cfg.guidance)
+    model.transformer.requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.trainable(), lr=0.0)
+    prompts = [p.text for p in heldout_prompts()[: cfg.prompts_per_step]]
+    count = len(prompts) * cfg.group_size
+    batch = Batch(prompts, list(range(count)), list(range(count, 2 * count)), [])
+    reward = PairwiseReward(ShapesMLLM())
+    sigmas = sampler.sigma_schedule(cfg.num_steps)
+    velocity = model.velocity(model.encode(prompts, cfg.group_size))
+    noise, sigma = model.noise(range(count)), torch.full((count,), 0.5)
 
     def bare_forward():
         with torch.no_grad():
@@ -44,38 +59,31 @@ def main(rounds: int = 8) -> None:
     def bare_update():
         for _ in range(cfg.num_steps - 1):
             velocity(noise, sigma).square().mean().backward()
+        optimizer.step()
         optimizer.zero_grad()
 
     def rollout_alone():
-        sigmas = train.sampler.sigma_schedule(cfg.num_steps)
-        generators = [torch.Generator().manual_seed(i) for i in range(len(rows))]
-        train.sampler.rollout(velocity, noise, sigmas, cfg.noise_level, generator=generators)
+        generators = [torch.Generator().manual_seed(i) for i in range(count)]
+        sampler.rollout(velocity, noise, sigmas, cfg.noise_level, generator=generators)
+
+    def sample():
+        return train.sample(model, batch, sigmas, cfg.noise_level, cfg.sde_kind, count)
 
     ratios = {"rollout": [], "update": [], "judging": []}
     for _ in range(rounds):
         bare, _ = timed(bare_forward)
         sampled, _ = timed(rollout_alone)
-        rolled, rollout = timed(train.roll_out, pipe, cfg, prompts, seeds)
-        judged, batch = timed(reward, prompts, rollout.images)
-        advantages = grpo.group_advantages(batch.rewards, cfg.std_floor).flatten()
+        rolled, rollout = timed(sample)
+        judged, scored = timed(reward, prompts, rollout.images)
+        advantages = grpo.group_advantages(scored.values, cfg.std_floor).flatten()
         bare_learned, _ = timed(bare_update)
-        learned, _ = timed(
-            train.update,
-            pipe,
-            cfg,
-            pipe.transformer,
-            optimizer,
-            rollout,
-            advantages,
-            None,
-            rollout.trajectory.sde_steps,
-        )
+        learned, _ = timed(descend, model, optimizer, rollout, advantages, cfg)
         ratios["rollout"].append(sampled / bare)
         ratios["update"].append(learned / bare_learned)
         ratios["judging"].append(judged / (rolled + judged + learned))
     for name, of in (
         ("rollout", "K bare passes"),
-        ("update", "as many bare forward and backward passes"),
+        ("update", "as many bare forward and backward passes with the optimizer"),
         ("judging", "a step"),
     ):
         values = sorted(ratios[name])

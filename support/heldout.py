@@ -3,7 +3,6 @@
 The win rate that Pref-GRPO optimises averages one half by construction, so it cannot show progress.
 Held-out prompts do: the share of testpoints that hold, the share of pictures wholly right,
 fidelity, and the win rate of the current model against the frozen base under the same judge.
-Testpoints become the benchmark's own results, scored by the benchmark's own code.
 For prompts from a file nothing can be verified: the win rate alone is measured, by the judge that
 also gave the reward. It says that the judge's taste was learnt; score final/ with bench.py for a
 second view.
@@ -17,51 +16,42 @@ import torch
 import sampler
 from rewards import check_lost, join
 from shapes import scenes, world
+from support.bootstrap import mean_interval
 from support.prompts import seed_of
-from unigenbench.results import Result, score
 
 
 class Held(NamedTuple):
     """Held-out results, one entry a prompt."""
 
-    results: list[Result]  # empty for prompts from a file, as fidelity
-    fidelity: list[float]  # grey levels, lower is better
-    wins: list[float]  # against the base
+    met: list[list[bool]]  # which of its testpoints hold; empty for prompts from a file
+    fidelity: list[float]  # grey levels, lower is better; empty for prompts from a file
+    wins: list[float]  # win rate against the base's picture: 1, 1/2 or 0
 
     def metrics(self) -> dict[str, float]:
-        if not self.results:
+        if not self.met:
             return {"win_rate_vs_base": float(np.mean(self.wins))}
         return {
-            "heldout_accuracy": score(self.results).accuracy,
-            "heldout_perfect": float(np.mean([all(r.scores) for r in self.results])),
+            "heldout_accuracy": sum(map(sum, self.met)) / sum(map(len, self.met)),
+            "heldout_perfect": float(np.mean([all(met) for met in self.met])),
             "heldout_fidelity": float(np.mean(self.fidelity)),
             "win_rate_vs_base": float(np.mean(self.wins)),
         }
 
-    def gain_over(self, base: "Held", draws: int = 10_000) -> tuple[float, float, float]:
-        """Gain in accuracy and its 95 % interval, by bootstrap over prompts."""
-        count = np.array([len(r.scores) for r in self.results])
-        gain = np.array(
-            [
-                sum(new.scores) - sum(old.scores)
-                for new, old in zip(self.results, base.results, strict=True)
-            ]
-        )
-        rows = np.random.default_rng(0).integers(len(gain), size=(draws, len(gain)))
-        low, high = np.percentile(gain[rows].sum(1) / count[rows].sum(1), [2.5, 97.5])
-        return gain.sum() / count.sum(), low, high
+    def gain_over(self, base: "Held") -> tuple[float, float, float]:
+        """Gain in accuracy over the base and its 95 % interval, by bootstrap over prompts."""
+        count = [len(met) for met in self.met]
+        gain = [sum(now) - sum(before) for now, before in zip(self.met, base.met, strict=True)]
+        return (sum(gain) / sum(count), *mean_interval(gain, count))
 
     def against(self, base: "Held") -> str:
         """The result of a run in words, with its 95 % interval."""
         now, before = self.metrics(), base.metrics()
-        wins = np.array(self.wins)
-        draws = wins[np.random.default_rng(0).integers(len(wins), size=(10_000, len(wins)))].mean(1)
-        low, high = np.percentile(draws, [2.5, 97.5])
+        low, high = mean_interval(self.wins)
         text = (
             f"win rate against the base {now['win_rate_vs_base']:.3f} (95 % interval "
-            f"{low:.3f} .. {high:.3f}) on {len(wins)} held-out prompts"
+            f"{low:.3f} .. {high:.3f}) on {len(self.wins)} held-out prompts"
         )
-        if not self.results:
+        if not self.met:
             return text + ", by the judge of the reward"
         gain, low, high = self.gain_over(base)
         return (
@@ -74,21 +64,11 @@ class Held(NamedTuple):
         )
 
 
-def verify(prompts: list[world.Prompt], images: list) -> tuple[list[Result], list[float]]:
-    """What the verifier says of one picture a prompt, and each picture's fidelity in grey
-    levels."""
+def verify(prompts: list, images: list) -> tuple[list[list[bool]], list[float]]:
+    """Which testpoints hold in one picture of each prompt, and each picture's fidelity."""
     readings = scenes.read(images)
-    results = [
-        Result(
-            index,
-            prompt.text,
-            [sub for sub, _ in prompt.testpoints],
-            "",
-            list(map(int, world.satisfied(prompt, reading))),
-        )
-        for index, (prompt, reading) in enumerate(zip(prompts, readings, strict=True))
-    ]
-    return results, [reading.fidelity for reading in readings]
+    met = [world.satisfied(p, reading) for p, reading in zip(prompts, readings, strict=True)]
+    return met, [reading.fidelity for reading in readings]
 
 
 class Heldout:
@@ -143,8 +123,8 @@ class Heldout:
         ranks = self.procs.gather([(mine, compared)])
         check_lost(self.compare.name, join([part for _, part in ranks]), self.cfg.max_failed)
         wins = {i: win for rows, part in ranks for i, win in zip(rows, part.values[:, 0].tolist())}
-        results, fidelity = ([], []) if self.scenes is None else verify(self.scenes, images)
-        return Held(results, fidelity, [win for _, win in sorted(wins.items())])
+        met, fidelity = ([], []) if self.scenes is None else verify(self.scenes, images)
+        return Held(met, fidelity, [win for _, win in sorted(wins.items())])
 
     def evaluate(self) -> Held:
         return self.measure(self.sample(self.texts, self.seeds, self.model.transformer))

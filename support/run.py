@@ -12,10 +12,10 @@ import functools
 from pathlib import Path
 
 import torch
-from judges.make import make_judge
 from tqdm import tqdm
 
 from judges import scorers
+from judges.make import make_judge
 from judges.verdicts import PAIRWISE_TEMPLATE, readable
 from models import base
 from rewards import JudgeError, PairwiseReward, PointwiseReward

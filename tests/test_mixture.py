@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from conftest import ROOT
+from support.mixture import MixedReward, Part, parse_rewards
 
 import grpo
 import train
 from rewards import JudgeError, RewardBatch
 from shapes import world
-from support.mixture import MixedReward, Part, parse_rewards
 
 
 @pytest.mark.parametrize(

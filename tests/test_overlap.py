@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from support.overlap import covered, in_background, roll_out_and_judge
 
 import rewards
 import train
@@ -21,7 +22,6 @@ from judges.mllm import Answer, Query
 from shapes import world
 from shapes.server import Faults, JudgeServer
 from support import judging
-from support.overlap import covered, in_background, roll_out_and_judge
 
 SMALL = dict(
     model=str(ROOT / "assets" / "tiny-flux"),

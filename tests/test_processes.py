@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxPipeline
+from support.learner import build
 from torch.profiler import ProfilerActivity, profile
 
 import train
@@ -19,7 +20,6 @@ from shapes import world
 from shapes.server import JudgeServer
 from support import processes
 from support.footprint import Alive
-from support.learner import build
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {

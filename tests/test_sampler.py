@@ -9,7 +9,7 @@ import torch
 import sampler
 from models import flux
 
-KINDS = ("flow", "dance")
+KINDS = tuple(sampler.DIFFUSIONS)
 
 
 def random_step(kind, index, noise_level=0.7, **kwargs):
@@ -51,26 +51,44 @@ def test_log_prob_is_the_mean_of_the_normal_log_density(kind, index):
     assert torch.allclose(step.log_prob, normal.log_prob(step.next_latents).mean((1, 2)), atol=1e-6)
 
 
-def test_flow_step_equals_the_published_formula():
-    latents, velocity, step = random_step("flow", 2)
-    sigma, dsigma = 4 / 6, -1 / 6
-    d = 0.7 * math.sqrt(sigma / (1 - sigma))
-    mean = (
-        latents * (1 + d**2 / (2 * sigma) * dsigma)
-        + velocity * (1 + d**2 * (1 - sigma) / (2 * sigma)) * dsigma
+def test_the_two_kinds_are_one_equation_with_two_diffusions():
+    """Dance-SDE's noise level is its diffusion: given the flow's, it takes the flow's step."""
+    for index in range(1, 5):
+        latents, velocity, flow = random_step("flow", index)
+        sigma = 1 - index / 6
+        diffusion = 0.7 * math.sqrt(sigma / (1 - sigma))
+        dance = sampler.sde_step(
+            latents, velocity, sampler.sigma_schedule(6), index, diffusion, "dance", latents
+        )
+        assert (flow.mean - dance.mean).abs().max() < 1e-6
+        assert flow.std[0].item() == pytest.approx(dance.std[0].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "index", "std"),
+    [
+        # d sqrt(-dsigma): 0.7 sqrt(sigma / (1 - sigma) / 6), and sigmas[1] below the first fraction
+        ("flow", 0, 0.7),
+        ("flow", 2, 0.7 * math.sqrt(2 / 6)),
+        ("dance", 0, 0.7 / math.sqrt(6)),
+        ("dance", 4, 0.7 / math.sqrt(6)),
+    ],
+)
+def test_step_std_by_hand(kind, index, std):
+    assert random_step(kind, index)[2].std.flatten()[0].item() == pytest.approx(std, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arithmetic_is_float32_whatever_the_models_dtype(kind):
+    latents, velocity, _ = random_step(kind, 2)
+    step = sampler.sde_step(
+        latents, velocity.bfloat16(), sampler.sigma_schedule(6), 2, 0.7, kind, latents
     )
-    assert torch.allclose(step.mean, mean, atol=1e-6)
-    assert step.std.flatten()[0].item() == pytest.approx(d * math.sqrt(-dsigma), rel=1e-6)
-
-
-def test_dance_step_equals_the_published_formula():
-    latents, velocity, step = random_step("dance", 2)
-    sigma, dsigma = 4 / 6, -1 / 6
-    clean = latents - sigma * velocity
-    score = -(latents - clean * (1 - sigma)) / sigma**2
-    mean = latents + velocity * dsigma - 0.5 * 0.7**2 * score * dsigma
-    assert torch.allclose(step.mean, mean, atol=1e-6)
-    assert step.std.flatten()[0].item() == pytest.approx(0.7 * math.sqrt(-dsigma), rel=1e-6)
+    exact = sampler.sde_step(
+        latents, velocity.bfloat16().float(), sampler.sigma_schedule(6), 2, 0.7, kind, latents
+    )
+    assert {part.dtype for part in step} == {torch.float32}
+    assert torch.equal(step.mean, exact.mean) and torch.equal(step.log_prob, exact.log_prob)
 
 
 def simulate(kind, noise_level, data_mean, data_std, steps=400, count=5000, corrected=True):
@@ -131,10 +149,6 @@ def test_the_last_step_is_the_predicted_clean_latents(kind):
 def test_the_first_step_at_sigma_one_is_finite(kind):
     _, _, step = random_step(kind, 0)
     assert all(torch.isfinite(part).all() for part in step)
-    if kind == "flow":  # sigmas[1] stands in the denominator
-        assert step.std.flatten()[0].item() == pytest.approx(
-            0.7 * math.sqrt(1 / (1 / 6) / 6), rel=1e-5
-        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -245,8 +259,3 @@ def test_replay_carries_gradient_and_takes_one_index_a_row(tiny_flux):
     assert scale.grad.abs() > 0
     some = sampler.replay(velocity, trajectory, torch.tensor([3, 0]), rows=torch.tensor([1, 2]))
     assert torch.allclose(some.log_prob, trajectory.log_probs[[3, 0], [1, 2]], atol=1e-6)
-
-
-def test_seed_of_depends_on_every_part():
-    assert sampler.seed_of(0, 1, "noise") == sampler.seed_of(0, 1, "noise")
-    assert len({sampler.seed_of(a, b) for a in range(20) for b in range(20)}) == 400

@@ -1,0 +1,95 @@
+"""The headline of a run: held-out results written by hand, with their gain, interval and sides."""
+
+import pytest
+import torch
+
+from rewards import Rewards
+from support.config import Config
+from support.heldout import Held, Heldout
+from support.processes import Processes
+
+BASE = Held([[True, False], [False], [False, False, True]], [2.0, 4.0, 6.0], [0.5, 0.5, 0.5])
+TRAINED = Held([[True, True], [True], [False, False, True]], [1.0, 2.0, 3.0], [1.0, 1.0, 0.5])
+
+
+def test_metrics_by_hand():
+    assert TRAINED.metrics() == {
+        "heldout_accuracy": pytest.approx(4 / 6),  # testpoints weigh alike, not prompts
+        "heldout_perfect": pytest.approx(2 / 3),
+        "heldout_fidelity": pytest.approx(2.0),
+        "win_rate_vs_base": pytest.approx(2.5 / 3),
+    }
+
+
+def test_the_gain_is_the_trained_less_the_base():
+    gain, low, high = TRAINED.gain_over(BASE)
+    assert gain == pytest.approx(2 / 6)
+    assert low <= gain <= high and low < high
+    lost, low_lost, high_lost = BASE.gain_over(TRAINED)
+    assert (lost, low_lost, high_lost) == pytest.approx((-gain, -high, -low))
+
+
+def test_a_gain_that_all_prompts_share_has_no_width():
+    better = Held([[True, True]] * 20, [1.0] * 20, [1.0] * 20)
+    worse = Held([[True, False]] * 20, [1.0] * 20, [0.5] * 20)
+    assert better.gain_over(worse) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_the_sentence_says_what_was_before_and_what_is_now():
+    said = TRAINED.against(BASE)
+    for part in (
+        "held-out accuracy 0.333 -> 0.667: gain +0.333",
+        "wholly right 0.00 -> 0.67",
+        "fidelity 4.00 -> 2.00",
+        "win rate against the base 0.833",
+    ):
+        assert part in said
+    from_a_file = Held([], [], [1.0, 0.0])
+    assert from_a_file.against(from_a_file).endswith("held-out prompts, by the judge of the reward")
+
+
+class Numbers:
+    """A model whose pictures are numbers: the base draws 0, the trained network 1."""
+
+    transformer = 1
+
+    def encode(self, prompts):
+        return len(prompts)
+
+    def noise(self, seeds):
+        return torch.zeros(len(seeds), 1, 1)
+
+    def velocity(self, text, transformer):
+        return lambda latents, sigma: torch.full_like(latents, -float(transformer or 0))
+
+    def decode(self, clean):
+        return clean.flatten().tolist()
+
+    def base(self):
+        from contextlib import nullcontext
+
+        return nullcontext(0)
+
+
+class HigherWins:
+    """A PairwiseReward by the numbers."""
+
+    name = "higher wins"
+
+    def __call__(self, prompts, images):
+        wins = [[float(a > b), float(b > a)] if a != b else [0.5, 0.5] for a, b in images]
+        from collections import Counter
+
+        return Rewards(torch.tensor(wins), Counter(wanted=len(wins)))
+
+
+def test_the_win_rate_against_the_base_is_the_trained_models_own():
+    class File:
+        heldout = ["a", "b", "c"]
+
+    cfg = Config(heldout=3, num_steps=2)
+    alone = Processes(0, 1, torch.device("cpu"))
+    held = Heldout(cfg, alone, Numbers(), HigherWins(), File())
+    held.measure_base()
+    assert held.base.wins == [0.5] * 3 and held.base_images == [0.0] * 3
+    assert held.evaluate().wins == [1.0] * 3
