@@ -22,7 +22,8 @@ import sys
 from pathlib import Path
 
 from judges.mllm import MLLM, LocalMLLM, OpenAIMLLM
-from shapes import world
+from shapes.prompts import heldout_prompts
+from shapes.verifier import ShapesMLLM
 from support.files import write_atomic
 from unigenbench import report
 from unigenbench.asking import IMAGES, image_name, judge_images  # noqa: F401
@@ -66,7 +67,7 @@ def find_prompts(name: str) -> list[Prompt]:
     if name == "shapes":
         return [
             Prompt(i, p.text, list(p.testpoints), "Shapes", p.kind, "en")
-            for i, p in enumerate(world.heldout_prompts())
+            for i, p in enumerate(heldout_prompts())
         ]
     path = PROMPT_FILES.get(name, Path(name))
     if not path.is_file():
@@ -184,7 +185,7 @@ def make_judge(args) -> tuple[MLLM, int, int]:
         if not args.judge_model:
             raise ValueError("--judge local needs --judge_model FOLDER_OR_NAME")
         return LocalMLLM(args.judge_model, max_new_tokens=args.max_tokens), 1, 8
-    return world.ShapesMLLM(), 1, 64
+    return ShapesMLLM(), 1, 64
 
 
 def journal_of(out: Path) -> Path:

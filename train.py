@@ -32,7 +32,7 @@ import grpo
 import sampler
 from models.base import flux
 from rewards import JudgeError, RewardBatch
-from shapes import world
+from shapes.prompts import heldout_prompts
 from support import pictures, processes
 from support.checks import check_config
 from support.heldout import Held, Heldout
@@ -315,7 +315,7 @@ def train(cfg: Config, procs: Processes) -> None:
             call_budget(
                 cfg,
                 reward,
-                len(prompts.heldout if prompts else world.heldout_prompts()[: cfg.heldout or None]),
+                len(prompts.heldout if prompts else heldout_prompts()[: cfg.heldout or None]),
             )
         )
     heldout = Heldout(

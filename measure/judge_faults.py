@@ -31,8 +31,8 @@ import torch
 import train
 from judges.verdicts import Verdict
 from rewards import PairwiseReward
-from shapes import world
 from shapes.server import Faults, JudgeServer
+from shapes.verifier import ShapesMLLM
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +45,7 @@ def compare_with_faultless(cfg: train.Config) -> tuple[int, int, int, int]:
     class Compared(PairwiseReward):
         def judge(self, prompts, images):
             part = super().judge(prompts, images)
-            truth = PairwiseReward(world.ShapesMLLM(), opponents=self.opponents)
+            truth = PairwiseReward(ShapesMLLM(), opponents=self.opponents)
             pairs = self.calls(part.group_size) // 2
             for k, (prompt, group) in enumerate(zip(prompts, images)):
                 one, other = (o[k * pairs : (k + 1) * pairs] for o in (part.one, part.other))
@@ -59,9 +59,7 @@ def compare_with_faultless(cfg: train.Config) -> tuple[int, int, int, int]:
         reward = original(cfg, judge, device, gather)
         return Compared(judge, opponents=reward.opponents, max_failed=reward.max_failed)
 
-    replacement = PairwiseReward(
-        world.ShapesMLLM(), opponents=cfg.opponents or None, max_failed=1.0
-    )
+    replacement = PairwiseReward(ShapesMLLM(), opponents=cfg.opponents or None, max_failed=1.0)
     train.make_reward = make_reward
     try:
         train.train(cfg, train.Processes(0, 1, torch.device("cpu")))
@@ -73,7 +71,7 @@ def compare_with_faultless(cfg: train.Config) -> tuple[int, int, int, int]:
 def faults() -> str:
     """Bar 1, in words; SystemExit if it is missed."""
     server = JudgeServer(
-        world.ShapesMLLM(), 0, Faults(latency=0.05, error_500=0.1, garbage=0.05, hang=0.02)
+        ShapesMLLM(), 0, Faults(latency=0.05, error_500=0.1, garbage=0.05, hang=0.02)
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 import train
 from judges.mllm import Cached, OpenAIMLLM
 from rewards import PairwiseReward
-from shapes import world
+from shapes.prompts import heldout_prompts
 from support.overlap import roll_out_and_judge
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,7 +113,7 @@ def main() -> None:
                 group_size=args.group_size,
             )
             pipe = train.flux.load(cfg.model)
-            prompts = [p.text for p in world.heldout_prompts()[: args.prompts]]
+            prompts = [p.text for p in heldout_prompts()[: args.prompts]]
             seeds = [
                 [2 * (p * args.group_size + g) for g in range(args.group_size)]
                 for p in range(args.prompts)

@@ -22,7 +22,8 @@ from scipy.stats import kendalltau
 import train
 from models import flux
 from rewards import PairwiseReward, Verdict, bradley_terry, pair_schedule, win_rates
-from shapes import world
+from shapes.prompts import heldout_prompts
+from shapes.verifier import ShapesMLLM
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -60,7 +61,7 @@ def simulated(fit, size: int, accuracy: float, trials: int) -> dict:
     return {k: np.nanmean(values, 0) for k, values in found.items()}
 
 
-def sampled_verdicts(size: int, prompts: list[str], pipe, judge: world.ShapesMLLM) -> list[dict]:
+def sampled_verdicts(size: int, prompts: list[str], pipe, judge: ShapesMLLM) -> list[dict]:
     """For each prompt, the verifier's verdict on every pair of a sampled group of `size`."""
     cfg = train.Config(group_size=size, micro_batch=64)
     seeds = [[1000 * p + 2 * g for g in range(size)] for p in range(len(prompts))]
@@ -102,8 +103,8 @@ def main() -> None:
     args = parser.parse_args()
 
     fit = win_rates if args.plain else bradley_terry
-    pipe, judge = flux.load(args.model), world.ShapesMLLM()
-    prompts = [p.text for p in world.heldout_prompts()[: args.prompts]]
+    pipe, judge = flux.load(args.model), ShapesMLLM()
+    prompts = [p.text for p in heldout_prompts()[: args.prompts]]
     found = {}  # (judge, G) -> {k: (tau to full, tau to truth)}
     for size in GROUP_SIZES:
         for accuracy in ACCURACIES:

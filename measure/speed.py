@@ -13,7 +13,8 @@ import grpo
 import train
 from models import flux
 from rewards import PairwiseReward
-from shapes import world
+from shapes.prompts import heldout_prompts
+from shapes.verifier import ShapesMLLM
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,9 +30,9 @@ def main(rounds: int = 8) -> None:
     pipe = flux.load(cfg.model)
     pipe.transformer.requires_grad_(True)
     optimizer = torch.optim.AdamW(flux.trainable(pipe), lr=0.0)
-    prompts = [p.text for p in world.heldout_prompts()[: cfg.prompts_per_step]]
+    prompts = [p.text for p in heldout_prompts()[: cfg.prompts_per_step]]
     seeds = [[8 * p + 2 * g for g in range(cfg.group_size)] for p in range(len(prompts))]
-    reward = PairwiseReward(world.ShapesMLLM())
+    reward = PairwiseReward(ShapesMLLM())
     rows = torch.arange(len(prompts)).repeat_interleave(cfg.group_size)
     velocity = flux.velocity_fn(pipe, flux.encode(pipe, prompts).rows(rows), cfg.size, cfg.size)
     noise, sigma = torch.randn(len(rows), 16, 32), torch.full((len(rows),), 0.5)

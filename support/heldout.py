@@ -16,7 +16,9 @@ import torch
 
 import sampler
 from models.base import flux
-from shapes import scenes, world
+from shapes import scenes
+from shapes.prompts import heldout_prompts
+from shapes.verifier import Caption, satisfied
 from support.judging import make_comparison
 from unigenbench.results import Result, score
 
@@ -74,7 +76,7 @@ class Held(NamedTuple):
         )
 
 
-def verify(prompts: list[world.Prompt], images: list) -> tuple[list[Result], list[float]]:
+def verify(prompts: list[Caption], images: list) -> tuple[list[Result], list[float]]:
     """What the verifier says of one picture a prompt, and each picture's fidelity in grey
     levels."""
     readings = scenes.read(images)
@@ -84,7 +86,7 @@ def verify(prompts: list[world.Prompt], images: list) -> tuple[list[Result], lis
             prompt.text,
             [sub for sub, _ in prompt.testpoints],
             "",
-            list(map(int, world.satisfied(prompt, reading))),
+            list(map(int, satisfied(prompt, reading))),
         )
         for index, (prompt, reading) in enumerate(zip(prompts, readings, strict=True))
     ]
@@ -101,7 +103,7 @@ class Heldout:
         """encode: prompts -> flux.Text. texts: prompts of a file; None: those of the shapes
         world."""
         self.pipe, self.cfg, self.procs, self.encode = pipe, cfg, procs, encode
-        self.scenes = None if texts else world.heldout_prompts()[: cfg.heldout or None]
+        self.scenes = None if texts else heldout_prompts()[: cfg.heldout or None]
         self.texts = texts or [p.text for p in self.scenes]
         self.seeds = [sampler.seed_of("heldout", i) for i in range(len(self.texts))]
         self.compare = make_comparison(cfg, judge, procs.gather)

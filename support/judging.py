@@ -10,7 +10,7 @@ from judges import scorers
 from judges.mllm import Cached, LocalMLLM, OpenAIMLLM
 from judges.verdicts import Verdict, parse_scores, parse_verdict
 from rewards import MLLMScorer, PairwiseReward, PointwiseReward
-from shapes import world
+from shapes.verifier import ShapesMLLM
 from support.mixture import MixedReward, parse_rewards
 
 
@@ -24,7 +24,7 @@ def make_judge(cfg, out: Path):
     """The judge behind mllm.MLLM; answers of real ones are kept on disk, so that nothing is asked
     twice."""
     if cfg.judge == "shapes":
-        return world.ShapesMLLM()
+        return ShapesMLLM()
     if cfg.judge == "local":
         judge = LocalMLLM(cfg.judge_model, max_new_tokens=cfg.judge_tokens)
     else:

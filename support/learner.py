@@ -15,7 +15,7 @@ import torch
 
 import sampler
 from models.base import flux
-from shapes import world
+from shapes.prompts import heldout_prompts
 from support import processes
 from support.processes import DTYPES, Processes
 from support.prompts import Prompts, TextCache, step_prompts
@@ -74,7 +74,7 @@ def make_encode(pipe, cfg, procs: Processes, prompts: Prompts | None):
     if not cfg.text_cache:
         return live
     cache = TextCache(cfg.text_cache, cfg.model, DTYPES[cfg.dtype])
-    needed = list(prompts.heldout if prompts else [p.text for p in world.heldout_prompts()])
+    needed = list(prompts.heldout if prompts else [p.text for p in heldout_prompts()])
     for step in range(1, cfg.steps + 1):
         rng = np.random.default_rng(sampler.seed_of(cfg.seed, step, "prompts"))  # as in train_step
         needed += step_prompts(prompts, cfg.prompts_per_step, step, cfg.seed, rng)

@@ -21,15 +21,16 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
     """Three prompts of the embedded world, drawn as asked except for one image of the second."""
-    from shapes import scenes, world
+    from shapes import scenes
+    from shapes.prompts import heldout_prompts, sample_scene
 
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    chosen = world.heldout_prompts()[:3]
+    chosen = heldout_prompts()[:3]
     (tmp_path / "images").mkdir()
     for index, prompt in enumerate(chosen):
         for i in range(4):
-            scene = scenes.Scene(()) if (index, i) == (1, 2) else world.sample_scene(prompt, rng)
+            scene = scenes.Scene(()) if (index, i) == (1, 2) else sample_scene(prompt, rng)
             image = Image.fromarray(scenes.render([scene])[0])
             image.save(tmp_path / "images" / f"{index}_{i}.png")
     return chosen
@@ -64,9 +65,9 @@ def test_judge_score_and_report_from_the_command_line(drawn, capsys):
 
 def test_the_flags_name_the_judge(drawn, monkeypatch):
     """A model in process is asked in batches, a server one image a call; limits reach both."""
-    from shapes import world
+    from shapes.verifier import ShapesMLLM
 
-    class Fake(world.ShapesMLLM):
+    class Fake(ShapesMLLM):
         def __init__(self, *args, **options):
             super().__init__()
             made.append((args, options))
@@ -143,18 +144,20 @@ def test_the_default_run_twice_gives_the_same_bytes(tmp_path, monkeypatch):
 
 def test_the_held_out_score_of_training_is_the_benchmarks(tmp_path):
     """The same pictures, right and wrong ones, through train.py's measure and through the files."""
-    from shapes import scenes, world
+    from shapes import scenes
+    from shapes.prompts import heldout_prompts, sample_scene
+    from shapes.verifier import ShapesMLLM
     from support import heldout
     from unigenbench.asking import judge_images
     from unigenbench.results import score
 
-    rng, prompts = np.random.default_rng(0), world.heldout_prompts()[:30]
+    rng, prompts = np.random.default_rng(0), heldout_prompts()[:30]
     (tmp_path / "images").mkdir()
     shown = [
         [
             Image.fromarray(pixels)
             for pixels in scenes.render(
-                [world.sample_scene(prompts[(n + i * (n % 2)) % 30], rng) for i in range(4)]
+                [sample_scene(prompts[(n + i * (n % 2)) % 30], rng) for i in range(4)]
             )
         ]
         for n in range(30)
@@ -162,7 +165,7 @@ def test_the_held_out_score_of_training_is_the_benchmarks(tmp_path):
     for n, i in np.ndindex(30, 4):
         shown[n][i].save(tmp_path / "images" / f"{n}_{i}.png")
     judged = judge_images(
-        world.ShapesMLLM(),
+        ShapesMLLM(),
         bench.find_prompts("shapes")[:30],
         tmp_path / "images",
         tmp_path / "j.jsonl",
