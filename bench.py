@@ -29,7 +29,8 @@ from pathlib import Path
 from judges.local import LocalMLLM
 from judges.mllm import MLLM
 from judges.server import OpenAIMLLM
-from shapes import world
+from shapes import prompts as shapes_prompts
+from shapes import verifier
 from support.files import journal_of, write_atomic
 
 # Others import these from here, whether or not they are used below.
@@ -90,7 +91,7 @@ def find_prompts(name: str) -> list[Prompt]:
     if name == "shapes":
         return [
             Prompt(i, p.text, list(p.testpoints), "Shapes", p.kind, "en")
-            for i, p in enumerate(world.heldout_prompts())
+            for i, p in enumerate(shapes_prompts.heldout_prompts())
         ]
     path = PROMPT_FILES.get(name, Path(name))
     if not path.is_file():
@@ -111,7 +112,7 @@ def make_judge(args, server=OpenAIMLLM, local=LocalMLLM) -> tuple[MLLM, int, int
         if not args.judge_model:
             raise ValueError("--judge local needs --judge_model FOLDER_OR_NAME")
         return local(args.judge_model, max_new_tokens=args.max_tokens), 1, 8
-    return world.ShapesMLLM(), 1, 64
+    return verifier.ShapesMLLM(), 1, 64
 
 
 def run_generate(args) -> int:

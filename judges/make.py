@@ -28,7 +28,7 @@ def make_judge(
     loaded, and for a server that is not there to list its models.
     """
     if kind == "shapes":
-        from shapes.world import ShapesMLLM
+        from shapes.verifier import ShapesMLLM
 
         return ShapesMLLM()
     if kind == "local":

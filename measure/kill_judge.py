@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shapes import scenes, world
+from shapes import scenes
+from shapes.prompts import all_prompts, sample_scene
 from unigenbench.results import read_results
 from unigenbench.testpoints import Prompt, write_prompts
 
@@ -34,10 +35,7 @@ def draw(folder: Path, count: int) -> None:
     """prompts.csv in the official form; images/: three that show what is asked, one empty."""
     rng = np.random.default_rng(0)
     every = [
-        p
-        for split in ("heldout", "train")
-        for kind in world.all_prompts(split).values()
-        for p in kind
+        p for split in ("heldout", "train") for kind in all_prompts(split).values() for p in kind
     ]
     chosen = [every[i] for i in rng.permutation(len(every))[:count]]
     write_prompts(
@@ -49,7 +47,7 @@ def draw(folder: Path, count: int) -> None:
     )
     (folder / "images").mkdir()
     for index, prompt in enumerate(chosen):
-        shown = [world.sample_scene(prompt, rng) for _ in range(3)] + [scenes.Scene(())]
+        shown = [sample_scene(prompt, rng) for _ in range(3)] + [scenes.Scene(())]
         for i, pixels in enumerate(scenes.render(shown)):
             Image.fromarray(pixels).save(folder / "images" / f"{index}_{i}.png")
 

@@ -47,9 +47,7 @@ def memory() -> None:
     """Most bytes alive in a whole step, with and without what is cached of its samples."""
     print("micro-batch  G  prompts    peak MB  of which cached  the rest")
     for micro_batch, group, prompts in SHAPES:
-        cfg = Config(
-            model=MODEL, size=64, num_steps=3, micro_batch=micro_batch, group_size=group
-        )
+        cfg = Config(model=MODEL, size=64, num_steps=3, micro_batch=micro_batch, group_size=group)
         model, optimizer = load(cfg)
         with Alive() as alive:
             rollout = step(model, optimizer, cfg, prompts)

@@ -76,7 +76,9 @@ def sparse_rates(fit, points: dict, size: int, opponents: int, draw: int) -> tor
     Images take their seats of the schedule at random, as samples of one prompt do.
     """
     seats = np.random.default_rng(draw).permutation(size)
-    pairs = [tuple(sorted((int(seats[i]), int(seats[j])))) for i, j in pair_schedule(size, opponents)]
+    pairs = [
+        tuple(sorted((int(seats[i]), int(seats[j])))) for i, j in pair_schedule(size, opponents)
+    ]
     return fit(pairs, [points[pair] for pair in pairs], size)
 
 

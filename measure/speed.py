@@ -1,6 +1,6 @@
 """What the loop costs beyond the bare network: prints three ratios, alternating within one process.
 
-    python -m measure.speed        # about a minute; not a test: times on a shared machine vary
+python -m measure.speed        # about a minute; not a test: times on a shared machine vary
 """
 
 import statistics
@@ -29,8 +29,15 @@ def descend(model, optimizer, rollout, advantages, cfg) -> None:
     """All stochastic steps of all samples, as the loop descends them."""
     for k in rollout.trajectory.sde_steps:
         loss, _ = train.objective(
-            model, model.transformer, rollout, advantages, k, slice(0, len(advantages)),
-            cfg.clip_range, cfg.guard, cfg.kl_coef,
+            model,
+            model.transformer,
+            rollout,
+            advantages,
+            k,
+            slice(0, len(advantages)),
+            cfg.clip_range,
+            cfg.guard,
+            cfg.kl_coef,
         )
         loss.backward()
     torch.nn.utils.clip_grad_norm_(model.trainable(), cfg.max_grad_norm)

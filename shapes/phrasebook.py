@@ -22,7 +22,7 @@ SUBJECTS = {
     "Scene": ("harbor", "market", "library", "desert camp", "railway station"),
     "Other Entity": ("lighthouse", "typewriter", "steam engine", "suspension bridge"),
 }
-SLOTS = {
+WORDS = {
     "who": tuple(itertools.chain(*SUBJECTS.values())),
     "color": ("red", "green", "turquoise", "golden", "purple"),
     "color2": ("white", "black"),
@@ -109,11 +109,11 @@ PHRASES = {  # sub dimension -> its one phrase
 
 
 @functools.cache
-def pattern(sub: str) -> re.Pattern | None:
+def phrase_regex(sub: str) -> re.Pattern | None:
     """What the descriptions of a testpoint look like; None for a label that is not in the book."""
     if sub not in PHRASES:
         return None
-    choice = lambda match: "(?:" + "|".join(map(re.escape, SLOTS[match[1]])) + ")"
+    choice = lambda match: "(?:" + "|".join(map(re.escape, WORDS[match[1]])) + ")"
     return re.compile(re.sub(r"\{(\w+)\}", choice, PHRASES[sub]))
 
 
@@ -124,7 +124,7 @@ def write(question: str) -> str:
     who = rng.choice(SUBJECTS[fields["Subject"]])
     subs = re.findall(r"^Testpoint \d+: (.+)$", question, re.MULTILINE)
     phrases = [
-        PHRASES[sub].format(**{name: rng.choice(of) for name, of in SLOTS.items()} | {"who": who})
+        PHRASES[sub].format(**{name: rng.choice(of) for name, of in WORDS.items()} | {"who": who})
         for sub in subs
     ]
     prompt = f"{fields['Theme']}, {fields['Sub-theme']}: a {who}; {', '.join(phrases)}."
@@ -138,7 +138,7 @@ def check(question: str) -> str:
     for sub, description in re.findall(
         r"^Testpoint \d+: (.+)\nDefinition: .*\nDescription: (.+)$", question, re.MULTILINE
     ):
-        known = pattern(sub) is not None and pattern(sub).fullmatch(description)
+        known = phrase_regex(sub) is not None and phrase_regex(sub).fullmatch(description)
         reasons.append(
             "not in the prompt"
             if description not in prompt

@@ -48,7 +48,9 @@ from transformers import (
 
 import sampler
 from models import flux
-from shapes import scenes, world
+from shapes import scenes
+from shapes.prompts import all_prompts, heldout_prompts, place, sample_prompts, sample_scene
+from shapes.verifier import KINDS, RADII, SLOTS, Caption, make_prompt, satisfied
 
 WRONG_CAPTION, WASHED_OUT = 0.40, 0.35  # shares of the web-like data
 CONTRAST = (0.4, 0.8)  # what washed-out pictures keep of theirs
@@ -59,14 +61,14 @@ MAX_TOKENS = 12  # the longest sentence has 10 words, and one token ends it
 # ----------------------------------------------------------------------------- data
 
 
-def wrong_caption(prompt: world.Prompt, rng: np.random.Generator) -> world.Prompt:
+def wrong_caption(prompt: Caption, rng: np.random.Generator) -> Caption:
     """The prompt with one slot changed, still a training combination of this world."""
-    pool = world.all_prompts("train")[prompt.kind]
+    pool = all_prompts("train")[prompt.kind]
     texts = {p.text for p in pool}
     while True:
         name = str(rng.choice(list(prompt.slots)))
-        slots = prompt.slots | {name: str(rng.choice(world.SLOTS[name]))}
-        changed = world.make_prompt(prompt.kind, slots)
+        slots = prompt.slots | {name: str(rng.choice(SLOTS[name]))}
+        changed = make_prompt(prompt.kind, slots)
         if changed.text != prompt.text and changed.text in texts:
             return changed
 
@@ -78,14 +80,14 @@ def make_data(
 
     pairs: share of prompts drawn from the kinds with two things, whose colors are slow to learn.
     """
-    prompts = world.sample_prompts(count, rng)
-    two = [p for pool in world.all_prompts("train").values() for p in pool if "c2" in p.slots]
+    prompts = sample_prompts(count, rng)
+    two = [p for pool in all_prompts("train").values() for p in pool if "c2" in p.slots]
     kinds = sorted({p.kind for p in two})
     pools = {kind: [p for p in two if p.kind == kind] for kind in kinds}
     for i in np.flatnonzero(rng.random(count) < pairs):
         pool = pools[kinds[rng.integers(len(kinds))]]
         prompts[i] = pool[rng.integers(len(pool))]
-    drawn = [world.sample_scene(p, rng) for p in tqdm(prompts, desc="scenes", leave=False)]
+    drawn = [sample_scene(p, rng) for p in tqdm(prompts, desc="scenes", leave=False)]
     images = np.concatenate([scenes.render(drawn[i : i + 1000]) for i in range(0, count, 1000)])
     if web:
         for i in np.flatnonzero(rng.random(count) < WASHED_OUT):
@@ -110,15 +112,15 @@ def any_pictures(count: int, rng: np.random.Generator, nested: float = 0.3) -> n
     def scene() -> scenes.Scene:
         dark, inside, large = (rng.random(3) < (0.35, nested, 0.6)).tolist()
         if inside:
-            outer, inner = world.RADII["outer"], world.RADII["inner"]
-            xy = world.place(np.array([outer]), rng)[0]
+            outer, inner = RADII["outer"], RADII["inner"]
+            xy = place(np.array([outer]), rng)[0]
             return scenes.Scene((thing(*xy, outer), thing(*xy, inner)), dark)
         smalls = rng.integers(0, 3) if large else rng.integers(1, 5)
-        radii = np.array([world.RADII["large"]] * large + [world.RADII["small"]] * smalls)
+        radii = np.array([RADII["large"]] * large + [RADII["small"]] * smalls)
         return scenes.Scene(
             tuple(
                 thing(*xy, r, r > 5 and rng.random() < 0.4)
-                for xy, r in zip(world.place(radii, rng), radii)
+                for xy, r in zip(place(radii, rng), radii)
             ),
             dark,
         )
@@ -141,7 +143,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
         {
             word
             for split in ("train", "heldout")
-            for prompts in world.all_prompts(split).values()
+            for prompts in all_prompts(split).values()
             for p in prompts
             for word in p.text.split()
         }
@@ -328,7 +330,7 @@ def encode_images(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
     return torch.cat(chunks)
 
 
-def train_text(pipe: FluxPipeline, prompts: list[world.Prompt], steps: int, state: Path) -> None:
+def train_text(pipe: FluxPipeline, prompts: list[Caption], steps: int, state: Path) -> None:
     """The text encoders learn to understand sentences before they meet pictures, as FLUX's own did.
 
     From every vector of T5 and from CLIP's pooled one, linear heads read each slot of the grammar
@@ -336,7 +338,7 @@ def train_text(pipe: FluxPipeline, prompts: list[world.Prompt], steps: int, stat
     """
     values = {
         name: {value: i for i, value in enumerate(("", *choices))}
-        for name, choices in world.SLOTS.items()
+        for name, choices in SLOTS.items()
     }
     targets = torch.tensor(
         [[values[name][p.slots.get(name, "")] for name in values] for p in prompts]
@@ -395,18 +397,16 @@ def train_flow(
 @torch.no_grad()
 def report_heldout(pipe: FluxPipeline, stage: str) -> None:
     """Prints which share of the held-out testpoints the model draws right, by kind of sentence."""
-    prompts = world.heldout_prompts()
+    prompts = heldout_prompts()
     velocity = flux.velocity_fn(
         pipe, flux.encode(pipe, [p.text for p in prompts]), scenes.SIZE, scenes.SIZE
     )
     noise = flux.initial_noise(pipe, scenes.SIZE, scenes.SIZE, list(range(len(prompts))))
     clean = sampler.ode_sample(velocity, noise, sampler.sigma_schedule(6))
     readings = scenes.read(flux.decode(pipe, clean, scenes.SIZE, scenes.SIZE))
-    met = [world.satisfied(p, r) for p, r in zip(prompts, readings)]
+    met = [satisfied(p, r) for p, r in zip(prompts, readings)]
     share = lambda rows: sum(map(sum, rows)) / sum(map(len, rows))
-    kinds = {
-        kind: share([m for p, m in zip(prompts, met) if p.kind == kind]) for kind in world.KINDS
-    }
+    kinds = {kind: share([m for p, m in zip(prompts, met) if p.kind == kind]) for kind in KINDS}
     print(
         f"after {stage}: held-out accuracy {share(met):.3f}, wholly right "
         f"{np.mean([all(m) for m in met]):.3f}, fidelity "
@@ -426,16 +426,12 @@ def print_fairness(model: str, count: int = 10) -> None:
     )
     drawn = [
         scenes.Scene(
-            (
-                scenes.Thing(
-                    shape, color, *world.place(np.array([r]), rng)[0], r, size == "outline"
-                ),
-            ),
+            (scenes.Thing(shape, color, *place(np.array([r]), rng)[0], r, size == "outline"),),
             dark,
         )
         for shape, color, size, dark in looks
         for _ in range(count)
-        for r in [world.RADII["large" if size == "outline" else size]]
+        for r in [RADII["large" if size == "outline" else size]]
     ]
     readings = []
     for i in range(0, len(drawn), 100):
@@ -494,7 +490,7 @@ def main() -> None:
     train_decoder(
         pipe.vae, np.concatenate([images, nested]), args.decoder_steps, work / "decoder.pt"
     )
-    train_text(pipe, world.sample_prompts(args.pictures, rng), args.text_steps, work / "text.pt")
+    train_text(pipe, sample_prompts(args.pictures, rng), args.text_steps, work / "text.pt")
     latents = encode_images(pipe.vae, np.concatenate([images, pair_images]))
     pipe.vae.register_to_config(
         shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item()

@@ -25,7 +25,9 @@ from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from judges.scorers import CLIPScorer
-from shapes import pretrain, scenes, world
+from shapes import pretrain, scenes
+from shapes.prompts import all_prompts, sample_scene
+from shapes.verifier import parse_prompt, satisfied
 
 HARD = 3  # captions with one slot changed, a picture
 RUNS, RUN = 16, 8  # a batch: runs of neighbours in alphabetical order, and their length
@@ -68,7 +70,7 @@ def build(seed: int) -> tuple[CLIPModel, CLIPProcessor]:
 
 def hard_captions(texts: list[str], rng: np.random.Generator) -> list[list[str]]:
     """HARD captions for each text, one slot changed in each; a few happen to be true too."""
-    prompts = [world.parse_prompt(text) for text in texts]
+    prompts = [parse_prompt(text) for text in texts]
     return [[pretrain.wrong_caption(prompt, rng).text for _ in range(HARD)] for prompt in prompts]
 
 
@@ -163,17 +165,16 @@ def one_attribute_pairs(count: int, rng: np.random.Generator) -> dict[str, list]
     Pairs in which the right picture satisfies the wrong caption too ("one plus two", "two plus
     one"), or the other way round, ask nothing and are left out.
     """
-    pool = [p for prompts in world.all_prompts("heldout").values() for p in prompts]
+    pool = [p for prompts in all_prompts("heldout").values() for p in prompts]
     right = [pool[i] for i in rng.integers(len(pool), size=count)]
     wrong = [pretrain.wrong_caption(p, rng) for p in right]
-    drawn = [[world.sample_scene(p, rng) for p in of] for of in (right, wrong)]
+    drawn = [[sample_scene(p, rng) for p in of] for of in (right, wrong)]
     pictures = [[Image.fromarray(image) for image in scenes.render(of)] for of in drawn]
     both = [scenes.read(of) for of in pictures]
     asks = [
         i
         for i in range(count)
-        if not all(world.satisfied(wrong[i], both[0][i]))
-        and not all(world.satisfied(right[i], both[1][i]))
+        if not all(satisfied(wrong[i], both[0][i])) and not all(satisfied(right[i], both[1][i]))
     ]
     return {
         "kind": [right[i].kind for i in asks],

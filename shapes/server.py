@@ -20,13 +20,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from PIL import Image
 
 from judges.mllm import MLLM, Answer, Query
-from shapes.world import ShapesMLLM
+from shapes import phrasebook
+from shapes.scenes import Reading
+from shapes.verifier import ShapesMLLM
+
+
+class ClassroomMLLM(ShapesMLLM):
+    """The verifier; where no picture is shown, the phrase book answers construct.py's questions."""
+
+    def answer(self, query: Query, shown: list[Reading]) -> str:
+        written = None if shown else phrasebook.answer(query.text)
+        return written or super().answer(query, shown)
 
 
 @dataclass(frozen=True)
 class Faults:
-    """Shares of requests, 0 to 1, that go wrong in each way, and the time that each request
-    takes."""
+    """How long a request takes, and which shares of them, 0 to 1, go wrong in which way."""
 
     latency: float = 0.0  # seconds
     error_500: float = 0.0
@@ -46,8 +55,7 @@ class Faults:
 
 
 def parse_request(body: dict) -> Query:
-    """The images (data URIs) and the text of all messages, in order. Raises ValueError
-    otherwise."""
+    """Images (data URIs) and text of all messages, in order; ValueError for other addresses."""
     images, texts = [], []
     for message in body["messages"]:
         content = message["content"]
@@ -159,20 +167,12 @@ def main() -> None:
     parser.add_argument(
         "--first_bias", type=float, default=0.0, help="share of 'Image 1' regardless"
     )
-    for name in (
-        "latency",
-        "error_500",
-        "error_429",
-        "garbage",
-        "truncated",
-        "hang",
-        "hang_seconds",
-    ):
+    for name in ("latency", *Faults.SHARES, "hang_seconds"):
         parser.add_argument(f"--{name}", type=float, default=getattr(Faults, name))
     args = parser.parse_args()
     try:
         faults = Faults(**{k: v for k, v in vars(args).items() if hasattr(Faults, k)})
-        server = JudgeServer(ShapesMLLM(args.error_rate, args.first_bias), args.port, faults)
+        server = JudgeServer(ClassroomMLLM(args.error_rate, args.first_bias), args.port, faults)
     except (ValueError, OSError) as error:  # a share above 1; a port that is taken
         raise SystemExit(f"cannot serve on port {args.port}: {error}")
     print(f"judging at http://127.0.0.1:{server.server_port}/v1", flush=True)

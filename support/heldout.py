@@ -15,7 +15,8 @@ import torch
 
 import sampler
 from rewards import check_lost, join
-from shapes import scenes, world
+from shapes import prompts as shapes_prompts
+from shapes import scenes, verifier
 from support.bootstrap import mean_interval
 from support.prompts import seed_of
 
@@ -67,7 +68,7 @@ class Held(NamedTuple):
 def verify(prompts: list, images: list) -> tuple[list[list[bool]], list[float]]:
     """Which testpoints hold in one picture of each prompt, and each picture's fidelity."""
     readings = scenes.read(images)
-    met = [world.satisfied(p, reading) for p, reading in zip(prompts, readings, strict=True)]
+    met = [verifier.satisfied(p, reading) for p, reading in zip(prompts, readings, strict=True)]
     return met, [reading.fidelity for reading in readings]
 
 
@@ -78,7 +79,7 @@ class Heldout:
         """compare: the run's PairwiseReward. prompts: prompts.Prompts of a file; None: those of the
         shapes world. grid: rows and columns of the pictures that people look at."""
         self.cfg, self.procs, self.model, self.compare = cfg, procs, model, compare
-        self.scenes = None if prompts else world.heldout_prompts()[: cfg.heldout or None]
+        self.scenes = None if prompts else shapes_prompts.heldout_prompts()[: cfg.heldout or None]
         self.texts = prompts.heldout if prompts else [p.text for p in self.scenes]
         self.seeds = [seed_of("heldout", i) for i in range(len(self.texts))]
         kinds = self.texts if prompts else {p.kind: p.text for p in reversed(self.scenes)}.values()

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from shapes import world
+from shapes import prompts as shapes_prompts
 
 log = logging.getLogger("train")
 
@@ -95,7 +95,7 @@ def step_prompts(prompts: Prompts | None, count: int, step: int, seed: int, rng)
     from the shapes world, which never runs out.
     """
     if prompts is None:
-        return [p.text for p in world.sample_prompts(count, rng)]
+        return [p.text for p in shapes_prompts.sample_prompts(count, rng)]
     size = len(prompts.train)
     positions = range((step - 1) * count, step * count)
     return [prompts.train[epoch_order(size, seed, i // size)[i % size]] for i in positions]

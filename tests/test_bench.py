@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 import bench
-from shapes import scenes, world
+from shapes import prompts as shapes_prompts
+from shapes import scenes, verifier
 from shapes.server import JudgeServer
 from support import heldout
 from unigenbench.asking import judge_images
@@ -28,11 +29,15 @@ def drawn(tmp_path, monkeypatch):
     """Three prompts of the embedded world, drawn as asked except for one image of the second."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    chosen = world.heldout_prompts()[:3]
+    chosen = shapes_prompts.heldout_prompts()[:3]
     (tmp_path / "images").mkdir()
     for index, prompt in enumerate(chosen):
         for i in range(4):
-            scene = scenes.Scene(()) if (index, i) == (1, 2) else world.sample_scene(prompt, rng)
+            scene = (
+                scenes.Scene(())
+                if (index, i) == (1, 2)
+                else shapes_prompts.sample_scene(prompt, rng)
+            )
             image = Image.fromarray(scenes.render([scene])[0])
             image.save(tmp_path / "images" / f"{index}_{i}.png")
     return chosen
@@ -68,7 +73,7 @@ def test_judge_score_and_report_from_the_command_line(drawn, capsys):
 def test_the_flags_name_the_judge():
     """A model in process is asked in batches, a server one image a call; limits reach both."""
 
-    class Fake(world.ShapesMLLM):
+    class Fake(verifier.ShapesMLLM):
         def __init__(self, *args, **options):
             super().__init__()
             self.args, self.options = args, options
@@ -89,7 +94,7 @@ def test_the_flags_name_the_judge():
 
 def test_a_server_is_asked_once_an_image_and_says_what_its_model_does(drawn):
     run("judge --prompts shapes --limit 3 --images images --out here.csv")
-    with JudgeServer(world.ShapesMLLM()) as server:
+    with JudgeServer(verifier.ShapesMLLM()) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/v1"
         judge = "judge --prompts shapes --limit 3 --images images --out there.csv --judge openai"
@@ -152,13 +157,16 @@ def test_the_default_run_twice_gives_the_same_bytes(tmp_path, monkeypatch):
 
 def test_the_held_out_score_of_training_is_the_benchmarks(tmp_path):
     """The same pictures, right and wrong ones, through train.py's measure and through the files."""
-    rng, prompts = np.random.default_rng(0), world.heldout_prompts()[:30]
+    rng, prompts = np.random.default_rng(0), shapes_prompts.heldout_prompts()[:30]
     (tmp_path / "images").mkdir()
     shown = [
         [
             Image.fromarray(pixels)
             for pixels in scenes.render(
-                [world.sample_scene(prompts[(n + i * (n % 2)) % 30], rng) for i in range(4)]
+                [
+                    shapes_prompts.sample_scene(prompts[(n + i * (n % 2)) % 30], rng)
+                    for i in range(4)
+                ]
             )
         ]
         for n in range(30)
@@ -166,7 +174,7 @@ def test_the_held_out_score_of_training_is_the_benchmarks(tmp_path):
     for n, i in np.ndindex(30, 4):
         shown[n][i].save(tmp_path / "images" / f"{n}_{i}.png")
     judged = judge_images(
-        world.ShapesMLLM(),
+        verifier.ShapesMLLM(),
         bench.find_prompts("shapes")[:30],
         tmp_path / "images",
         tmp_path / "j.jsonl",

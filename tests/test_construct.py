@@ -10,8 +10,7 @@ import pytest
 
 import bench
 from judges.mllm import Answer
-from shapes.server import JudgeServer
-from shapes.world import ShapesMLLM
+from shapes.server import ClassroomMLLM, JudgeServer
 from unigenbench import construct as C
 from unigenbench.testpoints import SUBS, load_prompts
 
@@ -135,7 +134,7 @@ def test_a_dead_writer_ends_the_work(tmp_path):
 
 @pytest.fixture
 def server():
-    with JudgeServer(ShapesMLLM()) as served:
+    with JudgeServer(ClassroomMLLM()) as served:
         threading.Thread(target=served.serve_forever, daemon=True).start()
         yield served
         served.shutdown()

@@ -10,7 +10,7 @@ from support.mixture import MixedReward, Part, parse_rewards
 import grpo
 import train
 from rewards import JudgeError, RewardBatch
-from shapes import world
+from shapes import verifier
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_step_on_two_rewards():
     )
     procs = train.Processes(0, 1, torch.device("cpu"))
     learner = train.build(cfg, procs, None)
-    reward = train.make_reward(cfg, world.ShapesMLLM(), procs.device)
+    reward = train.make_reward(cfg, verifier.ShapesMLLM(), procs.device)
     row = train.train_step(learner, cfg, procs, reward, None, 1)
     assert row["pairwise_mean"] == pytest.approx(0.5)
     assert row["clip_std"] > 0 and row["grad_norm"] > 0

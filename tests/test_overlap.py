@@ -19,7 +19,7 @@ import rewards
 import train
 from judges import server as judge_server
 from judges.mllm import Answer, Query
-from shapes import world
+from shapes import verifier
 from shapes.server import Faults, JudgeServer
 from support import judging
 
@@ -104,7 +104,7 @@ def test_what_fails_in_the_background_is_raised_in_front():
 # ---- training by a served judge ----
 
 
-class Mortal(world.ShapesMLLM):
+class Mortal(verifier.ShapesMLLM):
     """The verifier, whose server is gone for good after so many calls."""
 
     left, server = float("inf"), None
@@ -203,7 +203,7 @@ def test_overlap_changes_neither_rewards_nor_ratio(tmp_path):
         def result(self, parts):
             batch = super().result(parts)
             prompts = [p for part, _ in seen for p in part]
-            again = rewards.PairwiseReward(world.ShapesMLLM())(
+            again = rewards.PairwiseReward(verifier.ShapesMLLM())(
                 prompts, [g for _, i in seen for g in i]
             )
             assert batch.rewards.tolist() == again.rewards.tolist() and batch.stats == again.stats
@@ -323,11 +323,11 @@ def test_a_template_is_taken_word_for_word(tmp_path):
     file, text = tmp_path / "template.txt", "Bild \u201e{prompt}\u201c {{x}} %s \\1\r\n<answer>"
     file.write_bytes(text.encode("utf-8-sig"))  # as some editors save it
     cfg = train.Config(judge_prompt=str(file))
-    reward = train.make_reward(cfg, world.ShapesMLLM(), "cpu")
+    reward = train.make_reward(cfg, verifier.ShapesMLLM(), "cpu")
     assert reward.template == text
     file.write_bytes(b"\xff{prompt}")
     with pytest.raises(ValueError, match="template.txt' is not UTF-8 text"):
-        train.make_reward(cfg, world.ShapesMLLM(), "cpu")
+        train.make_reward(cfg, verifier.ShapesMLLM(), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_a_template_is_taken_word_for_word(tmp_path):
 def test_the_call_budget_of_every_flag(settings, calls):
     cfg = train.Config(**({"steps": 110, "eval_every": 22} | settings))
     said = train.call_budget(
-        cfg, train.make_reward(cfg, world.ShapesMLLM(), "cpu"), cfg.heldout or 314
+        cfg, train.make_reward(cfg, verifier.ShapesMLLM(), "cpu"), cfg.heldout or 314
     )
     assert [f"= {n:,}" in said for n in calls] == [True, True] and f"{sum(calls):,} in all" in said
     assert "\n" not in said

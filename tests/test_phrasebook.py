@@ -6,7 +6,7 @@ import re
 import pytest
 
 from shapes import phrasebook
-from shapes.world import ShapesMLLM
+from shapes.server import ClassroomMLLM
 from unigenbench import construct as C
 from unigenbench.testpoints import SUBS, Prompt, parse_reasons, parse_scores
 
@@ -48,13 +48,19 @@ def test_its_check_refuses_what_is_not_there_or_is_of_another_dimension():
 
 
 def test_what_a_prompt_excludes_no_phrase_brings_in():
-    others = {name: words for name, words in phrasebook.SLOTS.items() if name != "none"}
+    others = {name: words for name, words in phrasebook.WORDS.items() if name != "none"}
     words = set(re.findall(r"\w+", json.dumps([others, phrasebook.PHRASES])))
-    for noun in phrasebook.SLOTS["none"]:
+    for noun in phrasebook.WORDS["none"]:
         assert not {noun, noun.removesuffix("s")} & words
 
 
 @pytest.mark.parametrize("text", ["Write a poem", "Caption: a dog", ""])
 def test_other_questions_are_left_to_the_judge(text):
     assert phrasebook.answer(text) is None
-    assert "only judge pictures" in ShapesMLLM().answer(C.Query((), text), [])
+    assert "only judge pictures" in ClassroomMLLM().answer(C.Query((), text), [])
+
+
+def test_the_classroom_judge_asks_it_where_there_is_no_picture():
+    question = C.writing_question(PLAN, 0)
+    (answer,) = ClassroomMLLM().ask([C.Query((), question)])
+    assert answer.text == phrasebook.answer(question)

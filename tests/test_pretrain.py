@@ -9,13 +9,15 @@ import torch
 from diffusers import FluxPipeline
 
 from models import flux
-from shapes import pretrain, scenes, world
+from shapes import pretrain, scenes
+from shapes.prompts import all_prompts, sample_prompts
+from shapes.verifier import parse_prompt, satisfied
 
 
 def test_wrong_captions_have_one_wrong_slot_and_are_no_held_out_ones():
     rng = np.random.default_rng(0)
-    heldout = {p.text for pool in world.all_prompts("heldout").values() for p in pool}
-    for prompt in world.sample_prompts(200, rng):
+    heldout = {p.text for pool in all_prompts("heldout").values() for p in pool}
+    for prompt in sample_prompts(200, rng):
         wrong = pretrain.wrong_caption(prompt, rng)
         assert wrong.kind == prompt.kind and wrong.text not in heldout
         assert sum(wrong.slots[name] != value for name, value in prompt.slots.items()) == 1
@@ -24,10 +26,10 @@ def test_wrong_captions_have_one_wrong_slot_and_are_no_held_out_ones():
 def test_web_like_data_is_wrong_and_pale_as_often_as_it_says():
     captions, images = pretrain.make_data(1500, np.random.default_rng(0), web=True)
     clean, _ = pretrain.make_data(100, np.random.default_rng(0), web=False)
-    heldout = {p.text for pool in world.all_prompts("heldout").values() for p in pool}
+    heldout = {p.text for pool in all_prompts("heldout").values() for p in pool}
     assert not heldout & {*captions, *clean}
     met = [
-        all(world.satisfied(world.parse_prompt(text), reading))
+        all(satisfied(parse_prompt(text), reading))
         for text, reading in zip(captions, scenes.read([scenes.Image.fromarray(i) for i in images]))
     ]
     # right are those with a right caption whose color is not washed out beyond reading
@@ -79,8 +81,8 @@ def test_a_stage_that_was_stopped_goes_on_as_if_it_was_not(tmp_path):
 
 
 def test_all_stages_run_and_give_what_the_loader_takes(tmp_path, monkeypatch, capsys):
-    few = [pool[0] for pool in world.all_prompts("heldout").values()]
-    monkeypatch.setattr(world, "heldout_prompts", lambda: few)
+    few = [pool[0] for pool in all_prompts("heldout").values()]
+    monkeypatch.setattr(pretrain, "heldout_prompts", lambda: few)
     monkeypatch.setattr(pretrain, "BATCH", 4)
     steps = [f"--{stage}_steps=2" for stage in ("vae", "decoder", "text", "flow", "web")]
     monkeypatch.setattr(

@@ -6,7 +6,9 @@ import torch
 from conftest import ROOT
 
 from judges.scorers import CLIPScorer
-from shapes import pretrain_clip, scenes, world
+from shapes import pretrain_clip, scenes
+from shapes.prompts import all_prompts
+from shapes.verifier import parse_prompt, satisfied
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def test_without_hard_captions_the_loss_is_clips_own():
 
 
 def test_batches_are_neighbours():
-    texts = 8 * [p.text for pool in world.all_prompts("train").values() for p in pool]
+    texts = 8 * [p.text for pool in all_prompts("train").values() for p in pool]
     orders = pretrain_clip.neighbours(texts)
     assert [texts[i] for i in orders[0]] == sorted(texts, key=str.split)
     assert all(sorted(order) == list(range(len(texts))) for order in orders)
@@ -62,13 +64,13 @@ def test_hard_captions_change_one_thing():
 
 
 def test_pairs_have_one_answer(pairs):
-    heldout = {p.text for pool in world.all_prompts("heldout").values() for p in pool}
+    heldout = {p.text for pool in all_prompts("heldout").values() for p in pool}
     assert set(pairs["right"]) <= heldout and len(pairs["right"]) > 150
     for picture, yes, no in (("picture", "right", "wrong"), ("other", "wrong", "right")):
         for text, reading in zip(pairs[yes], scenes.read(pairs[picture])):
-            assert all(world.satisfied(world.parse_prompt(text), reading))
+            assert all(satisfied(parse_prompt(text), reading))
         for text, reading in zip(pairs[no], scenes.read(pairs[picture])):
-            assert not all(world.satisfied(world.parse_prompt(text), reading))
+            assert not all(satisfied(parse_prompt(text), reading))
 
 
 def test_the_shipped_scorer_is_good_and_fallible(pairs):

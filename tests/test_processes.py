@@ -16,8 +16,8 @@ from support.learner import build
 from torch.profiler import ProfilerActivity, profile
 
 import train
-from shapes import world
 from shapes.server import JudgeServer
+from shapes.verifier import ShapesMLLM
 from support import processes
 from support.footprint import Alive
 
@@ -220,7 +220,7 @@ def test_gradients_are_sent_once_an_update_not_once_a_pass(two):
 @contextlib.contextmanager
 def judge_server():
     """The base URL of the classroom's judge server."""
-    server = JudgeServer(world.ShapesMLLM())
+    server = JudgeServer(ShapesMLLM())
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

@@ -1,0 +1,379 @@
+"""The verifier: what a sentence of the embedded world demands, and whether a picture shows it.
+
+Sentences are plain English from a small grammar (KINDS); each carries testpoints under
+UniGenBench's own labels, so that the benchmark runs here too. Eight of its ten primary dimensions
+can be decided exactly from the pixels of such scenes: Attribute, Entity Layout, Relationship,
+Grammar, Compound, Logical Reasoning, World Knowledge, Style. Absent: Action and Text Generation.
+
+`ShapesMLLM` puts the verifier behind `judges.mllm.MLLM`: the questions and answers of a real judge.
+
+    satisfied(parse_prompt("a large red circle"), reading)      # [True, True, False]
+"""
+
+import functools
+import itertools
+import json
+import re
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from judges.mllm import Answer, Query
+from shapes.scenes import COLORS, SHAPES, Reading, Thing, read
+
+RADII = {"small": 3.4, "inner": 4.3, "large": 5.6, "outer": 9.0}  # pixels, as drawn
+THINGS = {
+    "a ripe tomato": "red",
+    "fresh grass": "green",
+    "a clear sky": "blue",
+    "a ripe banana": "yellow",
+    "a flamingo": "pink",
+    "an eggplant": "purple",
+}
+NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
+SUMS = {
+    f"{a} {sign} {b}": n
+    for a, b, sign in itertools.product(NUMBERS, NUMBERS, ("plus", "minus"))
+    if 2 <= (n := NUMBERS[a] + NUMBERS[b] * (1 if sign == "plus" else -1)) <= 4
+}
+ON_DARK, IN_OUTLINE = "on a dark ground", "drawn in outline"
+PLACES = {"to the left of": (-1, 0), "to the right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+
+
+# ----------------------------------------------------------------------------- grammar
+
+SLOTS = {
+    "c1": tuple(COLORS),
+    "c2": tuple(COLORS),
+    "s1": SHAPES,
+    "s2": SHAPES,
+    "size": ("small", "large"),
+    "n": ("two", "three", "four"),
+    "sum": tuple(SUMS),
+    "style": (ON_DARK, IN_OUTLINE),
+    "place": tuple(PLACES),
+    "than": ("larger", "smaller"),
+    "thing": tuple(THINGS),
+}
+
+COLOR_OF_1 = ("Attribute - Color", "the {s1} is {c1}")
+COLOR_OF_ALL = ("Attribute - Color", "the {s1}s are {c1}")
+SHAPE_OF_1 = ("Attribute - Shape", "a {s1}")
+SIZE_OF_1 = ("Attribute - Size", "the {s1} is {size}")
+COUNT_OF_1 = ("Attribute - Quantity", "{n} {s1}s")
+BOTH_COLORS = (COLOR_OF_1, ("Attribute - Color", "the {s2} is {c2}"))
+PAIR = ("Compound - Feature Matching", "a {c1} {s1} and a {c2} {s2}")
+
+# kind -> (the sentence, its testpoints as (sub dimension, description))
+KINDS = {
+    "single": ("a {size} {c1} {s1}", (COLOR_OF_1, SHAPE_OF_1, SIZE_OF_1)),
+    "count": ("{n} {c1} {s1}s", (COUNT_OF_1, COLOR_OF_ALL)),
+    "consistency": (
+        "{n} {s1}s , all of them {c1}",
+        (COUNT_OF_1, ("Grammar - Consistency", "all the {s1}s are {c1}")),
+    ),
+    "style": ("a {c1} {s1} {style}", (("Style", "{style}"), COLOR_OF_1, SHAPE_OF_1)),
+    "layout": (
+        "a {c1} {s1} {place} a {c2} {s2}",
+        (("Entity Layout - Two-Dimensional Space", "the {s1} is {place} the {s2}"), *BOTH_COLORS),
+    ),
+    "comparison": (
+        "a {c1} {s1} {than} than a {c2} {s2}",
+        (("Relationship - Comparison", "the {s1} is {than} than the {s2}"), *BOTH_COLORS),
+    ),
+    "inclusion": (
+        "a {c1} {s1} inside a {c2} {s2}",
+        (("Relationship - Inclusion", "the {s1} is inside the {s2}"), *BOTH_COLORS),
+    ),
+    "matching": ("a {c1} {s1} and a {c2} {s2}", (PAIR, *BOTH_COLORS)),
+    "negation": (
+        "a {size} {c1} {s1} and no {s2}",
+        (("Grammar - Negation", "no {s2}"), COLOR_OF_1, SIZE_OF_1),
+    ),
+    "arithmetic": ("{sum} {c1} {s1}s", (("Logical Reasoning", "{sum} {s1}s"), COLOR_OF_ALL)),
+    "world": (
+        "a {size} {s1} the color of {thing}",
+        (("World Knowledge", "the {s1} has the color of {thing}"), SIZE_OF_1),
+    ),
+}
+
+
+class Caption(NamedTuple):
+    text: str
+    kind: str
+    slots: dict[str, str]
+    testpoints: tuple[tuple[str, str], ...]  # (sub dimension, description)
+
+
+@functools.cache
+def pattern(sentence: str) -> re.Pattern:
+    """The regular expression that reads a sentence's slots back."""
+    return re.compile(
+        re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{'|'.join(SLOTS[m[1]])})", sentence)
+    )
+
+
+def make_prompt(kind: str, slots: dict[str, str]) -> Caption:
+    sentence, testpoints = KINDS[kind]
+    return Caption(
+        sentence.format(**slots),
+        kind,
+        slots,
+        tuple((sub, description.format(**slots)) for sub, description in testpoints),
+    )
+
+
+@functools.lru_cache(maxsize=65536)
+def parse_prompt(text: str) -> Caption | None:
+    """The prompt that a text states, or None if it is not a sentence of this world."""
+    text = " ".join(text.lower().replace(",", " , ").split()).rstrip(" .")
+    for kind, (sentence, _) in KINDS.items():
+        if match := pattern(sentence).fullmatch(text):
+            return make_prompt(kind, match.groupdict())
+    return None
+
+
+@functools.lru_cache(maxsize=65536)
+def parse_testpoint(sub: str, description: str) -> dict[str, str] | None:
+    """The slots of a testpoint, or None if it is not of this world."""
+    for tested, sentence in itertools.chain(*(testpoints for _, testpoints in KINDS.values())):
+        if tested == sub and (match := pattern(sentence).fullmatch(description)):
+            return match.groupdict()
+    return None
+
+
+# ----------------------------------------------------------------------------- checks
+
+# Where a check draws the line. What is drawn to satisfy it (RADII) lies well to one side.
+SIZES = {"small": (0, 4.3), "large": (4.8, 7.0)}  # radius in pixels; in between is neither
+MIN_DIFFERENCE = 0.8  # pixels of radius by which one thing is larger than another
+MAX_INNER, MAX_OFFSET = 0.6, 0.4  # radius and offset of what is inside, over the radius outside
+MIN_SHIFT = 3  # pixels by which one thing must lie to the left of another, or above it
+
+
+def named(slot: str, slots: dict[str, str], reading: Reading) -> list[Thing]:
+    """The things of the shape that a slot, s1 or s2, names."""
+    return [t for t in reading.things if t.shape == slots[slot]]
+
+
+def pairs(slots: dict[str, str], reading: Reading) -> list[tuple[Thing, Thing]]:
+    """Every thing that s1 names with every thing that s2 names."""
+    return list(itertools.product(named("s1", slots, reading), named("s2", slots, reading)))
+
+
+def all_in(color: str, things: list[Thing]) -> bool:
+    return bool(things) and all(t.color == color for t in things)
+
+
+def colored(slots: dict[str, str], reading: Reading) -> bool:
+    return all_in(slots["c1"], named("s1", slots, reading))
+
+
+def consistent(slots: dict[str, str], reading: Reading) -> bool:
+    return colored(slots, reading) and len(named("s1", slots, reading)) > 1
+
+
+def colored_as_known(slots: dict[str, str], reading: Reading) -> bool:
+    return all_in(THINGS[slots["thing"]], named("s1", slots, reading))
+
+
+def present(slots: dict[str, str], reading: Reading) -> bool:
+    return bool(named("s1", slots, reading))
+
+
+def absent(slots: dict[str, str], reading: Reading) -> bool:
+    return bool(reading.things) and not named("s2", slots, reading) and not reading.unread
+
+
+def sized(slots: dict[str, str], reading: Reading) -> bool:
+    low, high = SIZES[slots["size"]]
+    things = named("s1", slots, reading)
+    return bool(things) and all(low < t.r < high for t in things)
+
+
+def counted(slots: dict[str, str], reading: Reading) -> bool:
+    return len(named("s1", slots, reading)) == NUMBERS[slots["n"]] and not reading.unread
+
+
+def calculated(slots: dict[str, str], reading: Reading) -> bool:
+    return len(named("s1", slots, reading)) == SUMS[slots["sum"]] and not reading.unread
+
+
+def matched(slots: dict[str, str], reading: Reading) -> bool:
+    return all_in(slots["c1"], named("s1", slots, reading)) and all_in(
+        slots["c2"], named("s2", slots, reading)
+    )
+
+
+def styled(slots: dict[str, str], reading: Reading) -> bool:
+    as_asked = reading.dark if slots["style"] == ON_DARK else all(t.outline for t in reading.things)
+    return bool(reading.things) and as_asked
+
+
+def compared(slots: dict[str, str], reading: Reading) -> bool:
+    sign = 1 if slots["than"] == "larger" else -1
+    both = pairs(slots, reading)
+    return bool(both) and all(sign * (a.r - b.r) > MIN_DIFFERENCE for a, b in both)
+
+
+def included(slots: dict[str, str], reading: Reading) -> bool:
+    both = pairs(slots, reading)
+    return bool(both) and all(
+        a.r < MAX_INNER * b.r and np.hypot(a.x - b.x, a.y - b.y) < MAX_OFFSET * b.r for a, b in both
+    )
+
+
+def placed(slots: dict[str, str], reading: Reading) -> bool:
+    dx, dy = PLACES[slots["place"]]
+    both = pairs(slots, reading)
+    return bool(both) and all((a.x - b.x) * dx + (a.y - b.y) * dy > MIN_SHIFT for a, b in both)
+
+
+CHECKS = {  # sub dimension -> whether a testpoint of it, by its slots, holds in a reading
+    "Attribute - Color": colored,
+    "Attribute - Shape": present,
+    "Attribute - Size": sized,
+    "Attribute - Quantity": counted,
+    "Grammar - Consistency": consistent,
+    "Grammar - Negation": absent,
+    "Style": styled,
+    "Entity Layout - Two-Dimensional Space": placed,
+    "Relationship - Comparison": compared,
+    "Relationship - Inclusion": included,
+    "Compound - Feature Matching": matched,
+    "Logical Reasoning": calculated,
+    "World Knowledge": colored_as_known,
+}
+
+
+def holds(sub: str, slots: dict[str, str], reading: Reading) -> bool:
+    """Whether a testpoint of a sub dimension, with its slots, holds in what was read of an image.
+
+    "the circle" means every circle there is, and at least one. Nothing that speaks of how many
+    there are, or of what is absent, is granted while a blob stays unread.
+    """
+    return CHECKS[sub](slots, reading)
+
+
+def satisfied(prompt: Caption, reading: Reading) -> list[bool]:
+    """Which of a prompt's testpoints hold, in their order."""
+    return [holds(sub, parse_testpoint(sub, text), reading) for sub, text in prompt.testpoints]
+
+
+# ----------------------------------------------------------------------------- judge
+
+
+def look(thing: Thing) -> tuple[str, str, str, bool]:
+    """Shape, color, size and outline: what fidelity depends on even where nothing is wrong."""
+    size = min(RADII, key=lambda name: abs(RADII[name] - thing.r))
+    return thing.shape, thing.color or "", size, thing.outline
+
+
+def compare(prompt: Caption, first: Reading, second: Reading, jnd: float) -> tuple[str, int]:
+    """Why, and which image is better: 1, 2, or 0 for a tie."""
+    met = [sum(satisfied(prompt, r)) for r in (first, second)]
+    reason = (
+        f"Image 1 shows {met[0]} and Image 2 shows {met[1]} of {len(prompt.testpoints)} demands."
+    )
+    if met[0] != met[1]:
+        return reason, 1 if met[0] > met[1] else 2
+    drawn = [len(r.things) + r.unread for r in (first, second)]
+    if drawn[0] != drawn[1] or drawn[0] == 0:
+        return reason + " They do not show equally many things.", 0
+    if first.unread != second.unread:
+        winner = 1 if first.unread < second.unread else 2
+        return reason + f" Image {winner} has fewer things that are no shape at all.", winner
+    looks = [sorted(map(look, r.things)) for r in (first, second)]
+    if looks[0] != looks[1]:
+        return reason + " They show different things.", 0
+    flaws = [first.fidelity, second.fidelity]
+    if abs(flaws[0] - flaws[1]) <= jnd:
+        return reason + " Neither is visibly cleaner.", 0
+    winner = 1 if flaws[0] < flaws[1] else 2
+    return reason + f" Image {winner} is drawn more cleanly.", winner
+
+
+def answer_testpoints(question: str, reading: Reading) -> str:
+    """For each testpoint of a question an analysis and a score, in UniGenBench's own form."""
+    analyses, scores = [], []
+    for sub, description in re.findall(
+        r"^Testpoint \d+: (.+)\n(?:Definition: .*\n)?Description: (.+)$", question, re.MULTILINE
+    ):
+        slots = parse_testpoint(sub.strip(), description.strip())
+        verdict = slots is not None and holds(sub.strip(), slots, reading)
+        fault = "cannot be verified" if slots is None else "is not shown"
+        analyses.append(f"'{description.strip()}' {'is shown' if verdict else fault}")
+        scores.append(int(verdict))
+    return f"<analysis>{json.dumps(analyses)}</analysis>\n<score>{json.dumps(scores)}</score>"
+
+
+def answer_scores(prompt: Caption, reading: Reading) -> str:
+    """UnifiedReward's pointwise form, 1 to 5: alignment by testpoints, the rest by fidelity."""
+    met = satisfied(prompt, reading)
+    alignment = 1 + 4 * sum(met) / len(met)
+    clean = 1 + 4 * np.exp(-reading.fidelity / 4)
+    return (
+        f"Alignment Score (1-5): {alignment:.4f}\nCoherence Score (1-5): {clean:.4f}\n"
+        f"Style Score (1-5): {clean:.4f}"
+    )
+
+
+class ShapesMLLM:
+    """The verifier as a multimodal judge: it reads questions and writes answers as a real one does.
+
+    Two images and a caption: which is better, as a careful person would compare them. More
+    testpoints satisfied wins. If equal, and equally many things are drawn, fewer that are no shape
+    win. If equal again, and the same looks are drawn, the image that renders again better by more
+    than a just-noticeable difference JND wins. Else a tie. (Without "equally many", leaving things
+    out would pay; without "the same looks", so would what renders best, circles in yellow.)
+    One image and testpoints: an analysis and a 0 or 1 for each. One image and a caption: scores
+    1-5. Anything else: a sentence that holds no verdict.
+
+    error_rate: share of comparisons answered at random; first_bias: share answered "Image 1"
+    whatever is shown. Both depend on the query alone, so that asking again gives the same answer.
+    """
+
+    JND = 0.5  # gray levels of fidelity, averaged over the picture
+
+    def __init__(self, error_rate: float = 0.0, first_bias: float = 0.0):
+        self.error_rate, self.first_bias = error_rate, first_bias
+        self.name = "shapes" + (
+            f"-err{error_rate}-first{first_bias}" if error_rate or first_bias else ""
+        )
+
+    def ask(self, queries: list[Query]) -> list[Answer]:
+        """One answer a query, in order; each image is read once however many queries show it."""
+        images = {id(image): image for query in queries for image in query.images}
+        readings = dict(zip(images, read(list(images.values())))) if images else {}
+        return [
+            Answer(self.answer(query, [readings[id(i)] for i in query.images]), None)
+            for query in queries
+        ]
+
+    def answer(self, query: Query, shown: list[Reading]) -> str:
+        caption = re.search(r"^Caption: (.*)$", query.text, re.MULTILINE)
+        prompt = parse_prompt(caption[1]) if caption else None
+        if len(shown) == 1 and "Testpoint 1:" in query.text:
+            return answer_testpoints(query.text, shown[0])
+        if prompt is None or not shown:
+            return "I can only judge pictures of colored shapes by a caption that describes them."
+        if len(shown) == 1:
+            return answer_scores(prompt, shown[0])
+        reason, winner = compare(prompt, *shown[:2], jnd=self.JND)
+        if self.error_rate or self.first_bias:
+            winner = self.err(query, winner)
+        if '"winner"' in query.text:
+            return json.dumps({"reason": reason, "winner": f"Image {winner}" if winner else "tie"})
+        final = f"Image {winner} is better" if winner else "Both are equal"
+        return f"{reason}\n<answer>{final}</answer>"
+
+    def err(self, query: Query, winner: int) -> int:
+        """The winner, or as often as first_bias and error_rate say, another."""
+        pixels = b"".join(image.tobytes() for image in query.images)
+        draw = np.random.default_rng(zlib.crc32(pixels + query.text.encode()))
+        if draw.random() < self.first_bias:
+            return 1
+        if draw.random() < self.error_rate:
+            return int(draw.integers(1, 3))
+        return winner

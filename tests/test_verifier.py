@@ -1,0 +1,277 @@
+"""The verifier against the truth, what must not fool it, and the judge that speaks for it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+import rewards
+from judges.mllm import Query
+from shapes import scenes
+from shapes.prompts import heldout_prompts, sample_prompts, sample_scene
+from shapes.verifier import (
+    CHECKS,
+    KINDS,
+    ShapesMLLM,
+    compare,
+    parse_prompt,
+    parse_testpoint,
+    satisfied,
+)
+
+COUNT = 2000
+
+
+@pytest.fixture(scope="module")
+def drawn_world():
+    """Prompts of all kinds, scenes that satisfy them, and what is read of their pictures."""
+    rng = np.random.default_rng(7)
+    prompts = sample_prompts(COUNT, rng)
+    drawn = [sample_scene(p, rng) for p in prompts]
+    return prompts, drawn, read_all(drawn)
+
+
+def read_all(drawn):
+    images = [Image.fromarray(pixels) for pixels in scenes.render(drawn)]
+    return [
+        reading for i in range(0, len(images), 100) for reading in scenes.read(images[i : i + 100])
+    ]
+
+
+def one(shape="circle", color="red", x=16.0, y=16.0, r=5.5, outline=False):
+    return scenes.Scene((scenes.Thing(shape, color, x, y, r, outline),))
+
+
+def test_verifier_agrees_with_the_truth(drawn_world):
+    prompts, _, readings = drawn_world
+    verdicts = [v for p, r in zip(prompts, readings) for v in satisfied(p, r)]
+    assert np.mean(verdicts) >= 0.995
+    assert np.mean([r.fidelity for r in readings]) < 1.0
+
+
+def changed_scene(prompt, drawn, rng):
+    """The scene with one attribute of one thing wrong; the sub dimensions that must fail."""
+    things = list(drawn.things)
+    k = next(i for i, t in enumerate(things) if t.shape == prompt.slots["s1"])
+    thing = things[k]
+    if rng.random() < 0.5:
+        color = str(rng.choice([c for c in scenes.COLORS if c != thing.color]))
+        things[k] = thing._replace(color=color)
+        subs = {
+            "Attribute - Color",
+            "Grammar - Consistency",
+            "World Knowledge",
+            "Compound - Feature Matching",
+        }
+    else:
+        shape = str(
+            rng.choice([s for s in scenes.SHAPES if s not in (thing.shape, prompt.slots.get("s2"))])
+        )
+        things[k] = thing._replace(shape=shape)
+        subs = {
+            "Attribute - Shape",
+            "Attribute - Quantity",
+            "Logical Reasoning",
+            "Compound - Feature Matching",
+        }
+    return scenes.Scene(tuple(things), drawn.dark), subs
+
+
+def test_verifier_rejects_one_wrong_attribute(drawn_world):
+    prompts, drawn, _ = drawn_world
+    rng = np.random.default_rng(1)
+    changed = [changed_scene(p, s, rng) for p, s in zip(prompts, drawn)]
+    rejected = []
+    for prompt, reading, (_, subs) in zip(prompts, read_all([s for s, _ in changed]), changed):
+        for testpoint, verdict in zip(prompt.testpoints, satisfied(prompt, reading)):
+            about = parse_testpoint(*testpoint).get("s1")
+            # the other thing is still right
+            if testpoint[0] in subs and about == prompt.slots["s1"]:
+                rejected.append(not verdict)
+    assert len(rejected) > 1000 and np.mean(rejected) >= 0.99
+
+
+@pytest.mark.parametrize("size, r", [("small", 5.5), ("large", 3.6)])
+def test_size_is_rejected_when_wrong(size, r):
+    prompt = parse_prompt(f"a {size} red circle")
+    assert satisfied(prompt, read_all([one(r=r)])[0]) == [True, True, False]
+
+
+def test_nothing_is_granted_on_an_empty_picture():
+    (reading,) = scenes.read([Image.new("RGB", (32, 32), scenes.LIGHT)])
+    assert reading.things == () and reading.unread == 0
+    assert not any(any(satisfied(p, reading)) for p in heldout_prompts())
+
+
+def test_an_unread_blob_blocks_counting_and_negation():
+    two = [scenes.Thing("circle", "red", at, at, 3.6) for at in (8, 24)]
+    pixels = scenes.render([scenes.Scene(tuple(two))])[0]
+    clean = scenes.read([Image.fromarray(pixels)])[0]
+    pixels[4:9, 20:29] = scenes.COLORS["red"]  # a bar: no shape of this world
+    barred = scenes.read([Image.fromarray(pixels)])[0]
+    count = parse_prompt("two red circles")
+    none = parse_prompt("a small red circle and no square")
+    assert barred.unread == 1
+    assert satisfied(count, clean)[0] and not satisfied(count, barred)[0]
+    assert satisfied(none, clean)[0] and not satisfied(none, barred)[0]
+
+
+def thing(shape="circle", color="red", x=16.0, y=16.0, r=5.6, outline=False):
+    return scenes.Thing(shape, color, x, y, r, outline)
+
+
+RED, BLUE = thing(), thing("square", "blue", x=28.0, r=3.4)
+
+
+@pytest.mark.parametrize(
+    "prompt, things, holds",
+    [  # the first testpoint of each prompt, on both sides of its bound
+        ("three red circles", [RED] * 3, True),
+        ("three red circles", [RED] * 2, False),
+        ("one plus two red circles", [RED] * 3, True),
+        ("two circles, all of them red", [RED, RED], True),
+        ("a red circle on a dark ground", [RED], False),
+        ("a red circle drawn in outline", [RED._replace(outline=True)], True),
+        ("a red circle drawn in outline", [RED, RED._replace(outline=True)], False),
+        ("a small red circle and no square", [RED], True),
+        ("a small red circle and no square", [RED, BLUE], False),
+        ("a red circle and a blue square", [RED, BLUE], True),
+        ("a red circle and a blue square", [RED, BLUE._replace(color="green")], False),
+        ("a red circle larger than a blue square", [RED, BLUE._replace(r=4.7)], True),
+        ("a red circle larger than a blue square", [RED, BLUE._replace(r=4.9)], False),
+        ("a red circle smaller than a blue square", [RED, BLUE._replace(r=6.5)], True),
+        ("a red circle to the left of a blue square", [RED, BLUE._replace(x=19.1)], True),
+        ("a red circle to the left of a blue square", [RED, BLUE._replace(x=18.9)], False),
+        ("a red circle above a blue square", [RED, BLUE._replace(y=19.1)], True),
+        ("a red circle inside a blue square", [RED, BLUE._replace(x=16.0, r=9.4)], True),
+        ("a red circle inside a blue square", [RED, BLUE._replace(x=16.0, r=9.3)], False),
+        ("a red circle inside a blue square", [RED, BLUE._replace(x=19.9, r=9.4)], False),
+        ("a small circle the color of a ripe tomato", [RED], True),
+        ("a small circle the color of a ripe tomato", [RED._replace(color=None)], False),
+    ],
+)
+def test_each_check_draws_its_line_where_it_says(prompt, things, holds):
+    assert satisfied(parse_prompt(prompt), scenes.Reading(tuple(things), 0, False, 0.0))[0] == holds
+
+
+@pytest.mark.parametrize(
+    "size, r, holds",
+    [
+        ("small", 4.2, True),
+        ("small", 4.4, False),
+        ("large", 4.7, False),
+        ("large", 4.9, True),
+        ("large", 7.1, False),
+    ],
+)
+def test_sizes_have_bounds_and_a_gap_between_them(size, r, holds):
+    reading = scenes.Reading((thing(r=r),), 0, False, 0.0)
+    assert satisfied(parse_prompt(f"a {size} red circle"), reading)[2] == holds
+
+
+def test_every_sub_dimension_of_the_grammar_has_its_check():
+    assert set(CHECKS) == {sub for _, testpoints in KINDS.values() for sub, _ in testpoints}
+
+
+def test_the_world_imports_no_server_and_no_phrase_book():
+    code = "import sys; from shapes import prompts, verifier; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
+    assert "shapes.scenes" in loaded
+    assert not {"shapes.server", "shapes.phrasebook", "http.server"} & set(loaded)
+
+
+def ask(prompt, *drawn, judge=None, template=rewards.PAIRWISE_TEMPLATE):
+    images = tuple(Image.fromarray(p) for p in scenes.render(list(drawn)))
+    (answer,) = (judge or ShapesMLLM()).ask([Query(images, template.replace("{prompt}", prompt))])
+    return rewards.parse_verdict(answer.text)
+
+
+def test_more_testpoints_win_in_both_orders():
+    good, bad = one("circle", "red"), one("circle", "blue")
+    assert ask("a large red circle", good, bad) is rewards.Verdict.FIRST
+    assert ask("a large red circle", bad, good) is rewards.Verdict.SECOND
+
+
+def test_equal_pictures_tie_and_so_do_invisible_differences():
+    assert ask("a large red circle", one(), one(x=10.0)) is rewards.Verdict.TIE
+    assert (
+        ask("a large red circle", one("square", "blue", r=3.6), one("triangle", "blue", r=3.6))
+        is rewards.Verdict.TIE
+    )
+
+
+def test_a_visibly_cleaner_picture_wins_among_equals():
+    clean = scenes.render([one()])[0]
+    dirty = clean.copy()
+    dirty[2:4, 2:30:2] = (200, 200, 200)
+    images = [Image.fromarray(clean), Image.fromarray(dirty)]
+    text = rewards.PAIRWISE_TEMPLATE.replace("{prompt}", "a large red circle")
+    answers = ShapesMLLM().ask([Query(tuple(images), text), Query(tuple(images[::-1]), text)])
+    assert [rewards.parse_verdict(a.text) for a in answers] == [
+        rewards.Verdict.FIRST,
+        rewards.Verdict.SECOND,
+    ]
+
+
+def test_cleanness_never_decides_between_looks():
+    """Else whatever renders again best would creep in wherever no picture matches the caption."""
+    clean, dirty = scenes.render([one("circle", "yellow"), one("triangle", "green")])
+    dirty[2:4, 2:30:2] = (200, 200, 200)
+    readings = scenes.read([Image.fromarray(clean), Image.fromarray(dirty)])
+    assert readings[1].fidelity - readings[0].fidelity > ShapesMLLM.JND
+    assert compare(parse_prompt("a large red square"), *readings, jnd=0.5)[1] == 0
+
+
+def test_json_form_where_it_is_asked_for():
+    template = (
+        'Caption: {prompt}\nAnswer with JSON: {"reason": ..., "winner": "Image 1" | '
+        '"Image 2" | "tie"}'
+    )
+    assert (
+        ask("a large red circle", one(), one(color="blue"), template=template)
+        is rewards.Verdict.FIRST
+    )
+    assert ask("a large red circle", one(), one(), template=template) is rewards.Verdict.TIE
+
+
+def test_a_foreign_caption_is_no_verdict():
+    assert ask("a cat", one(), one()) is rewards.Verdict.UNPARSABLE
+
+
+def test_first_bias_and_errors_show():
+    rng = np.random.default_rng(0)
+    good = [one("circle", "red", x) for x in rng.uniform(8, 24, 60)]
+    bad = [one("circle", "blue", x) for x in rng.uniform(8, 24, 60)]
+    rate = lambda judge: np.mean(
+        [
+            ask("a large red circle", b, g, judge=judge) is rewards.Verdict.SECOND
+            for g, b in zip(good, bad)
+        ]
+    )
+    assert rate(ShapesMLLM()) == 1.0
+    assert rate(ShapesMLLM(first_bias=1.0)) == 0.0
+    assert 0.3 < rate(ShapesMLLM(error_rate=1.0)) < 0.7
+
+
+def test_testpoints_are_answered_in_the_official_form():
+    question = (
+        "Testpoint 1: Attribute - Color\nDefinition: the color.\n"
+        "Description: the circle is red\n"
+        "Testpoint 2: Attribute - Shape\nDescription: a square\n"
+        "Testpoint 3: Action - State\nDescription: asleep\n"
+    )
+    image = Image.fromarray(scenes.render([one()])[0])
+    (answer,) = ShapesMLLM().ask([Query((image,), question)])
+    assert json.loads(answer.text.split("<score>")[1].split("</score>")[0]) == [1, 0, 0]
+    assert len(json.loads(answer.text.split("<analysis>")[1].split("</analysis>")[0])) == 3
+
+
+def test_scores_rise_with_testpoints_and_cleanness():
+    scorer = rewards.MLLMScorer(ShapesMLLM())
+    images = [Image.fromarray(p) for p in scenes.render([one(), one(color="blue")])]
+    good, bad = scorer.score(["a large red circle"] * 2, images)
+    assert 4.5 < good <= 5 and bad < good - 0.3
