@@ -26,11 +26,10 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from judges.local import LocalMLLM
+from judges.make import make_judge
 from judges.mllm import MLLM
-from judges.server import OpenAIMLLM
 from shapes import prompts as shapes_prompts
-from shapes import verifier
+from shapes.server import ClassroomMLLM
 from support.files import journal_of, write_atomic
 
 # Others import these from here, whether or not they are used below.
@@ -102,17 +101,16 @@ def find_prompts(name: str) -> list[Prompt]:
     return load_prompts(path)
 
 
-def make_judge(args, server=OpenAIMLLM, local=LocalMLLM) -> tuple[MLLM, int, int]:
-    """The judge that the flags name; how many calls at a time, and images a call."""
-    if args.judge == "openai":  # one image a call: an answer is kept as soon as it is there
-        limits = dict(timeout=args.timeout, max_tokens=args.max_tokens)
-        mllm = server(args.base_url, args.judge_model, concurrency=args.concurrency, **limits)
-        return mllm, args.concurrency, 1
-    if args.judge == "local":
-        if not args.judge_model:
-            raise ValueError("--judge local needs --judge_model FOLDER_OR_NAME")
-        return local(args.judge_model, max_new_tokens=args.max_tokens), 1, 8
-    return verifier.ShapesMLLM(), 1, 64
+def judge_of(args) -> MLLM:
+    if args.judge == "local" and not args.judge_model:
+        raise ValueError("--judge local needs --judge_model FOLDER_OR_NAME")
+    limits = dict(max_tokens=args.max_tokens, concurrency=args.concurrency, timeout=args.timeout)
+    return make_judge(args.judge, args.base_url, args.judge_model, **limits)
+
+
+def lanes_of(args) -> tuple[int, int]:
+    """Calls at a time, and images a call. A server: one, so that each answer is kept at once."""
+    return {"openai": (args.concurrency, 1), "local": (1, 8), "shapes": (1, 64)}[args.judge]
 
 
 def run_generate(args) -> int:
@@ -127,7 +125,7 @@ def run_judge(args) -> int:
     prompts, out = find_prompts(args.prompts), Path(args.out)
     template = Path(args.template).read_text(encoding="utf-8-sig") if args.template else None
     journal = journal_of(out)
-    mllm, lanes, batch = make_judge(args)
+    mllm, (lanes, batch) = judge_of(args), lanes_of(args)
     results = judge_images(mllm, prompts, args.images, journal, template, lanes, batch, args.limit)
     write_results(results, out)
     made, prompts = Path(args.images) / "settings.json", prompts[: args.limit]
@@ -172,7 +170,8 @@ def run_report(args) -> int:
 def run_construct(args) -> int:
     out = Path(args.out)
     journal = journal_of(out)
-    mllm, _, _ = make_judge(args)
+    # The verifier writes nothing: in the embedded world a phrase book does.
+    mllm = ClassroomMLLM() if args.judge == "shapes" else judge_of(args)
     prompts, given_up = construct(mllm, args.count, journal, args.seed)
     if prompts:
         write_prompts(prompts, out)

@@ -70,26 +70,18 @@ def test_judge_score_and_report_from_the_command_line(drawn, capsys):
     assert drawn[1].text in Path("out/report.html").read_text()
 
 
-def test_the_flags_name_the_judge():
-    """A model in process is asked in batches, a server one image a call; limits reach both."""
+def test_the_judges_flags_reach_the_judge():
+    def parsed(flags):
+        line = f"judge --prompts shapes --images i --out r.csv --judge {flags}"
+        return bench.make_parser().parse_args(line.split())
 
-    class Fake(verifier.ShapesMLLM):
-        def __init__(self, *args, **options):
-            super().__init__()
-            self.args, self.options = args, options
-
-    def judge(flags):
-        line = "judge --prompts shapes --images images --out r.csv --judge " + flags
-        args = bench.make_parser().parse_args(line.split())
-        mllm, lanes, batch = bench.make_judge(args, server=Fake, local=Fake)
-        return mllm.args, mllm.options, lanes, batch
-
-    assert judge("local --judge_model M --max_tokens 9") == (("M",), {"max_new_tokens": 9}, 1, 8)
-    limits = {"concurrency": 3, "timeout": 5, "max_tokens": 4096}
-    served = judge("openai --base_url URL --timeout 5 --concurrency 3")
-    assert served == (("URL", None), limits, 3, 1)
+    served = parsed("openai --base_url http://127.0.0.1:9/v1 --judge_model M --max_tokens 9")
+    judge = bench.judge_of(served)
+    assert judge.name == "M at http://127.0.0.1:9/v1 (temperature 0.0, seed 0, max_tokens 9)"
+    assert bench.lanes_of(parsed("openai --concurrency 3")) == (3, 1)  # an image a call
+    assert bench.lanes_of(parsed("local")) == (1, 8)
     with pytest.raises(ValueError, match="--judge local needs --judge_model"):
-        judge("local")
+        bench.judge_of(parsed("local"))
 
 
 def test_a_server_is_asked_once_an_image_and_says_what_its_model_does(drawn):
