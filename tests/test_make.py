@@ -1,0 +1,32 @@
+"""make.py: the judge that the flags name."""
+
+import pytest
+
+from judges.make import make_judge
+from judges.server import OpenAIMLLM
+from shapes.world import ShapesMLLM
+
+
+def test_the_verifier_needs_no_settings():
+    assert isinstance(make_judge("shapes", max_tokens=1), ShapesMLLM)
+
+
+def test_a_servers_settings_reach_it():
+    url = "http://127.0.0.1:1/v1"
+    settings = {"timeout": 7.0, "patience": 8.0, "max_calls": 9}
+    judge = make_judge("openai", url, "judge", max_tokens=5, seed=None, **settings)
+    assert isinstance(judge, OpenAIMLLM)
+    assert judge.name == f"judge at {url} (temperature 0.0, seed None, max_tokens 5)"
+    assert (judge.timeout, judge.patience, judge.max_calls) == (7.0, 8.0, 9)
+
+
+def test_a_local_judge_needs_a_model_that_is_there(tmp_path):
+    with pytest.raises(ValueError, match="needs the folder or hub name of its model"):
+        make_judge("local", max_tokens=5)
+    with pytest.raises(ValueError, match="cannot load a multimodal model from"):
+        make_judge("local", model=str(tmp_path), max_tokens=5)
+
+
+def test_an_unknown_judge_is_told_which_there_are():
+    with pytest.raises(ValueError, match="unknown judge 'oracle': choose from shapes, openai"):
+        make_judge("oracle", max_tokens=5)
