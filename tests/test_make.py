@@ -4,7 +4,7 @@ import pytest
 
 from judges.make import make_judge
 from judges.server import OpenAIMLLM
-from shapes.world import ShapesMLLM
+from shapes.verifier import ShapesMLLM
 
 
 def test_the_verifier_needs_no_settings():

@@ -10,7 +10,7 @@ from shapes.server import ClassroomMLLM
 from unigenbench import construct as C
 from unigenbench.testpoints import SUBS, Prompt, parse_reasons, parse_scores
 
-PLAN = C.Plan(0, "Art", "Other", "Animal", tuple(SUBS[:5]))
+DRAFT = C.Draft(0, "Art", "Other", "Animal", tuple(SUBS[:5]))
 
 
 def write(plan, attempt=0):
@@ -20,13 +20,13 @@ def write(plan, attempt=0):
 def test_it_has_a_phrase_for_each_testpoint_and_knows_it_again():
     assert tuple(phrasebook.PHRASES) == SUBS
     for sub in SUBS:
-        prompt = write(PLAN._replace(subs=(sub,)))
+        prompt = write(DRAFT._replace(subs=(sub,)))
         assert prompt.testpoints[0][1] in prompt.text
         assert parse_scores(phrasebook.answer(C.checking_question(prompt)), 1) == [1]
 
 
 def test_the_same_question_gives_the_same_prompt_and_another_attempt_another():
-    assert write(PLAN) == write(PLAN) != write(PLAN, attempt=1)
+    assert write(DRAFT) == write(DRAFT) != write(DRAFT, attempt=1)
 
 
 def test_its_check_refuses_what_is_not_there_or_is_of_another_dimension():
@@ -61,6 +61,6 @@ def test_other_questions_are_left_to_the_judge(text):
 
 
 def test_the_classroom_judge_asks_it_where_there_is_no_picture():
-    question = C.writing_question(PLAN, 0)
+    question = C.writing_question(DRAFT, 0)
     (answer,) = ClassroomMLLM().ask([C.Query((), question)])
     assert answer.text == phrasebook.answer(question)

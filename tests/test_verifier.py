@@ -271,7 +271,7 @@ def test_testpoints_are_answered_in_the_official_form():
 
 
 def test_scores_rise_with_testpoints_and_cleanness():
-    scorer = rewards.MLLMScorer(ShapesMLLM())
+    scorer = scorers.MLLMScorer(ShapesMLLM())
     images = [Image.fromarray(p) for p in scenes.render([one(), one(color="blue")])]
     good, bad = scorer.score(["a large red circle"] * 2, images)
     assert 4.5 < good <= 5 and bad < good - 0.3
