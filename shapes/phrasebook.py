@@ -1,4 +1,4 @@
-"""The classroom's prompt writer: it answers the two questions of construct.py from a phrase book.
+"""The classroom's prompt writer: a phrase book that answers unigenbench/construct.py.
 
 A real MLLM invents. This one has one phrase with a few choices for each of the 27 testpoints,
 strings together those that it is asked for, and knows its own phrases again when it is to check a

@@ -1,6 +1,6 @@
 """Flow-matching pre-training from nothing: how the tiny FLUX in assets/tiny-flux came to be.
 
-Four stages, all on sentences and pictures of shapes/world.py, no sentence of a held-out combination:
+Four stages, all on sentences and pictures of shapes/prompts.py, none of them held out:
   1. an AutoencoderKL learns to compress 32x32 pictures to 8x8 latents of 8 channels, half of them
      of things in any color, as FLUX's own had seen more than its prompts say; its decoder learns
      longest;
@@ -13,9 +13,10 @@ Four stages, all on sentences and pictures of shapes/world.py, no sentence of a 
      pre-training on web data.
 Every part is the real class, so that `FluxPipeline.from_pretrained` loads the folder.
 
-    python -m shapes.pretrain                  # makes assets/tiny-flux again, in about an hour on 2 cores
+    python -m shapes.pretrain        # makes assets/tiny-flux again, in about an hour on 2 cores
     python -m shapes.pretrain --out runs/tiny --work runs/tiny-work --pictures 500 --vae_steps 40 \\
         --decoder_steps 20 --text_steps 20 --flow_steps 20 --web_steps 10          # does it run?
+    python -m shapes.pretrain --fairness assets/tiny-flux       # what its VAE costs each look
 """
 
 import argparse
@@ -54,7 +55,6 @@ from shapes.verifier import KINDS, RADII, SLOTS, Caption, make_prompt, satisfied
 
 WRONG_CAPTION, WASHED_OUT = 0.40, 0.35  # shares of the web-like data
 CONTRAST = (0.4, 0.8)  # what washed-out pictures keep of theirs
-BATCH = 96
 MAX_TOKENS = 12  # the longest sentence has 10 words, and one token ends it
 
 
@@ -229,8 +229,7 @@ def build(seed: int) -> FluxPipeline:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over the first twentieth, then a half cosine down to a hundredth of the
-    peak."""
+    """Linear warm-up over a twentieth of the steps, then a half cosine to a hundredth of peak."""
     warm_up = max(1, steps // 20)
     fall = 0.5 * (1 + math.cos(math.pi * step / steps))
     return peak * min(1.0, (step + 1) / warm_up) * max(0.01, fall)
@@ -283,12 +282,14 @@ def descend(module: torch.nn.Module, loss_of, steps: int, peak: float, state: Pa
 
 
 def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, str]:
-    """Absolute and squared error; what is not ground counts five times, since it is the little area
-    that a picture is about. And the mean error in grey levels, for the bar."""
+    """Absolute and squared error, and a note for the bar: the mean error in gray levels.
+
+    What is not ground counts five times, since it is the little area that a picture is about.
+    """
     error = decoded - pixels
     weight = 1 + 4 * ((pixels - pixels[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.05)
     loss = (weight * (error.abs() + error.square())).mean()
-    return loss, f"{127.5 * error.detach().abs().mean():.2f} grey levels"
+    return loss, f"{127.5 * error.detach().abs().mean():.2f} gray levels"
 
 
 def train_vae(vae: AutoencoderKL, images: np.ndarray, steps: int, state: Path) -> None:
@@ -364,8 +365,10 @@ def train_text(pipe: FluxPipeline, prompts: list[Caption], steps: int, state: Pa
 def flow_loss(
     pipe: FluxPipeline, texts: list[str], latents: torch.Tensor, generator
 ) -> torch.Tensor:
-    """Flow matching: mean squared error of the velocity at a logit-normal sigma, as SD3 draws it,
-    shifted to noise."""
+    """Flow matching: mean squared error of the velocity, at sigmas drawn logit-normal as in SD3.
+
+    texts: B sentences; latents: (B, 8, 8, 8). The mean of 0.5 shifts sigma toward noise.
+    """
     clean = flux.pack((latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor)
     noise = torch.randn(clean.shape, generator=generator)
     sigma = torch.sigmoid(0.5 + torch.randn(len(clean), generator=generator))
@@ -380,13 +383,14 @@ def train_flow(
     texts: list[str],
     latents: torch.Tensor,
     steps: int,
+    batch: int,
     peak: float,
     state: Path,
 ) -> None:
     """Trains the transformer, and the text encoders along with it."""
 
     def loss_of(generator):
-        rows = torch.randint(len(texts), (BATCH,), generator=generator)
+        rows = torch.randint(len(texts), (batch,), generator=generator)
         loss = flow_loss(pipe, [texts[i] for i in rows], latents[rows], generator)
         return loss, f"loss {loss.detach():.3f}"
 
@@ -395,9 +399,8 @@ def train_flow(
 
 
 @torch.no_grad()
-def report_heldout(pipe: FluxPipeline, stage: str) -> None:
-    """Prints which share of the held-out testpoints the model draws right, by kind of sentence."""
-    prompts = heldout_prompts()
+def report_heldout(pipe: FluxPipeline, stage: str, prompts: list[Caption]) -> None:
+    """Prints which share of the prompts' testpoints the model draws right, by kind of sentence."""
     velocity = flux.velocity_fn(
         pipe, flux.encode(pipe, [p.text for p in prompts]), scenes.SIZE, scenes.SIZE
     )
@@ -417,8 +420,7 @@ def report_heldout(pipe: FluxPipeline, stage: str) -> None:
 
 
 def print_fairness(model: str, count: int = 10) -> None:
-    """Mean fidelity of decoded clean scenes of one thing, by look: what the VAE alone costs
-    each."""
+    """Prints what the VAE costs each look: mean fidelity of scenes of one thing, once decoded."""
     vae = AutoencoderKL.from_pretrained(model, subfolder="vae", dtype=torch.float32)
     rng = np.random.default_rng(0)
     looks = itertools.product(
@@ -451,13 +453,13 @@ def print_fairness(model: str, count: int = 10) -> None:
         for s, r in zip(drawn, readings)
         if len(r.things) == 1
     ]
-    print(f"{len(rows)} of {len(drawn)} scenes read; mean fidelity in grey levels:")
+    print(f"{len(rows)} of {len(drawn)} scenes read; mean fidelity in gray levels:")
     for column in range(4):
         for look in dict.fromkeys(row[column] for row in rows):
             print(f"{look:10} {np.mean([row[4] for row in rows if row[column] == look]):5.2f}")
 
 
-def main() -> None:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="assets/tiny-flux", help="the folder of the pipeline")
     parser.add_argument(
@@ -470,8 +472,16 @@ def main() -> None:
     parser.add_argument("--text_steps", type=int, default=500)
     parser.add_argument("--flow_steps", type=int, default=6000, help="on clean data")
     parser.add_argument("--web_steps", type=int, default=60, help="then on web-like data")
-    args = parser.parse_args()
+    parser.add_argument("--batch", type=int, default=96, help="of the transformer's steps")
+    parser.add_argument("--heldout", type=int, default=60, help="prompts of a kind to report on")
+    parser.add_argument("--fairness", metavar="FOLDER", help="measure this pipeline's VAE and stop")
+    return parser.parse_args(argv)
 
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.fairness:
+        return print_fairness(args.fairness)
     start = time.perf_counter()
     work = Path(args.work)
     work.mkdir(parents=True, exist_ok=True)
@@ -495,17 +505,13 @@ def main() -> None:
     pipe.vae.register_to_config(
         shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item()
     )
-    train_flow(pipe, texts + pair_texts, latents, args.flow_steps, 1.5e-3, work / "clean.pt")
-    report_heldout(pipe, "clean data")
-    train_flow(
-        pipe,
-        web_texts,
-        encode_images(pipe.vae, web_images),
-        args.web_steps,
-        5e-5,
-        work / "web-like.pt",
-    )
-    report_heldout(pipe, "web-like data")
+    heldout = heldout_prompts(args.heldout)
+    texts += pair_texts
+    train_flow(pipe, texts, latents, args.flow_steps, args.batch, 1.5e-3, work / "clean.pt")
+    report_heldout(pipe, "clean data", heldout)
+    web_latents = encode_images(pipe.vae, web_images)
+    train_flow(pipe, web_texts, web_latents, args.web_steps, args.batch, 5e-5, work / "web-like.pt")
+    report_heldout(pipe, "web-like data", heldout)
     pipe.to(torch.float16).save_pretrained(args.out)  # half the size; loaded as float32
     print(f"{args.out} after {(time.perf_counter() - start) / 60:.1f} minutes")
 

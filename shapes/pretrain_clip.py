@@ -2,15 +2,15 @@
 
 A `transformers.CLIPModel`, tiny, learns from web-like data (pretrain.py: wrong attributes, pale
 pictures) which caption belongs to which picture. It is as fallible as published scorers are, and so
-it can be hacked as they can. scorers.CLIPScorer loads it.
+it can be hacked as they can. judges.scorers.CLIPScorer loads it.
 
 Contrastive learning as in CLIP, with two kinds of hard negatives, since a batch of random captions
 rarely asks for more than the shape: each picture also sees HARD captions with one slot changed, and
-a batch is made of runs of neighbours in alphabetical order, which differ in a word or two. Equal
+a batch is made of runs of neighbors in alphabetical order, which differ in a word or two. Equal
 sentences in a batch are no negatives of one another: they are masked.
 
-    python pretrain_clip.py                                 # about three minutes of one core's time
-    python pretrain_clip.py --pictures 500 --steps 20 --out runs/tiny-clip          # does it run?
+    python -m shapes.pretrain_clip                          # about three minutes of one core's time
+    python -m shapes.pretrain_clip --pictures 500 --steps 20 --out runs/tiny-clip   # does it run?
 """
 
 import argparse
@@ -30,7 +30,7 @@ from shapes.prompts import all_prompts, sample_scene
 from shapes.verifier import parse_prompt, satisfied
 
 HARD = 3  # captions with one slot changed, a picture
-RUNS, RUN = 16, 8  # a batch: runs of neighbours in alphabetical order, and their length
+RUNS, RUN = 16, 8  # a batch: runs of neighbors in alphabetical order, and their length
 PEAK_LR = 2e-3
 
 
@@ -74,10 +74,10 @@ def hard_captions(texts: list[str], rng: np.random.Generator) -> list[list[str]]
     return [[pretrain.wrong_caption(prompt, rng).text for _ in range(HARD)] for prompt in prompts]
 
 
-def neighbours(texts: list[str]) -> list[np.ndarray]:
+def neighbors(texts: list[str]) -> list[np.ndarray]:
     """Two orders of the texts: alphabetical from their first word, and from their last.
 
-    Neighbours in the first differ in the words at the end, in the second in those at the start.
+    Neighbors in the first differ in the words at the end, in the second in those at the start.
     """
     words = [text.split() for text in texts]
     return [
@@ -87,7 +87,7 @@ def neighbours(texts: list[str]) -> list[np.ndarray]:
 
 
 def draw_batch(orders: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Rows of RUNS x RUN pictures: runs of neighbours, thinned so that few share a caption."""
+    """Rows of RUNS x RUN pictures: runs of neighbors, thinned so that few share a caption."""
     rows = []
     for _ in range(RUNS):
         order = orders[rng.integers(len(orders))]
@@ -130,7 +130,7 @@ def train(
     steps: int,
     rng: np.random.Generator,
 ) -> None:
-    """AdamW with pretrain.py's learning rate on `steps` batches of neighbours, in place."""
+    """AdamW with pretrain.py's learning rate on `steps` batches of neighbors, in place."""
 
     def tokens(sentences):
         return processor.tokenizer(sentences, padding="max_length", return_tensors="pt").input_ids
@@ -138,7 +138,7 @@ def train(
     hard = [text for several in hard_captions(texts, rng) for text in several]
     captions, hard = tokens(texts), tokens(hard).view(len(texts), HARD, -1)
     pixels = processor.image_processor(images=list(images), return_tensors="pt").pixel_values
-    orders = neighbours(texts)
+    orders = neighbors(texts)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02)
     bar = tqdm(range(steps), desc="clip")
     for step in bar:
@@ -194,14 +194,14 @@ def accuracy(scorer: CLIPScorer, pairs: dict[str, list]) -> dict[str, np.ndarray
     }
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="assets/tiny-clip", help="the folder of the model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=12_000)
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--pairs", type=int, default=2000, help="one-attribute pairs to measure on")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     start, cpu = time.perf_counter(), time.process_time()
     rng = np.random.default_rng(args.seed)

@@ -1,4 +1,4 @@
-"""Pictures of coloured shapes: from things to pixels, and back.
+"""Pictures of colored shapes: from things to pixels, and back.
 
 `render` draws a scene on 32x32 pixels. `read` is its inverse: ground, then connected blobs, then
 for each blob the best of six templates (circle, square, triangle; filled or in outline) and the
@@ -8,7 +8,7 @@ nearest of six colors. It decides strictly, since whatever it lets pass, trainin
     must agree on it.
   - A half-drawn shape is no shape: its template must cover it with an overlap (soft
     intersection over union) of MIN_OVERLAP, and beat every other shape by MIN_MARGIN.
-  - `fidelity` renders again what was read and compares: mean absolute difference in grey levels.
+  - `fidelity` renders again what was read and compares: mean absolute difference in gray levels.
 """
 
 import functools
@@ -54,10 +54,9 @@ class Scene(NamedTuple):
 
 
 def coverage(shape: np.ndarray, x, y, r, outline) -> np.ndarray:
-    """Share of each pixel that a shape covers (n, 32, 32), from its signed distance; all inputs
-    (n,).
+    """Share of each pixel that a shape covers (n, 32, 32), by signed distance; inputs (n,).
 
-    All three shapes are centred on their centroid; circle and square of one r have equal areas.
+    All three shapes are centered on their centroid; circle and square of one r have equal areas.
     """
     grid = np.arange(SIZE, dtype=np.float32) + 0.5
     x, y, r = (np.asarray(v, np.float32)[:, None, None] for v in (x, y, r))
@@ -105,10 +104,10 @@ def render(scenes: list[Scene]) -> np.ndarray:
 
 
 class Reading(NamedTuple):
-    things: tuple[Thing, ...]  # what was recognised
+    things: tuple[Thing, ...]  # what was recognized
     unread: int  # blobs that are no shape of this world
     dark: bool
-    fidelity: float  # mean absolute difference to the picture rendered again, grey levels
+    fidelity: float  # mean absolute difference to the picture rendered again, gray levels
 
 
 @functools.cache
@@ -132,12 +131,21 @@ def spread(alpha: np.ndarray) -> np.ndarray:
     return (alpha.sum(1) @ grid**2 + alpha.sum(2) @ grid**2) / area - x**2 - y**2
 
 
-def fit(alpha: np.ndarray) -> tuple[np.ndarray, ...]:
+class Fit(NamedTuple):
+    shape: np.ndarray  # (n,) as all of them; index into SHAPES
+    outline: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    r: np.ndarray
+    overlap: np.ndarray  # soft intersection over union, 0 to 1
+    margin: np.ndarray  # over the overlap of the next best shape
+
+
+def fit(alpha: np.ndarray) -> Fit:
     """The best of six templates for each coverage map (n, 32, 32).
 
     Position and size come from the map's moments: the area of a filled shape, the spread of an
-    outline. Returns shape, outline, x, y, r, overlap and margin over the next best shape, each
-    (n,).
+    outline.
     """
     count = len(alpha)
     area, x, y = centroid(alpha)
@@ -154,7 +162,7 @@ def fit(alpha: np.ndarray) -> tuple[np.ndarray, ...]:
     best = overlap.argmax(1)
     rows = np.arange(count)
     others = np.where(np.arange(6) % 3 == best[:, None] % 3, 0, overlap).max(1)  # of another shape
-    return (
+    return Fit(
         best % 3,
         best >= 3,
         x,
@@ -181,8 +189,7 @@ def along(pixels: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 
 def find_blobs(pixels: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Connected blobs of what is not ground: image index (m,) and mask (m, 32, 32), grown by
-    a pixel."""
+    """Connected blobs of what is not ground, grown by a pixel: image (m,), mask (m, 32, 32)."""
     cross = np.zeros((3, 3, 3), bool)
     cross[1] = ndimage.generate_binary_structure(2, 1)  # connects within an image only
     labels, _ = ndimage.label(np.linalg.norm(pixels - ground[:, None, None], axis=-1) > 40, cross)

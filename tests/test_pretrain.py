@@ -1,11 +1,11 @@
-"""Pre-training's data, schedule and resumption; and all stages of it once, at a size that learns
-nothing."""
+"""Pre-training's data, schedule and resumption; and all its stages once, too small to learn."""
 
-import sys
+import re
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from diffusers import FluxPipeline
 
 from models import flux
@@ -80,24 +80,20 @@ def test_a_stage_that_was_stopped_goes_on_as_if_it_was_not(tmp_path):
     assert torch.equal(stage("parts", 230), whole) and stage.calls == 0
 
 
-def test_all_stages_run_and_give_what_the_loader_takes(tmp_path, monkeypatch, capsys):
-    few = [pool[0] for pool in all_prompts("heldout").values()]
-    monkeypatch.setattr(pretrain, "heldout_prompts", lambda: few)
-    monkeypatch.setattr(pretrain, "BATCH", 4)
+def test_all_stages_run_and_give_what_the_loader_takes(tmp_path, capsys):
     steps = [f"--{stage}_steps=2" for stage in ("vae", "decoder", "text", "flow", "web")]
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "pretrain.py",
-            f"--out={tmp_path / 'tiny'}",
-            f"--work={tmp_path / 'work'}",
-            "--pictures=40",
-            *steps,
-        ],
-    )
-    pretrain.main()
+    folders = [f"--out={tmp_path / 'tiny'}", f"--work={tmp_path / 'work'}"]
+    pretrain.main([*folders, *steps, "--pictures=40", "--batch=4", "--heldout=1"])
     assert "after web-like data: held-out accuracy" in capsys.readouterr().out
     pipe = flux.load(str(tmp_path / "tiny"))
     assert isinstance(pipe, FluxPipeline) and pipe.vae.config.scaling_factor != 1
     assert (tmp_path / "work" / "decoder.pt").exists()
+
+
+def test_fairness_covers_every_look(capsys):
+    pretrain.print_fairness(str(ROOT / "assets" / "tiny-flux"), count=1)
+    first, *rows = capsys.readouterr().out.splitlines()
+    read, drawn = (int(n) for n in re.findall(r"\d+", first))
+    assert drawn == 3 * 6 * 3 * 2 and read > 0.9 * drawn
+    looks = [*scenes.SHAPES, *scenes.COLORS, "small", "large", "outline", "light", "dark"]
+    assert sorted(row.split()[0] for row in rows) == sorted(looks)

@@ -33,9 +33,9 @@ def test_without_hard_captions_the_loss_is_clips_own():
     assert alone.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_batches_are_neighbours():
+def test_batches_are_neighbors():
     texts = 8 * [p.text for pool in all_prompts("train").values() for p in pool]
-    orders = pretrain_clip.neighbours(texts)
+    orders = pretrain_clip.neighbors(texts)
     assert [texts[i] for i in orders[0]] == sorted(texts, key=str.split)
     assert all(sorted(order) == list(range(len(texts))) for order in orders)
     rows = pretrain_clip.draw_batch(orders, np.random.default_rng(0))
@@ -80,22 +80,9 @@ def test_the_shipped_scorer_is_good_and_fallible(pairs):
         assert 0.8 <= right[name].mean() < 1, name  # 0.89 on 1,879 pairs
 
 
-def test_training_writes_what_the_scorer_loads(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            "pretrain_clip.py",
-            "--pictures",
-            "40",
-            "--steps",
-            "1",
-            "--pairs",
-            "10",
-            "--out",
-            str(tmp_path / "clip"),
-        ],
-    )
-    pretrain_clip.main()
-    scorer = CLIPScorer(str(tmp_path / "clip"))
+def test_training_writes_what_the_scorer_loads(tmp_path, capsys):
+    out = tmp_path / "clip"
+    pretrain_clip.main(["--pictures=40", "--steps=1", "--pairs=10", f"--out={out}"])
+    scorer = CLIPScorer(str(out))
     assert scorer.model.logit_scale.exp() <= 100
     assert capsys.readouterr().out.count("one-attribute pairs") == 2
