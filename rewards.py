@@ -22,18 +22,12 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
 from judges.mllm import MLLM, Query
-from judges.verdicts import (
-    PAIRWISE_TEMPLATE,
-    VERDICT_REMINDER,
-    Verdict,
-    nearest_verdict,
-    parse_verdict,
-)
+from judges.verdicts import PAIRWISE_TEMPLATE, VERDICT_REMINDER, Verdict, ask, parse_verdict  # noqa: F401
 
 
 class JudgeError(RuntimeError):
@@ -110,14 +104,6 @@ def mean_points(forward: float | None, backward: float | None) -> float | None:
 # ----------------------------------------------------------------------------- rewards
 
 
-class Said(NamedTuple):
-    """One answer about one pair as it was shown."""
-
-    points: float | None  # of the first image
-    verdict: Verdict
-    error: str | None
-
-
 def group_size_of(prompts: Sequence[str], images: Sequence[Sequence]) -> int:
     """G, for P prompts with P groups of G images. Raises ValueError if they do not match."""
     sizes = {len(group) for group in images}
@@ -191,12 +177,12 @@ class PairwiseReward:
         """
         texts = [self.template.replace("{prompt}", prompt) for prompt in prompts]
         queries = [Query((images[p][i], images[p][j]), texts[p]) for p, i, j in shown]
-        said = self.ask(queries)
+        said = ask(self.mllm, queries, self.soft)
         lost = [k for k, answer in enumerate(said) if answer.points is None]
         for k in lost:
             if said[k].verdict is Verdict.UNPARSABLE:
                 queries[k] = queries[k]._replace(text=queries[k].text + VERDICT_REMINDER)
-        repeats = self.ask([queries[k] for k in lost]) if lost else []
+        repeats = ask(self.mllm, [queries[k] for k in lost], self.soft) if lost else []
         every = Counter(answer.verdict for answer in said + repeats)
         for k, answer in zip(lost, repeats):
             said[k] = answer
@@ -209,36 +195,17 @@ class PairwiseReward:
             first=every[Verdict.FIRST],
             second=every[Verdict.SECOND],
         )
-        errors = [answer.error for answer in said + repeats if answer.error]
-        return [answer.points for answer in said], counts, errors[-1] if errors else None
-
-    def ask(self, queries: list[Query]) -> list[Said]:
-        """What the judge says of each query, all asked at once."""
-        if self.soft:
-            return [
-                Said(p, nearest_verdict(p), None if p is not None else "no probability")
-                for p in self.mllm.first_probability(queries)
-            ]
-        said = []
-        for answer in self.mllm.ask(queries):
-            verdict, error = parse_verdict(answer.text), answer.error
-            if verdict is Verdict.UNPARSABLE:
-                error = f"no verdict in an answer that ends with {answer.text[-80:]!r}"
-            said.append(Said(verdict.points, verdict, error))
-        return said
-
-
-class Scorer(Protocol):
-    name: str
-
-    def score(self, prompts: list[str], images: list) -> list[float | None]:
-        """One score for each (prompt, image); None where there is none."""
+        error = next((answer.error for answer in reversed(repeats + said) if answer.error), None)
+        return [answer.points for answer in said], counts, error
 
 
 class PointwiseReward:
-    """A score for each image alone, what Pref-GRPO is held against; called as PairwiseReward is."""
+    """A score for each image alone, what Pref-GRPO is held against; called as PairwiseReward is.
 
-    def __init__(self, scorer: Scorer):
+    scorer: has a name and score(prompts, images), a number or None for each (judges/scorers.py).
+    """
+
+    def __init__(self, scorer):
         self.scorer, self.name = scorer, scorer.name
 
     def calls(self, group_size: int) -> int:

@@ -173,10 +173,10 @@ def rollout(
         level = noise_level if k in sde_steps else 0.0
         steps.append(sde_step(states[k], velocity, sigmas, k, level, kind, generator=generator))
         states.append(steps[k].next_latents)
-    _, log_probs, means, stds = (torch.stack(field) for field in zip(*steps))  # (K, B, ...) each
-    return Trajectory(
-        torch.stack(states), log_probs, means, stds, sigmas, sde_steps, noise_level, kind
-    )
+    _, *scored = (
+        torch.stack(field) for field in zip(*steps)
+    )  # log-probs, means, stds: (K, B, ...)
+    return Trajectory(torch.stack(states), *scored, sigmas, sde_steps, noise_level, kind)
 
 
 def replay(velocity_fn: Velocity, trajectory: Trajectory, index, rows=slice(None)) -> Step:
@@ -189,20 +189,12 @@ def replay(velocity_fn: Velocity, trajectory: Trajectory, index, rows=slice(None
     """
     if isinstance(index, int) and index not in trajectory.sde_steps:
         raise ValueError(f"step {index} was not stochastic; choose from {trajectory.sde_steps}")
-    device = trajectory.latents.device
-    samples = torch.arange(trajectory.latents.shape[1], device=device)[rows]  # (b,)
+    t, device = trajectory, trajectory.latents.device
+    samples = torch.arange(t.latents.shape[1], device=device)[rows]  # (b,)
     index = torch.as_tensor(index, device=device).expand(len(samples))  # (b,)
-    latents = trajectory.latents[index, samples]  # (b, N, C)
-    velocity = velocity_fn(latents, trajectory.sigmas[index])
-    return sde_step(
-        latents,
-        velocity,
-        trajectory.sigmas,
-        index,
-        trajectory.noise_level,
-        trajectory.kind,
-        next_latents=trajectory.latents[index + 1, samples],
-    )
+    latents, next_latents = t.latents[index, samples], t.latents[index + 1, samples]  # (b, N, C)
+    velocity = velocity_fn(latents, t.sigmas[index])
+    return sde_step(latents, velocity, t.sigmas, index, t.noise_level, t.kind, next_latents)
 
 
 @torch.no_grad()

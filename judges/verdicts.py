@@ -7,6 +7,9 @@ a verdict is read from a final answer only, never guessed from the reasoning.
 import json
 import re
 from enum import Enum
+from typing import NamedTuple
+
+from judges.mllm import MLLM, Query
 
 PAIRWISE_TEMPLATE = """\
 You are given two images, Image 1 and Image 2 (in this order), that were made from the same caption.
@@ -173,3 +176,30 @@ def readable(text: str) -> bool:
     """Whether an answer holds a verdict or ratings. Only such are kept on disk: else a judge that
     wrote nonsense, and so ended the run, would be quoted for ever after it is mended."""
     return parse_verdict(text) is not Verdict.UNPARSABLE or parse_ratings(text) is not None
+
+
+class Said(NamedTuple):
+    """One answer about one pair of images as it was shown."""
+
+    points: float | None  # of the first image
+    verdict: Verdict
+    error: str | None
+
+
+def ask(mllm: MLLM, queries: list[Query], soft: bool = False) -> list[Said]:
+    """What a judge says of each query, all asked at once.
+
+    soft: points are P(first is better), which a judge in process can give (local.py).
+    """
+    if soft:
+        return [
+            Said(p, nearest_verdict(p), "no probability" if p is None else None)
+            for p in mllm.first_probability(queries)
+        ]
+    said = []
+    for answer in mllm.ask(queries):
+        verdict, error = parse_verdict(answer.text), answer.error
+        if verdict is Verdict.UNPARSABLE:
+            error = f"no verdict in an answer that ends with {answer.text[-80:]!r}"
+        said.append(Said(verdict.points, verdict, error))
+    return said

@@ -1,4 +1,4 @@
-"""`python bench.py` twice, from nothing and in processes of their own: the same bytes, and how long.
+"""`python bench.py` twice, from nothing and in processes of their own: the same bytes? how long?
 
     python -m measure.default_twice           # two runs of one to two minutes each
 

@@ -1,6 +1,6 @@
 """What a judge server's latency costs a step: judging against the ideal, and the share hidden.
 
-    python -m measure.judge_latency       # about four minutes on two idle cores; a script, not a test
+    python -m measure.judge_latency       # about four minutes on two idle cores
 
 The server runs in a process of its own and takes L = 200 ms a call; C calls are in flight. The
 ideal is ceil(calls / C) * L. Bars: judging within 1.15 of it, the cache on disk included; less than

@@ -1,6 +1,6 @@
 """A weekend's judging in small: kills `bench.py judge` at random moments and counts what is left.
 
-    python -m measure.kill_judge            # 600 prompts x 4 images, three kills; some minutes, Linux
+    python -m measure.kill_judge            # 600 prompts x 4 images, three kills; Linux
     python -m measure.kill_judge --kills 0  # the memory of one process over all of them
 
 Not a test of the suite, which has a small one (test_judge.py). Judge server and judging process

@@ -25,8 +25,8 @@ BARS = {"core": 0.95, "loop": 0.90}
 LEFT_OUT = shutil.ignore_patterns(".git", "runs", "__pycache__", ".pytest_cache", "*.pyc")
 
 
-def read_mutants(path: Path = Path(__file__).with_name("mutants.csv")) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
+def read_mutants() -> list[dict[str, str]]:
+    with open(Path(__file__).with_name("mutants.csv"), newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

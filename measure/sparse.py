@@ -8,7 +8,7 @@ opponents an image, against the win rates of all pairs by the same judge, and ag
     ties count; its truth is the full round robin.
 
     python -m measure.sparse              # minutes on 2 cores; not a test, since it only reports
-    python -m measure.sparse --plain --out runs/plain.png     # without Bradley-Terry, for comparison
+    python -m measure.sparse --plain --out runs/plain.png     # win rates in its place
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A base model as the loop sees it: text, noise, velocity and pictures, its size and guidance said once.
+"""A base model as the loop sees it: text, noise, velocity, pictures, at one size and guidance.
 
 Everything that belongs to one family of pipelines stands in a file of its own, flux.py or sd3.py:
 functions of the same names, and PIPELINE, the class in diffusers that it is for. `load` looks at
@@ -48,7 +48,7 @@ class Model:
     def __init__(self, pipe, kind, size: int, guidance: float = 3.5):
         """kind: the module of this folder that is for the pipeline's class."""
         self.pipe, self.kind, self.size, self.guidance = pipe, kind, size, guidance
-        self.frozen = None  # a copy of the transformer, the base; None where a LoRA is switched off
+        self.frozen = None  # the base: a copy of the transformer; None where a LoRA is switched off
         self.text_of = lambda prompts: kind.encode(pipe, prompts)  # a text cache takes its place
 
     @property
@@ -64,7 +64,7 @@ class Model:
         return self.text_of(prompts).rows(rows)
 
     def noise(self, seeds) -> torch.Tensor:
-        """Gaussian noise (B, N, C) float32, one seed an image: the same noise whatever the batch."""
+        """Gaussian noise (B, N, C) float32, one seed an image: the same in every batch."""
         return self.kind.initial_noise(self.pipe, self.size, self.size, list(seeds))
 
     def velocity(self, text, transformer: torch.nn.Module | None = None):

@@ -194,7 +194,8 @@ def base_weights(pipe: FluxPipeline, frozen: torch.nn.Module | None):
 def add_lora(pipe: FluxPipeline, rank: int, alpha: int | None = None) -> None:
     """Adds a trainable LoRA to attention and feed-forward of the double blocks, through peft.
 
-    Released FLUX scripts: rank 64, alpha 128 (16 and 16 are only the parser's defaults). The adapter is kept in float32.
+    Released FLUX scripts: rank 64, alpha 128; 16 and 16 are only the parser's defaults. The adapter
+    is kept in float32.
     """
     from peft import LoraConfig
 

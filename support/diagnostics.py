@@ -1,4 +1,4 @@
-"""What is measured of a rollout beside the algorithm: is replay the rollout, how far is the base."""
+"""Measured of a rollout beside the algorithm: is replay the rollout, how far is the base?"""
 
 import logging
 

@@ -131,7 +131,9 @@ class Alive(TorchDispatchMode):
         return out
 
     def _count(self, storage, key: int) -> None:
-        def freed(_, size=storage.nbytes()):
+        size = storage.nbytes()
+
+        def freed(_):
             del self._seen[key]
             self.now -= size
 

@@ -8,7 +8,7 @@ of the GPU is left; torch.compile, which mostly saves; a judge in process (--jud
 size is not known here.
 
     python train.py --recipe flux-lora --dry_run --gpu_memory 80
-    print(table(make_plan("assets/tiny-flux", Config(size=32), world=2)))          # cfg: config.Config
+    print(table(make_plan("assets/tiny-flux", Config(size=32), world=2)))
 """
 
 import math

@@ -133,7 +133,7 @@ def rewards_of(cfg: Config, judge, device) -> dict:
 
 
 def call_budget(cfg: Config, rewards: dict, heldout: int) -> str:
-    """The questions that a whole run puts to its judge, those of lost or kept answers left aside."""
+    """The questions that a whole run puts to its judge, repeats and kept answers left aside."""
     evaluations = 1 + -(-cfg.steps // cfg.eval_every)  # the base, then also after the last step
     group = sum(r.calls(cfg.group_size) for name, r in rewards.items() if name in JUDGED)
     steps, held = group * cfg.prompts_per_step * cfg.steps, 2 * heldout * evaluations
@@ -149,7 +149,7 @@ def call_budget(cfg: Config, rewards: dict, heldout: int) -> str:
 
 
 class Run:
-    """The loop's tools (model, policy, optimizer, average, rewards, batches) and its book-keeping."""
+    """The loop's tools (model, optimizer, average, rewards, batches, ...) and its book-keeping."""
 
     def __init__(self, cfg: Config, procs: Processes, out: Path, prompts: Prompts | None):
         self.cfg, self.procs, self.out = cfg, procs, out

@@ -10,6 +10,7 @@ from conftest import ROOT
 from PIL import Image
 
 import rewards
+from judges import scorers
 from judges.mllm import Query
 from shapes import scenes
 from shapes.prompts import heldout_prompts, sample_prompts, sample_scene
