@@ -101,7 +101,7 @@ def simulated(fit, size: int, accuracy: float, trials: int) -> dict:
 
 
 def sampled_points(size: int, prompts: list[str], model, judge: ShapesMLLM) -> list[dict]:
-    """For each prompt, the points that the verifier gives in every pair of a sampled group of `size`."""
+    """For each prompt, the points that the verifier gives in every pair of a sampled group."""
     count = size * len(prompts)
     batch = Batch(prompts, list(range(count)), list(range(count, 2 * count)), [])
     sigmas = sampler.sigma_schedule(6)

@@ -85,7 +85,7 @@ class Model:
         return self.kind.base_weights(self.pipe, self.frozen)
 
     def save(self, folder, weights: dict | None = None) -> None:
-        """What plain diffusers loads; weights: the gathered ones, where the module holds a shard."""
+        """What plain diffusers loads; weights: gathered ones, where the module holds a shard."""
         self.kind.save(self.pipe, folder, weights)
 
 
