@@ -17,29 +17,33 @@ from pathlib import Path
 import torch
 
 
-def file_for(model: str):
-    """The module of this folder that is for the pipeline in `model`, a folder or hub name.
+def kinds() -> dict:
+    """The modules of this folder by the name of the pipeline's class that each is for."""
+    names = [path.stem for path in sorted(Path(__file__).parent.glob("*.py"))]
+    modules = [
+        importlib.import_module(f"models.{n}") for n in names if n not in ("__init__", "base")
+    ]
+    return {module.PIPELINE.__name__: module for module in modules}
 
-    Raises ValueError if there is no pipeline, or none of a class that a file here is for.
+
+def pipeline_class(model: str) -> str:
+    """The name of the class of the pipeline in `model`, a folder or hub name.
+
+    Raises ValueError if there is none.
     """
-    kinds = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem not in ("__init__", "base"):
-            module = importlib.import_module(f"models.{path.stem}")
-            kinds[module.PIPELINE.__name__] = module
+    from diffusers import DiffusionPipeline
+
     folder = Path(model)
     looks_local = model.startswith((".", "/", "~", "assets", "runs")) or model.count("/") != 1
     if (folder.exists() or looks_local) and not (folder / "model_index.json").is_file():
+        hint = ""
+        if any(folder.glob("*.safetensors")):
+            hint = "; this may be a LoRA: give it as --lora, and its base as --model"
         raise ValueError(
             f"no pipeline in '{model}': expected a folder with model_index.json, or a hub name "
-            "such as black-forest-labs/FLUX.1-dev"
+            f"such as black-forest-labs/FLUX.1-dev{hint}"
         )
-    from diffusers import DiffusionPipeline
-
-    found = DiffusionPipeline.load_config(model)["_class_name"]
-    if found not in kinds:
-        raise ValueError(f"'{model}' is a {found}: the loop knows {', '.join(kinds)}")
-    return kinds[found]
+    return DiffusionPipeline.load_config(model)["_class_name"]
 
 
 class Model:
@@ -91,5 +95,8 @@ class Model:
 
 def load(model: str, size: int, guidance: float = 3.5, device="cpu", dtype=torch.float32) -> Model:
     """The base model in a folder or at a hub name, frozen and in eval mode. Raises ValueError."""
-    kind = file_for(model)
+    found, known = pipeline_class(model), kinds()
+    if found not in known:
+        raise ValueError(f"'{model}' is a {found}: the loop knows {', '.join(known)}")
+    kind = known[found]
     return Model(kind.load(model, device, dtype), kind, size, guidance)

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from diffusers import FluxPipeline
 
 import sampler
-from models import flux
+from models import base, flux
 
 PROMPTS = ["a red circle inside a blue square", "three green triangles"]
 
@@ -71,9 +72,8 @@ def test_lora_starts_as_the_base_switches_off_and_saves(tiny_flux, tmp_path):
     tiny_flux.save_pretrained(folder)
     pipe = flux.load(str(folder))
     before = pixels(our_images(pipe, PROMPTS, [1, 2]))
-    with pytest.raises(ValueError, match="no base to compare with"):
-        with flux.base_weights(pipe, None):
-            pass
+    with pytest.raises(ValueError, match="no base to compare with"), flux.base_weights(pipe, None):
+        pass
     flux.add_lora(pipe, rank=4)
     assert np.array_equal(before, pixels(our_images(pipe, PROMPTS, [1, 2])))  # B starts at zero
     assert 0 < sum(p.numel() for p in flux.trainable(pipe)) < 200_000
@@ -126,3 +126,26 @@ def test_guidance_reaches_a_distilled_transformer(tiny_flux):
         for guidance in (1.0, 3.5)
     ]
     assert not torch.equal(*outputs)
+
+
+def test_the_model_of_the_loop_is_the_files_functions(tiny_flux):
+    model = base.load(str(ROOT / "assets" / "tiny-flux"), size=32)
+    text = model.encode(PROMPTS, group_size=2)
+    assert model.kind is flux and len(text.embeds) == 2 * len(PROMPTS)
+    assert torch.equal(text.embeds[0], text.embeds[1])  # the rows of one group stand together
+    assert not torch.equal(text.embeds[1], text.embeds[2])
+    noise = model.noise([3, 4])
+    assert torch.equal(noise, flux.initial_noise(tiny_flux, 32, 32, [3, 4]))
+    assert [image.size for image in model.decode(noise)] == [(32, 32)] * 2
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "runs/none"])
+def test_no_pipeline_is_named(name):
+    with pytest.raises(ValueError, match=f"no pipeline in '{name}'"):
+        base.load(name, size=32)
+
+
+def test_a_pipeline_of_another_class_is_named(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtSigmaPipeline"}')
+    with pytest.raises(ValueError, match="is a PixArtSigmaPipeline: the loop knows FluxPipeline"):
+        base.load(str(tmp_path), size=32)

@@ -1,11 +1,10 @@
 """The memory plan against real allocations of small models of the real classes; what it says."""
 
-import dataclasses
 import gc
 import os
 import subprocess
 import sys
-import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,12 +12,28 @@ from conftest import ROOT
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
+import sampler
 import train
-from models import flux
-from support import footprint, plan, policy
+from models import base, flux
+from support import config, footprint, plan
+from support.prompts import Batch
 
 TINY = str(ROOT / "assets" / "tiny-flux")
+FLUX_SIZE = dict(
+    size=720,
+    num_steps=25,
+    prompts_per_step=1,
+    micro_batch=1,
+    dtype="bfloat16",
+    ema=0.0,
+    judge="openai",
+)
 SMALL = dict(size=64, num_steps=4, prompts_per_step=2, group_size=2, micro_batch=2)
+
+
+def settings_of(**settings) -> config.Config:
+    """Settings of FLUX.1-dev's size where no others are given."""
+    return config.Config(**(FLUX_SIZE | settings))
 
 
 def allocator_peak(function) -> int:
@@ -144,7 +159,7 @@ def test_decoding_and_encoding_allocate_what_is_planned():
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_lasting_bytes_are_those_of_the_real_tensors(lora_rank, tiny_flux):
-    settings = plan.Settings(**SMALL, lora_rank=lora_rank, dtype="float32", ema=0.9)
+    settings = settings_of(**SMALL, lora_rank=lora_rank, dtype="float32", ema=0.9)
     planned = plan.make_plan(TINY, settings).bytes
     pipe = small_pipe(heads=4, double=2, single=4, lora=lora_rank)
     for parameter in flux.trainable(pipe):
@@ -164,10 +179,11 @@ def test_lasting_bytes_are_those_of_the_real_tensors(lora_rank, tiny_flux):
 
 
 def test_trajectories_and_text_are_those_of_a_real_rollout(tiny_flux):
-    cfg = train.Config(model=TINY, num_steps=3)
-    rollout = train.roll_out(tiny_flux, cfg, ["a red circle", "a blue square"], [[2, 4], [6, 8]])
+    model = base.Model(tiny_flux, flux, size=32)
+    batch = Batch(["a red circle", "a blue square"], [0, 1, 2, 3], [4, 5, 6, 7], [0])
+    rollout = train.sample(model, batch, sampler.sigma_schedule(3), 0.7, "flow", 4)
     real = sum(x.untyped_storage().nbytes() for x in rollout.trajectory[:4])
-    settings = plan.Settings(**SMALL | {"size": 32, "num_steps": 3, "dtype": "float32"})
+    settings = settings_of(**SMALL | {"size": 32, "num_steps": 3, "dtype": "float32"})
     planned = plan.make_plan(TINY, settings)
     assert planned.bytes.trajectories == real
     samples = sum(x.untyped_storage().nbytes() for x in rollout.text)
@@ -178,14 +194,14 @@ def test_shards_buckets_and_accumulated_gradients():
     counts = plan.Counts(
         transformer=1000, trainable=1000, text=0, vae=0, block=100, outside=0, root=20
     )
-    full = plan.Settings(shard=True, ema=0.9)
+    full = settings_of(shard=True, ema=0.9)
     one, eight = (plan.train_bytes(counts, 2000, full, world, 1) for world in (1, 8))
     for name in ("weights", "frozen", "optimiser", "ema", "gradients"):
         assert one[name] == 8 * eight[name] > 0
     assert one["gathered"] == eight["gathered"] == 2 * (20 + 2 * 100)
     adding_up = plan.train_bytes(counts, 2000, full, 8, 2)
     assert adding_up["buffers"] == 4000 + eight["buffers"]  # whole gradients; a block's
-    lora = plan.Settings(lora_rank=4)
+    lora = settings_of(lora_rank=4)
     alone, replica = (plan.train_bytes(counts, 2000, lora, world, 1) for world in (1, 8))
     assert replica["buffers"] == replica["gradients"] and alone["buffers"] == 0
     assert replica | {"buffers": 0} == alone
@@ -200,33 +216,32 @@ def test_the_real_size_is_built_without_weights():
 
 
 def test_work_is_counted():
-    settings = plan.Settings(
+    settings = settings_of(
         num_steps=6, timestep_fraction=0.6, group_size=4, gradient_checkpointing=True
     )
     assert plan.work_of(settings, 2, 3) == plan.Work(3 * 6 + 5 + 3 * 3, 9, 9, 2 * 6 * 2)
-    assert plan.work_of(settings._replace(opponents=2), 2, 3).judge_calls == 2 * 4 * 2
-    settings = settings._replace(kl_coef=0.1, reward="pointwise", gradient_checkpointing=False)
+    assert plan.work_of(replace(settings, opponents=2), 2, 3).judge_calls == 2 * 4 * 2
+    settings = replace(settings, kl_coef=0.1, reward="pointwise", gradient_checkpointing=False)
     assert plan.work_of(settings, 2, 3) == plan.Work(3 * 6 + 5 + 2 * 3 * 3, 0, 9, 2 * 4)
-    for rewards, calls in (("pairwise:0.4,clip:0.6", 12), ("pairwise,pointwise", 16), ("clip", 0)):
-        assert plan.work_of(settings._replace(rewards=rewards), 1, 1).judge_calls == calls
+    for reward, calls in (("pairwise:0.4,clip:0.6", 12), ("pairwise,pointwise", 16), ("clip", 0)):
+        assert plan.work_of(replace(settings, reward=reward), 1, 1).judge_calls == calls
 
 
 def test_scorers_are_counted():
     folder = ROOT / "assets" / "tiny-clip"
     ours, published = (
-        plan.scorer_bytes(plan.Settings(rewards=f"pairwise:0.4,clip{source}:0.6"))
+        plan.scorer_bytes(settings_of(reward=f"pairwise:0.4,clip{source}:0.6"))
         for source in (f"={folder}", "")
     )
     assert ours == (folder / "model.safetensors").stat().st_size
-    assert published == pytest.approx(1.71e9, rel=0.01) and plan.scorer_bytes(plan.Settings()) == 0
+    assert published == pytest.approx(1.71e9, rel=0.01) and plan.scorer_bytes(settings_of()) == 0
 
 
 def test_micro_batch_0_is_what_train_makes_of_it():
-    settings = plan.Settings(**SMALL | {"micro_batch": 0})
+    settings = settings_of(**SMALL | {"micro_batch": 0})
     for judge, samples in (("openai", 2), ("shapes", 4)):
-        assert plan.make_plan(TINY, settings._replace(judge=judge)).micro_batch == samples
-        cfg = train.Config(micro_batch=0, group_size=2, judge=judge)
-        assert policy.micro_batches(4, cfg)[0].stop == samples
+        assert plan.make_plan(TINY, replace(settings, judge=judge)).micro_batch == samples
+        assert config.micro_batch_of(replace(settings, judge=judge), 4) == samples
 
 
 # The released FLUX recipe: what the paper's authors ran, by the names of our flags.
@@ -246,7 +261,7 @@ RELEASED = dict(
     weight_decay=1e-4,
     max_grad_norm=1.0,
     kl_coef=0.0,
-    rewards="pairwise:0.4,clip:0.6",
+    reward="pairwise:0.4,clip:0.6",
     dtype="bfloat16",
     gradient_checkpointing=True,
     judge="openai",
@@ -262,31 +277,29 @@ RELEASED = dict(
     ],
 )
 def test_recipes_are_the_released_settings(recipe, own):
-    cfg = train.parse_config(["--recipe", recipe])  # whatever the toy's defaults are
+    cfg = config.parse_config(["--recipe", recipe])  # whatever the toy's defaults are
     assert {name: getattr(cfg, name) for name in RELEASED | own} == RELEASED | own
     world = 64 if cfg.shard else 1
     batches = cfg.prompts_per_step // world * cfg.group_size // cfg.micro_batch
     assert batches // cfg.updates == 4  # micro-batches that an update adds up
-    train.check_config(dataclasses.replace(cfg, prompts="prompts.txt"), world)
+    config.check_config(replace(cfg, prompts="prompts.txt"), world)
 
 
-def test_the_lora_recipe_fits_80_and_48_GB_and_with_offload_24(monkeypatch, capsys):
-    flags = ["--recipe", "flux-lora", "--dry_run", "--gpu_memory", "48"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
-    made, make_plan = [], plan.make_plan
-    monkeypatch.setattr(plan, "make_plan", lambda *args: made.append(make_plan(*args)) or made[-1])
-    train.main()
+def test_the_lora_recipe_fits_80_and_48_GB_and_with_offload_24(capsys):
+    cfg = config.parse_config(["--recipe", "flux-lora", "--dry_run", "--gpu_memory", "48"])
+    plan.main(cfg)
     assert "transformer 11,935,028,288 (33,619,968 trained)" in capsys.readouterr().out
-    assert made[0].bytes.activations < made[0].bytes.activations_other / 5  # checkpointing
-    plan.refuse(made[0], 80)
+    made = plan.make_plan(cfg.model, cfg)
+    assert made.bytes.activations < made.bytes.activations_other / 5  # checkpointing
+    plan.refuse(made, 80)
     with pytest.raises(SystemExit, match="--offload"):
-        plan.refuse(made[0], 24)
-    plan.refuse(plan.make_plan(made[0].model, made[0].settings._replace(offload=True)), 24)
-    assert made[1].bytes.weights < 0.6e9 < made[1].bytes.gathered
+        plan.refuse(made, 24)
+    offloaded = plan.make_plan(cfg.model, replace(cfg, offload=True))
+    plan.refuse(offloaded, 24)
+    assert offloaded.bytes.weights < 0.6e9 < offloaded.bytes.gathered
 
 
-def test_the_full_recipe_fits_64_GPUs_and_its_dry_run_takes_less_than_a_minute_and_4_GB(tmp_path):
-    start = time.monotonic()
+def test_the_full_recipe_fits_64_GPUs_and_its_dry_run_takes_less_than_4_GB(tmp_path):
     with open(tmp_path / "plan.txt", "w") as out:
         flags = ["--recipe", "flux-full", "--ranks", "64", "--dry_run"]
         process = subprocess.Popen(
@@ -294,12 +307,12 @@ def test_the_full_recipe_fits_64_GPUs_and_its_dry_run_takes_less_than_a_minute_a
         )
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0 and time.monotonic() - start < 60 and used.ru_maxrss < 4e6  # KB
+    assert process.returncode == 0 and used.ru_maxrss < 4e6  # KB
     assert "64 rank(s), 64 prompts x 8 images" in (tmp_path / "plan.txt").read_text()
 
 
 def test_the_table_and_the_refusal():
-    settings = plan.Settings(**SMALL | {"prompts_per_step": 3}, shard=True)
+    settings = settings_of(**SMALL | {"prompts_per_step": 3}, shard=True)
     wide = plan.make_plan(TINY, settings, world=2)
     text = plan.table(wide)
     assert "planned as 4" in text and "2 rank(s)" in text and f"{wide.counts.transformer:,}" in text
@@ -312,8 +325,8 @@ def test_the_table_and_the_refusal():
     assert "--lora_rank" in said and "more ranks" in said
     with pytest.raises(SystemExit, match="--micro_batch 1"):
         plan.refuse(wide._replace(phases={"update": 10**9}), gpu_memory=1)
+    plain = replace(wide.settings, lora_rank=4, shard=False, text_cache="x", offload=True)
     with pytest.raises(SystemExit, match="a larger GPU"):
-        plain = wide.settings._replace(lora_rank=4, shard=False, text_cache="x", offload=True)
         plan.refuse(wide._replace(settings=plain, phases={"encode": 10**12}), gpu_memory=1)
 
 
@@ -329,20 +342,25 @@ def test_an_unknown_model_is_named():
 
 
 def update_peak(prompts: int, group: int, micro_batch: int) -> int:
-    """Most bytes alive in train.update beyond weights and the rollout, on the tiny model.
+    """Most bytes alive while one step of all samples is replayed and descended, on the tiny model.
 
     SGD's step needs nothing of its own, so that the network's passes decide.
     """
-    pipe = flux.load(TINY)
-    pipe.transformer.requires_grad_(True)
-    optimiser = torch.optim.SGD(flux.trainable(pipe), lr=1e-5)
-    cfg = train.Config(model=TINY, num_steps=3, size=64, micro_batch=micro_batch)
-    seeds = [[8 * p + 2 * g for g in range(group)] for p in range(prompts)]
-    rollout = train.roll_out(pipe, cfg, ["a red circle"] * prompts, seeds)
+    model, count = base.load(TINY, size=64), prompts * group
+    model.transformer.requires_grad_(True)
+    optimizer = torch.optim.SGD(model.trainable(), lr=1e-5)
+    batch = Batch(["a red circle"] * prompts, [*range(count)], [*range(count)], [0])
+    sigmas = sampler.sigma_schedule(3)
+    rollout = train.sample(model, batch, sigmas, 0.7, "flow", micro_batch)
     with footprint.Alive() as alive:
-        train.update(
-            pipe, cfg, pipe.transformer, optimiser, rollout, torch.ones(prompts * group), None, (0,)
-        )
+        for rows in train.micro_batches(count, micro_batch):
+            ones = torch.ones(micro_batch)
+            loss, _ = train.objective(
+                model, model.transformer, rollout, ones, 0, rows, 1e-4, True, 0.0
+            )
+            loss.backward()
+            del loss
+        optimizer.step()
     return alive.peak
 
 

@@ -1,11 +1,21 @@
 """Prompts from a file, their order, and the text cache."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from models import flux
-from support.prompts import Prompts, TextCache, read_prompts, step_prompts
+from support.config import Config
+from support.prompts import (
+    Prompts,
+    TextCache,
+    make_batch,
+    read_prompts,
+    seed_of,
+    step_prompts,
+)
 
 LINES = [f"prompt {i}" for i in range(10)]
 
@@ -84,3 +94,50 @@ def test_a_model_retrained_in_its_folder_is_encoded_again(tmp_path):
     assert path() == old
     weights.write_bytes(b"second")
     assert path() != old
+
+
+def test_seed_of_depends_on_every_part():
+    assert seed_of(0, 1, "noise") == seed_of(0, 1, "noise")
+    assert len({seed_of(a, b) for a in range(20) for b in range(20)}) == 400
+
+
+SMALL = Config(prompts_per_step=4, group_size=3, num_steps=6)
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    batch = make_batch(SMALL, None, 2)
+    assert batch == make_batch(SMALL, None, 2) != make_batch(SMALL, None, 3)
+    seeds = batch.noise_seeds + batch.step_seeds
+    assert len(set(seeds)) == len(seeds) == 2 * 4 * 3  # every image its own noise, and every step
+
+
+def test_ranks_share_the_prompts_and_replay_the_same_steps():
+    whole = make_batch(SMALL, None, 1)
+    ranks = [make_batch(SMALL, None, 1, rank, 2) for rank in range(2)]
+    assert [ranks[p % 2].prompts[p // 2] for p in range(4)] == whole.prompts
+    assert sorted(ranks[0].noise_seeds + ranks[1].noise_seeds) == sorted(whole.noise_seeds)
+    assert ranks[0].replayed == ranks[1].replayed == whole.replayed
+
+
+def test_a_group_shares_its_noise_only_where_asked():
+    shared = make_batch(replace(SMALL, same_noise=True), None, 1)
+    groups = [shared.noise_seeds[i : i + 3] for i in range(0, 12, 3)]
+    assert all(len(set(group)) == 1 for group in groups) and len(set(shared.noise_seeds)) == 4
+    assert len(set(shared.step_seeds)) == 12  # what the SDE adds differs all the same
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(1.0, 5), (0.6, 3), (0.01, 1)])
+def test_a_share_of_the_stochastic_steps_is_replayed(fraction, count):
+    drawn = [make_batch(replace(SMALL, timestep_fraction=fraction), None, s) for s in range(1, 9)]
+    for batch in drawn:
+        assert len(set(batch.replayed)) == count and set(batch.replayed) <= set(range(5))
+    if count == 3:
+        assert len({tuple(batch.replayed) for batch in drawn}) > 1  # others in other steps
+
+
+def test_a_batch_in_parts_is_the_batch():
+    whole = make_batch(SMALL, None, 1)
+    parts = whole.split(3)
+    assert [len(part.prompts) for part in parts] == [3, 1]
+    for field in ("prompts", "noise_seeds", "step_seeds"):
+        assert sum((getattr(part, field) for part in parts), []) == getattr(whole, field)

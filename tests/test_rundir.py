@@ -3,17 +3,29 @@
 import json
 import sys
 import types
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
+from grpo import Loss
 from models import flux
-from support.rundir import make_logger, prepare_run, write_card
+from rewards import Rewards
+from support.config import Config
+from support.rundir import (
+    judging_of,
+    learning_of,
+    make_logger,
+    over_ranks,
+    prepare_run,
+    write_card,
+)
 
 TINY = str(ROOT / "assets" / "tiny-flux")
-ROW = {"step": 3, "reward_mean": 0.5, "failed": 0, "delta_log_prob": [0.0, 1e-7]}
+ROW = {"step": 3, "reward_mean": 0.5, "failed": 0, "judge": "shapes"}
 
 
 def test_tensorboard_gets_every_number_at_its_step(tmp_path, monkeypatch):
@@ -68,7 +80,7 @@ def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux
         flux.add_lora(pipe, 2)
     flux.save(pipe, final)
     scores = {"win_rate_vs_base": 0.5}
-    settings = {"recipe": "shapes", "rewards": "clip", "guard": False, "base_url": "http://x"}
+    settings = {"recipe": "shapes", "reward": "clip", "guard": False, "base_url": "http://x"}
     write_card(
         final,
         "FluxPipeline",
@@ -82,7 +94,7 @@ def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux
     for part in (
         "it went well",
         "--recipe shapes",
-        "--rewards clip",
+        "--reward clip",
         "--no-guard\n",
         "| win_rate_vs_base | 0.500 | 0.500 |",
         "library_name: diffusers",
@@ -106,12 +118,84 @@ def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux
 
 
 def test_a_run_resumes_on_other_hardware_but_not_as_another_run(tmp_path):
-    settings = dict(out=str(tmp_path), resume=False, lr=1e-4, shard=True, micro_batch=4)
-    prepare_run(settings)
+    cfg = Config(out=str(tmp_path), lr=1e-4, shard=True, micro_batch=4)
+    prepare_run(cfg)
     done = tmp_path / "checkpoint" / "step_000001"
     done.mkdir()
     (done / ".metadata").write_text("")
     (tmp_path / "metrics.jsonl").write_text("")
-    prepare_run(settings | dict(resume=True, shard=False, micro_batch=1))
+    prepare_run(replace(cfg, resume=True, shard=False, micro_batch=1))
     with pytest.raises(SystemExit, match=r"lr \(0.0001 -> 0.1\)"):
-        prepare_run(settings | dict(resume=True, lr=0.1))
+        prepare_run(replace(cfg, resume=True, lr=0.1))
+
+
+def rank(**values):
+    return dict(ratio_mean=1.0, ratio_min=1.0, ratio_max=1.0, kl_to_base=0.0) | values
+
+
+def test_ranks_are_one_line_extremes_stay_extremes():
+    row = over_ranks([rank(ratio_min=0.8, kl_to_base=1.0), rank(ratio_max=1.3, kl_to_base=3.0)])
+    assert row == rank(ratio_min=0.8, ratio_max=1.3, kl_to_base=2.0)
+
+
+def test_what_an_update_says_by_hand():
+    t = torch.tensor
+    losses = [
+        Loss(t(0.0), t(1.0), t(0.9), t(1.1), t(0.0)),
+        Loss(t(0.0), t(2.0), t(0.5), t(3.0), t(1.0)),
+    ]
+    row = learning_of(losses, [1.0, 3.0], 0.25, (1.0, 2.0, 3.0))
+    assert row == pytest.approx(
+        {
+            "ratio_mean": 1.5,
+            "ratio_min": 0.5,
+            "ratio_max": 3.0,
+            "clip_frac": 0.5,
+            "grad_norm": 2.0,
+            "kl_to_base": 0.25,
+            "seconds_rollout": 1.0,
+            "seconds_judge": 2.0,
+            "seconds_update": 3.0,
+        }
+    )
+
+
+def test_what_a_judge_says_by_hand():
+    counts = Counter(
+        wanted=12,
+        comparisons=13,
+        failed=1,
+        unparsable=2,
+        first=6,
+        second=2,
+        pairs=4,
+        ties=1,
+        agree=3,
+    )
+    values = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
+    row = judging_of({"pairwise": Rewards(values, counts)})
+    assert row == {
+        "reward_mean": 0.5,
+        "reward_std": 0.25,
+        "comparisons": 13,
+        "unparsable": 2,
+        "failed": 1,
+        "tie_rate": 0.25,
+        "first_rate": 0.75,
+        "order_agreement": 0.75,
+    }
+
+
+def test_rewards_of_a_mixture_keep_their_own_units():
+    win = Rewards(torch.tensor([[0.0, 1.0]]), Counter(comparisons=4))
+    logit = Rewards(torch.tensor([[20.0, 24.0]]), Counter(comparisons=2, failed=1))
+    row = judging_of({"pairwise": win, "clip": logit})
+    assert row == {
+        "pairwise_mean": 0.5,
+        "pairwise_std": 0.5,
+        "clip_mean": 22.0,
+        "clip_std": 2.0,
+        "comparisons": 6,
+        "unparsable": 0,
+        "failed": 1,
+    }

@@ -84,20 +84,10 @@ def load_pipeline(model: str, lora: str | None, device: str, dtype):
     """
     from diffusers import DiffusionPipeline
 
-    from models import flux, sd3
+    from models import base
 
-    folder = Path(model)
-    local = folder.exists() or model.count("/") != 1 or model.startswith((".", "~"))
-    if local and not (folder / "model_index.json").is_file():
-        adapter = any(folder.glob("*.safetensors"))
-        raise ValueError(
-            f"no pipeline in '{model}': expected a folder with model_index.json, or a "
-            "hub name such as black-forest-labs/FLUX.1-dev"
-            + adapter
-            * ("; this may be a LoRA: give it as --lora, and its base as --model")
-        )
-    kind = DiffusionPipeline.load_config(model)["_class_name"]
-    own = {"FluxPipeline": flux, "StableDiffusion3Pipeline": sd3}.get(kind)
+    kind = base.pipeline_class(model)
+    own = base.kinds().get(kind)
     if own:
         pipe = own.load(model, device, dtype)
     else:
