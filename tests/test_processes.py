@@ -8,18 +8,24 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from diffusers import FluxPipeline
-from support.learner import build
 from torch.profiler import ProfilerActivity, profile
 
 import train
+from models import flux
+from models.base import Model
 from shapes.server import JudgeServer
 from shapes.verifier import ShapesMLLM
 from support import processes
+from support.config import Config
+from support.diagnostics import check_on_policy
 from support.footprint import Alive
+from support.prompts import Batch
+from support.run import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {
@@ -31,7 +37,7 @@ PROMPTS = ["a large red circle", "two small blue squares"]
 
 
 def config(mode):
-    return train.Config(
+    return Config(
         model=str(ROOT / "assets" / "tiny-flux"),
         prompts_per_step=2,
         group_size=2,
@@ -42,44 +48,80 @@ def config(mode):
     )
 
 
+class Learner(NamedTuple):
+    model: Model
+    policy: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    average: processes.MovingAverage
+
+    @property
+    def state(self):
+        return self.model.transformer, self.optimizer, self.average
+
+
+def build(cfg, procs) -> Learner:
+    """What support.run.Run makes of these settings, without a judge and held-out prompts."""
+    model = load_model(cfg, procs)
+    policy = model.transformer if cfg.shard else processes.replicate(model.transformer, procs)
+    optimizer = torch.optim.AdamW(model.trainable(), lr=cfg.lr, weight_decay=cfg.weight_decay)
+    return Learner(model, policy, optimizer, processes.MovingAverage(model.transformer, cfg.ema))
+
+
+def descend(cfg, learner, optimizer, rollout, advantages) -> None:
+    """One update as the loop makes it: two steps of each micro-batch, averaged over the ranks."""
+    parts = [(k, rows) for rows in train.micro_batches(len(advantages), 1) for k in (0, 1)]
+    for i, (k, rows) in enumerate(parts, 1):
+        with processes.gradients(learner.policy, average=i == len(parts)):
+            loss, _ = train.objective(
+                learner.model,
+                learner.policy,
+                rollout,
+                advantages[rows],
+                k,
+                rows,
+                cfg.clip_range,
+                cfg.guard,
+                cfg.kl_coef,
+            )
+            (loss / len(parts)).backward()
+    processes.clip_gradients(learner.model.trainable(), cfg.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
 def learn(cfg, procs, watched=False):
     """One rollout, two updates: (learner, weights after descent, after AdamW, what was sent).
 
     watched: only then is it told what was sent; a profiler takes seconds.
     """
-    learner = build(cfg, procs, None)
+    learner = build(cfg, procs)
     mine = list(range(procs.rank, len(PROMPTS), procs.world))
-    rollout = train.roll_out(
-        learner.pipe, cfg, [PROMPTS[p] for p in mine], [[4 * p, 4 * p + 2] for p in mine]
+    noise = [4 * p + g for p in mine for g in range(2)]
+    batch = Batch([PROMPTS[p] for p in mine], noise, [100 + seed for seed in noise], [0, 1])
+    sigmas = train.sampler.sigma_schedule(cfg.num_steps)
+    rollout = train.sample(learner.model, batch, sigmas, cfg.noise_level, "flow", 1)
+    floors = check_on_policy(
+        learner.model, rollout, slice(0, 1), cfg.dtype, cfg.guard, cfg.clip_range
     )
-    floors = train.check_on_policy(learner.pipe, cfg, rollout)
     assert max(floors) <= 0.1 * cfg.clip_range, floors
     # Descent itself, since AdamW's first step turns a gradient's rounding near 0 into its sign.
-    descent = torch.optim.SGD(train.flux.trainable(learner.pipe), lr=1.0)
+    descent = torch.optim.SGD(learner.model.trainable(), lr=1.0)
     advantages = torch.tensor([[1.0, -0.5], [-2.0, 1.5]])[mine].flatten()
     weights = []
     for optimizer in (descent, learner.optimizer):
         last = watched and optimizer is learner.optimizer
         record = profile(activities=[ProfilerActivity.CPU]) if last else None
         with record or contextlib.nullcontext():
-            train.update(
-                learner.pipe,
-                cfg,
-                learner.policy,
-                optimizer,
-                rollout,
-                advantages,
-                learner.frozen,
-                (0, 1),
-            )
+            descend(cfg, learner, optimizer, rollout, advantages)
         learner.average.update()
         weights.append(trained_weights(learner))
     return learner, *weights, sent(record) if watched else (0, 0)
 
 
 def trained_weights(learner):
-    names = {n for n, p in learner.pipe.transformer.named_parameters() if p.requires_grad}
-    whole = processes.full_weights(learner.pipe.transformer)
+    transformer = learner.model.transformer
+    names = {n for n, p in transformer.named_parameters() if p.requires_grad}
+    whole = processes.full_weights(transformer)
     return {n: w.clone() for n, w in whole.items() if n in names}
 
 
@@ -92,30 +134,26 @@ def sent(record: profile) -> tuple[int, int]:
     )
 
 
-def state_of(learner):
-    return learner.pipe.transformer, learner.optimizer, learner.average
-
-
 def as_one_of_two(folder: Path) -> None:
     """What each of the two processes does, under torchrun; rank 0 writes what the test compares."""
     procs = processes.start_processes("cpu")
     for mode in SETTINGS:
         learner, plain, adam, reductions = learn(config(mode), procs, watched=True)
         (folder / mode).mkdir(exist_ok=True)
-        processes.save_checkpoint(folder / mode, procs, *state_of(learner), step=7)
+        processes.save_checkpoint(folder / mode, procs, *learner.state, step=7)
         with torch.no_grad():
-            for parameter in train.flux.trainable(learner.pipe):
+            for parameter in learner.model.trainable():
                 parameter.zero_()
-        step = processes.load_checkpoint(folder / mode, *state_of(learner))
+        step = processes.load_checkpoint(folder / mode, *learner.state)
         again = trained_weights(learner)
         with learner.average.in_place():
             average = trained_weights(learner)
-        whole = processes.full_weights(learner.pipe.transformer)
+        whole = processes.full_weights(learner.model.transformer)
         if procs.first:
             assert step == 7 and all(torch.equal(adam[n], again[n]) for n in adam)
             torch.save((plain, adam, average, reductions), folder / f"{mode}.pt")
             if mode == "fsdp":
-                train.flux.save(learner.pipe, folder / "final", whole)
+                learner.model.save(folder / "final", whole)
     torch.distributed.destroy_process_group()
 
 
@@ -148,15 +186,15 @@ def test_offloaded_blocks_learn_the_same_and_are_fetched_one_at_a_time():
     for offload in (False, True):
         learner, _, adam, _ = learn(dataclasses.replace(cfg, offload=offload), alone)
         weights.append(flat(adam))
-        transformer = learner.pipe.transformer
+        transformer = learner.model.transformer
         if not offload:
             frozen = [
                 sum(p.nbytes for p in block.parameters() if not p.requires_grad)
                 for block in processes.blocks(transformer)
             ]
-        text, noise = train.flux.encode(learner.pipe, PROMPTS[:1]), torch.randn(1, 16, 32)
+        text, noise = learner.model.encode(PROMPTS[:1]), torch.randn(1, 16, 32)
         with Alive() as alive:
-            velocity = train.flux.velocity_fn(learner.pipe, text, 32, 32)
+            velocity = learner.model.velocity(text)
             velocity(noise, torch.ones(1)).sum().backward()
         peaks.append(alive.peak)
         weight = transformer.transformer_blocks[0].ff.net[2].base_layer.weight
@@ -174,7 +212,7 @@ def test_two_processes_learn_what_one_learns_and_one_resumes_them(mode, two):
     torch.set_num_threads(1)
     cfg = dataclasses.replace(config(mode), shard=False)
     procs = processes.Processes(0, 1, torch.device("cpu"))
-    before = flat(trained_weights(build(cfg, procs, None)))
+    before = flat(trained_weights(build(cfg, procs)))
     learner, plain, _, _ = learn(cfg, procs)
     theirs, adam, average, _ = torch.load(two / f"{mode}.pt", weights_only=True)
     change = (flat(plain) - before).norm()
@@ -183,11 +221,11 @@ def test_two_processes_learn_what_one_learns_and_one_resumes_them(mode, two):
 
     moment = torch.cat([s["exp_avg"].flatten() for s in learner.optimizer.state.values()])
     with torch.no_grad():
-        for parameter in train.flux.trainable(learner.pipe):
+        for parameter in learner.model.trainable():
             parameter.zero_()
         for state in learner.optimizer.state.values():
             state["exp_avg"].zero_()
-    assert processes.load_checkpoint(two / mode, *state_of(learner)) == 7
+    assert processes.load_checkpoint(two / mode, *learner.state) == 7
     assert torch.equal(flat(trained_weights(learner)), flat(adam))
     with learner.average.in_place():
         assert torch.equal(flat(trained_weights(learner)), flat(average))
@@ -196,7 +234,7 @@ def test_two_processes_learn_what_one_learns_and_one_resumes_them(mode, two):
     loaded = torch.cat([s["exp_avg"].flatten() for s in learner.optimizer.state.values()])
     assert (loaded - moment).norm() <= 1e-2 * moment.norm()
     if mode == "fsdp":  # what plain diffusers loads holds the gathered weights
-        final = train.flux.load(str(two / "final")).transformer.state_dict()
+        final = flux.load(str(two / "final")).transformer.state_dict()
         assert all(torch.equal(final[name], value) for name, value in adam.items())
 
 
@@ -248,7 +286,7 @@ def test_the_lora_recipe_at_small_size_with_a_judge_server_and_resumed_by_one(tm
         group_size=4,
         micro_batch=2,
         lr=1e-3,
-        rewards=f"pairwise:0.4,clip={scorer}:0.6",
+        reward=f"pairwise:0.4,clip={scorer}:0.6",
         heldout=2,
         checkpoint_every=1,
         prompts=tmp_path / "prompts.txt",
@@ -292,6 +330,15 @@ def test_the_lora_recipe_at_small_size_with_a_judge_server_and_resumed_by_one(tm
     pipe = FluxPipeline.from_pretrained(tiny)
     pipe.load_lora_weights(out / "final")
     assert "--recipe flux-lora" in (out / "final" / "README.md").read_text()
+
+
+def test_what_happens_in_the_background_is_waited_for_and_its_errors_are_raised():
+    gate = threading.Event()
+    wait = processes.in_background(lambda a, b: gate.wait(20) and a + b, 1, 2)
+    gate.set()
+    assert wait() == 3
+    with pytest.raises(KeyError):
+        processes.in_background({}.__getitem__, "x")()
 
 
 def test_every_rank_has_as_many_shares():
