@@ -107,12 +107,13 @@ def make_batch(cfg, prompts: Prompts | None, step: int, rank: int = 0, ranks: in
     rng = np.random.default_rng(seed_of(cfg.seed, step, "prompts"))
     texts = step_prompts(prompts, cfg.prompts_per_step, step, cfg.seed, rng)
     mine = range(rank, cfg.prompts_per_step, ranks)
-    seeds = [[seed_of(cfg.seed, step, p, g) & ~1 for g in range(cfg.group_size)] for p in mine]
-    noise = [group[0] if cfg.same_noise else seed for group in seeds for seed in group]
+    images = [(p, g) for p in mine for g in range(cfg.group_size)]
+    noise = [seed_of(cfg.seed, step, p, 0 if cfg.same_noise else g, "noise") for p, g in images]
+    steps = [seed_of(cfg.seed, step, p, g, "steps") for p, g in images]
     stochastic = cfg.num_steps - 1
     count = max(1, round(cfg.timestep_fraction * stochastic))
     replayed = sorted(rng.choice(range(stochastic), count, replace=False).tolist())
-    return Batch([texts[p] for p in mine], noise, [s ^ 1 for g in seeds for s in g], replayed)
+    return Batch([texts[p] for p in mine], noise, steps, replayed)
 
 
 class TextCache:
