@@ -197,14 +197,9 @@ def replay(velocity_fn: Velocity, trajectory: Trajectory, index, rows=slice(None
     return sde_step(latents, velocity, t.sigmas, index, t.noise_level, t.kind, next_latents)
 
 
-@torch.no_grad()
 def ode_sample(velocity_fn: Velocity, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     """Clean latents (B, N, C) by Euler steps along the flow: evaluation draws so, without noise."""
-    latents = noise.float()
-    for k in range(len(sigmas) - 1):
-        velocity = velocity_fn(latents, sigmas[k].to(noise.device).expand(len(noise)))
-        latents = sde_step(latents, velocity, sigmas, k, noise_level=0.0).next_latents
-    return latents
+    return rollout(velocity_fn, noise, sigmas, noise_level=0.0).clean
 
 
 def concatenate(parts: list[Trajectory]) -> Trajectory:

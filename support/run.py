@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import math
 from pathlib import Path
 
 import torch
@@ -168,8 +169,10 @@ class Run:
         # A server's judging goes on behind the rollout; another judge is asked when its answer is.
         served = cfg.judge == "openai"
         self.submit = processes.in_background if served else functools.partial
-        groups = max(1, self.micro_batch // cfg.group_size) if served else samples
-        # All that is random in the run, by step: parts of whole groups.
+        # Parts of whole groups and whole micro-batches: the update's are those of the rollout.
+        whole = math.lcm(self.micro_batch, cfg.group_size) // cfg.group_size
+        groups = whole if served else samples
+        # All that is random in the run, by step.
         drawn = [make_batch(cfg, prompts, s, procs.rank, procs.world) for s in range(cfg.steps + 1)]
         self.batches = [batch.split(groups) for batch in drawn]
         self.heldout = Heldout(cfg, procs, self.model, comparison_of(cfg, judge), prompts)

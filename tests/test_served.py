@@ -138,7 +138,7 @@ class Noted:
         return self.reward(prompts, images)
 
 
-@pytest.mark.parametrize(("micro_batch", "groups"), [(0, [1, 1, 1]), (6, [2, 1])])
+@pytest.mark.parametrize(("micro_batch", "groups"), [(0, [1, 1, 1]), (6, [2, 1]), (2, [2, 1])])
 def test_groups_are_judged_apart_and_rewards_are_those_of_all(micro_batch, groups, tmp_path):
     with served() as server:
         cfg = config(server.server_port, tmp_path, micro_batch=micro_batch, prompts_per_step=3)
