@@ -68,9 +68,8 @@ PROMPT_FILES |= {
 def overall(results: list[Result], strict: bool = False) -> float | None:
     """UniGenBench's score, 0 to 1; None if nothing was judged.
 
-    A testpoint is 0 or 1. Testpoints weigh alike within a primary dimension, and the primary
-    dimensions that there are weigh alike: the score is the plain mean of their shares.
-    strict: what was not judged counts as wrong; otherwise it does not count
+    A testpoint is 0 or 1. Testpoints weigh alike within a primary dimension, and so do the primary
+    dimensions that there are. strict: what was not judged counts as wrong, not as nothing.
     `score` computes the same for each dimension, with intervals over resampled prompts.
     """
     values = defaultdict(list)  # of each primary dimension

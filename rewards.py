@@ -47,10 +47,8 @@ def join(parts: Sequence[Rewards]) -> Rewards:
     counts = Counter()
     for part in parts:
         counts.update(part.counts)
-    errors = [part.error for part in parts if part.error]
-    return Rewards(
-        torch.cat([part.values for part in parts]), counts, errors[-1] if errors else None
-    )
+    error = next((part.error for part in reversed(parts) if part.error), None)
+    return Rewards(torch.cat([part.values for part in parts]), counts, error)
 
 
 # ----------------------------------------------------------------------------- pairs and win rates
@@ -160,12 +158,8 @@ class PairwiseReward:
         counted = [k for k, point in enumerate(points) if point is not None]
         counts.update(pairs=len(counted), ties=sum(points[k] == 0.5 for k in counted))
         if self.both_orders:
-            side = [
-                (a > 0.5, a < 0.5) == (b > 0.5, b < 0.5)
-                for a, b in zip(forward, backward)
-                if a is not None and b is not None
-            ]
-            counts.update(agree=sum(side))
+            sides = ([(p > 0.5, p < 0.5) for p in (forward[k], backward[k])] for k in counted)
+            counts.update(agree=sum(one == other for one, other in sides))
         rates = [win_rates(pairs, group, group_size) for group in groups]
         return Rewards(torch.stack(rates), counts, error)
 

@@ -57,12 +57,8 @@ class Trajectory(NamedTuple):
 
     def step(self, index: int, rows=slice(None)) -> Step:
         """One stored transition, as rollout made it."""
-        return Step(
-            self.latents[index + 1][rows],
-            self.log_probs[index][rows],
-            self.means[index][rows],
-            self.stds[index][rows],
-        )
+        tensors = (self.latents[1:], self.log_probs, self.means, self.stds)
+        return Step(*(tensor[index][rows] for tensor in tensors))
 
 
 def sigma_schedule(num_steps: int, shift: float = 1.0) -> torch.Tensor:
