@@ -119,16 +119,11 @@ def sde_step(
     std = d * torch.sqrt(-dsigma)
     if next_latents is None:
         next_latents = mean + std * randn_tensor(mean.shape, generator, mean.device, torch.float32)
-    return Step(next_latents, gaussian_log_prob(next_latents, mean, std), mean, std)
-
-
-def gaussian_log_prob(next_latents, mean, std) -> torch.Tensor:
-    """(B,) log density of a drawn transition, nats per latent element; 0 where std is 0."""
     safe_std = torch.where(std > 0, std, torch.ones_like(std))
     z = (next_latents.float().detach() - mean) / safe_std
-    constant = 0.5 * math.log(2 * math.pi)
-    log_density = (-0.5 * z**2).mean((1, 2)) - safe_std.log().flatten() - constant
-    return torch.where(std.flatten() > 0, log_density, 0.0)
+    log_density = (-0.5 * z**2).mean((1, 2)) - safe_std.log().flatten()
+    log_prob = torch.where(std.flatten() > 0, log_density - 0.5 * math.log(2 * math.pi), 0.0)
+    return Step(next_latents, log_prob, mean, std)
 
 
 def check_sde_steps(sde_steps: Iterable[int] | None, num_steps: int) -> tuple[int, ...]:
