@@ -1,8 +1,12 @@
-"""Settings: what --reward accepts, help in groups, recipes; and the advantages of a mixture."""
+"""config.py and what it names: the rewards of --reward and the advantages of a mixture, the
+template, the calls to the judge, and settings that cannot work."""
 
 import dataclasses
+import json
+import math
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -10,32 +14,46 @@ from conftest import ROOT
 
 import grpo
 import train
-from support.config import GROUPS, Config, Part, check_config, parse_config, parse_rewards
+from judges.scorers import MLLMScorer
+from judges.verdicts import PAIRWISE_TEMPLATE
+from rewards import PairwiseReward, PointwiseReward, Rewards
+from shapes.verifier import ShapesMLLM
+from support.config import GROUPS, RECIPES, Config, Part, check_config, parse_config, parse_rewards
+from support.processes import Processes
+from support.run import call_budget, comparison_of, rewards_of, start_run
+from support.rundir import judge_rates, judging_of
+
+TINY, CLIP = ROOT / "assets" / "tiny-flux", ROOT / "assets" / "tiny-clip"
+
+# ---- --reward ----
 
 
 @pytest.mark.parametrize(
     "text, parts",
     [
+        ("pairwise", {"pairwise": Part("", 1.0)}),
         ("pairwise:0.4,clip:0.6", {"pairwise": Part("", 0.4), "clip": Part("", 0.6)}),
         (
             "clip=assets/tiny-clip:0.6 , pointwise:2",
             {"clip": Part("assets/tiny-clip", 0.6), "pointwise": Part("", 2.0)},
         ),
-        ("hpsv2", {"hpsv2": Part("", 1.0)}),
         (
             "pickscore=someone/name,aesthetic:1e-1",
             {"pickscore": Part("someone/name", 1.0), "aesthetic": Part("", 0.1)},
         ),
     ],
 )
-def test_parse_rewards(text, parts):
-    assert parse_rewards(text) == parts
-    assert list(parse_rewards(text)) == list(parts)  # the order of the layers
+def test_parts_of_a_reward(text, parts):
+    cfg = parse_config(["--reward", text])
+    assert parse_rewards(cfg.reward) == parts
+    assert list(parse_rewards(cfg.reward)) == list(parts)  # in the order that was given
+    check_config(cfg, 1)
 
 
 @pytest.mark.parametrize(
     "text, sentence",
     [
+        ("", "unknown reward ''"),
         ("elo:1", "unknown reward 'elo'"),
         ("pairwise:0.4,", "unknown reward ''"),
         (":1", "unknown reward ''"),
@@ -50,35 +68,229 @@ def test_parse_rewards(text, parts):
         ("clip:", "weight '' of 'clip'"),
     ],
 )
-def test_wrong_mixtures_get_one_sentence(text, sentence):
-    with pytest.raises(ValueError, match="--reward") as error:
+def test_a_wrong_reward_gets_one_sentence(text, sentence):
+    with pytest.raises(ValueError, match="--reward: ") as error:
         parse_rewards(text)
     assert sentence in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(SystemExit, match="--reward"):
+    with pytest.raises(SystemExit) as stop:
         check_config(Config(reward=text), 1)
+    assert stop.value.code == str(error.value)
 
 
-def test_advantages_of_a_mixture_are_normalized_over_the_batch_of_all_ranks():
-    generator = torch.Generator().manual_seed(0)
-    win, clip = torch.rand(4, 6, generator=generator), 30 * torch.rand(4, 6, generator=generator)
-    scored, weights = {"pairwise": win, "clip": clip}, {"pairwise": 0.4, "clip": 0.6}
-    advantages, _ = train.normalize(scored, weights, 0.05, 5.0)
+def test_the_rewards_that_are_named_are_made():
+    judge = ShapesMLLM()
+    cfg = Config(reward=f"clip={CLIP}:0.6,pointwise,pairwise:0.4", opponents=4, both_orders=False)
+    made = rewards_of(cfg, judge, "cpu")
+    assert list(made) == ["clip", "pointwise", "pairwise"]
+    assert isinstance(made["clip"], PointwiseReward) and made["clip"].name == "clip"
+    assert isinstance(made["pointwise"].scorer, MLLMScorer)
+    pairwise = made["pairwise"]
+    assert isinstance(pairwise, PairwiseReward) and pairwise.mllm is judge
+    assert (pairwise.opponents, pairwise.both_orders, pairwise.soft) == (4, False, False)
+    assert pairwise.template == PAIRWISE_TEMPLATE
+    (plain,) = rewards_of(Config(), judge, "cpu").values()
+    assert (plain.opponents, plain.both_orders) == (None, True)
+    # what progress is measured with is no matter of what the reward saves
+    held = comparison_of(cfg, judge)
+    assert (held.opponents, held.both_orders) == (None, True)
+
+
+# ---- advantages ----
+
+
+def some_rewards():
+    """Two rewards of 4 groups of 6, the second of 30 times the spread."""
+    values = torch.rand(2, 4, 6, generator=torch.Generator().manual_seed(0))
+    return {"pairwise": values[0], "clip": 30 * values[1]}
+
+
+def test_one_reward_is_normalized_within_each_group():
+    values = some_rewards()["clip"]
+    advantages, share = train.normalize({"clip": values}, {"clip": 0.3}, 0.05, 5.0)
+    assert torch.equal(advantages, grpo.group_advantages(values, 0.05, 5.0)) and share == 0
+    # group by group: what else is in the batch, such as other ranks' groups, changes nothing
+    alone, _ = train.normalize({"clip": values[:1]}, {"clip": 0.3}, 0.05, 5.0)
+    assert torch.equal(alone, advantages[:1])
+
+
+def test_one_reward_has_its_floor_in_its_own_units():
+    values = torch.tensor([[0.0, 0.02], [0.0, 1.0]])
+    advantages, share = train.normalize({"pairwise": values}, {"pairwise": 1.0}, 0.05, 5.0)
+    torch.testing.assert_close(advantages, torch.tensor([[-0.2, 0.2], [-1.0, 1.0]]))
+    assert share == 0.5
+
+
+def test_a_mixture_weighs_its_rewards_whatever_their_scale():
+    scored, weights = some_rewards(), {"pairwise": 0.4, "clip": 0.6}
+    advantages, share = train.normalize(scored, weights, 0.05, 5.0)
     assert torch.equal(advantages, grpo.combine_advantages(scored, weights, 0.05, 5.0))
+    assert advantages.shape == (4, 6) and share == 0
+    small = scored | {"clip": scored["clip"] / 1000}
+    rescaled, _ = train.normalize(small, weights, 0.05, 5.0)
+    torch.testing.assert_close(rescaled, advantages, atol=1e-5, rtol=0)
     swapped, _ = train.normalize(scored, {"pairwise": 0.6, "clip": 0.4}, 0.05, 5.0)
     assert not torch.allclose(swapped, advantages)
 
 
-def test_the_share_at_the_floor_is_in_each_rewards_own_units():
-    win = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
-    logit = torch.tensor([[0.0, 0.001], [5.0, 9.0]])  # one group of four is below the floor
-    _, share = train.normalize({"a": win, "b": logit}, {"a": 1.0, "b": 1.0}, 0.05, 5.0)
-    assert share == 0.25
+def test_a_mixtures_share_at_the_floor_is_counted_in_each_rewards_own_units():
+    scored = {
+        "pairwise": torch.tensor([[0.0, 1.0], [0.0, 1.0]]),
+        "clip": torch.tensor([[0.0, 1e-6], [0.005, 0.009]]),  # of them one is flat
+    }
+    assert train.normalize(scored, dict.fromkeys(scored, 1.0), 0.05, 5.0)[1] == 0.25
 
 
-def test_a_lone_reward_is_normalized_group_by_group():
-    rewards = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
-    advantages, share = train.normalize({"pairwise": rewards}, {"pairwise": 1.0}, 0.05, 5.0)
-    assert advantages.tolist() == [[-1.0, 1.0], [0.0, 0.0]] and share == 0.5
+# ---- what the log says of rewards ----
+
+
+def test_the_log_of_one_reward():
+    values = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
+    counts = Counter(
+        wanted=8,
+        comparisons=9,
+        failed=1,
+        unparsable=2,
+        first=1,
+        second=3,
+        pairs=4,
+        ties=1,
+        agree=2,
+    )
+    assert judging_of({"clip": Rewards(values, counts, "an error")}) == {
+        "reward_mean": 0.5,
+        "reward_std": 0.25,  # within groups: 0.5 and 0
+        "comparisons": 9,
+        "unparsable": 2,
+        "failed": 1,
+        "tie_rate": 0.25,
+        "first_rate": 0.25,
+        "order_agreement": 0.5,
+    }
+
+
+def test_the_log_of_a_mixture_names_its_parts_and_adds_counts_up():
+    compared = Counter(wanted=4, comparisons=4, failed=0, first=2, second=2, pairs=2, ties=1)
+    row = judging_of(
+        {
+            "pairwise": Rewards(torch.tensor([[0.0, 1.0], [0.5, 0.5]]), compared),
+            "clip": Rewards(
+                torch.tensor([[20.0, 24.0], [30.0, 30.0]]), Counter(comparisons=3, failed=1)
+            ),
+        }
+    )
+    assert row == {
+        "pairwise_mean": 0.5,
+        "pairwise_std": 0.25,
+        "clip_mean": 26.0,
+        "clip_std": 1.0,
+        "comparisons": 7,
+        "unparsable": 0,
+        "failed": 1,
+        "tie_rate": 0.5,
+        "first_rate": 0.5,
+    }
+
+
+def test_rates_where_nothing_was_decided():
+    nothing = Counter(comparisons=2, failed=2, first=0, second=0, pairs=0, ties=0, agree=0)
+    rates = judge_rates(nothing)
+    assert (rates["tie_rate"], rates["first_rate"], rates["order_agreement"]) == (0, 0.5, 0)
+    assert set(judge_rates(Counter(comparisons=2))) == {"comparisons", "unparsable", "failed"}
+
+
+def test_a_step_on_two_rewards(tmp_path):
+    cfg = Config(
+        model=str(TINY),
+        out=str(tmp_path / "run"),
+        steps=1,
+        prompts_per_step=2,
+        group_size=4,
+        heldout=2,
+        reward=f"pairwise:0.4,clip={CLIP}:0.6",
+    )
+    check_config(cfg, 1)
+    procs = Processes(0, 1, torch.device("cpu"))
+    run = start_run(cfg, procs)
+    assert run.weights == {"pairwise": 0.4, "clip": 0.6}
+    train.train(cfg, procs, run)
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
+    assert row["pairwise_mean"] == pytest.approx(0.5)
+    assert row["clip_std"] > 0 and row["grad_norm"] > 0
+    assert row["comparisons"] == 2 * 4 * 3 + 2 * 4  # pairs in both orders, and each image once
+    assert {"pairwise_std", "clip_mean", "tie_rate", "failed"} <= set(row)
+    assert "reward_mean" not in row
+
+
+# ---- recipes, the template, the calls ----
+
+
+def test_flags_go_before_the_recipe():
+    arguments = ["--recipe", "flux-lora", "--prompts", "p.txt", "--lr", "0.5", "--no-same_noise"]
+    cfg = parse_config(arguments)
+    assert (cfg.lr, cfg.same_noise, cfg.prompts) == (0.5, False, "p.txt")
+    assert cfg.lora_rank == RECIPES["flux-lora"]["lora_rank"] and cfg.judge == "openai"
+    assert parse_config([]) == Config()
+    with pytest.raises(SystemExit, match="unknown --recipe 'sdxl'"):
+        parse_config(["--recipe", "sdxl"])
+
+
+def test_a_template_is_taken_word_for_word(tmp_path):
+    file, text = tmp_path / "template.txt", "Bild \u201e{prompt}\u201c {{x}} %s \\1\r\n<answer>"
+    file.write_bytes(text.encode("utf-8-sig"))  # as some editors save it
+    cfg = Config(judge_prompt=str(file))
+    assert rewards_of(cfg, ShapesMLLM(), "cpu")["pairwise"].template == text
+    assert comparison_of(cfg, ShapesMLLM()).template == text
+    file.write_bytes(b"\xff{prompt}")
+    with pytest.raises(ValueError, match="template.txt' is not UTF-8 text"):
+        comparison_of(cfg, ShapesMLLM())
+    file.write_text("no place for it")
+    with pytest.raises(ValueError, match="lacks {prompt}"):
+        comparison_of(cfg, ShapesMLLM())
+
+
+@pytest.mark.parametrize(
+    ("settings", "calls"),
+    [
+        ({}, (28 * 2 * 16 * 110, 2 * 314 * 6)),
+        ({"opponents": 3, "both_orders": False}, (12 * 16 * 110, 2 * 314 * 6)),
+        ({"steps": 23, "opponents": 4, "prompts_per_step": 2}, (16 * 2 * 2 * 23, 2 * 314 * 3)),
+        ({"reward": "pointwise", "heldout": 10}, (8 * 16 * 110, 2 * 10 * 6)),
+        ({"reward": f"pairwise,clip={CLIP}"}, (28 * 2 * 16 * 110, 2 * 314 * 6)),  # asks no judge
+        ({"reward": "pairwise,pointwise"}, ((28 * 2 + 8) * 16 * 110, 2 * 314 * 6)),
+    ],
+)
+def test_the_call_budget_of_every_flag(settings, calls):
+    cfg = Config(**({"steps": 110, "eval_every": 22} | settings))
+    said = call_budget(cfg, rewards_of(cfg, ShapesMLLM(), "cpu"), cfg.heldout or 314)
+    assert [f"= {n:,}" in said for n in calls] == [True, True] and f"{sum(calls):,} in all" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"opponents": 8}, "--opponents 8 with --group_size 8: .* must be from 1 to 7"),
+        ({"opponents": -1}, "from 1 to 7"),
+        ({"opponents": 1}, "at least 2, or 0"),
+        ({"opponents": 3, "group_size": 9}, "one of the two numbers even"),
+        ({"opponents": 2, "reward": "pointwise"}, "a pairwise reward"),
+        ({"concurrency": 0}, "must be positive"),
+        ({"call_timeout": 0.0}, "must be positive"),
+        ({"patience": -1.0}, "must be positive"),
+        ({"judge_tokens": 0}, "must be positive"),
+        ({"max_failed": 5.0}, "a share, from 0 to 1"),
+        ({"max_failed": -0.1}, "a share, from 0 to 1"),
+        ({"max_failed": math.nan}, "a share, from 0 to 1"),
+    ],
+)
+def test_wrong_settings_of_judging_get_one_sentence(settings, sentence):
+    with pytest.raises(SystemExit, match=sentence):
+        check_config(Config(**settings), 1)
+
+
+@pytest.mark.parametrize("settings", [{"opponents": 1, "group_size": 2}, {"opponents": 7}])
+def test_settings_at_the_edge_that_work(settings):
+    check_config(Config(**settings), 1)
 
 
 def test_help_shows_every_setting_in_its_group_and_loads_no_library():

@@ -1,11 +1,13 @@
-"""Training by a served judge: hidden judging, faults, a server that dies and returns."""
+"""Training by a judge server: judging behind the rollout, faults, a server that dies and
+returns."""
 
 import http.client
+import itertools
 import json
 import sys
 import threading
+from collections import Counter
 from contextlib import contextmanager
-from dataclasses import fields
 
 import pytest
 import torch
@@ -19,9 +21,11 @@ from rewards import JudgeError, PairwiseReward, check_lost, join
 from shapes.server import Faults, JudgeServer
 from shapes.verifier import ShapesMLLM
 from support.config import Config, check_config
-from support.processes import Processes
-from support.run import call_budget, comparison_of, judge_of, rewards_of, start_run
+from support.processes import Processes, in_background
+from support.run import comparison_of, judge_of, start_run
 
+ALONE = Processes(0, 1, torch.device("cpu"))
+WAIT = 60  # seconds after which a test fails that waits for another thread
 SMALL = dict(
     model=str(ROOT / "assets" / "tiny-flux"),
     prompts_per_step=2,
@@ -31,7 +35,6 @@ SMALL = dict(
     eval_every=2,
     checkpoint_every=10,
     judge="openai",
-    call_timeout=20.0,
 )
 
 
@@ -50,39 +53,40 @@ class Mortal(ShapesMLLM):
         return super().ask(queries)
 
 
-class Server(JudgeServer):
-    def handle_error(self, request, address):
-        """Quiet: the tests make the connections fail."""
-
-
 @contextmanager
-def served(port=0, calls=float("inf"), **faults):
-    judge = Mortal()
-    judge.left, judge.server = calls, Server(judge, port, Faults(**faults))
-    thread = threading.Thread(target=judge.server.serve_forever, args=(0.02,), daemon=True)
+def served(port=0, calls=float("inf"), judge=None, **faults):
+    """A judge server in this process; port 0 takes a free one."""
+    judge = judge or Mortal()
+    server = JudgeServer(judge, port, Faults(**faults))
+    judge.left, judge.server = calls, server
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
-        yield judge.server
+        yield server
     finally:
-        judge.server.shutdown()
-        judge.server.server_close()
+        server.shutdown()
+        server.server_close()
         thread.join()
 
 
-def config(server_port, out, **settings) -> Config:
-    url = f"http://127.0.0.1:{server_port}/v1"
-    return Config(**(SMALL | {"out": str(out), "base_url": url} | settings))
+def url_of(server):
+    return f"http://127.0.0.1:{server.server_port}/v1"
 
 
-def prepared(cfg: Config):
+def config(server, out, **settings) -> Config:
+    return Config(**(SMALL | {"out": str(out), "base_url": url_of(server)} | settings))
+
+
+def start(cfg: Config):
     check_config(cfg, 1)
-    return start_run(cfg, Processes(0, 1, torch.device("cpu")))
+    return start_run(cfg, ALONE)
 
 
-def run(cfg: Config) -> None:
-    started = prepared(cfg)
-    train.train(cfg, started.procs, started)
-    started.finish()
+def whole_run(cfg: Config) -> None:
+    run = start(cfg)
+    with run.saved_if_the_judge_fails():
+        train.train(cfg, ALONE, run)
+        run.finish()
 
 
 def log_of(out):
@@ -90,9 +94,102 @@ def log_of(out):
     return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
 
 
-def flags_of(cfg: Config) -> list[str]:
-    given = [(f.name, getattr(cfg, f.name)) for f in fields(cfg)]
-    return [t for k, v in given if not isinstance(v, bool) and v != "" for t in (f"--{k}", str(v))]
+# ---- judging behind the rollout ----
+
+
+def test_what_is_started_in_the_background_runs_at_once_and_fails_in_front():
+    begun, gate = threading.Event(), threading.Event()
+
+    def work(number):
+        begun.set()
+        assert gate.wait(WAIT)
+        return number + 1
+
+    wait_for = in_background(work, 1)
+    assert begun.wait(WAIT)  # before anybody asks for the result
+    gate.set()
+    assert wait_for() == wait_for() == 2
+    with pytest.raises(KeyError):
+        in_background({}.__getitem__, "x")()
+
+
+class Recorder:
+    """A reward that keeps what it was asked and answers, and may wait before it does."""
+
+    def __init__(self, reward, before=lambda number: None):
+        self.reward, self.name, self.before = reward, reward.name, before
+        self.numbers, self.made = itertools.count(), []
+
+    def __call__(self, prompts, images):
+        self.before(next(self.numbers))
+        result = self.reward(prompts, images)
+        self.made.append((prompts, images, result))
+        return result
+
+
+def test_each_group_is_judged_while_the_next_one_is_sampled(tmp_path):
+    with served() as server:
+        cfg = config(server, tmp_path, prompts_per_step=3, steps=1)
+        run = start(cfg)
+        judging, sampling = [threading.Event() for _ in range(4)], threading.Semaphore(0)
+
+        def begin_to_judge(number):
+            judging[number].set()
+            if number < 2:  # answers no sooner than the next group is begun
+                assert sampling.acquire(timeout=WAIT)
+
+        begun, text_of = [], run.model.text_of
+
+        def encode(prompts):
+            if 0 < len(begun) < 3:  # is begun no sooner than the group before is being judged
+                assert judging[len(begun) - 1].wait(WAIT)
+                sampling.release()
+            begun.append(prompts)
+            return text_of(prompts)
+
+        run.model.text_of = encode
+        run.rewards["pairwise"] = Recorder(run.rewards["pairwise"], begin_to_judge)
+        train.train(cfg, ALONE, run)
+    assert begun[:3] == [part.prompts for part in run.batches[1]]
+    assert [len(prompts) for prompts in begun[:3]] == [1, 1, 1]
+
+
+def test_a_judge_in_process_is_asked_once_a_step_when_all_is_sampled(tmp_path):
+    cfg = Config(**(SMALL | dict(judge="shapes", out=str(tmp_path), steps=1)))
+    run = start(cfg)
+    run.rewards["pairwise"] = recorder = Recorder(run.rewards["pairwise"])
+    job = run.submit(recorder, ["a large red circle"], [[Image.new("RGB", (32, 32))] * 2])
+    assert not recorder.made
+    job()
+    train.train(cfg, ALONE, run)
+    assert [len(prompts) for prompts, _, _ in recorder.made] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "chunks"),
+    # whole groups and whole micro-batches: 4 samples at a time do so with 4 groups of 3
+    [(0, [1, 1, 1, 1, 1]), (1, [1, 1, 1, 1, 1]), (6, [2, 2, 1]), (4, [4, 1]), (100, [5])],
+)
+def test_parts_change_neither_rewards_nor_ratio(micro_batch, chunks, tmp_path):
+    with served() as server:
+        cfg = config(server, tmp_path, micro_batch=micro_batch, prompts_per_step=5, steps=1)
+        run = start(cfg)
+        run.rewards["pairwise"] = recorder = Recorder(run.rewards["pairwise"])
+        train.train(cfg, ALONE, run)
+    assert [len(part.prompts) for part in run.batches[1]] == chunks
+    prompts, images, results = zip(*recorder.made)
+    assert sorted(map(len, prompts)) == sorted(chunks)
+    together = PairwiseReward(ShapesMLLM())(sum(prompts, []), sum(images, []))
+    assert join(results).values.tolist() == together.values.tolist()
+    assert join(results).counts == together.counts
+    row = run.metrics[1]
+    assert row["reward_std"] == pytest.approx(together.values.std(1, correction=0).mean().item())
+    assert row["comparisons"] == together.counts["comparisons"] == 5 * 6
+    # rollout and update go through batches of the same shapes
+    assert row["ratio_min"] == row["ratio_max"] == 1.0
+
+
+# ---- faults, and a server that dies ----
 
 
 def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
@@ -100,12 +197,18 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
     whole, out = tmp_path / "whole", tmp_path / "disturbed"
     with served() as server:
         port = server.server_port
-        run(config(port, whole, steps=3))
+        whole_run(config(server, whole, steps=3))
         calls = server.calls
+        cfg = config(server, out, steps=3, patience=2.0, call_timeout=2.0)  # soon taken for dead
     assert calls <= 3 * 12 + 3 * 8  # what the call budget says
 
+    flags = [
+        text
+        for key, value in vars(cfg).items()
+        if not isinstance(value, bool) and value != ""
+        for text in (f"--{key}", str(value))
+    ]
     says = []
-    flags = [*flags_of(config(port, out, steps=3)), "--patience", "5", "--call_timeout", "5"]
     for extra, left in (([], 4 + 2 * 12 + 2), (["--resume"], 10)):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, *extra])
         with served(port, left), pytest.raises(SystemExit) as stop:
@@ -117,103 +220,59 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
         assert f"the state after step 2 is saved in '{out}'" in said
         assert said.endswith("repeat the command with --resume")
     assert [row["step"] for row in log_of(out)] == [0, 1, 2]
-    with served(port):
-        run(config(port, out, steps=3, resume=True))
+    with served(port) as server:
+        whole_run(config(server, out, steps=3, resume=True))
     assert log_of(out) == log_of(whole)
     weights = "final/transformer/diffusion_pytorch_model.safetensors"
     assert (out / weights).read_bytes() == (whole / weights).read_bytes()
-
-
-class Noted:
-    """A reward that notes what it was asked about, and waits for `gate`."""
-
-    def __init__(self, reward, gate=None):
-        self.reward, self.gate, self.name, self.calls = reward, gate, reward.name, reward.calls
-        self.seen = []
-
-    def __call__(self, prompts, images):
-        self.seen.append((prompts, images))
-        if self.gate:
-            assert self.gate.wait(20)
-        return self.reward(prompts, images)
-
-
-@pytest.mark.parametrize(("micro_batch", "groups"), [(0, [1, 1, 1]), (6, [2, 1]), (2, [2, 1])])
-def test_groups_are_judged_apart_and_rewards_are_those_of_all(micro_batch, groups, tmp_path):
-    with served() as server:
-        cfg = config(server.server_port, tmp_path, micro_batch=micro_batch, prompts_per_step=3)
-        started = prepared(Config(**(vars(cfg) | {"steps": 1})))
-        noted = started.rewards["pairwise"] = Noted(started.rewards["pairwise"])
-        train.train(started.cfg, started.procs, started)
-    seen = sorted(noted.seen, key=lambda part: started.batches[1][0].prompts != part[0])
-    assert sorted(len(prompts) for prompts, _ in noted.seen) == sorted(groups)
-    prompts = [p for part, _ in seen for p in part]
-    alone = PairwiseReward(ShapesMLLM())(prompts, [g for _, images in seen for g in images])
-    row = started.metrics[1]
-    assert row["reward_std"] == pytest.approx(alone.values.std(1, correction=0).mean().item())
-    assert row["ratio_min"] == row["ratio_max"] == 1.0  # replay sees the batches of the rollout
-    assert row["comparisons"] == alone.counts["comparisons"]
-
-
-def test_the_next_groups_are_sampled_while_the_first_is_judged(tmp_path):
-    """The judge answers only once the last group has been sampled: a loop that waits for each
-    group's answer before it samples the next would stand still for ever."""
-    with served() as server:
-        started = prepared(config(server.server_port, tmp_path, steps=1))
-        gate = threading.Event()
-        started.rewards["pairwise"] = Noted(started.rewards["pairwise"], gate)
-        noise, sampled = started.model.noise, []
-
-        def noise_and_count(seeds):
-            sampled.append(len(seeds))
-            if len(sampled) == 2:  # the second of two groups
-                gate.set()
-            return noise(seeds)
-
-        started.model.noise = noise_and_count
-        train.train(started.cfg, started.procs, started)
-    assert sampled[:2] == [3, 3]
 
 
 def test_faults_of_the_server_leave_the_rewards_alone(tmp_path):
     """A quick form of measure/judge_faults.py."""
     from measure.judge_faults import compare_with_faultless
 
-    with served(error_500=0.1, garbage=0.05, hang=0.02, hang_seconds=3.0) as server:
-        out = tmp_path / "run"
-        cfg = config(server.server_port, out, steps=2, call_timeout=2.0, max_failed=0.3)
+    faults = dict(error_500=0.1, error_429=0.05, truncated=0.05, garbage=0.05)
+    with served(**faults, hang=0.02, hang_seconds=3.0) as server:
+        cfg = config(server, tmp_path / "run", steps=2, call_timeout=2.0, max_failed=0.3)
         lost, asked, wrong, groups = compare_with_faultless(cfg)
     assert wrong == 0 and groups > 0 and asked == 2 * 12 and lost <= 4
     assert server.calls > asked  # there were faults, and retries
 
 
-def test_ranks_learn_of_each_others_lost_answers():
-    """Losses are a share of the whole step: alone, this rank's one of two would be too many."""
-    reward = PairwiseReward(ShapesMLLM())
-    image = Image.new("RGB", (32, 32))
-    mine = reward(["a large red circle"], [[image, image]])
-    mine.counts.update(failed=1)
-    with pytest.raises(JudgeError, match="1 of 2"):
-        check_lost("judge", mine, 0.05)
-    theirs = [reward(["a large red circle"] * 20, [[image, image]] * 20)]
-    check_lost("judge", join([mine, *theirs]), 0.05)  # 1 of 42
+def test_losses_are_weighed_over_the_step_and_all_ranks(tmp_path):
+    """What another rank lost ends this one, before its weights change."""
+
+    class Two(Processes):
+        def gather(self, items):
+            theirs = {
+                name: reward._replace(counts=reward.counts + Counter(failed=5))
+                for name, reward in items[0].items()
+            }
+            return [*items, theirs]
+
+    with served() as server:
+        cfg = config(server, tmp_path, max_failed=0.2)
+        run = start(cfg)
+        before = [p.clone() for p in run.model.trainable()]
+        # of 24 comparisons 5 are lost, more than a fifth, and none of them is ours
+        with pytest.raises(JudgeError, match="5 of 24 judgements lost"):
+            train.train(cfg, Two(*ALONE), run)
+    assert all(map(torch.equal, before, run.model.trainable()))
 
 
 def test_nonsense_is_not_remembered_for_ever(tmp_path):
     """A judge whose nonsense ended the run is mended: the same step must not quote the nonsense."""
     images = [[Image.new("RGB", (32, 32), color) for color in ("red", "white")]]
-
-    def asked(cfg):
-        return rewards_of(cfg, judge_of(cfg, tmp_path), "cpu")["pairwise"](
-            ["a large red circle"], images
-        )
-
     with served(garbage=1.0) as server:
-        cfg = config(server.server_port, tmp_path)
-        assert asked(cfg).counts["unparsable"] == 2
+        cfg = config(server, tmp_path)
+        reward = comparison_of(cfg, judge_of(cfg, tmp_path))
+        with pytest.raises(JudgeError, match="2 of 2 judgements lost .*2 unparsable"):
+            check_lost(reward.name, reward(["a large red circle"], images), cfg.max_failed)
     for faults, calls in (({}, 2), ({"error_500": 1.0}, 0)):  # mended; then nothing is asked twice
         with served(server.server_port, **faults) as server:
-            assert asked(cfg).counts["failed"] == 0 and server.calls == calls
+            result = comparison_of(cfg, judge_of(cfg, tmp_path))(["a large red circle"], images)
+            assert (result.counts["failed"], result.counts["unparsable"]) == (0, 0)
+            assert server.calls == calls
 
 
 # ---- the classroom's server ----
@@ -245,10 +304,11 @@ def test_ten_percent_is_not_ten(shares):
 )
 def test_a_bad_request_is_told_so(body):
     with served() as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=WAIT)
         connection.request("POST", "/v1/chat/completions", body)
         reply = connection.getresponse()
         assert reply.status == 400 and "bad request" in json.loads(reply.read())["error"]["message"]
+        connection.close()
 
 
 def test_a_judge_that_fails_behind_the_server_is_a_500():
@@ -258,57 +318,6 @@ def test_a_judge_that_fails_behind_the_server_is_a_500():
         def ask(self, queries):
             return [Answer(error="out of memory") for _ in queries]
 
-    server = Server(Broken())
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/v1"
-    (answer,) = OpenAIMLLM(url, max_retries=0).ask([Query((), "x")])
-    server.shutdown()
-    server.server_close()
+    with served(judge=Broken()) as server:
+        (answer,) = OpenAIMLLM(url_of(server), max_retries=0).ask([Query((), "x")])
     assert "out of memory" in answer.error and "500" in answer.error
-
-
-# ---- settings ----
-
-
-def test_a_template_is_taken_word_for_word(tmp_path):
-    file, text = tmp_path / "template.txt", "Bild \u201e{prompt}\u201c {{x}} %s \\1\r\n<answer>"
-    file.write_bytes(text.encode("utf-8-sig"))  # as some editors save it
-    cfg = Config(judge_prompt=str(file))
-    assert comparison_of(cfg, ShapesMLLM()).template == text
-    file.write_bytes(b"\xff{prompt}")
-    with pytest.raises(ValueError, match="template.txt' is not UTF-8 text"):
-        comparison_of(cfg, ShapesMLLM())
-
-
-@pytest.mark.parametrize(
-    ("settings", "calls"),
-    [
-        ({}, (28 * 2 * 16 * 110, 2 * 314 * 6)),
-        ({"opponents": 3, "both_orders": False}, (12 * 16 * 110, 2 * 314 * 6)),
-        ({"steps": 23, "opponents": 4, "prompts_per_step": 2}, (16 * 2 * 2 * 23, 2 * 314 * 3)),
-        ({"reward": "pointwise", "heldout": 10}, (8 * 16 * 110, 2 * 10 * 6)),
-    ],
-)
-def test_the_call_budget_of_every_flag(settings, calls):
-    cfg = Config(**({"steps": 110, "eval_every": 22} | settings))
-    said = call_budget(cfg, rewards_of(cfg, ShapesMLLM(), "cpu"), cfg.heldout or 314)
-    assert [f"= {n:,}" in said for n in calls] == [True, True] and f"{sum(calls):,} in all" in said
-    assert "\n" not in said
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"opponents": 8}, "--opponents 8 with --group_size 8: .* must be from 1 to 7"),
-        ({"opponents": -1}, "from 1 to 7"),
-        ({"opponents": 1}, "at least 2, or 0"),
-        ({"opponents": 3, "group_size": 9}, "one of the two numbers even"),
-        ({"opponents": 2, "reward": "pointwise"}, "a pairwise reward"),
-        ({"concurrency": 0}, "must be positive"),
-        ({"call_timeout": 0.0}, "must be positive"),
-        ({"patience": -1.0}, "must be positive"),
-    ],
-)
-def test_wrong_settings_get_one_sentence(settings, sentence):
-    with pytest.raises(SystemExit, match=sentence):
-        check_config(Config(**settings), 1)
