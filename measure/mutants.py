@@ -43,7 +43,17 @@ def noticed(mutant: dict[str, str], copy: Path) -> bool:
     path.write_text(text.replace(mutant["old"], mutant["new"]), encoding="utf-8")
     try:
         tests = [f"tests/{name}" for name in mutant["tests"].split()]
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-n0",
+            "-p",
+            "no:cacheprovider",
+            *tests,
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     finally:
