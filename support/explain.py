@@ -33,9 +33,12 @@ from support.pictures import (
     CELL,
     GAP,
     INK,
+    LOST,
     MUTED,
     PALETTE,
     PAPER,
+    WON,
+    draw_marks,
     enlarge,
     new_figure,
     save_figure,
@@ -43,7 +46,7 @@ from support.pictures import (
 from support.prompts import seed_of
 
 ROOT = Path(__file__).resolve().parent.parent
-WON, LOST, TIED = "#009e73", "#d55e00", "#dddddd"
+TIED = "#dddddd"
 
 
 class Group(NamedTuple):
@@ -153,10 +156,7 @@ def group_picture(group: Group, prompt: verifier.Caption, cfg: Config, path) -> 
         color = WON if advantage > 0 else LOST
         sheet.draw.rectangle([min(zero, end), middle - 8, max(zero, end), middle + 8], fill=color)
         sheet.text(numbers + 225, middle, f"{advantage:+.2f}")
-        for n, met in enumerate(group.met[i]):
-            x, color = marks + 24 * n, WON if met else LOST
-            box = [x, middle - 8, x + 16, middle + 8]
-            sheet.draw.ellipse(box, fill=color if met else PAPER, outline=color, width=2)
+        draw_marks(sheet.draw, marks + 40, middle - 5, group.met[i])
     for n, (sub, description) in enumerate(prompt.testpoints):
         sheet.text(2 * GAP, foot + 22 * n, f"testpoint {n + 1}, {sub}: {description}", MUTED)
     sheet.save(path)

@@ -14,8 +14,10 @@ from support.files import write_atomic
 
 CELL = 96  # pixels: images smaller than this are enlarged by nearest neighbour
 GAP = 6  # pixels between the cells of a grid
+DOT = 9  # pixels: diameter of a testpoint's mark
 INK, PAPER, MUTED = "#1f2328", "#ffffff", "#6e7781"
 # Okabe and Ito's colors, which people with color-blindness can tell apart.
+WON, LOST = "#009e73", "#d55e00"  # better and worse, met and not
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
@@ -31,10 +33,20 @@ def enlarge(image, side=CELL):
     return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
 
 
-def sample_grid(rows, captions, path, columns=None) -> None:
+def draw_marks(draw, x, y, met) -> None:
+    """A dot for each testpoint, centered at x: filled and green where it holds, else an empty ring."""
+    left = x - DOT * (1.5 * len(met) - 0.5) / 2
+    for n, holds in enumerate(met):
+        box = [left + 1.5 * DOT * n, y, left + 1.5 * DOT * n + DOT, y + DOT]
+        color = WON if holds else LOST
+        draw.ellipse(box, fill=color if holds else PAPER, outline=color, width=2)
+
+
+def sample_grid(rows, captions, path, columns=None, marks=None) -> None:
     """One PNG: a row of images for each caption, the caption at the row's left.
 
     rows: R lists of PIL images; captions: R strings; columns: headings, one for each image of a row
+    marks: for each image of each row, which testpoints hold in it: drawn as dots below it
     Raises ValueError if the counts do not match.
     """
     from PIL import Image, ImageDraw, ImageFont
@@ -53,15 +65,16 @@ def sample_grid(rows, captions, path, columns=None) -> None:
     letter, line = font.getlength("n"), font.size * 1.25
     margin = max(150, int(1.6 * cell_w))  # the caption's column
     head = int(2 * line) if columns else 0
+    row_h = cell_h + GAP + (DOT + GAP if marks else 0)
 
-    size = (margin + width * (cell_w + GAP) + GAP, head + len(rows) * (cell_h + GAP) + GAP)
+    size = (margin + width * (cell_w + GAP) + GAP, head + len(rows) * row_h + GAP)
     canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
     for c, heading in enumerate(columns or []):
         centre = margin + c * (cell_w + GAP) + GAP + cell_w / 2
         draw.text((centre, head / 2), heading, INK, font, anchor="mm")
     for r, (row, caption) in enumerate(zip(rows, captions)):
-        top = head + r * (cell_h + GAP) + GAP
+        top = head + r * row_h + GAP
         text = textwrap.wrap(
             caption,
             max(8, int((margin - 2 * GAP) / letter)),
@@ -70,7 +83,10 @@ def sample_grid(rows, captions, path, columns=None) -> None:
         )
         draw.multiline_text((GAP, top + cell_h / 2), "\n".join(text), INK, font, anchor="lm")
         for c, image in enumerate(row):
-            canvas.paste(image, (margin + c * (cell_w + GAP) + GAP, top))
+            left = margin + c * (cell_w + GAP) + GAP
+            canvas.paste(image, (left, top))
+            if marks:
+                draw_marks(draw, left + cell_w / 2, top + cell_h + GAP / 2, marks[r][c])
     data = BytesIO()
     canvas.save(data, "PNG")
     write_atomic(path, data.getvalue())

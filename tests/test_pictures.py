@@ -35,6 +35,18 @@ def test_grid_leaves_large_images_alone_and_takes_short_rows(tmp_path):
     assert areas[255, 0, 0] == 2 * 200 * 200 and areas[0, 0, 255] == 200 * 200
 
 
+def test_marks_say_which_testpoints_hold_below_each_image(tmp_path):
+    def green(met):
+        rows = [[solid((1, 2, 3)), solid((4, 5, 6))]]
+        pictures.sample_grid(rows, ["a"], tmp_path / "g.png", marks=[[met, [True]]])
+        areas = {c: n for n, c in Image.open(tmp_path / "g.png").getcolors(1 << 24)}
+        assert areas[1, 2, 3] == areas[4, 5, 6] == 96 * 96  # no mark lies on an image
+        return areas.get((0, 158, 115), 0)
+
+    one = green([])
+    assert one > 0 and green([True, True]) == 3 * one and green([True, False]) == 2 * one
+
+
 def test_long_captions_stay_left_of_the_images(tmp_path):
     for name, caption in (("short", "a"), ("long", "a word and another one " * 40)):
         pictures.sample_grid([[solid("red")]], [caption], tmp_path / name)
