@@ -34,7 +34,7 @@ def enlarge(image, side=CELL):
 
 
 def draw_marks(draw, x, y, met) -> None:
-    """A dot for each testpoint, centered at x: filled and green where it holds, else an empty ring."""
+    """A dot for each testpoint, centered at x: filled and green where it holds, else a ring."""
     left = x - DOT * (1.5 * len(met) - 0.5) / 2
     for n, holds in enumerate(met):
         box = [left + 1.5 * DOT * n, y, left + 1.5 * DOT * n + DOT, y + DOT]
