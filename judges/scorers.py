@@ -14,6 +14,9 @@ is better, its scale its own. rewards.PointwiseReward turns it into a reward.
              the prompt. The authors publish a pickle; a third party has it with the tower in one
              safetensors file
 
+  redness    how red the picture is, whatever the prompt: no published scorer but a demonstration.
+             A crude taste with a smooth score, which training satisfies at the cost of the prompt
+
 MLLMScorer asks a multimodal LLM for UnifiedReward's three ratings instead.
 
 Safetensors only: a repository that has nothing but a pickle is refused by transformers. To convert
@@ -28,6 +31,7 @@ import logging
 import os
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch.nn.functional import normalize
 
@@ -48,6 +52,7 @@ PUBLISHED = {
     "pickscore": ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
     "hpsv2": ("adams-story/HPSv2-hf", "openai/clip-vit-base-patch32"),
     "aesthetic": ("shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE", None),
+    "redness": ("", None),  # has no weights
 }
 
 
@@ -59,6 +64,10 @@ def load(name: str, weights: str = "", device="cpu", dtype=torch.float32):
     """
     if name not in PUBLISHED:
         raise ValueError(f"unknown scorer '{name}': choose from {', '.join(PUBLISHED)}")
+    if name == "redness":
+        if weights:
+            raise ValueError(f"redness has no weights: --reward redness, without '={weights}'")
+        return Redness()
     model, processor = (weights, None) if weights else PUBLISHED[name]
     if name == "aesthetic":
         return AestheticScorer(model, device, dtype)
@@ -209,6 +218,19 @@ class AestheticScorer:
                 value = value @ weight.T + bias
             scores += value.squeeze(-1).tolist()
         return scores
+
+
+class Redness:
+    """Mean over pixels of red less the mean of green and blue, in grey levels: -255 to 255.
+
+    It ignores the prompt. Trained on alone, it shows reward hacking (docs/runs.md).
+    """
+
+    name = "redness"
+
+    def score(self, prompts: Sequence[str], images: Sequence) -> list[float]:
+        pixels = [np.asarray(image, float) for image in _rgb(images, len(prompts), self.name)]
+        return [float((p[..., 0] - p[..., 1:].mean(-1)).mean()) for p in pixels]
 
 
 class MLLMScorer:
