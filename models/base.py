@@ -17,6 +17,32 @@ from pathlib import Path
 import torch
 
 
+def check_finite(tensors) -> None:
+    """Raises FloatingPointError with the first one's name if a tensor holds NaN or infinity.
+
+    tensors: (name, tensor) pairs; of a sharded tensor this rank's part is looked at.
+    """
+    for name, tensor in tensors:
+        tensor = (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()
+        if tensor.is_floating_point() and tensor.numel():
+            ends = torch.stack(torch.aminmax(tensor))  # both are NaN where anything is; no copy
+            if not torch.isfinite(ends).all():
+                raise FloatingPointError(f"NaN or infinity in {name}")
+
+
+def check_weights(pipe, model: str) -> None:
+    """Raises ValueError if a network of the pipeline holds weights that are not finite."""
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            try:
+                check_finite(part.state_dict().items())
+            except FloatingPointError as error:
+                raise ValueError(
+                    f"'{model}' cannot be used: {error} of its {name}; the files are damaged, or "
+                    "the run that made them diverged"
+                ) from None
+
+
 def kinds() -> dict:
     """The modules of this folder by the name of the pipeline's class that each is for."""
     names = [path.stem for path in sorted(Path(__file__).parent.glob("*.py"))]

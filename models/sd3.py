@@ -28,8 +28,10 @@ from PIL import Image
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from transformers.utils import logging as transformers_logging
 
+from models.base import check_finite, check_weights
+
 # These know a pipeline only by its transformer; flux also quietens the libraries' import.
-from models.flux import base_weights, save, schedule_shift, trainable  # noqa: F401
+from models.flux import add_adapter, base_weights, save, schedule_shift, trainable  # noqa: F401
 
 PIPELINE = StableDiffusion3Pipeline
 T5_TOKENS = 256  # what StableDiffusion3Pipeline reads of a prompt unless told otherwise
@@ -74,6 +76,7 @@ def load(model: str, device="cpu", dtype=torch.float32) -> StableDiffusion3Pipel
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
+    check_weights(pipe, model)
     return pipe.to(device)
 
 
@@ -189,7 +192,10 @@ def decode(
     width: int,
     batch_size: int = 64,
 ) -> list[Image.Image]:
-    """Packed clean latents (B, N, C) -> B RGB images, batch_size at once through the VAE."""
+    """Packed clean latents (B, N, C) -> B RGB images, batch_size at once through the VAE.
+
+    Raises FloatingPointError for pictures that are not finite, which would be black.
+    """
     _, rows, columns = latent_shape(pipe, height, width)
     config = pipe.vae.config
     images = []
@@ -197,6 +203,7 @@ def decode(
         pictures = unpack(chunk, rows, columns, pipe.transformer.config.patch_size)
         pictures = pictures / config.scaling_factor + config.shift_factor
         pixels = pipe.vae.decode(pictures.to(pipe.vae.dtype), return_dict=False)[0]
+        check_finite([("the decoded pictures", pixels)])
         images += pipe.image_processor.postprocess(pixels.float(), output_type="pil")
     return images
 
@@ -207,8 +214,6 @@ def add_lora(pipe: StableDiffusion3Pipeline, rank: int, alpha: int | None = None
     Flow-GRPO's released SD 3.5 recipe: rank 32, alpha 64, attention alone and without the second
     attention (attn2) of SD 3.5 medium's first blocks. The adapter is kept in float32.
     """
-    from peft import LoraConfig
-
     targets = (
         ".to_q",
         ".to_k",
@@ -226,10 +231,4 @@ def add_lora(pipe: StableDiffusion3Pipeline, rank: int, alpha: int | None = None
         for name, _ in pipe.transformer.named_modules()
         if name.startswith("transformer_blocks.") and name.endswith(targets)
     ]
-    pipe.transformer.add_adapter(
-        LoraConfig(
-            r=rank, lora_alpha=alpha or rank, target_modules=names, init_lora_weights="gaussian"
-        )
-    )
-    for parameter in trainable(pipe):
-        parameter.data = parameter.data.float()
+    add_adapter(pipe, names, rank, alpha)

@@ -101,12 +101,16 @@ class Heldout:
         images, size = [], self.cfg.micro_batch or batch_size
         mine = self.procs.share(len(prompts))
         sigmas = sampler.sigma_schedule(self.cfg.num_steps, self.cfg.shift)
-        for i in range(0, len(mine), size):
-            rows = mine[i : i + size]
+
+        def drawn(rows: list[int]) -> list:
             text = self.model.encode([prompts[r] for r in rows])
             noise = self.model.noise([seeds[r] for r in rows])
             clean = sampler.ode_sample(self.model.velocity(text, transformer), noise, sigmas)
-            images += zip(rows, self.model.decode(clean))
+            return self.model.decode(clean)
+
+        for i in range(0, len(mine), size):
+            rows = mine[i : i + size]
+            images += zip(rows, self.procs.alike(drawn, rows))
         return [image for _, image in sorted(dict(self.procs.gather(images)).items())]
 
     def grid_images(self, transformer) -> list[list]:

@@ -15,6 +15,7 @@ With several nodes the run directory must be on a file system that all of them s
 """
 
 import contextlib
+import math
 import os
 import shutil
 import threading
@@ -39,6 +40,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+# Errors that a rank tells the others: what was given cannot work, a number is not finite, ...
+TOLD = (FloatingPointError, ValueError, OSError, SystemExit)
+
 # FSDP2 warns once a block that outputs must not be changed in place; we never do.
 warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable", UserWarning)
@@ -62,6 +66,26 @@ class Processes(NamedTuple):
         parts = [None] * self.world
         dist.all_gather_object(parts, items)
         return [item for part in parts for item in part]
+
+    def alike(self, function: Callable, *args):
+        """function(*args) of this rank. An error on any rank is raised on all of them, which would
+        else wait for the one that stopped: ValueError, FloatingPointError, OSError, SystemExit."""
+        if self.world == 1:
+            return function(*args)
+        result, error = None, None
+        try:
+            result = function(*args)
+        except tuple(TOLD) as caught:
+            kind = next(k for k, kind in enumerate(TOLD) if isinstance(caught, kind))
+            error = kind, str(caught)
+        for kind, text in filter(None, self.gather([error])):
+            raise TOLD[kind](text)
+        return result
+
+    def from_first(self, function: Callable, *args):
+        """What function(*args) gives on rank 0 alone, or its error, on every rank."""
+        found = self.alike(lambda: function(*args) if self.first else None)
+        return self.gather([found])[0]
 
     def share(self, count: int) -> list[int]:
         """This rank's indices out of `count`, as many on every rank: with sharded weights each
@@ -198,9 +222,15 @@ def gradients(policy: torch.nn.Module, average: bool):
 
 
 def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
-    """Scales gradients down to a joint norm of max_norm; the norm before that, over all ranks."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
+    """Scales gradients down to a joint norm of max_norm (0: leaves them); the norm before that.
+
+    Raises FloatingPointError if it is not finite: on all ranks alike, whose gradients are averaged.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)
+    norm = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient's norm is {norm}")
+    return norm
 
 
 def full_weights(transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -244,6 +274,12 @@ class MovingAverage:
 # ----------------------------------------------------------------------------- checkpoints
 
 
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps whose states are kept whole, ascending."""
+    done = folder.glob("step_*/.metadata")
+    return sorted(int(file.parent.name.removeprefix("step_")) for file in done)
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The last complete checkpoint: its .metadata is written after everything else."""
     done = sorted(folder.glob("step_*/.metadata"))
@@ -261,18 +297,25 @@ def training_state(transformer, optimizer, average: MovingAverage) -> dict:
 
 
 def save_checkpoint(
-    folder: Path, procs: Processes, transformer, optimizer, average, step: int
+    folder: Path, procs: Processes, transformer, optimizer, average, step: int, keep=()
 ) -> None:
-    """Trainable weights, optimiser state and average, each rank its part; then drops older ones."""
+    """Trainable weights, optimiser state and average, each rank its part.
+
+    Then drops older ones, but for the last before it and those of the steps in `keep`.
+    """
     target = folder / f"step_{step:06d}"
+    if procs.from_first((target / ".metadata").exists):
+        return  # the same state: a run has but one after each step
     if procs.first and target.exists():
         shutil.rmtree(target)  # what a killed run left half written
     procs.wait()
     dcp.save(training_state(transformer, optimizer, average), checkpoint_id=str(target))
     procs.wait()
     if procs.first:
+        whole = [path.parent for path in sorted(folder.glob("step_*/.metadata"))]
+        kept = {*whole[-2:], target, *(folder / f"step_{step:06d}" for step in keep)}
         for old in folder.glob("step_*"):
-            if old != target:
+            if old not in kept:
                 shutil.rmtree(old)
 
 

@@ -10,18 +10,21 @@ import copy
 import dataclasses
 import functools
 import math
+import os
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from judges import scorers
 from judges.make import make_judge
 from judges.verdicts import PAIRWISE_TEMPLATE, readable
 from models import base
+from models.base import check_finite
 from rewards import JudgeError, PairwiseReward, PointwiseReward
 from support import pictures, processes, rundir
-from support.config import JUDGED, Config, micro_batch_of, parse_rewards
+from support.config import JUDGED, Config, check_config, micro_batch_of, parse_rewards
 from support.heldout import Heldout
 from support.processes import DTYPES, Processes
 from support.prompts import Prompts, TextCache, make_batch, read_prompts, seed_of
@@ -172,21 +175,20 @@ class Run:
         # Parts of whole groups and whole micro-batches: the update's are those of the rollout.
         whole = math.lcm(self.micro_batch, cfg.group_size) // cfg.group_size
         groups = whole if served else samples
-        # All that is random in the run, by step.
-        drawn = [make_batch(cfg, prompts, s, procs.rank, procs.world) for s in range(cfg.steps + 1)]
-        self.batches = [batch.split(groups) for batch in drawn]
+        # All that is random in the run, by step and rank: drawn when it is asked for.
+        self.draw = functools.partial(make_batch, cfg, prompts)
+        self.parts = lambda step: self.draw(step, procs.rank, procs.world).split(groups)
         self.heldout = Heldout(cfg, procs, self.model, comparison_of(cfg, judge), prompts)
         if cfg.text_cache:
-            every = [
-                make_batch(cfg, prompts, s).prompts for s in range(1, cfg.steps + 1)
-            ]  # of all ranks
-            texts = [text for batch in every for text in batch] + self.heldout.texts
-            cache_text(self.model, cfg, procs, texts)
+            steps = range(1, cfg.steps + 1)
+            drawn = [text for s in steps for text in self.draw(s).prompts]  # of all ranks
+            cache_text(self.model, cfg, procs, drawn + self.heldout.texts)
         if procs.first and cfg.judge != "shapes":
             log.info(call_budget(cfg, self.rewards, len(self.heldout.texts)))
         self.heldout.measure_base()
         self.metrics = [{"step": 0, **self.heldout.base.metrics()}]
         self.write = lambda row: None
+        self.at = 0  # the step at work
         self.last = None  # the last evaluation of this process: (Held, grid)
 
     @property
@@ -208,14 +210,19 @@ class Run:
         )
         if self.evaluates(done) and "win_rate_vs_base" not in self.metrics[-1]:
             self.evaluate(done)  # the judge failed within it: only that is left of the step
-        return self.bar
+        for step in self.bar:
+            self.at = step
+            yield step
 
     def log(self, step: int, scored: dict, frac_floor, losses, norms, kl, seconds) -> None:
         """Adds the step's line to metrics.jsonl; evaluates and saves where it is time to.
 
         scored: rewards.Rewards of all ranks by name; losses: grpo.Loss of each backward pass;
         norms: of the gradient, one an update; seconds: of rollout, judge and update.
+        Raises FloatingPointError, before anything is written, if weights are no longer finite.
         """
+        trained = [("the trained weights", weight) for weight in self.model.trainable()]
+        self.procs.alike(check_finite, trained)
         ranks = self.procs.gather([rundir.learning_of(losses, norms, kl, seconds)])
         row = {"step": step, **rundir.judging_of(scored), "frac_floor": frac_floor}
         self.metrics.append(row | rundir.over_ranks(ranks))
@@ -240,22 +247,48 @@ class Run:
         if self.procs.first:
             rundir.write_metrics(self.out, self.metrics)
             self.write(self.metrics[-1])
-        if step % self.cfg.checkpoint_every == 0 or step == self.cfg.steps:
-            processes.save_checkpoint(self.out / "checkpoint", self.procs, *self.state, step)
+        if step % self.cfg.checkpoint_every == 0 or self.evaluates(step):
+            self.checkpoint(step)
+
+    def checkpoint(self, step: int) -> None:
+        """Saves the state after this step; the one before it and the best held-out one stay."""
+        best = rundir.best_step(self.metrics)
+        folder = self.out / "checkpoint"
+        processes.save_checkpoint(folder, self.procs, *self.state, step, [best])
+
+    def kept(self) -> str:
+        """Which checkpoints there are, in words."""
+        steps = processes.checkpoint_steps(self.out / "checkpoint")
+        if not steps:
+            return f"no checkpoint of '{self.out}' was written yet"
+        listed = ", ".join(map(str, steps))
+        return f"'{self.out / 'checkpoint'}' keeps the state after step {listed}"
 
     @contextlib.contextmanager
-    def saved_if_the_judge_fails(self):
-        """A JudgeError, raised on all ranks alike before weights change, loses nothing."""
+    def ends_well(self):
+        """An end before the last step, on all ranks alike, loses no whole step and says what stays.
+
+        A JudgeError comes before weights change, so the state is saved first; numbers that are not
+        finite come from weights that should not be saved.
+        """
         try:
             yield
         except JudgeError as error:
             step = self.metrics[-1]["step"]
             if self.procs.first:
                 rundir.write_metrics(self.out, self.metrics)
-            processes.save_checkpoint(self.out / "checkpoint", self.procs, *self.state, step)
+            self.checkpoint(step)
             raise JudgeError(
                 f"{error}; the state after step {step} is saved in '{self.out}': when the judge "
                 "answers again, repeat the command with --resume"
+            )
+        except FloatingPointError as error:
+            cause = f"the base model overflows in --dtype {self.cfg.dtype}"
+            if self.optimizer.state:  # a step was made, in this run or in the one that it resumes
+                cause = f"--lr {self.cfg.lr:g} is too high, and weights have run away"
+            raise FloatingPointError(
+                f"step {self.at}, {error}: likely {cause}; nothing of it is saved, "
+                f"and {self.kept()}"
             )
 
     def finish(self) -> None:
@@ -304,7 +337,29 @@ def start_run(cfg: Config, procs: Processes) -> Run:
         run.write = rundir.make_logger(cfg.logger, out, dataclasses.asdict(cfg))
     if cfg.resume and processes.newest_checkpoint(out / "checkpoint"):  # none: stopped before it
         step = processes.load_checkpoint(out / "checkpoint", *run.state)
+        procs.alike(check_finite, [("the checkpoint", weight) for weight in run.model.trainable()])
         run.metrics = rundir.read_metrics(out, step)
     if procs.first:
         rundir.write_metrics(out, run.metrics)
     return run
+
+
+@contextlib.contextmanager
+def started(cfg: Config):
+    """The run that the settings name; whatever ends it is one sentence, told by rank 0, and a
+    status that is not 0."""
+    check_config(cfg, int(os.environ.get("WORLD_SIZE", 1)))
+    procs, said = processes.start_processes(cfg.device, cfg.shard), None
+    try:
+        run = start_run(cfg, procs)
+        with run.ends_well():
+            yield run
+    except (ValueError, ArithmeticError, JudgeError) as error:
+        said = str(error)
+    except KeyboardInterrupt:
+        said = f"stopped; to continue the run in '{cfg.out}', repeat the command with --resume"
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if said:
+        raise SystemExit(said if procs.first else 1)

@@ -9,6 +9,7 @@ final/           what plain diffusers loads, with a model card
 import dataclasses
 import json
 import logging
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -76,8 +77,22 @@ def versions() -> dict[str, str]:
 
 
 def write_metrics(out: Path, metrics: list[dict]) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in metrics)
+    """One JSON object a line. JSON has neither NaN nor infinity: null stands in their place."""
+    text = "".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in metrics)
     write_atomic(out / "metrics.jsonl", text.encode())
+
+
+def finite(row: dict) -> dict:
+    odd = {k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
+    return {k: None if k in odd else v for k, v in row.items()}
+
+
+def best_step(metrics: list[dict]) -> int:
+    """The step, after the base, that did best on held-out prompts; 0 if none was evaluated."""
+    judged = [row for row in metrics[1:] if "win_rate_vs_base" in row]
+    key = "heldout_accuracy" if "heldout_accuracy" in metrics[0] else "win_rate_vs_base"
+    known = [row for row in judged if row.get(key) is not None]
+    return max(known, key=lambda row: row[key])["step"] if known else 0
 
 
 def judge_rates(counts: Counter) -> dict[str, float]:

@@ -93,6 +93,13 @@ def test_lora_starts_as_the_base_switches_off_and_saves(tiny_flux, tmp_path):
     assert np.abs(after - pixels(our_images(plain, PROMPTS, [1, 2]))).max() <= 1
 
 
+def test_a_rank_above_the_layers_width_is_refused():
+    pipe = flux.load(str(ROOT / "assets" / "tiny-flux"))
+    with pytest.raises(ValueError, match="--lora_rank 129 is above the width of the layers, 128"):
+        flux.add_lora(pipe, rank=129)
+    flux.add_lora(pipe, rank=128)
+
+
 def test_full_weights_save_as_a_pipeline(tiny_flux, tmp_path):
     flux.save(tiny_flux, tmp_path / "full")
     again = flux.load(str(tmp_path / "full"))
@@ -137,6 +144,23 @@ def test_the_model_of_the_loop_is_the_files_functions(tiny_flux):
     noise = model.noise([3, 4])
     assert torch.equal(noise, flux.initial_noise(tiny_flux, 32, 32, [3, 4]))
     assert [image.size for image in model.decode(noise)] == [(32, 32)] * 2
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_2"])
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_a_model_with_one_weight_that_is_not_finite_is_refused(part, odd, tmp_path):
+    pipe = FluxPipeline.from_pretrained(ROOT / "assets" / "tiny-flux")
+    list(getattr(pipe, part).parameters())[-1].data.flatten()[-1] = odd
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"NaN or infinity in .* of its {part};"):
+        base.load(str(tmp_path), size=32)
+
+
+def test_pictures_that_are_not_finite_are_never_drawn(tiny_flux):
+    latents = flux.initial_noise(tiny_flux, 32, 32, [0, 1])
+    latents[1, 3, 2] = float("nan")
+    with pytest.raises(FloatingPointError, match="the decoded pictures"):
+        flux.decode(tiny_flux, latents, 32, 32)
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "runs/none"])

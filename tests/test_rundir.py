@@ -1,6 +1,7 @@
 """The run directory: loggers at work, the code on the model card, what a resumption may change."""
 
 import json
+import math
 import sys
 import types
 from collections import Counter
@@ -16,12 +17,14 @@ from models import flux
 from rewards import Rewards
 from support.config import Config
 from support.rundir import (
+    best_step,
     judging_of,
     learning_of,
     make_logger,
     over_ranks,
     prepare_run,
     write_card,
+    write_metrics,
 )
 
 TINY = str(ROOT / "assets" / "tiny-flux")
@@ -127,6 +130,27 @@ def test_a_run_resumes_on_other_hardware_but_not_as_another_run(tmp_path):
     prepare_run(replace(cfg, resume=True, shard=False, micro_batch=1))
     with pytest.raises(SystemExit, match=r"lr \(0.0001 -> 0.1\)"):
         prepare_run(replace(cfg, resume=True, lr=0.1))
+
+
+def test_the_log_is_json_whatever_was_measured(tmp_path):
+    odd = {"step": 1, "a": math.nan, "b": -math.inf, "c": 0.5, "d": 3}
+    write_metrics(tmp_path, [odd])
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert row == {"step": 1, "a": None, "b": None, "c": 0.5, "d": 3}
+
+
+def test_the_best_step_is_by_accuracy_where_that_is_measured_and_never_the_base():
+    rows = [{"step": 0, "heldout_accuracy": 0.9, "win_rate_vs_base": 0.5}, {"step": 1}]
+    assert best_step(rows) == 0
+    rows += [
+        {"step": 2, "heldout_accuracy": 0.6, "win_rate_vs_base": 0.6},
+        {"step": 4, "heldout_accuracy": 0.5, "win_rate_vs_base": 0.7},
+        {"step": 6, "heldout_accuracy": None, "win_rate_vs_base": None},
+    ]
+    assert best_step(rows) == 2
+    for row in rows:
+        row.pop("heldout_accuracy", None)
+    assert best_step(rows) == 4
 
 
 def rank(**values):

@@ -84,7 +84,7 @@ def start(cfg: Config):
 
 def whole_run(cfg: Config) -> None:
     run = start(cfg)
-    with run.saved_if_the_judge_fails():
+    with run.ends_well():
         train.train(cfg, ALONE, run)
         run.finish()
 
@@ -150,7 +150,7 @@ def test_each_group_is_judged_while_the_next_one_is_sampled(tmp_path):
         run.model.text_of = encode
         run.rewards["pairwise"] = Recorder(run.rewards["pairwise"], begin_to_judge)
         train.train(cfg, ALONE, run)
-    assert begun[:3] == [part.prompts for part in run.batches[1]]
+    assert begun[:3] == [part.prompts for part in run.parts(1)]
     assert [len(prompts) for prompts in begun[:3]] == [1, 1, 1]
 
 
@@ -176,7 +176,7 @@ def test_parts_change_neither_rewards_nor_ratio(micro_batch, chunks, tmp_path):
         run = start(cfg)
         run.rewards["pairwise"] = recorder = Recorder(run.rewards["pairwise"])
         train.train(cfg, ALONE, run)
-    assert [len(part.prompts) for part in run.batches[1]] == chunks
+    assert [len(part.prompts) for part in run.parts(1)] == chunks
     prompts, images, results = zip(*recorder.made)
     assert sorted(map(len, prompts)) == sorted(chunks)
     together = PairwiseReward(ShapesMLLM())(sum(prompts, []), sum(images, []))

@@ -299,8 +299,7 @@ def rolled(model, group_size=2):
 def objective(model, rollout, advantages, k, **settings):
     values = dict(clip_range=10.0, guard=False, kl_coef=0.0) | settings
     rows = slice(0, len(advantages))
-    loss, _ = train.objective(model, model.transformer, rollout, advantages, k, rows, **values)
-    return loss
+    return train.objective(model, model.transformer, rollout, advantages, k, rows, **values).loss
 
 
 def slope_of(loss, model):
@@ -376,7 +375,7 @@ def toy_run(model, optimizer, average=None, micro_batch=2):
         optimizer=optimizer,
         micro_batch=micro_batch,
         average=average or types.SimpleNamespace(update=lambda: None),
-        batches={2: [batch]},
+        parts=lambda step: [batch],
         rewards={"pairwise": Bigger()},
         weights={"pairwise": 1.0},
         submit=functools.partial,
@@ -414,7 +413,7 @@ def test_a_step_of_the_loop_draws_what_the_judge_likes():
 
 def test_a_step_is_the_mean_over_samples_and_replayed_steps_whatever_the_micro_batch():
     model = Toy()
-    rollout = train.sample(model, toy_run(model, None).batches[2][0], SIGMAS, 0.7, "flow", 4)
+    rollout = train.sample(model, toy_run(model, None).parts(2)[0], SIGMAS, 0.7, "flow", 4)
     advantages = grpo.group_advantages(Bigger()(["p", "q"], rollout.images).values, 0.05).flatten()
     parts = [objective(model, rollout, advantages, k) for k in (0, 1, 2)]
     expected = -1e-3 * slope_of(sum(parts) / 3, model)
@@ -449,6 +448,8 @@ def test_each_rank_descends_its_own_advantages():
 
         class Two(Processes):
             def gather(self, items, rank=rank):
+                if not isinstance(items[0], dict):  # how the other one fares: well
+                    return items * 2
                 other = {"pairwise": theirs}
                 return [items[0], other] if rank == 0 else [other, items[0]]
 
@@ -457,6 +458,78 @@ def test_each_rank_descends_its_own_advantages():
         train.train(TOY, Two(rank, 2, torch.device("cpu")), run)
         moved.append(model.transformer.weight.item())
     assert moved[0] == moved[1] == one_toy_step()[0] != 0.0  # not the others' zeros
+
+
+# ------------------------------------------------------------------- numbers that are not finite
+
+
+class Poisoned(Toy):
+    """The toy, with something in it that is not finite: NaN latents, or NaN gradients."""
+
+    def __init__(self, what, odd=math.nan):
+        super().__init__()
+        if what == "weight":
+            self.transformer.weight.data.fill_(odd)
+        if what == "gradient":
+            self.transformer.weight.register_hook(lambda grad: grad * odd)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("what", ["weight", "gradient", "loss", "log-prob"])
+def test_what_is_not_finite_stops_the_step_before_the_optimizer(what, odd, monkeypatch):
+    model = Poisoned(what, odd)
+    if what == "loss":
+        clipped = grpo.clipped_loss
+        bad = lambda *a: clipped(*a)._replace(loss=clipped(*a).loss * 0 + odd)
+        monkeypatch.setattr(grpo, "clipped_loss", bad)
+    if what == "log-prob":
+        join_ = sampler.concatenate
+        bad = lambda parts: join_(parts)._replace(log_probs=join_(parts).log_probs + odd)
+        monkeypatch.setattr(sampler, "concatenate", bad)
+    run = toy_run(model, types.SimpleNamespace(step=lambda: pytest.fail("the optimizer's step")))
+    with pytest.raises(FloatingPointError):
+        train.train(TOY, ALONE, run)
+    assert not run.rows  # and nothing was logged or saved
+
+
+def test_one_bad_gradient_in_a_healthy_run_costs_no_checkpoint(tmp_path):
+    out = tmp_path / "run"
+    cfg = Config(**(SMALL | {"steps": 5, "eval_every": 9, "out": str(out)}))
+    run = start_run(cfg, ALONE)
+    weight, log = run.model.trainable()[0], run.log
+
+    def poison_the_fourth(step, *rest):
+        log(step, *rest)
+        if step == 3:
+            weight.register_hook(lambda grad: grad * math.nan)
+
+    run.log = poison_the_fourth
+    with pytest.raises(FloatingPointError) as told, run.ends_well():
+        train.train(cfg, ALONE, run)
+    for part in ("step 4,", "the gradient's norm is nan", "--lr 0.0001", "after step 2, 3"):
+        assert part in str(told.value)
+    assert [row["step"] for row in log_of(out)] == [0, 1, 2, 3]
+    assert processes.checkpoint_steps(out / "checkpoint") == [2, 3]
+    again = start_run(replace(cfg, resume=True), ALONE)
+    assert all(torch.isfinite(p).all() for p in again.model.trainable())
+
+
+def test_weights_that_ran_away_are_not_saved(tmp_path):
+    cfg = Config(**(SMALL | {"steps": 3, "eval_every": 9, "out": str(tmp_path / "run")}))
+    run = start_run(cfg, ALONE)
+    made = run.optimizer.step
+
+    def overflow():
+        made()
+        run.model.trainable()[0].data.flatten()[0] = math.inf
+
+    run.optimizer.step = overflow
+    with (
+        pytest.raises(FloatingPointError, match="trained weights.* no checkpoint"),
+        run.ends_well(),
+    ):
+        train.train(cfg, ALONE, run)
+    assert [row["step"] for row in log_of(tmp_path / "run")] == [0]
 
 
 # ----------------------------------------------------------------------------- odds and ends
@@ -548,11 +621,11 @@ def main_says(monkeypatch, *arguments):
 @pytest.mark.parametrize(
     "setting, sentence",
     [
-        ({"steps": 0}, "at least 1 step"),
-        ({"group_size": 1}, "at least 2 images"),
-        ({"num_steps": 1}, "at least 2"),
+        ({"steps": 0}, "at least 1 and"),
+        ({"group_size": 1}, "at least 2 and"),
+        ({"size": 0}, "at least 8 and"),
         ({"noise_level": 0.0}, "no policy to learn"),
-        ({"prompts_per_step": 0}, "multiple of"),
+        ({"lr": "nan"}, "--lr nan: must be"),
         ({"reward": "elo"}, "unknown reward 'elo'"),
         ({"judge": "oracle"}, "choose from shapes, openai, local"),
         ({"recipe": "sdxl"}, "unknown --recipe"),
@@ -563,16 +636,16 @@ def main_says(monkeypatch, *arguments):
             "put them into OPENAI_BASE_URL",
         ),
         ({"soft": ""}, "--soft needs --judge local"),
-        ({"patience": 5.0}, "shorter than --call_timeout"),
-        ({"reward": "pointwise", "judge_prompt": __file__}, "question of a pairwise reward"),
+        ({"judge": "openai", "base_url": "http://h/v1", "patience": 5.0}, "shorter than"),
+        ({"reward": "pointwise", "judge_prompt": __file__}, "for a pairwise reward"),
         ({"recipe": "flux-lora"}, "needs --prompts FILE"),
         ({"prompts": "p.txt", "heldout": 0}, "--heldout N"),
         ({"prompts": "no.txt"}, "No such file"),
         ({"dtype": "bfloat16"}, "float32 master weights"),
         ({"dtype": "float16"}, "choose from float32, bfloat16"),
         ({"updates": 3}, "must divide the micro-batches"),
-        ({"ema": 1.0}, "a decay from 0"),
-        ({"micro_batch": -1}, "or 0 for all"),
+        ({"ema": 1.0}, "below 1"),
+        ({"micro_batch": -1}, "at least 0"),
         ({"logger": "paper"}, "choose from , tensorboard, wandb"),
         ({"model": "no/such/model"}, "no pipeline in"),
         ({"size": 36}, "not a multiple of 8"),
