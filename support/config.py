@@ -81,13 +81,14 @@ class Config:
     """Every setting of a run; each is a flag. (P) paper, (C) released code, (T) tried here."""
 
     recipe: str = option("shapes", "a set of the values below: shapes | flux-lora | flux-full")
-    model: str = option("assets/tiny-flux", "pipeline folder or hub name")
+    # of each file or folder that is named here, config.json keeps what stands in it, not where
+    model: str = free("assets/tiny-flux", "pipeline folder or hub name")
     out: str = free("runs/shapes", "the run directory")
     steps: int = free(96, "training steps, one update each", "[1, 999999]")
     seed: int = option(0, "seed of prompts and noise", "[-1e18, 1e18]")
     resume: bool = free(False, "continue the run in --out from its last checkpoint")
     # what is sampled
-    prompts: str = option("", "UTF-8 file, one prompt a line; empty: prompts of the shapes world")
+    prompts: str = free("", "UTF-8 file, one prompt a line; empty: prompts of the shapes world")
     prompts_per_step: int = option(16, "P, over all processes", "[1, 1e6]")
     group_size: int = option(
         8, "G, images a prompt (C: 8), two at least to be compared", "[2, 1e6]"
@@ -108,10 +109,10 @@ class Config:
         "NAME[=SOURCE]:WEIGHT,... (C: pairwise:0.4,clip:0.6)",
     )
     judge: str = option("shapes", "shapes (verifier) | openai (a server) | local (in process)")
-    judge_model: str = option(
+    judge_model: str = free(
         "", "model name at the server, or folder of a local judge", needs="judge openai local"
     )
-    judge_prompt: str = option("", "file with a comparison template; {prompt} is replaced")
+    judge_prompt: str = free("", "file with a comparison template; {prompt} is replaced")
     judge_tokens: int = free(2048, "longest answer, tokens", "[1, 1e6]", needs="judge openai local")
     soft: bool = option(
         False, "count P(first is better), which a judge in process can give", needs="judge local"

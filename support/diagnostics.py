@@ -56,6 +56,39 @@ def check_on_policy(
     return floors
 
 
+def doubts(row: dict, first: bool) -> dict[str, str]:
+    """What in a step's line says that nothing is learned: sentences by kind.
+
+    first: a run's first step; the judge is doubted then, before more is paid for.
+    """
+    said, agree = {}, row.get("order_agreement", 1.0)
+    favored = row.get("first_rate", 0.5)
+    if first and agree < 0.2:
+        said["judge"] = (
+            f"the judge contradicts itself in {1 - agree:.0%} of pairs when the pictures change "
+            f"places, and names the first one in {favored:.0%} of decided answers: it goes by "
+            "their order, or does not see them"
+        )
+    elif first and not 0.05 < favored < 0.95:
+        place = "first" if favored > 0.5 else "second"
+        said["judge"] = f"the judge names the {place} picture in nearly all decided answers"
+    elif first and row.get("tie_rate") == 1:
+        said["judge"] = "the judge calls all pairs equal: it sees nothing that could be rewarded"
+    if row["groups_lost"]:
+        said["lost"] = (
+            f"of {row['groups_lost']} group(s) no judgement could be read: set aside, they teach "
+            "nothing"
+        )
+    if row["frac_floor"] == 1:
+        said["floor"] = "in no group do rewards differ by --std_floor: next to nothing is learned"
+    if row["kl_to_base"] > 10:
+        said["far"] = (
+            f"the policy is {row['kl_to_base']:.2g} nats an element from the base: its weights run "
+            "away, --lr may be too high"
+        )
+    return said
+
+
 @torch.no_grad()
 def kl_to_base(model, rollout, count: int) -> float:
     """KL of the policy that made the rollout to the base, nats per latent element and step.

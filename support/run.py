@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import os
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from judges.verdicts import PAIRWISE_TEMPLATE, readable
 from models import base
 from models.base import check_finite
 from rewards import JudgeError, PairwiseReward, PointwiseReward
-from support import pictures, processes, rundir
+from support import diagnostics, pictures, processes, rundir
 from support.config import JUDGED, Config, check_config, micro_batch_of, parse_rewards
 from support.heldout import Heldout
 from support.processes import DTYPES, Processes
@@ -138,7 +139,7 @@ def rewards_of(cfg: Config, judge, device) -> dict:
 
 def call_budget(cfg: Config, rewards: dict, heldout: int) -> str:
     """The questions that a whole run puts to its judge, repeats and kept answers left aside."""
-    evaluations = 1 + -(-cfg.steps // cfg.eval_every)  # the base, then also after the last step
+    evaluations = -(-cfg.steps // cfg.eval_every)  # also after the last step; not of the base
     group = sum(r.calls(cfg.group_size) for name, r in rewards.items() if name in JUDGED)
     steps, held = group * cfg.prompts_per_step * cfg.steps, 2 * heldout * evaluations
     return (
@@ -189,6 +190,7 @@ class Run:
         self.metrics = [{"step": 0, **self.heldout.base.metrics()}]
         self.write = lambda row: None
         self.at = 0  # the step at work
+        self.doubted = Counter()  # warnings of each kind, and steps
         self.last = None  # the last evaluation of this process: (Held, grid)
 
     @property
@@ -226,7 +228,16 @@ class Run:
         ranks = self.procs.gather([rundir.learning_of(losses, norms, kl, seconds)])
         row = {"step": step, **rundir.judging_of(scored), "frac_floor": frac_floor}
         self.metrics.append(row | rundir.over_ranks(ranks))
+        self.doubt(self.metrics[-1])
         self.evaluate(step) if self.evaluates(step) else self.save(step)
+
+    def doubt(self, row: dict) -> None:
+        """Warns of what says that nothing is learned; of each kind the 1st, 2nd, 4th, ... time."""
+        for kind, sentence in diagnostics.doubts(row, not self.doubted).items():
+            self.doubted[kind] += 1
+            if self.procs.first and self.doubted[kind].bit_count() == 1:
+                log.warning("step %d: %s", row["step"], sentence)
+        self.doubted["step"] += 1
 
     def evaluate(self, step: int) -> None:
         with self.average.in_place():
@@ -236,7 +247,7 @@ class Run:
         self.save(step)
         if self.procs.first:
             name, value = next(iter(held.metrics().items()))
-            self.bar.set_postfix_str(f"{name} {value:.3f}")
+            self.bar.set_postfix_str(f"{name} {math.nan if value is None else value:.3f}")
             path = self.out / "samples" / f"step_{step:05d}.png"
             pictures.sample_grid(grid, self.heldout.grid_prompts, path)
             pictures.training_curves(self.metrics, self.out / "curves.png")
@@ -326,6 +337,8 @@ class Run:
             f"{result}\nlook at {self.out / 'before_after.png'} and {self.out / 'curves.png'}; "
             f"the model is in {self.out / 'final'}"
         )
+        if not held.known:
+            raise SystemExit("the judge could not be read: whether this run learned is not known")
 
 
 def start_run(cfg: Config, procs: Processes) -> Run:
@@ -338,6 +351,10 @@ def start_run(cfg: Config, procs: Processes) -> Run:
     if cfg.resume and processes.newest_checkpoint(out / "checkpoint"):  # none: stopped before it
         step = processes.load_checkpoint(out / "checkpoint", *run.state)
         procs.alike(check_finite, [("the checkpoint", weight) for weight in run.model.trainable()])
+        if step > cfg.steps:
+            raise ValueError(
+                f"the run in '{out}' is at step {step} already, past --steps {cfg.steps}"
+            )
         run.metrics = rundir.read_metrics(out, step)
     if procs.first:
         rundir.write_metrics(out, run.metrics)

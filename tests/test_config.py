@@ -166,6 +166,7 @@ def test_the_log_of_one_reward():
         agree=2,
     )
     assert judging_of({"clip": Rewards(values, counts, "an error")}) == {
+        "groups_lost": 0,
         "reward_mean": 0.5,
         "reward_std": 0.25,  # within groups: 0.5 and 0
         "comparisons": 9,
@@ -188,6 +189,7 @@ def test_the_log_of_a_mixture_names_its_parts_and_adds_counts_up():
         }
     )
     assert row == {
+        "groups_lost": 0,
         "pairwise_mean": 0.5,
         "pairwise_std": 0.25,
         "clip_mean": 26.0,
@@ -204,7 +206,12 @@ def test_rates_where_nothing_was_decided():
     nothing = Counter(comparisons=2, failed=2, first=0, second=0, pairs=0, ties=0, agree=0)
     rates = judge_rates(nothing)
     assert (rates["tie_rate"], rates["first_rate"], rates["order_agreement"]) == (0, 0.5, 0)
-    assert set(judge_rates(Counter(comparisons=2))) == {"comparisons", "unparsable", "failed"}
+    assert set(judge_rates(Counter(comparisons=2))) == {
+        "comparisons",
+        "unparsable",
+        "failed",
+        "groups_lost",
+    }
 
 
 def test_a_step_on_two_rewards(tmp_path):
@@ -260,12 +267,12 @@ def test_a_template_is_taken_word_for_word(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "calls"),
     [
-        ({}, (28 * 2 * 16 * 110, 2 * 314 * 6)),
-        ({"opponents": 3, "both_orders": False}, (12 * 16 * 110, 2 * 314 * 6)),
-        ({"steps": 23, "opponents": 4, "prompts_per_step": 2}, (16 * 2 * 2 * 23, 2 * 314 * 3)),
-        ({"reward": "pointwise", "heldout": 10}, (8 * 16 * 110, 2 * 10 * 6)),
-        ({"reward": f"pairwise,clip={CLIP}"}, (28 * 2 * 16 * 110, 2 * 314 * 6)),  # asks no judge
-        ({"reward": "pairwise,pointwise"}, ((28 * 2 + 8) * 16 * 110, 2 * 314 * 6)),
+        ({}, (28 * 2 * 16 * 110, 2 * 314 * 5)),
+        ({"opponents": 3, "both_orders": False}, (12 * 16 * 110, 2 * 314 * 5)),
+        ({"steps": 23, "opponents": 4, "prompts_per_step": 2}, (16 * 2 * 2 * 23, 2 * 314 * 2)),
+        ({"reward": "pointwise", "heldout": 10}, (8 * 16 * 110, 2 * 10 * 5)),
+        ({"reward": f"pairwise,clip={CLIP}"}, (28 * 2 * 16 * 110, 2 * 314 * 5)),  # asks no judge
+        ({"reward": "pairwise,pointwise"}, ((28 * 2 + 8) * 16 * 110, 2 * 314 * 5)),
     ],
 )
 def test_the_call_budget_of_every_flag(settings, calls):
@@ -382,5 +389,6 @@ def test_a_server_is_named_and_never_assumed(monkeypatch):
 
 def test_what_only_says_where_a_run_happens_is_free_to_change():
     free = {f.name for f in dataclasses.fields(Config) if f.metadata["free"]}
-    assert {"out", "steps", "device", "base_url", "micro_batch", "shard"} <= free
-    assert not {"lr", "seed", "reward", "group_size", "judge", "model"} & free
+    assert {"out", "steps", "device", "micro_batch", "shard"} <= free
+    assert {"base_url", "judge_tokens", "judge_seed", "max_failed", "patience"} <= free
+    assert not {"lr", "seed", "reward", "group_size", "judge", "heldout", "prompts_per_step"} & free

@@ -200,7 +200,7 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
         whole_run(config(server, whole, steps=3))
         calls = server.calls
         cfg = config(server, out, steps=3, patience=2.0, call_timeout=2.0)  # soon taken for dead
-    assert calls <= 3 * 12 + 3 * 8  # what the call budget says
+    assert calls <= 3 * 12 + 2 * 8  # what the call budget says
 
     flags = [
         text
@@ -209,7 +209,7 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
         for text in (f"--{key}", str(value))
     ]
     says = []
-    for extra, left in (([], 4 + 2 * 12 + 2), (["--resume"], 10)):
+    for extra, left in (([], 2 * 12 + 2), (["--resume"], 10)):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, *extra])
         with served(port, left), pytest.raises(SystemExit) as stop:
             train.main()

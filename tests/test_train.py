@@ -22,11 +22,12 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 import grpo
 import sampler
 import train
+from judges.mllm import Answer, StreamingMLLM
 from models import base
 from rewards import Rewards
 from support import processes
 from support.config import Config
-from support.diagnostics import check_on_policy
+from support.diagnostics import check_on_policy, doubts
 from support.processes import Processes
 from support.prompts import Batch
 from support.run import start_run
@@ -592,6 +593,76 @@ def test_the_noise_floor_of_the_ratio_is_warned_of(tiny_rollout, caplog):
         model.transformer.proj_out.bias += 1e-4
     assert 1e-8 < max(checked(model, rollout, **tight)) < 1e-4
     assert "noise floor" in caplog.text
+
+
+HEALTHY = dict(groups_lost=0, frac_floor=0.1, kl_to_base=0.01, tie_rate=0.3, first_rate=0.5)
+
+
+@pytest.mark.parametrize(
+    ("odd", "kind", "once"),
+    [
+        (dict(order_agreement=0.0, first_rate=1.0, tie_rate=1.0), "judge", True),  # position alone
+        (dict(order_agreement=0.1, first_rate=0.5), "judge", True),
+        (dict(first_rate=1.0), "judge", True),  # one order is asked
+        (dict(first_rate=0.0), "judge", True),
+        (dict(order_agreement=1.0, tie_rate=1.0), "judge", True),
+        (dict(frac_floor=1.0), "floor", False),
+        (dict(groups_lost=1), "lost", False),
+        (dict(kl_to_base=1e9), "far", False),
+    ],
+    ids=str,
+)
+def test_learning_nothing_is_said_aloud(odd, kind, once):
+    row = {"step": 1, "order_agreement": 0.9} | HEALTHY
+    assert doubts(row, first=True) == doubts(row, first=False) == {}
+    assert set(doubts(row | odd, first=True)) == {kind}
+    assert set(doubts(row | odd, first=False)) == (set() if once else {kind})
+
+
+class Says(StreamingMLLM):
+    """A judge of one text for all; of some prompts, another one."""
+
+    name = "says"
+
+    def __init__(self, text, refused=(), refusal="I cannot say."):
+        self.text, self.refused, self.refusal = text, refused, refusal
+
+    def as_answered(self, queries):
+        for k, query in enumerate(queries):
+            no = any(prompt in query.text for prompt in self.refused)
+            yield k, Answer(self.refusal if no else self.text)
+
+
+def judged_by(judge, out, monkeypatch, **settings):
+    monkeypatch.setattr("support.run.judge_of", lambda *_: judge)
+    return in_process(out, **(dict(steps=1, heldout=3) | settings))
+
+
+def test_a_judge_that_cannot_be_read_ends_with_no_claim_and_a_status(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="whether this run learned is not known"):
+        judged_by(Says("Nice."), tmp_path / "run", monkeypatch, max_failed=1.0)
+    said = capsys.readouterr().out
+    assert "win rate against the base not measured" in said and "interval 0.5" not in said
+    assert (
+        "| win_rate_vs_base | 0.500 | not measured |"
+        in (tmp_path / "run" / "final" / "README.md").read_text()
+    )
+
+
+def test_a_judge_that_says_one_thing_is_doubted_after_the_first_step(tmp_path, monkeypatch, caplog):
+    judge = Says("<answer>Image 1 is better</answer>")
+    judged_by(judge, tmp_path / "run", monkeypatch, steps=2)
+    assert caplog.text.count("contradicts itself in 100% of pairs") == 1
+    assert "in no group do rewards differ" in caplog.text
+
+
+def test_a_prompt_that_is_always_refused_ends_no_run(tmp_path, monkeypatch, caplog):
+    (tmp_path / "p.txt").write_text("a red circle\na blue square\na red square\n")
+    judge = Says("<answer>Image 1 is better</answer>", refused=["blue"])
+    settings = dict(prompts=str(tmp_path / "p.txt"), heldout=1, steps=2)
+    rows = judged_by(judge, tmp_path / "run", monkeypatch, **settings)
+    assert [row["groups_lost"] for row in rows[1:]] == [1, 1]
+    assert "of 1 group(s) no judgement could be read" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
