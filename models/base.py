@@ -11,10 +11,12 @@ is a new file in this folder, and nothing else changes.
     model.decode(clean)[0].save("circle.png")
 """
 
+import contextlib
 import importlib
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 
 def check_finite(tensors) -> None:
@@ -43,6 +45,34 @@ def check_weights(pipe, model: str) -> None:
                 ) from None
 
 
+# The error, or one that it came from, by the name of its class -> what to do about it.
+HUB = {
+    "GatedRepoError": "it is gated: accept its licence on its page, then `hf auth login`",
+    "RepositoryNotFoundError": "the hub knows no such model, or it is private: `hf auth login`",
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, and it is not in the cache",
+    "ConnectionError": "the hub cannot be reached, and it is not in the cache",
+    "ConnectError": "the hub cannot be reached, and it is not in the cache",
+    "TimeoutException": "the hub does not answer, and it is not in the cache",
+    "LocalEntryNotFoundError": "the hub cannot be reached, and it is not in the cache",
+}
+
+
+@contextlib.contextmanager
+def told_in_one_sentence(model: str):
+    """What loading a model can raise, in the hub's, diffusers' and safetensors' many ways, as one
+    ValueError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError) as error:
+        chain, cause = [], error
+        while cause:
+            chain += [kind.__name__ for kind in type(cause).__mro__]
+            cause = cause.__cause__ or cause.__context__
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = next((HUB[name] for name in HUB if name in chain), first[:300])
+        raise ValueError(f"cannot load '{model}': {reason}") from None
+
+
 def kinds() -> dict:
     """The modules of this folder by the name of the pipeline's class that each is for."""
     names = [path.stem for path in sorted(Path(__file__).parent.glob("*.py"))]
@@ -69,7 +99,8 @@ def pipeline_class(model: str) -> str:
             f"no pipeline in '{model}': expected a folder with model_index.json, or a hub name "
             f"such as black-forest-labs/FLUX.1-dev{hint}"
         )
-    return DiffusionPipeline.load_config(model)["_class_name"]
+    with told_in_one_sentence(model):
+        return DiffusionPipeline.load_config(model)["_class_name"]
 
 
 class Model:

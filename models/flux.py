@@ -30,7 +30,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from models.base import check_finite, check_weights
+from models.base import check_finite, check_weights, told_in_one_sentence
 
 PIPELINE = FluxPipeline
 
@@ -60,7 +60,8 @@ def load(model: str, device="cpu", dtype=torch.float32) -> FluxPipeline:
         )
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    pipe = FluxPipeline.from_pretrained(model, dtype=dtype)
+    with told_in_one_sentence(model):
+        pipe = FluxPipeline.from_pretrained(model, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         part.requires_grad_(False).eval()

@@ -28,7 +28,7 @@ from PIL import Image
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from transformers.utils import logging as transformers_logging
 
-from models.base import check_finite, check_weights
+from models.base import check_finite, check_weights, told_in_one_sentence
 
 # These know a pipeline only by its transformer; flux also quietens the libraries' import.
 from models.flux import add_adapter, base_weights, save, schedule_shift, trainable  # noqa: F401
@@ -59,7 +59,8 @@ def load(model: str, device="cpu", dtype=torch.float32) -> StableDiffusion3Pipel
     folder, found = Path(model), "none"
     looks_local = model.startswith((".", "/", "~", "assets", "runs")) or model.count("/") != 1
     if (folder / "model_index.json").is_file() or not (folder.exists() or looks_local):
-        index = StableDiffusion3Pipeline.load_config(model)
+        with told_in_one_sentence(model):
+            index = StableDiffusion3Pipeline.load_config(model)
         found = index.get("_class_name")
     if found != StableDiffusion3Pipeline.__name__:
         raise ValueError(
@@ -71,7 +72,8 @@ def load(model: str, device="cpu", dtype=torch.float32) -> StableDiffusion3Pipel
     transformers_logging.disable_progress_bar()
     # diffusers wants to be told that a part is missing, even where the index says so.
     missing = {name: None for name, kind in index.items() if kind == [None, None]}
-    pipe = StableDiffusion3Pipeline.from_pretrained(model, dtype=dtype, **missing)
+    with told_in_one_sentence(model):
+        pipe = StableDiffusion3Pipeline.from_pretrained(model, dtype=dtype, **missing)
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):

@@ -30,6 +30,7 @@ def free(default, help, within="", *, needs=""):
     return option(default, help, within, needs=needs, free=True)
 
 
+ROOT = Path(__file__).resolve().parent.parent
 JUDGED = ("pairwise", "pointwise")  # by a multimodal LLM; the other names are scorers.py's
 
 
@@ -285,7 +286,11 @@ def parse_config(arguments: list[str] | None = None) -> Config:
     recipe = given.get("recipe", "shapes")
     if recipe not in RECIPES:
         raise SystemExit(f"unknown --recipe '{recipe}': choose from {', '.join(RECIPES)}")
-    return Config(**(RECIPES[recipe] | given))
+    cfg = Config(**(RECIPES[recipe] | given))
+    beside = ROOT / cfg.model  # what ships lies beside the files, wherever the command is given
+    if cfg.model.startswith("assets/") and not Path(cfg.model).exists() and beside.exists():
+        cfg = dataclasses.replace(cfg, model=os.path.relpath(beside))
+    return cfg
 
 
 def need(ok, sentence: str) -> None:

@@ -15,10 +15,13 @@ With several nodes the run directory must be on a file system that all of them s
 """
 
 import contextlib
+import logging
 import math
 import os
 import shutil
+import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -37,6 +40,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+
+log = logging.getLogger("train")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -98,8 +103,26 @@ class Processes(NamedTuple):
             dist.barrier()
 
 
+def check_device(name: str) -> None:
+    """Raises ValueError unless a network can run there; empty: cuda if there is one, else cpu."""
+    try:
+        known = torch.device(name or "cpu").type in ("cpu", "cuda", "mps", "xpu")
+    except RuntimeError:
+        known = False
+    if not known:
+        raise ValueError(f"--device '{name}' is none: cpu, cuda, cuda:1, mps or xpu")
+    try:
+        torch.empty(1, device=name or "cpu")
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f"--device '{name}': this machine, or its PyTorch, has none") from None
+
+
 def start_processes(device: str, shard: bool = False) -> Processes:
-    """Joins torchrun's ranks. shard: a group is made even of one process, for FSDP2."""
+    """Joins torchrun's ranks. shard: a group is made even of one process, for FSDP2.
+
+    Raises ValueError for a device that is not there.
+    """
+    check_device(device)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if not device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -112,6 +135,36 @@ def start_processes(device: str, shard: bool = False) -> Processes:
     elif shard and not dist.is_initialized():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return Processes(rank, world, torch.device(device))
+
+
+class Stop:
+    """Ctrl-C and SIGTERM. A patient one remembers the first, which the run heeds after the step at
+    work; else, and at a second one, KeyboardInterrupt is raised at once."""
+
+    def __init__(self):
+        self.asked, self.since, self.patient = "", -math.inf, False
+
+    def __call__(self, number: int, _frame=None) -> None:
+        now = time.monotonic()
+        if self.asked and "TORCHELASTIC_RUN_ID" in os.environ and now - self.since < 1:
+            return  # torchrun passes on what the terminal had told its workers already
+        if not self.patient or self.asked:
+            raise KeyboardInterrupt
+        self.asked, self.since = signal.Signals(number).name, now
+        log.warning("%s: this step is the last; a second signal ends at once", self.asked)
+
+
+@contextlib.contextmanager
+def signals():
+    """A Stop that hears Ctrl-C and SIGTERM for a while, which only the main thread can."""
+    stop, old = Stop(), {}
+    if threading.current_thread() is threading.main_thread():
+        old = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def in_background(function: Callable, *args) -> Callable:
@@ -309,7 +362,12 @@ def save_checkpoint(
     if procs.first and target.exists():
         shutil.rmtree(target)  # what a killed run left half written
     procs.wait()
-    dcp.save(training_state(transformer, optimizer, average), checkpoint_id=str(target))
+    try:
+        dcp.save(training_state(transformer, optimizer, average), checkpoint_id=str(target))
+    except dcp.api.CheckpointException as error:  # on all ranks, and no Exception
+        if procs.first:
+            shutil.rmtree(target, ignore_errors=True)  # what is left of the disk is of use
+        raise RuntimeError(str(next(iter(error.failures.values()))[0])) from None
     procs.wait()
     if procs.first:
         whole = [path.parent for path in sorted(folder.glob("step_*/.metadata"))]

@@ -26,6 +26,7 @@ from models.base import check_finite
 from rewards import JudgeError, PairwiseReward, PointwiseReward
 from support import diagnostics, pictures, processes, rundir
 from support.config import JUDGED, Config, check_config, micro_batch_of, parse_rewards
+from support.files import writing
 from support.heldout import Heldout
 from support.processes import DTYPES, Processes
 from support.prompts import Prompts, TextCache, make_batch, read_prompts, seed_of
@@ -153,6 +154,10 @@ def call_budget(cfg: Config, rewards: dict, heldout: int) -> str:
 # ----------------------------------------------------------------------------- the run
 
 
+class StoppedError(Exception):
+    """A signal asked for the end."""
+
+
 class Run:
     """The loop's tools (model, optimizer, average, rewards, batches, ...) and its book-keeping."""
 
@@ -177,19 +182,19 @@ class Run:
         whole = math.lcm(self.micro_batch, cfg.group_size) // cfg.group_size
         groups = whole if served else samples
         # All that is random in the run, by step and rank: drawn when it is asked for.
-        self.draw = functools.partial(make_batch, cfg, prompts)
-        self.parts = lambda step: self.draw(step, procs.rank, procs.world).split(groups)
+        draw = functools.partial(make_batch, cfg, prompts)
+        self.parts = lambda step: draw(step, procs.rank, procs.world).split(groups)
         self.heldout = Heldout(cfg, procs, self.model, comparison_of(cfg, judge), prompts)
         if cfg.text_cache:
             steps = range(1, cfg.steps + 1)
-            drawn = [text for s in steps for text in self.draw(s).prompts]  # of all ranks
+            drawn = [text for s in steps for text in draw(s).prompts]  # of all ranks
             cache_text(self.model, cfg, procs, drawn + self.heldout.texts)
         if procs.first and cfg.judge != "shapes":
             log.info(call_budget(cfg, self.rewards, len(self.heldout.texts)))
         self.heldout.measure_base()
         self.metrics = [{"step": 0, **self.heldout.base.metrics()}]
         self.write = lambda row: None
-        self.at = 0  # the step at work
+        self.at, self.stop = 0, processes.Stop()  # the step at work; whether it is to be the last
         self.doubted = Counter()  # warnings of each kind, and steps
         self.last = None  # the last evaluation of this process: (Held, grid)
 
@@ -215,6 +220,9 @@ class Run:
         for step in self.bar:
             self.at = step
             yield step
+            asked = [name for name in self.procs.gather([self.stop.asked]) if name]
+            if asked and step < self.cfg.steps:
+                raise StoppedError(asked[0])
 
     def log(self, step: int, scored: dict, frac_floor, losses, norms, kl, seconds) -> None:
         """Adds the step's line to metrics.jsonl; evaluates and saves where it is time to.
@@ -265,7 +273,8 @@ class Run:
         """Saves the state after this step; the one before it and the best held-out one stay."""
         best = rundir.best_step(self.metrics)
         folder = self.out / "checkpoint"
-        processes.save_checkpoint(folder, self.procs, *self.state, step, [best])
+        with writing(folder / f"step_{step:06d}"):
+            processes.save_checkpoint(folder, self.procs, *self.state, step, [best])
 
     def kept(self) -> str:
         """Which checkpoints there are, in words."""
@@ -279,20 +288,29 @@ class Run:
     def ends_well(self):
         """An end before the last step, on all ranks alike, loses no whole step and says what stays.
 
-        A JudgeError comes before weights change, so the state is saved first; numbers that are not
-        finite come from weights that should not be saved.
+        A judge fails, and signals are heeded, where weights are those of a whole step: they are
+        saved first. Numbers that are not finite come from weights that should not be.
         """
+        done, again = lambda: self.metrics[-1]["step"], "repeat the command with --resume"
+        self.stop.patient = True
         try:
             yield
         except JudgeError as error:
-            step = self.metrics[-1]["step"]
             if self.procs.first:
                 rundir.write_metrics(self.out, self.metrics)
-            self.checkpoint(step)
+            self.checkpoint(done())
             raise JudgeError(
-                f"{error}; the state after step {step} is saved in '{self.out}': when the judge "
-                "answers again, repeat the command with --resume"
+                f"{error}; the state after step {done()} is saved in '{self.out}': when the judge "
+                f"answers again, {again}"
             )
+        except StoppedError as name:
+            self.checkpoint(done())
+            raise StoppedError(
+                f"stopped by {name}: the state after step {done()} is saved in '{self.out}'; to "
+                f"go on, {again}"
+            )
+        except KeyboardInterrupt:
+            raise StoppedError(f"stopped at once: {self.kept()}; to go on from there, {again}")
         except FloatingPointError as error:
             cause = f"the base model overflows in --dtype {self.cfg.dtype}"
             if self.optimizer.state:  # a step was made, in this run or in the one that it resumes
@@ -301,6 +319,10 @@ class Run:
                 f"step {self.at}, {error}: likely {cause}; nothing of it is saved, "
                 f"and {self.kept()}"
             )
+        except OSError as error:  # such as a full disk
+            raise OSError(f"{error}; {self.kept()}; to go on from there, {again}")
+        finally:
+            self.stop.patient = False
 
     def finish(self) -> None:
         """final/ with its card, the pictures before and after, and the result in words."""
@@ -310,7 +332,8 @@ class Run:
             weights = processes.full_weights(model.transformer) if cfg.shard else None
             if not self.procs.first:
                 return
-            model.save(self.out / "final", weights)
+            with writing(self.out / "final"):
+                model.save(self.out / "final", weights)
         result = held.against(heldout.base)
         changed = {
             f.name: getattr(cfg, f.name)
@@ -343,9 +366,11 @@ class Run:
 
 def start_run(cfg: Config, procs: Processes) -> Run:
     """Prepares the run directory, loads what the settings name, and takes up a checkpoint."""
+    lock = rundir.hold_run(cfg) if procs.first else None
     prompts = read_prompts(cfg.prompts, cfg.heldout, cfg.prompts_per_step) if cfg.prompts else None
     out = rundir.prepare_run(cfg) if procs.first else Path(cfg.out)
     run = Run(cfg, procs, out, prompts)
+    run.lock = lock  # as long as the run lives
     if procs.first:
         run.write = rundir.make_logger(cfg.logger, out, dataclasses.asdict(cfg))
     if cfg.resume and processes.newest_checkpoint(out / "checkpoint"):  # none: stopped before it
@@ -366,17 +391,19 @@ def started(cfg: Config):
     """The run that the settings name; whatever ends it is one sentence, told by rank 0, and a
     status that is not 0."""
     check_config(cfg, int(os.environ.get("WORLD_SIZE", 1)))
-    procs, said = processes.start_processes(cfg.device, cfg.shard), None
+    said, first = None, os.environ.get("RANK", "0") == "0"
     try:
-        run = start_run(cfg, procs)
-        with run.ends_well():
-            yield run
-    except (ValueError, ArithmeticError, JudgeError) as error:
+        with processes.signals() as stop:
+            run = start_run(cfg, processes.start_processes(cfg.device, cfg.shard))
+            run.stop = stop
+            with run.ends_well():
+                yield run
+    except (ValueError, ArithmeticError, OSError, JudgeError, StoppedError) as error:
         said = str(error)
     except KeyboardInterrupt:
-        said = f"stopped; to continue the run in '{cfg.out}', repeat the command with --resume"
+        said = "stopped before a step was made: nothing is lost, repeat the command"
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
     if said:
-        raise SystemExit(said if procs.first else 1)
+        raise SystemExit(said if first else 1)

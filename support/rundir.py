@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from support.config import parse_rewards
-from support.files import write_atomic
+from support.files import hold, write_atomic
 
 log = logging.getLogger("train")
 
@@ -77,6 +77,21 @@ def check_same_run(cfg, out: Path) -> None:
             f"'{out}' was started with other settings: {', '.join(changed)}; "
             "resume with the same, or use another --out"
         )
+
+
+def hold_run(cfg):
+    """The run directory's lock, which is let go when its file is closed or the process ends.
+
+    SystemExit if another process trains there, or the directory cannot be written to.
+    """
+    out = Path(cfg.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return hold(out / ".lock")
+    except BlockingIOError:
+        raise SystemExit(f"another process trains in '{out}': wait, or choose another --out")
+    except OSError as error:
+        raise SystemExit(f"cannot write to --out '{out}': {error.strerror}")
 
 
 def prepare_run(cfg) -> Path:

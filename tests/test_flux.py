@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from diffusers import FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 
 import sampler
-from models import base, flux
+from models import base, flux, sd3
 
 PROMPTS = ["a red circle inside a blue square", "three green triangles"]
 
@@ -167,6 +167,34 @@ def test_pictures_that_are_not_finite_are_never_drawn(tiny_flux):
 def test_no_pipeline_is_named(name):
     with pytest.raises(ValueError, match=f"no pipeline in '{name}'"):
         base.load(name, size=32)
+
+
+class GatedRepoError(OSError):
+    """As the hub raises it, by its name."""
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [
+        (GatedRepoError("401"), "it is gated: accept its licence"),
+        (ConnectionRefusedError(111, "Connection refused"), "the hub cannot be reached"),
+        (ValueError("first line\nsecond line"), "first line"),
+        (RuntimeError("shapes differ\nin 58 lines"), "shapes differ"),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_a_hub_model_that_cannot_be_had_gets_one_sentence(cause, reason, monkeypatch):
+    def fails(*_, **__):
+        if isinstance(cause, OSError):  # as diffusers does
+            raise OSError("cannot be loaded:\nmany lines") from cause
+        raise cause
+
+    for step in ("load_config", "from_pretrained"):
+        monkeypatch.setattr(DiffusionPipeline, step, fails)
+    for load in (flux.load, sd3.load, lambda name: base.load(name, size=32)):
+        with pytest.raises(ValueError, match=f"cannot load 'someone/model': {reason}") as told:
+            load("someone/model")
+        assert "\n" not in str(told.value)
 
 
 def test_a_pipeline_of_another_class_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """The loop for real, small: one process, two, killed and resumed, and every wrong setting."""
 
 import contextlib
+import errno
 import functools
 import json
 import math
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import ROOT
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import grpo
@@ -28,9 +30,10 @@ from rewards import Rewards
 from support import processes
 from support.config import Config
 from support.diagnostics import check_on_policy, doubts
+from support.files import hold
 from support.processes import Processes
 from support.prompts import Batch
-from support.run import start_run
+from support.run import StoppedError, start_run
 from support.rundir import make_logger
 
 SMALL = dict(
@@ -149,30 +152,42 @@ def test_final_is_what_plain_diffusers_loads(undisturbed, tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 0
 
 
-def test_killed_and_resumed_is_bit_identical(undisturbed, tmp_path):
-    whole, _ = undisturbed
-    out = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(out, steps=4),
+def begin(out, *more, **settings):
+    return subprocess.Popen(
+        [*command(out, **settings), *more],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.time() + 120
-    while time.time() < deadline and not list(out.glob("checkpoint/*/.metadata")):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert len(log_of(out)) < 5  # it was still at work
-    with open(out / "metrics.jsonl", "a") as file:
-        file.write('{"step": 3, "rew')  # as a kill within a write leaves it
-    done = subprocess.run(
-        [*command(out, steps=4), "--resume"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+
+
+def wait_for_step(out, step):
+    deadline = time.time() + 120
+    while time.time() < deadline and step not in processes.checkpoint_steps(out / "checkpoint"):
+        time.sleep(0.02)
+
+
+def test_stopped_then_killed_and_resumed_is_bit_identical(undisturbed, tmp_path):
+    whole, _ = undisturbed
+    out = tmp_path / "disturbed"
+    process = begin(out, steps=4)
+    wait_for_step(out, 1)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[1].splitlines()[-1]
+    done = len(log_of(out)) - 1
+    assert process.returncode == 1 and 1 <= done < 4
+    assert f"stopped by SIGTERM: the state after step {done} is saved in '{out}'" in said
+    assert processes.checkpoint_steps(out / "checkpoint")[-1] == done
+    process = begin(out, "--resume", steps=4)
+    wait_for_step(out, done + 1)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "rew')  # as a kill within a write leaves it
+    process = begin(out, "--resume", steps=4)
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
     assert log_of(out) == log_of(whole)
     weights = "final/transformer/diffusion_pytorch_model.safetensors"
     assert (out / weights).read_bytes() == (whole / weights).read_bytes()
@@ -665,6 +680,93 @@ def test_a_prompt_that_is_always_refused_ends_no_run(tmp_path, monkeypatch, capl
     assert "of 1 group(s) no judgement could be read" in caplog.text
 
 
+@pytest.fixture
+def made(tmp_path):
+    """A run of which one step is made and kept, with its settings."""
+    cfg = Config(**(SMALL | {"steps": 9, "eval_every": 9, "out": str(tmp_path / "run")}))
+    run = start_run(cfg, ALONE)
+    steps = run.steps()
+    train.step(cfg, ALONE, run, sampler.sigma_schedule(cfg.num_steps), next(steps))
+    return cfg, run, steps
+
+
+def test_a_first_signal_ends_after_the_step_and_a_second_at_once(made):
+    _, run, steps = made
+
+    def signalled(how_often):
+        with run.ends_well():
+            for _ in range(how_often):
+                run.stop(signal.SIGINT)
+            next(steps)
+
+    with pytest.raises(StoppedError, match="by SIGINT: the state after step 1 is saved"):
+        signalled(1)
+    with pytest.raises(StoppedError, match="at once: .* keeps the state after step 1;"):
+        signalled(2)
+    with pytest.raises(KeyboardInterrupt):  # before and after the loop there is nothing to finish
+        processes.Stop()(signal.SIGTERM)
+
+
+def test_a_signal_within_a_checkpoints_write_waits_for_its_end(made, monkeypatch):
+    _, run, steps = made
+    save = processes.dcp.save
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(processes.dcp, "save", interrupted)
+
+    def two_steps():
+        with processes.signals() as run.stop, run.ends_well():
+            run.checkpoint(2)
+            next(steps)
+
+    with pytest.raises(StoppedError, match="by SIGTERM"):
+        two_steps()
+    assert processes.checkpoint_steps(run.out / "checkpoint") == [1, 2]
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        FULL,
+        RuntimeError("PytorchStreamWriter failed"),
+        CheckpointException("save", {0: (FULL, [])}),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(failure, made, monkeypatch):
+    _, run, _ = made
+
+    def full(*_, checkpoint_id, **__):
+        os.makedirs(checkpoint_id)
+        raise failure
+
+    monkeypatch.setattr(processes.dcp, "save", full)
+    with pytest.raises(OSError, match="GB are free there") as told, run.ends_well():
+        run.checkpoint(2)
+    assert "step_000002" in str(told.value) and "keeps the state after step 1;" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_defaults_lie_beside_the_files(tmp_path):
+    """The command, given from another folder."""
+    settings = flags(**{k: v for k, v in SMALL.items() if k != "model"}, steps=1)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *settings],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "shapes" / "final" / "model_index.json").exists()
+
+
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
 def test_a_logger_that_is_not_installed_is_named(kind, tmp_path, monkeypatch):
     for module in ("wandb", "tensorboard", "torch.utils.tensorboard"):
@@ -717,6 +819,9 @@ def main_says(monkeypatch, *arguments):
         ({"updates": 3}, "must divide the micro-batches"),
         ({"ema": 1.0}, "below 1"),
         ({"micro_batch": -1}, "at least 0"),
+        ({"device": "gpu"}, "--device 'gpu' is none: cpu, cuda"),
+        ({"device": "meta"}, "--device 'meta' is none"),
+        ({"device": "cuda:99"}, "has none"),
         ({"logger": "paper"}, "choose from , tensorboard, wandb"),
         ({"model": "no/such/model"}, "no pipeline in"),
         ({"size": 36}, "not a multiple of 8"),
@@ -742,6 +847,10 @@ def test_an_unwritable_folder_a_missing_checkpoint_and_other_settings(
         monkeypatch, "--out", str(tmp_path / "file" / "run")
     )
     assert "nothing to resume" in main_says(monkeypatch, "--out", str(tmp_path / "new"), "--resume")
+    with hold(tmp_path / ".lock"):  # as a run at work there does
+        for more in ([], ["--resume"]):
+            says = main_says(monkeypatch, "--out", str(tmp_path), *more)
+            assert "another process trains in" in says
     out, _ = undisturbed
     again = flags(**SMALL, out=out, steps=4)
     assert "already holds a run" in main_says(monkeypatch, *again)
