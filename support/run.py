@@ -366,11 +366,18 @@ class Run:
 
 def start_run(cfg: Config, procs: Processes) -> Run:
     """Prepares the run directory, loads what the settings name, and takes up a checkpoint."""
-    lock = rundir.hold_run(cfg) if procs.first else None
+    with contextlib.ExitStack() as held:
+        if procs.first:
+            held.enter_context(rundir.hold_run(cfg))
+        run = prepared(cfg, procs)
+        run.held = held.pop_all()  # the directory's lock, as long as the run lives
+    return run
+
+
+def prepared(cfg: Config, procs: Processes) -> Run:
     prompts = read_prompts(cfg.prompts, cfg.heldout, cfg.prompts_per_step) if cfg.prompts else None
     out = rundir.prepare_run(cfg) if procs.first else Path(cfg.out)
     run = Run(cfg, procs, out, prompts)
-    run.lock = lock  # as long as the run lives
     if procs.first:
         run.write = rundir.make_logger(cfg.logger, out, dataclasses.asdict(cfg))
     if cfg.resume and processes.newest_checkpoint(out / "checkpoint"):  # none: stopped before it
@@ -396,7 +403,7 @@ def started(cfg: Config):
         with processes.signals() as stop:
             run = start_run(cfg, processes.start_processes(cfg.device, cfg.shard))
             run.stop = stop
-            with run.ends_well():
+            with run.held, run.ends_well():
                 yield run
     except (ValueError, ArithmeticError, OSError, JudgeError, StoppedError) as error:
         said = str(error)
