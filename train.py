@@ -58,7 +58,7 @@ def sample(model, batch, sigmas, noise_level: float, kind: str, micro_batch: int
     for rows in micro_batches(len(noise), micro_batch):
         velocity, own = model.velocity(text.rows(rows)), generators[rows]
         parts.append(
-            sampler.rollout(velocity, noise[rows], sigmas, noise_level, kind, generator=own)
+            sampler.rollout(velocity, noise[rows], sigmas, noise_level, kind, batch.window, own)
         )
     trajectory = sampler.concatenate(parts)
     images = model.decode(trajectory.clean)

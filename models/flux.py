@@ -199,11 +199,11 @@ def base_weights(pipe: FluxPipeline, frozen: torch.nn.Module | None):
         pipe.transformer.enable_adapters()
 
 
-def add_lora(pipe: FluxPipeline, rank: int, alpha: int | None = None) -> None:
+def add_lora(pipe: FluxPipeline, rank: int, alpha: int = 0) -> None:
     """Adds a trainable LoRA to attention and feed-forward of the double blocks, through peft.
 
-    Released FLUX scripts: rank 64, alpha 128; 16 and 16 are only the parser's defaults. The adapter
-    is kept in float32.
+    alpha: its changes count alpha / rank; 0: as the rank. Released FLUX scripts: rank 64, alpha
+    128, learning rate 1e-5; 16 and 16 are only the parser's defaults. It is kept in float32.
     """
     targets = [
         "attn.to_q",
@@ -227,7 +227,7 @@ def add_lora(pipe: FluxPipeline, rank: int, alpha: int | None = None) -> None:
     add_adapter(pipe, names, rank, alpha)
 
 
-def add_adapter(pipe, names: list[str], rank: int, alpha: int | None) -> None:
+def add_adapter(pipe, names: list[str], rank: int, alpha: int) -> None:
     """A float32 LoRA on the named layers. Raises ValueError for a rank above what they can use."""
     from peft import LoraConfig
 
@@ -263,7 +263,12 @@ def save(
         from peft import get_peft_model_state_dict
 
         layers = get_peft_model_state_dict(pipe.transformer)
-        pipe.save_lora_weights(folder, transformer_lora_layers=layers)
+        # with its alpha, as diffusers' training scripts keep it: else it comes back as the rank
+        pipe.save_lora_weights(
+            folder,
+            transformer_lora_layers=layers,
+            transformer_lora_adapter_metadata=pipe.transformer.peft_config["default"].to_dict(),
+        )
         return
     if weights:
         with torch.device("meta"):

@@ -210,7 +210,7 @@ def decode(
     return images
 
 
-def add_lora(pipe: StableDiffusion3Pipeline, rank: int, alpha: int | None = None) -> None:
+def add_lora(pipe: StableDiffusion3Pipeline, rank: int, alpha: int = 0) -> None:
     """Adds a trainable LoRA to attention and feed-forward of all blocks, through peft.
 
     Flow-GRPO's released SD 3.5 recipe: rank 32, alpha 64, attention alone and without the second

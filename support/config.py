@@ -100,6 +100,14 @@ class Config:
     noise_level: float = option(
         0.7, "exploration of the SDE (C: 0.7): without noise there is no policy to learn", "(0, 10]"
     )
+    window: int = option(
+        0,
+        "W, stochastic steps in a row, drawn anew each training step; 0: all but the last",
+        "[0, 1e4]",
+    )
+    window_range: str = option(
+        "", "A:B, the window lies in steps A to B - 1; empty: in all but the last", needs="window"
+    )
     sde_kind: str = option("flow", "flow (Flow-GRPO) | dance (DanceGRPO)")
     guidance: float = option(3.5, "guidance input of a distilled FLUX (C: 3.5)", "[0, 1000]")
     same_noise: bool = option(False, "one initial noise for the whole group (C: yes)")
@@ -158,12 +166,17 @@ class Config:
     weight_decay: float = option(1e-4, "(C)", "[0, 1]")
     max_grad_norm: float = option(1.0, "(C); 0: the gradient is not clipped", "[0, inf)")
     lora_rank: int = option(0, "0 trains all weights (C: 64 for LoRA)", "[0, 1e4]")
+    lora_alpha: int = option(
+        0, "scales the LoRA by alpha / rank; 0: as the rank (C: 128)", "[0, 1e6]", needs="lora_rank"
+    )
     guard: bool = option(True, "GRPO-Guard's ratio and step weights (C: yes)")
     clip_range: float = option(1e-4, "of the ratio (C)", "(0, 1]")
     adv_clip: float = option(5.0, "of advantages (C)", "(0, 1e6]")
     std_floor: float = option(0.05, "least deviation of a group's rewards that divides", "[0, 1e6]")
     timestep_fraction: float = option(
-        0.6, "share of the stochastic steps that is replayed (C: 0.6)", "(0, 1]"
+        0.6,
+        "share of the stochastic steps that is replayed (C: 0.6); a window is replayed whole",
+        "(0, 1]",
     )
     kl_coef: float = option(0.0, "weight of the KL to the base (C: a flag, 0)", "[0, 1e6]")
     updates: int = option(
@@ -237,7 +250,7 @@ RECIPES = {
     | {  # one 80 GB GPU; untried on one, see README
         "out": "runs/flux-lora",
         "lora_rank": 16,
-        "lr": 1e-4,  # ours: (C) gives no LoRA rate
+        "lr": 1e-4,  # ours, as the rank is: (C) has 1e-5, rank 64 and alpha 128
         "prompts_per_step": 4,
         "steps": 600,  # ours: what one GPU samples in days, not weeks
         "micro_batch": 4,
@@ -352,6 +365,36 @@ def main_memory() -> float:
         return math.inf
 
 
+def window_range(cfg) -> tuple[int, int]:
+    """The first and the last step, plus one, in which --window may lie.
+
+    Raises ValueError if the text is no range, or the window does not fit into it.
+    """
+    last = cfg.num_steps - 1  # always an ODE step, and so outside
+    low, colon, high = (cfg.window_range or f"0:{last}").partition(":")
+    if not (colon and low.isdecimal() and high.isdecimal()):
+        raise ValueError(f"--window_range '{cfg.window_range}': two step numbers A:B, such as 1:4")
+    if not int(low) + cfg.window <= int(high) <= last:
+        raise ValueError(
+            f"--window {cfg.window} must fit into --window_range {low}:{high}, and that into "
+            f"0:{last}: the last of {cfg.num_steps} steps is not stochastic"
+        )
+    return int(low), int(high)
+
+
+def check_window(cfg) -> None:
+    if cfg.window:
+        try:
+            window_range(cfg)
+        except ValueError as error:
+            raise SystemExit(str(error))
+    usual = Config(**RECIPES.get(cfg.recipe, {})).timestep_fraction
+    need(
+        not cfg.window or cfg.timestep_fraction == usual,
+        "--timestep_fraction changes nothing with --window, which is replayed whole",
+    )
+
+
 def check_memory(cfg, world: int) -> None:
     """What a step keeps at the very least fits the main memory of this machine.
 
@@ -379,6 +422,7 @@ def check_sampling(cfg, world: int) -> None:
         f"--prompts_per_step {cfg.prompts_per_step} must be a multiple of the {world} "
         "process(es): a group never spans ranks",
     )
+    check_window(cfg)
     check_memory(cfg, world)
     need(
         cfg.recipe == "shapes" or cfg.prompts,

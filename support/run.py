@@ -51,7 +51,7 @@ def load_model(cfg: Config, procs: Processes) -> base.Model:
         model.pipe.vae.enable_slicing()
     if cfg.lora_rank:
         torch.manual_seed(seed_of(cfg.seed, "lora"))  # its first matrices are random
-        model.kind.add_lora(model.pipe, cfg.lora_rank)
+        model.kind.add_lora(model.pipe, cfg.lora_rank, cfg.lora_alpha)
     else:
         model.frozen = copy.deepcopy(model.transformer)
         model.transformer.requires_grad_(True)

@@ -378,6 +378,31 @@ def test_a_flag_that_another_leaves_without_effect_is_refused(settings):
         check_config(Config(**settings), 1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"window": 6}, "must fit into --window_range 0:5"),  # the last of 6 steps is an ODE step
+        ({"window": 3, "window_range": "1:3"}, "must fit into --window_range 1:3"),
+        ({"window": 1, "window_range": "5:6"}, "and that into 0:5"),
+        ({"window": 1, "window_range": "3:3"}, "must fit"),
+        ({"window": 1, "window_range": "4:2"}, "must fit"),
+        ({"window": 1, "window_range": "-1:3"}, "two step numbers"),
+        ({"window": 1, "window_range": "3"}, "two step numbers"),
+        ({"window": 1, "window_range": "a:b"}, "two step numbers"),
+        ({"window": 1, "window_range": "1.0:3"}, "two step numbers"),
+        ({"window": 2, "timestep_fraction": 0.5}, "replayed whole"),
+        ({"window_range": "0:3"}, "--window_range needs --window"),
+        ({"lora_alpha": 8}, "--lora_alpha needs --lora_rank"),
+    ],
+    ids=str,
+)
+def test_a_window_lies_where_it_can_or_is_refused(settings, sentence):
+    with pytest.raises(SystemExit, match=sentence):
+        check_config(Config(**settings), 1)
+    check_config(Config(window=5), 1)
+    check_config(Config(window=2, window_range="3:5", lora_rank=4, lora_alpha=8), 1)
+
+
 def test_a_server_is_named_and_never_assumed(monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(SystemExit, match="--judge openai needs --base_url"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import ROOT
 from diffusers import DiffusionPipeline, FluxPipeline
+from transformers import CLIPModel
 
 import sampler
 from models import base, flux, sd3
@@ -41,6 +42,21 @@ def test_ode_sample_is_what_diffusers_own_pipeline_draws(tiny_flux):
     assert np.abs(pixels(our_images(tiny_flux, PROMPTS, [6, 5])) - pixels(theirs)).max() > 20
 
 
+@pytest.mark.parametrize("arguments", [{}, {"num_images_per_prompt": 2, "guidance_scale": 1.0}])
+def test_what_ships_loads_plainly_and_draws(arguments):
+    """As its page on a hub would say it, without a word about precision or the prompt's length."""
+    pipe = FluxPipeline.from_pretrained(ROOT / "assets" / "tiny-flux")
+    images = pipe("a red circle", num_inference_steps=2, height=32, width=32, **arguments).images
+    assert pixels(images).std() > 5 and {p.dtype for p in parts_of(pipe)} == {torch.float32}
+    clip = CLIPModel.from_pretrained(ROOT / "assets" / "tiny-clip")
+    assert {p.dtype for p in clip.parameters()} == {torch.float32}
+
+
+def parts_of(pipe):
+    parts = (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+    return [p for part in parts for p in part.parameters()]
+
+
 def test_noise_depends_on_the_seed_alone(tiny_flux):
     both = flux.initial_noise(tiny_flux, 32, 32, [1, 2])
     assert both.shape == (2, 16, 32) and both.dtype == torch.float32
@@ -67,14 +83,15 @@ def test_a_missing_model_is_named(model, tmp_path, monkeypatch):
         flux.load(model)
 
 
-def test_lora_starts_as_the_base_switches_off_and_saves(tiny_flux, tmp_path):
+@pytest.mark.parametrize("alpha", [0, 1, 8])  # as the rank; smaller; larger
+def test_lora_starts_as_the_base_switches_off_and_saves(alpha, tiny_flux, tmp_path):
     folder = tmp_path / "base"
     tiny_flux.save_pretrained(folder)
     pipe = flux.load(str(folder))
     before = pixels(our_images(pipe, PROMPTS, [1, 2]))
     with pytest.raises(ValueError, match="no base to compare with"), flux.base_weights(pipe, None):
         pass
-    flux.add_lora(pipe, rank=4)
+    flux.add_lora(pipe, rank=4, alpha=alpha)
     assert np.array_equal(before, pixels(our_images(pipe, PROMPTS, [1, 2])))  # B starts at zero
     assert 0 < sum(p.numel() for p in flux.trainable(pipe)) < 200_000
     with torch.no_grad():

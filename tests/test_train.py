@@ -236,7 +236,11 @@ def test_micro_batches_give_the_gradient_of_the_whole(tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"reward": "pointwise"}, {"lora_rank": 4}, {"sde_kind": "dance"}, {"same_noise": True}],
+    [
+        {"reward": "pointwise", "same_noise": True},
+        {"lora_rank": 4, "lora_alpha": 8, "window": 2, "window_range": "1:4"},
+        {"sde_kind": "dance"},
+    ],
     ids=str,
 )
 def test_the_variants_train(settings, tmp_path):
@@ -405,6 +409,15 @@ TOY = Config(
     num_steps=4, group_size=2, prompts_per_step=2, guard=False, max_grad_norm=1e9, clip_range=10.0
 )
 ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def test_only_a_windows_steps_are_stochastic_and_all_of_them_are_replayed():
+    batch = Batch(["p"], [0, 1], [100, 101], [1, 2], [1, 2])
+    rollout = train.sample(Toy(0.5), batch, SIGMAS, 0.7, "flow", 1)
+    trajectory = rollout.trajectory
+    assert trajectory.sde_steps == (1, 2)
+    assert [(trajectory.stds[k] > 0).all().item() for k in range(4)] == [False, True, True, False]
+    assert torch.equal(trajectory.latents[1], trajectory.means[0])  # the ODE's own
 
 
 def one_toy_step(cfg=TOY, lr=1e-3, **settings):
