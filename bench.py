@@ -272,7 +272,7 @@ def main() -> None:
     logging.getLogger("bench").setLevel(logging.INFO)
     try:
         raise SystemExit(run(sys.argv[1:]) if sys.argv[1:] else run_default())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArithmeticError) as error:
         raise SystemExit(f"bench.py: {error}") from None
 
 

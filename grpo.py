@@ -19,6 +19,7 @@ import torch
 
 # below the spread of any published scorer (HPS: 0.0026); train.py sets it by reward
 STD_FLOOR = 1e-3
+LARGEST = 20.0  # of a log ratio
 
 
 class Loss(NamedTuple):
@@ -83,9 +84,11 @@ def clipped_loss(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_range: 
 
     log_ratio: (b,) log of the step's probability now over that in the rollout, one (sample, step)
     each; advantages: (b,). The gradient of a sample vanishes where its ratio has already moved past
-    the clip range in the direction that its advantage asks for, and only there.
+    the clip range in the direction that its advantage asks for, and only there. Above e^20 a ratio
+    grows no more, so that neither it nor its gradient overflows.
     """
-    ratio = torch.exp(log_ratio)
+    now = log_ratio.detach()
+    ratio = torch.exp(now.clamp(max=LARGEST) + (log_ratio - now))  # + 0, which has the gradient
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     loss = torch.maximum(-advantages * ratio, -advantages * clipped).mean()
     with torch.no_grad():

@@ -38,7 +38,7 @@ class Rewards(NamedTuple):
     """Rewards of P groups; over parts and ranks, groups are joined and counts add up."""
 
     values: torch.Tensor  # (P, G) float32
-    counts: Counter  # wanted, failed, unparsable, comparisons (asked, repeats included), ...
+    counts: Counter  # wanted, failed, unparsable, comparisons (asked), groups_lost (whole), ...
     error: str | None = None  # the last one
 
 
@@ -161,6 +161,7 @@ class PairwiseReward:
             sides = ([(p > 0.5, p < 0.5) for p in (forward[k], backward[k])] for k in counted)
             counts.update(agree=sum(one == other for one, other in sides))
         rates = [win_rates(pairs, group, group_size) for group in groups]
+        counts["groups_lost"] = sum(all(point is None for point in group) for group in groups)
         return Rewards(torch.stack(rates), counts, error)
 
     def compare(self, shown: list[tuple[int, int, int]], prompts, images):
@@ -218,14 +219,23 @@ class PointwiseReward:
         mean = values.nanmean(1, keepdim=True).nan_to_num(0.0)  # 0 for a group without any score
         counts = Counter(wanted=len(scores), comparisons=len(scores), failed=int(lost.sum()))
         error = f"no score from {self.scorer.name}" if lost.any() else None
+        counts["groups_lost"] = int(lost.all(1).sum())
         return Rewards(torch.where(lost, mean, values), counts, error)
 
 
 def check_lost(name: str, rewards: Rewards, max_failed: float) -> None:
-    """Raises JudgeError if more than that share of what was wanted is lost."""
-    counts = rewards.counts
+    """Raises JudgeError if more than that share of what was wanted is lost.
+
+    A group that lost everything, such as that of a prompt which the judge refuses, has advantages
+    of 0. It is set aside and does not count, if there are others, and such groups are one or no
+    more than that share of all: else one prompt would end a run at the same step for ever.
+    """
+    counts, groups = rewards.counts, len(rewards.values)
+    aside = counts["groups_lost"]
     lost = counts["failed"] + counts["unparsable"]
-    if lost > max_failed * counts["wanted"]:
+    spared = aside < groups and aside <= max(max_failed > 0, max_failed * groups)
+    whole = counts["wanted"] // groups * aside if spared else 0
+    if lost - whole > max_failed * (counts["wanted"] - whole):
         raise JudgeError(
             f"{name}: {lost} of {counts['wanted']} judgements lost ({counts['failed']} failed, "
             f"{counts['unparsable']} unparsable; {max_failed:.0%} allowed), "

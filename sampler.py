@@ -64,10 +64,10 @@ class Trajectory(NamedTuple):
 def sigma_schedule(num_steps: int, shift: float = 1.0) -> torch.Tensor:
     """Noise fractions (K+1,) float32 falling from 1 to 0, bent towards 1 by shift > 1.
 
-    Raises ValueError unless num_steps >= 1 and shift > 0.
+    Raises ValueError unless num_steps >= 1 and shift is finite and above 0.
     """
-    if num_steps < 1 or shift <= 0:
-        raise ValueError(f"need num_steps >= 1 and shift > 0, got {num_steps} and {shift}")
+    if num_steps < 1 or not 0 < shift < math.inf:
+        raise ValueError(f"need num_steps >= 1 and a finite shift > 0, got {num_steps}, {shift}")
     s = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
     return (shift * s / (1 + (shift - 1) * s)).float()
 

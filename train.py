@@ -15,24 +15,23 @@ hold the three ideas; support/ holds what a run needs besides.
 
 import sys
 
-from support.config import check_config, parse_config
+from support.config import parse_config
 
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
     parse_config()  # answers and ends: before the libraries below, which take seconds to load
 
 import logging
-import os
 import time
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 
 import grpo
 import rewards
 import sampler
+from models.base import check_finite
 from support import diagnostics, processes
-from support.run import Run, start_run
+from support.run import Run, started
 
 log = logging.getLogger("train")
 
@@ -49,7 +48,7 @@ def sample(model, batch, sigmas, noise_level: float, kind: str, micro_batch: int
     """G images for each of P prompts, and the trajectories that made them.
 
     Micro-batches are runs of samples; the update goes through the same ones, so that replay sees
-    the very batch shapes that rollout saw.
+    the very batch shapes that rollout saw. Raises FloatingPointError for numbers that are none.
     """
     noise = model.noise(batch.noise_seeds)  # (B, N, C)
     group_size = len(noise) // len(batch.prompts)
@@ -57,14 +56,13 @@ def sample(model, batch, sigmas, noise_level: float, kind: str, micro_batch: int
     generators = [torch.Generator().manual_seed(seed) for seed in batch.step_seeds]
     parts = []
     for rows in micro_batches(len(noise), micro_batch):
-        velocity = model.velocity(text.rows(rows))
+        velocity, own = model.velocity(text.rows(rows)), generators[rows]
         parts.append(
-            sampler.rollout(
-                velocity, noise[rows], sigmas, noise_level, kind, generator=generators[rows]
-            )
+            sampler.rollout(velocity, noise[rows], sigmas, noise_level, kind, batch.window, own)
         )
     trajectory = sampler.concatenate(parts)
     images = model.decode(trajectory.clean)
+    check_finite([("the latents", trajectory.clean), ("the log-probs", trajectory.log_probs)])
     groups = [images[i : i + group_size] for i in range(0, len(images), group_size)]
     return Rollout(text, trajectory, groups)
 
@@ -94,67 +92,62 @@ def normalize(scored: dict, weights: dict, std_floor: float, clip: float):
 
 
 def train(cfg, procs, run: Run) -> None:
-    """Pref-GRPO: sample, compare, normalize, descend; a line of the log a step."""
-    model, sigmas = run.model, sampler.sigma_schedule(cfg.num_steps, cfg.shift)  # (K+1,)
-    for step in run.steps():
-        # 1. Sample: G images of each prompt, every Gaussian step kept. Where a server judges, a few
-        #    groups at a time, so that it compares some while the next ones are sampled.
-        start, rollouts, judged = time.perf_counter(), [], []
-        for part in run.batches[step]:
-            rollouts.append(
-                sample(model, part, sigmas, cfg.noise_level, cfg.sde_kind, run.micro_batch)
-            )
-            for name, reward in run.rewards.items():
-                job = run.submit(reward, part.prompts, rollouts[-1].images)
-                judged.append((name, job))
-        rollout, sampled = join(rollouts), time.perf_counter()  # B = P * G samples
-        if step == 1:
-            first = slice(0, run.micro_batch)
-            diagnostics.check_on_policy(model, rollout, first, cfg.dtype, cfg.guard, cfg.clip_range)
-        kl = diagnostics.kl_to_base(model, rollout, min(cfg.group_size, run.micro_batch))
+    """Pref-GRPO, a line of the log a step."""
+    sigmas = sampler.sigma_schedule(cfg.num_steps, cfg.shift)  # (K+1,)
+    for number in run.steps():
+        step(cfg, procs, run, sigmas, number)
 
-        # 2. Compare: all pairs of a group, in both orders -> win rates (P, G), on every rank those
-        #    of all ranks, so that losses are counted over the step and stop all ranks alike.
-        asked = time.perf_counter()
-        mine = {n: rewards.join([job() for m, job in judged if m == n]) for n in run.rewards}
-        ranks = procs.gather([mine])
-        scored = {name: rewards.join([rank[name] for rank in ranks]) for name in mine}
-        for name, result in scored.items():
-            rewards.check_lost(run.rewards[name].name, result, cfg.max_failed)
-        answered = time.perf_counter()
 
-        # 3. Normalize: advantages (P, G) of all ranks, of which these are ours: (B,)
-        values = {name: result.values for name, result in scored.items()}  # (P, G) each
-        advantages, frac_floor = normalize(values, run.weights, cfg.std_floor, cfg.adv_clip)
-        advantages = advantages.chunk(procs.world)[procs.rank].flatten().to(procs.device)
+def step(cfg, procs, run: Run, sigmas, number: int) -> None:
+    """Sample, compare, normalize, descend. An error in what is called alike ends all ranks."""
+    # 1. Sample: G images of each prompt, every Gaussian step kept. Where a server judges, a few
+    #    groups at a time, so that it compares some while the next ones are sampled.
+    model, start, rollouts, judged = run.model, time.perf_counter(), [], []
+    how = (sigmas, cfg.noise_level, cfg.sde_kind, run.micro_batch)
+    for part in run.parts(number):
+        rollouts.append(procs.alike(sample, model, part, *how))
+        for name, reward in run.rewards.items():
+            judged.append((name, run.submit(reward, part.prompts, rollouts[-1].images)))
+    rollout, sampled = join(rollouts), time.perf_counter()  # B = P * G samples
+    if number == 1:
+        policy = (slice(0, run.micro_batch), cfg.dtype, cfg.guard, cfg.clip_range)
+        procs.alike(diagnostics.check_on_policy, model, rollout, *policy)
+    kl = diagnostics.kl_to_base(model, rollout, min(cfg.group_size, run.micro_batch))
 
-        # 4. Descend: replay some of the stochastic steps of every sample under the present weights.
-        replayed, batches = part.replayed, micro_batches(len(advantages), run.micro_batch)
-        losses, norms = [], []
-        for n in range(cfg.updates):  # with several, each sees images of every group
-            parts = [(k, rows) for rows in batches[n :: cfg.updates] for k in replayed]
-            samples = sum(rows.stop - rows.start for _, rows in parts)
-            for i, (k, rows) in enumerate(parts, 1):
-                with processes.gradients(run.policy, average=i == len(parts)):
-                    loss, part_of = objective(
-                        model,
-                        run.policy,
-                        rollout,
-                        advantages[rows],
-                        k,
-                        rows,
-                        cfg.clip_range,
-                        cfg.guard,
-                        cfg.kl_coef,
-                    )
-                    ((rows.stop - rows.start) / samples * loss).backward()
-                losses.append(part_of)
-            norms.append(processes.clip_gradients(model.trainable(), cfg.max_grad_norm))
-            run.optimizer.step()
-            run.optimizer.zero_grad(set_to_none=True)
-        run.average.update()
-        seconds = (sampled - start, answered - asked, time.perf_counter() - answered)
-        run.log(step, scored, frac_floor, losses, norms, kl, seconds)
+    # 2. Compare: all pairs of a group, in both orders -> win rates (P, G), on every rank those
+    #    of all ranks, so that losses are counted over the step and stop all ranks alike.
+    asked = time.perf_counter()
+    mine = {n: rewards.join([job() for m, job in judged if m == n]) for n in run.rewards}
+    ranks = procs.gather([mine])
+    scored = {name: rewards.join([rank[name] for rank in ranks]) for name in mine}
+    for name, result in scored.items():
+        rewards.check_lost(run.rewards[name].name, result, cfg.max_failed)
+    answered = time.perf_counter()
+
+    # 3. Normalize: advantages (P, G) of all ranks, of which these are ours: (B,)
+    values = {name: result.values for name, result in scored.items()}  # (P, G) each
+    advantages, frac_floor = normalize(values, run.weights, cfg.std_floor, cfg.adv_clip)
+    advantages = advantages.chunk(procs.world)[procs.rank].flatten().to(procs.device)
+
+    # 4. Descend: replay some of the stochastic steps of every sample under the present weights.
+    replayed, batches = part.replayed, micro_batches(len(advantages), run.micro_batch)
+    losses, norms = [], []
+    how = (cfg.clip_range, cfg.guard, cfg.kl_coef)
+    for n in range(cfg.updates):  # with several, each sees images of every group
+        parts = [(k, rows) for rows in batches[n :: cfg.updates] for k in replayed]
+        samples = sum(rows.stop - rows.start for _, rows in parts)
+        for i, (k, rows) in enumerate(parts, 1):
+            with processes.gradients(run.policy, average=i == len(parts)):
+                loss = objective(model, run.policy, rollout, advantages[rows], k, rows, *how)
+                ((rows.stop - rows.start) / samples * loss.loss).backward()
+            losses.append(grpo.Loss(*(x.detach() for x in loss)))
+        procs.alike(check_finite, [("the loss", torch.stack([x.loss for x in losses]))])
+        norms.append(processes.clip_gradients(model.trainable(), cfg.max_grad_norm))
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+    run.average.update()
+    seconds = (sampled - start, answered - asked, time.perf_counter() - answered)
+    run.log(number, scored, frac_floor, losses, norms, kl, seconds)
 
 
 def objective(
@@ -167,11 +160,10 @@ def objective(
     clip_range: float,
     guard: bool,
     kl_coef: float,
-):
+) -> grpo.Loss:
     """What step k of some samples adds to the loss: the clipped ratio, and the KL to the base.
 
-    advantages: (b,) of these rows. Returns the loss to descend, a scalar, and grpo.Loss of the
-    ratio. guard: GRPO-Guard's ratio, whose loss is divided by -dsigma.
+    advantages: (b,) of these rows. guard: GRPO-Guard's ratio, whose loss is divided by -dsigma.
     """
     text, trajectory = rollout.text.rows(rows), rollout.trajectory
     new = sampler.replay(model.velocity(text, policy), trajectory, k, rows)  # with gradient
@@ -187,7 +179,7 @@ def objective(
         with torch.no_grad(), model.base() as base:
             reference = sampler.replay(model.velocity(text, base), trajectory, k, rows)
         loss = loss + kl_coef * grpo.kl_to_reference(new.mean, reference.mean, new.std)
-    return loss, clipped
+    return clipped._replace(loss=loss)
 
 
 def main() -> None:
@@ -198,22 +190,9 @@ def main() -> None:
         from support import plan
 
         return plan.main(cfg)
-    check_config(cfg, int(os.environ.get("WORLD_SIZE", 1)))
-    procs = processes.start_processes(cfg.device, cfg.shard)
-    try:
-        run = start_run(cfg, procs)
-        with run.saved_if_the_judge_fails():
-            train(cfg, procs, run)
-            run.finish()
-    except (ValueError, rewards.JudgeError) as error:
-        raise SystemExit(str(error))
-    except KeyboardInterrupt:
-        raise SystemExit(
-            f"stopped; to continue the run in '{cfg.out}', repeat the command with --resume"
-        )
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    with started(cfg) as run:  # whatever ends it says in one sentence why, and what is kept
+        train(cfg, run.procs, run)
+        run.finish()
 
 
 if __name__ == "__main__":

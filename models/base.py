@@ -11,10 +11,66 @@ is a new file in this folder, and nothing else changes.
     model.decode(clean)[0].save("circle.png")
 """
 
+import contextlib
 import importlib
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+
+
+def check_finite(tensors) -> None:
+    """Raises FloatingPointError with the first one's name if a tensor holds NaN or infinity.
+
+    tensors: (name, tensor) pairs; of a sharded tensor this rank's part is looked at.
+    """
+    for name, tensor in tensors:
+        tensor = (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()
+        if tensor.is_floating_point() and tensor.numel():
+            ends = torch.stack(torch.aminmax(tensor))  # both are NaN where anything is; no copy
+            if not torch.isfinite(ends).all():
+                raise FloatingPointError(f"NaN or infinity in {name}")
+
+
+def check_weights(pipe, model: str) -> None:
+    """Raises ValueError if a network of the pipeline holds weights that are not finite."""
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            try:
+                check_finite(part.state_dict().items())
+            except FloatingPointError as error:
+                raise ValueError(
+                    f"'{model}' cannot be used: {error} of its {name}; the files are damaged, or "
+                    "the run that made them diverged"
+                ) from None
+
+
+# The error, or one that it came from, by the name of its class -> what to do about it.
+HUB = {
+    "GatedRepoError": "it is gated: accept its licence on its page, then `hf auth login`",
+    "RepositoryNotFoundError": "the hub knows no such model, or it is private: `hf auth login`",
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, and it is not in the cache",
+    "ConnectionError": "the hub cannot be reached, and it is not in the cache",
+    "ConnectError": "the hub cannot be reached, and it is not in the cache",
+    "TimeoutException": "the hub does not answer, and it is not in the cache",
+    "LocalEntryNotFoundError": "the hub cannot be reached, and it is not in the cache",
+}
+
+
+@contextlib.contextmanager
+def told_in_one_sentence(model: str):
+    """What loading a model can raise, in the hub's, diffusers' and safetensors' many ways, as one
+    ValueError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError) as error:
+        chain, cause = [], error
+        while cause:
+            chain += [kind.__name__ for kind in type(cause).__mro__]
+            cause = cause.__cause__ or cause.__context__
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = next((HUB[name] for name in HUB if name in chain), first[:300])
+        raise ValueError(f"cannot load '{model}': {reason}") from None
 
 
 def kinds() -> dict:
@@ -43,7 +99,8 @@ def pipeline_class(model: str) -> str:
             f"no pipeline in '{model}': expected a folder with model_index.json, or a hub name "
             f"such as black-forest-labs/FLUX.1-dev{hint}"
         )
-    return DiffusionPipeline.load_config(model)["_class_name"]
+    with told_in_one_sentence(model):
+        return DiffusionPipeline.load_config(model)["_class_name"]
 
 
 class Model:

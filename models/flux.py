@@ -30,6 +30,8 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from models.base import check_finite, check_weights, told_in_one_sentence
+
 PIPELINE = FluxPipeline
 
 
@@ -58,10 +60,12 @@ def load(model: str, device="cpu", dtype=torch.float32) -> FluxPipeline:
         )
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    pipe = FluxPipeline.from_pretrained(model, dtype=dtype)
+    with told_in_one_sentence(model):
+        pipe = FluxPipeline.from_pretrained(model, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         part.requires_grad_(False).eval()
+    check_weights(pipe, model)
     return pipe.to(device)
 
 
@@ -160,13 +164,17 @@ def velocity_fn(
 def decode(
     pipe: FluxPipeline, latents: torch.Tensor, height: int, width: int, batch_size: int = 64
 ) -> list[Image.Image]:
-    """Packed clean latents (B, N, C) -> B RGB images, batch_size at once through the VAE."""
+    """Packed clean latents (B, N, C) -> B RGB images, batch_size at once through the VAE.
+
+    Raises FloatingPointError for pictures that are not finite, which would be black.
+    """
     config = pipe.vae.config
     images = []
     for chunk in latents.split(batch_size):
         unpacked = FluxPipeline._unpack_latents(chunk, height, width, pipe.vae_scale_factor)
         unpacked = unpacked / config.scaling_factor + config.shift_factor
         pixels = pipe.vae.decode(unpacked.to(pipe.vae.dtype), return_dict=False)[0]
+        check_finite([("the decoded pictures", pixels)])
         images += pipe.image_processor.postprocess(pixels.float(), output_type="pil")
     return images
 
@@ -191,14 +199,12 @@ def base_weights(pipe: FluxPipeline, frozen: torch.nn.Module | None):
         pipe.transformer.enable_adapters()
 
 
-def add_lora(pipe: FluxPipeline, rank: int, alpha: int | None = None) -> None:
+def add_lora(pipe: FluxPipeline, rank: int, alpha: int = 0) -> None:
     """Adds a trainable LoRA to attention and feed-forward of the double blocks, through peft.
 
-    Released FLUX scripts: rank 64, alpha 128; 16 and 16 are only the parser's defaults. The adapter
-    is kept in float32.
+    alpha: its changes count alpha / rank; 0: as the rank. Released FLUX scripts: rank 64, alpha
+    128, learning rate 1e-5; 16 and 16 are only the parser's defaults. It is kept in float32.
     """
-    from peft import LoraConfig
-
     targets = [
         "attn.to_q",
         "attn.to_k",
@@ -218,6 +224,20 @@ def add_lora(pipe: FluxPipeline, rank: int, alpha: int | None = None) -> None:
         for name, _ in pipe.transformer.named_modules()
         if name.startswith("transformer_blocks.") and name.endswith(tuple(targets))
     ]
+    add_adapter(pipe, names, rank, alpha)
+
+
+def add_adapter(pipe, names: list[str], rank: int, alpha: int) -> None:
+    """A float32 LoRA on the named layers. Raises ValueError for a rank above what they can use."""
+    from peft import LoraConfig
+
+    layers = [pipe.transformer.get_submodule(name) for name in names]
+    width = min(min(layer.in_features, layer.out_features) for layer in layers)
+    if rank > width:
+        raise ValueError(
+            f"--lora_rank {rank} is above the width of the layers, {width}: a LoRA of that rank "
+            "already holds every change of them"
+        )
     pipe.transformer.add_adapter(
         LoraConfig(
             r=rank, lora_alpha=alpha or rank, target_modules=names, init_lora_weights="gaussian"
@@ -243,7 +263,12 @@ def save(
         from peft import get_peft_model_state_dict
 
         layers = get_peft_model_state_dict(pipe.transformer)
-        pipe.save_lora_weights(folder, transformer_lora_layers=layers)
+        # with its alpha, as diffusers' training scripts keep it: else it comes back as the rank
+        pipe.save_lora_weights(
+            folder,
+            transformer_lora_layers=layers,
+            transformer_lora_adapter_metadata=pipe.transformer.peft_config["default"].to_dict(),
+        )
         return
     if weights:
         with torch.device("meta"):

@@ -28,8 +28,10 @@ from PIL import Image
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from transformers.utils import logging as transformers_logging
 
+from models.base import check_finite, check_weights, told_in_one_sentence
+
 # These know a pipeline only by its transformer; flux also quietens the libraries' import.
-from models.flux import base_weights, save, schedule_shift, trainable  # noqa: F401
+from models.flux import add_adapter, base_weights, save, schedule_shift, trainable  # noqa: F401
 
 PIPELINE = StableDiffusion3Pipeline
 T5_TOKENS = 256  # what StableDiffusion3Pipeline reads of a prompt unless told otherwise
@@ -57,7 +59,8 @@ def load(model: str, device="cpu", dtype=torch.float32) -> StableDiffusion3Pipel
     folder, found = Path(model), "none"
     looks_local = model.startswith((".", "/", "~", "assets", "runs")) or model.count("/") != 1
     if (folder / "model_index.json").is_file() or not (folder.exists() or looks_local):
-        index = StableDiffusion3Pipeline.load_config(model)
+        with told_in_one_sentence(model):
+            index = StableDiffusion3Pipeline.load_config(model)
         found = index.get("_class_name")
     if found != StableDiffusion3Pipeline.__name__:
         raise ValueError(
@@ -69,11 +72,13 @@ def load(model: str, device="cpu", dtype=torch.float32) -> StableDiffusion3Pipel
     transformers_logging.disable_progress_bar()
     # diffusers wants to be told that a part is missing, even where the index says so.
     missing = {name: None for name, kind in index.items() if kind == [None, None]}
-    pipe = StableDiffusion3Pipeline.from_pretrained(model, dtype=dtype, **missing)
+    with told_in_one_sentence(model):
+        pipe = StableDiffusion3Pipeline.from_pretrained(model, dtype=dtype, **missing)
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
+    check_weights(pipe, model)
     return pipe.to(device)
 
 
@@ -189,7 +194,10 @@ def decode(
     width: int,
     batch_size: int = 64,
 ) -> list[Image.Image]:
-    """Packed clean latents (B, N, C) -> B RGB images, batch_size at once through the VAE."""
+    """Packed clean latents (B, N, C) -> B RGB images, batch_size at once through the VAE.
+
+    Raises FloatingPointError for pictures that are not finite, which would be black.
+    """
     _, rows, columns = latent_shape(pipe, height, width)
     config = pipe.vae.config
     images = []
@@ -197,18 +205,17 @@ def decode(
         pictures = unpack(chunk, rows, columns, pipe.transformer.config.patch_size)
         pictures = pictures / config.scaling_factor + config.shift_factor
         pixels = pipe.vae.decode(pictures.to(pipe.vae.dtype), return_dict=False)[0]
+        check_finite([("the decoded pictures", pixels)])
         images += pipe.image_processor.postprocess(pixels.float(), output_type="pil")
     return images
 
 
-def add_lora(pipe: StableDiffusion3Pipeline, rank: int, alpha: int | None = None) -> None:
+def add_lora(pipe: StableDiffusion3Pipeline, rank: int, alpha: int = 0) -> None:
     """Adds a trainable LoRA to attention and feed-forward of all blocks, through peft.
 
     Flow-GRPO's released SD 3.5 recipe: rank 32, alpha 64, attention alone and without the second
     attention (attn2) of SD 3.5 medium's first blocks. The adapter is kept in float32.
     """
-    from peft import LoraConfig
-
     targets = (
         ".to_q",
         ".to_k",
@@ -226,10 +233,4 @@ def add_lora(pipe: StableDiffusion3Pipeline, rank: int, alpha: int | None = None
         for name, _ in pipe.transformer.named_modules()
         if name.startswith("transformer_blocks.") and name.endswith(targets)
     ]
-    pipe.transformer.add_adapter(
-        LoraConfig(
-            r=rank, lora_alpha=alpha or rank, target_modules=names, init_lora_weights="gaussian"
-        )
-    )
-    for parameter in trainable(pipe):
-        parameter.data = parameter.data.float()
+    add_adapter(pipe, names, rank, alpha)

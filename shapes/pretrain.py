@@ -478,6 +478,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def save_half(model, folder) -> None:
+    """Weights as float16, half the size; transformers' classes are told to load them as float32, as
+    diffusers' do unasked: a plain from_pretrained gives one precision."""
+    model.to(torch.float16).save_pretrained(folder)
+    for file in Path(folder).rglob("config.json"):
+        file.write_text(file.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.fairness:
@@ -512,7 +520,7 @@ def main(argv: list[str] | None = None) -> None:
     web_latents = encode_images(pipe.vae, web_images)
     train_flow(pipe, web_texts, web_latents, args.web_steps, args.batch, 5e-5, work / "web-like.pt")
     report_heldout(pipe, "web-like data", heldout)
-    pipe.to(torch.float16).save_pretrained(args.out)  # half the size; loaded as float32
+    save_half(pipe, args.out)
     print(f"{args.out} after {(time.perf_counter() - start) / 60:.1f} minutes")
 
 

@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
     texts, images = pretrain.make_data(args.pictures, rng, web=True, pairs=0.5)
     train(model, processor, texts, images, args.steps, rng)
     out = Path(args.out)
-    model.half().save_pretrained(out)
+    pretrain.save_half(model, out)
     processor.save_pretrained(out)
     print(
         f"trained in {time.perf_counter() - start:.0f} s, "

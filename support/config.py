@@ -7,21 +7,30 @@ check_config(cfg, world=1)              # SystemExit with one sentence, before a
 import argparse
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 
-def option(default, help, free=False):
-    """A setting: its default, its help, and whether it may differ when a run is resumed."""
-    return field(default=default, metadata={"help": help, "free": free})
+def option(default, help, within="", *, needs="", free=False):
+    """A setting: its default and help, and what its own field says of it.
+
+    within: for a number its range, a bracket for an end that belongs to it: "(0, 1]"; infinity and
+    NaN belong to none. needs: another setting, "NAME" or "NAME VALUE ...", without which this one
+    would change nothing. free: whether it may differ when a run is resumed.
+    """
+    metadata = {"help": help, "within": within, "needs": needs, "free": free}
+    return field(default=default, metadata=metadata)
 
 
-def free(default, help):
-    """A setting that says where a run happens or what fits there: it may differ on --resume."""
-    return option(default, help, free=True)
+def free(default, help, within="", *, needs=""):
+    """A setting of where a run happens, what fits there, how its judge is reached and what may be
+    lost: it may differ on --resume."""
+    return option(default, help, within, needs=needs, free=True)
 
 
+ROOT = Path(__file__).resolve().parent.parent
 JUDGED = ("pairwise", "pointwise")  # by a multimodal LLM; the other names are scorers.py's
 
 
@@ -73,21 +82,34 @@ class Config:
     """Every setting of a run; each is a flag. (P) paper, (C) released code, (T) tried here."""
 
     recipe: str = option("shapes", "a set of the values below: shapes | flux-lora | flux-full")
-    model: str = option("assets/tiny-flux", "pipeline folder or hub name")
+    # of each file or folder that is named here, config.json keeps what stands in it, not where
+    model: str = free("assets/tiny-flux", "pipeline folder or hub name")
     out: str = free("runs/shapes", "the run directory")
-    steps: int = free(96, "training steps, one update each")
-    seed: int = option(0, "seed of prompts and noise")
+    steps: int = free(96, "training steps, one update each", "[1, 999999]")
+    seed: int = option(0, "seed of prompts and noise", "[-1e18, 1e18]")
     resume: bool = free(False, "continue the run in --out from its last checkpoint")
     # what is sampled
-    prompts: str = option("", "UTF-8 file, one prompt a line; empty: prompts of the shapes world")
-    prompts_per_step: int = option(16, "P, over all processes")
-    group_size: int = option(8, "G, images a prompt (C: 8)")
-    size: int = option(32, "height and width, pixels (C: 720)")
-    num_steps: int = option(6, "K, denoising steps (C: 25)")
-    shift: float = option(1.0, "bends the sigmas towards noise (C: 3)")
-    noise_level: float = option(0.7, "exploration of the SDE (C: 0.7)")
+    prompts: str = free("", "UTF-8 file, one prompt a line; empty: prompts of the shapes world")
+    prompts_per_step: int = option(16, "P, over all processes", "[1, 1e6]")
+    group_size: int = option(
+        8, "G, images a prompt (C: 8), two at least to be compared", "[2, 1e6]"
+    )
+    size: int = option(32, "height and width, pixels (C: 720)", "[8, 1e5]")
+    num_steps: int = option(6, "K, denoising steps (C: 25); the last is not stochastic", "[2, 1e4]")
+    shift: float = option(1.0, "bends the sigmas towards noise (C: 3)", "(0, 1000]")
+    noise_level: float = option(
+        0.7, "exploration of the SDE (C: 0.7): without noise there is no policy to learn", "(0, 10]"
+    )
+    window: int = option(
+        0,
+        "W, stochastic steps in a row, drawn anew each training step; 0: all but the last",
+        "[0, 1e4]",
+    )
+    window_range: str = option(
+        "", "A:B, the window lies in steps A to B - 1; empty: in all but the last", needs="window"
+    )
     sde_kind: str = option("flow", "flow (Flow-GRPO) | dance (DanceGRPO)")
-    guidance: float = option(3.5, "guidance input of a distilled FLUX (C: 3.5)")
+    guidance: float = option(3.5, "guidance input of a distilled FLUX (C: 3.5)", "[0, 1000]")
     same_noise: bool = option(False, "one initial noise for the whole group (C: yes)")
     # how it is judged
     reward: str = option(
@@ -96,40 +118,76 @@ class Config:
         "NAME[=SOURCE]:WEIGHT,... (C: pairwise:0.4,clip:0.6)",
     )
     judge: str = option("shapes", "shapes (verifier) | openai (a server) | local (in process)")
-    judge_model: str = option("", "model name at the server, or folder of a local judge")
-    judge_prompt: str = option("", "file with a comparison template; {prompt} is replaced")
-    judge_tokens: int = option(2048, "longest answer, tokens")
-    soft: bool = option(False, "count P(first is better), which a judge in process can give")
-    both_orders: bool = option(True, "judge each pair in both orders; disagreement is a tie")
-    opponents: int = option(0, "compare each image with so many others (sparse); 0: all pairs")
-    max_failed: float = option(0.05, "share of a step's comparisons that may be lost")
-    # how a judge server is called
-    base_url: str = free("", "of an OpenAI-compatible judge server, else $OPENAI_BASE_URL")
-    concurrency: int = free(16, "calls in flight at a judge server, each process")
-    call_timeout: float = free(60.0, "seconds for one call of a judge server")
-    patience: float = free(180.0, "seconds without any answer after which a judge server is dead")
-    max_calls: int = free(0, "cap on calls to a judge server, each process; 0: none")
-    judge_seed: int = option(0, "sent to a judge server; -1: none, for servers that refuse it")
-    # how it learns
-    lr: float = option(1e-4, "AdamW (C: 1e-5 at full FLUX size; T: 5e-4 destroys the tiny one)")
-    weight_decay: float = option(1e-4, "(C)")
-    max_grad_norm: float = option(1.0, "(C)")
-    lora_rank: int = option(0, "0 trains all weights (C: 64 for LoRA)")
-    guard: bool = option(True, "GRPO-Guard's ratio and step weights (C: yes)")
-    clip_range: float = option(1e-4, "of the ratio (C)")
-    adv_clip: float = option(5.0, "of advantages (C)")
-    std_floor: float = option(0.05, "least deviation of a group's rewards that divides")
-    timestep_fraction: float = option(
-        0.6, "share of the stochastic steps that is replayed (C: 0.6)"
+    judge_model: str = free(
+        "", "model name at the server, or folder of a local judge", needs="judge openai local"
     )
-    kl_coef: float = option(0.0, "weight of the KL to the base (C: a flag, 0)")
-    updates: int = option(1, "optimizer steps a rollout, each on its part of every rank's samples")
+    judge_prompt: str = free("", "file with a comparison template; {prompt} is replaced")
+    judge_tokens: int = free(2048, "longest answer, tokens", "[1, 1e6]", needs="judge openai local")
+    soft: bool = option(
+        False, "count P(first is better), which a judge in process can give", needs="judge local"
+    )
+    both_orders: bool = option(True, "judge each pair in both orders; disagreement is a tie")
+    opponents: int = option(
+        0, "compare each image with so many others (sparse); 0: all pairs", "[0, 1e6]"
+    )
+    max_failed: float = free(0.05, "share of a step's comparisons that may be lost", "[0, 1]")
+    # how a judge server is called
+    base_url: str = free(
+        "", "of an OpenAI-compatible judge server, else $OPENAI_BASE_URL", needs="judge openai"
+    )
+    concurrency: int = free(
+        16, "calls in flight at a judge server, each process", "[1, 1e5]", needs="judge openai"
+    )
+    call_timeout: float = free(
+        60.0, "seconds for one call of a judge server", "(0, 1e6]", needs="judge openai"
+    )
+    patience: float = free(
+        180.0,
+        "seconds without any answer after which a judge server is dead",
+        "(0, 1e6]",
+        needs="judge openai",
+    )
+    max_calls: int = free(
+        0,
+        "cap on calls to a judge server, each process; 0: none",
+        "[0, 1e12]",
+        needs="judge openai",
+    )
+    judge_seed: int = free(
+        0,
+        "sent to a judge server; -1: none, for servers that refuse it",
+        "[-1, 9e18]",
+        needs="judge openai",
+    )
+    # how it learns
+    lr: float = option(
+        1e-4, "AdamW (C: 1e-5 at full FLUX size; T: 5e-4 destroys the tiny one)", "(0, 1]"
+    )
+    weight_decay: float = option(1e-4, "(C)", "[0, 1]")
+    max_grad_norm: float = option(1.0, "(C); 0: the gradient is not clipped", "[0, inf)")
+    lora_rank: int = option(0, "0 trains all weights (C: 64 for LoRA)", "[0, 1e4]")
+    lora_alpha: int = option(
+        0, "scales the LoRA by alpha / rank; 0: as the rank (C: 128)", "[0, 1e6]", needs="lora_rank"
+    )
+    guard: bool = option(True, "GRPO-Guard's ratio and step weights (C: yes)")
+    clip_range: float = option(1e-4, "of the ratio (C)", "(0, 1]")
+    adv_clip: float = option(5.0, "of advantages (C)", "(0, 1e6]")
+    std_floor: float = option(0.05, "least deviation of a group's rewards that divides", "[0, 1e6]")
+    timestep_fraction: float = option(
+        0.6,
+        "share of the stochastic steps that is replayed (C: 0.6); a window is replayed whole",
+        "(0, 1]",
+    )
+    kl_coef: float = option(0.0, "weight of the KL to the base (C: a flag, 0)", "[0, 1e6]")
+    updates: int = option(
+        1, "optimizer steps a rollout, each on its part of every rank's samples", "[1, 1e6]"
+    )
     ema: float = option(
-        0.9, "decay of the weights' moving average that is evaluated and saved; 0: none"
+        0.9, "decay of the weights' moving average that is evaluated and saved; 0: none", "[0, 1)"
     )
     # what fits
     micro_batch: int = free(
-        0, "samples through the network at once; 0: all, or a group if a server judges"
+        0, "samples through the network at once; 0: all, or a group if a server judges", "[0, 1e9]"
     )
     dtype: str = option(
         "float32", "of the network: float32 | bfloat16; what is trained stays float32"
@@ -143,14 +201,18 @@ class Config:
     offload: bool = free(False, "a LoRA's frozen blocks wait in main memory, fetched to run")
     compile: bool = free(False, "torch.compile of the transformer's blocks")
     # what is written
-    eval_every: int = option(32, "steps between held-out evaluations")
-    heldout: int = option(0, "held-out prompts to evaluate on; 0: all of the shapes world's")
-    checkpoint_every: int = option(10, "steps between checkpoints")
+    eval_every: int = free(32, "steps between held-out evaluations", "[1, 1e9]")
+    heldout: int = option(
+        0, "held-out prompts to evaluate on; 0: all of the shapes world's", "[0, 1e9]"
+    )
+    checkpoint_every: int = free(10, "steps between checkpoints", "[1, 1e9]")
     logger: str = free("", "tensorboard | wandb, beside metrics.jsonl")
     device: str = free("", "cpu, cuda, ...; empty: cuda if there is one")
     dry_run: bool = free(False, "print what the run needs in memory and work, and stop")
-    gpu_memory: float = free(80.0, "GB a GPU, for --dry_run")
-    ranks: int = free(0, "processes to plan for with --dry_run; 0: those of torchrun")
+    gpu_memory: float = free(80.0, "GB a GPU, for --dry_run", "(0, 1e6]", needs="dry_run")
+    ranks: int = free(
+        0, "processes to plan for with --dry_run; 0: those of torchrun", "[0, 1e6]", needs="dry_run"
+    )
 
 
 def micro_batch_of(cfg: Config, samples: int) -> int:
@@ -188,7 +250,7 @@ RECIPES = {
     | {  # one 80 GB GPU; untried on one, see README
         "out": "runs/flux-lora",
         "lora_rank": 16,
-        "lr": 1e-4,  # ours: (C) gives no LoRA rate
+        "lr": 1e-4,  # ours, as the rank is: (C) has 1e-5, rank 64 and alpha 128
         "prompts_per_step": 4,
         "steps": 600,  # ours: what one GPU samples in days, not weeks
         "micro_batch": 4,
@@ -237,7 +299,11 @@ def parse_config(arguments: list[str] | None = None) -> Config:
     recipe = given.get("recipe", "shapes")
     if recipe not in RECIPES:
         raise SystemExit(f"unknown --recipe '{recipe}': choose from {', '.join(RECIPES)}")
-    return Config(**(RECIPES[recipe] | given))
+    cfg = Config(**(RECIPES[recipe] | given))
+    beside = ROOT / cfg.model  # what ships lies beside the files, wherever the command is given
+    if cfg.model.startswith("assets/") and not Path(cfg.model).exists() and beside.exists():
+        cfg = dataclasses.replace(cfg, model=os.path.relpath(beside))
+    return cfg
 
 
 def need(ok, sentence: str) -> None:
@@ -252,9 +318,98 @@ def choose(cfg, name: str, choices) -> None:
 
 def check_config(cfg, world: int) -> None:
     """SystemExit with one sentence for settings that cannot work; world: processes of the run."""
+    check_numbers(cfg)
+    check_needs(cfg)
     check_sampling(cfg, world)
     check_judging(cfg)
     check_learning(cfg, world)
+
+
+def check_numbers(cfg) -> None:
+    """Each number lies in the range that its field names, which no NaN and no infinity does."""
+    for f in dataclasses.fields(cfg):
+        if f.type in (int, float):
+            value, within = getattr(cfg, f.name), f.metadata["within"]
+            low, high = map(float, within[1:-1].split(","))
+            above = value > low or within[0] == "[" and value == low
+            below = value < high or within[-1] == "]" and value == high
+            start = f"{'at least' if within[0] == '[' else 'above'} {low:g}"
+            end = f"{'at most' if within[-1] == ']' else 'below'} {high:g}".replace(
+                "below inf", "finite"
+            )
+            need(
+                above and below,
+                f"--{f.name} {value}: must be a number {start} and {end} ({f.metadata['help']})",
+            )
+
+
+def check_needs(cfg) -> None:
+    """No flag was given that another setting leaves without any effect."""
+    usual = Config(**RECIPES.get(cfg.recipe, {}))
+    for f in dataclasses.fields(cfg):
+        other, *values = f.metadata["needs"].split() or [""]
+        if other and getattr(cfg, f.name) != getattr(usual, f.name):
+            found = getattr(cfg, other)
+            need(
+                found in values if values else found,
+                f"--{f.name} needs --{other} {' or '.join(values)}".rstrip()
+                + ": it changes nothing otherwise",
+            )
+
+
+def main_memory() -> float:
+    """Bytes of this machine's main memory; infinity where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
+
+
+def window_range(cfg) -> tuple[int, int]:
+    """The first and the last step, plus one, in which --window may lie.
+
+    Raises ValueError if the text is no range, or the window does not fit into it.
+    """
+    last = cfg.num_steps - 1  # always an ODE step, and so outside
+    low, colon, high = (cfg.window_range or f"0:{last}").partition(":")
+    if not (colon and low.isdecimal() and high.isdecimal()):
+        raise ValueError(f"--window_range '{cfg.window_range}': two step numbers A:B, such as 1:4")
+    if not int(low) + cfg.window <= int(high) <= last:
+        raise ValueError(
+            f"--window {cfg.window} must fit into --window_range {low}:{high}, and that into "
+            f"0:{last}: the last of {cfg.num_steps} steps is not stochastic"
+        )
+    return int(low), int(high)
+
+
+def check_window(cfg) -> None:
+    if cfg.window:
+        try:
+            window_range(cfg)
+        except ValueError as error:
+            raise SystemExit(str(error))
+    usual = Config(**RECIPES.get(cfg.recipe, {})).timestep_fraction
+    need(
+        not cfg.window or cfg.timestep_fraction == usual,
+        "--timestep_fraction changes nothing with --window, which is replayed whole",
+    )
+
+
+def check_memory(cfg, world: int) -> None:
+    """What a step keeps at the very least fits the main memory of this machine.
+
+    Pictures of 3 bytes a pixel; float32 latents of a quarter number a pixel (models compress by 8
+    or less to 16 channels or more), two a denoising step; 400 bytes a comparison.
+    """
+    samples = cfg.prompts_per_step // world * cfg.group_size
+    states = samples * cfg.size**2 * (2 * cfg.num_steps + 4)
+    least, room = states + 400 * samples * (cfg.opponents or cfg.group_size - 1), main_memory()
+    need(
+        least <= room,
+        f"--group_size {cfg.group_size} and --prompts_per_step {cfg.prompts_per_step} of --size "
+        f"{cfg.size} and --num_steps {cfg.num_steps} keep at least {least / 1e9:,.0f} GB of "
+        f"pictures, latents and comparisons in a process; this machine has {room / 1e9:.0f}",
+    )
 
 
 def check_sampling(cfg, world: int) -> None:
@@ -263,24 +418,12 @@ def check_sampling(cfg, world: int) -> None:
     choose(cfg, "sde_kind", tuple(DIFFUSIONS))
     choose(cfg, "dtype", ("float32", "bfloat16"))
     need(
-        cfg.group_size >= 2,
-        f"--group_size {cfg.group_size}: a group needs at least 2 images, "
-        "since rewards and advantages compare images of one prompt",
-    )
-    need(
-        cfg.num_steps >= 2,
-        f"--num_steps {cfg.num_steps}: at least 2, since the last step is not "
-        "stochastic and carries no gradient",
-    )
-    need(
-        cfg.prompts_per_step >= 1 and cfg.prompts_per_step % world == 0,
+        cfg.prompts_per_step % world == 0,
         f"--prompts_per_step {cfg.prompts_per_step} must be a multiple of the {world} "
         "process(es): a group never spans ranks",
     )
-    need(
-        cfg.noise_level > 0,
-        f"--noise_level {cfg.noise_level}: without noise there is no policy to learn",
-    )
+    check_window(cfg)
+    check_memory(cfg, world)
     need(
         cfg.recipe == "shapes" or cfg.prompts,
         f"--recipe {cfg.recipe} needs --prompts FILE, a text file with one prompt a line",
@@ -320,25 +463,28 @@ def check_judging(cfg) -> None:
         f"--judge_prompt '{cfg.judge_prompt}': no such file",
     )
     need(
-        not cfg.judge_prompt or "pairwise" in named,
-        "--judge_prompt is the question of a pairwise reward",
+        "pairwise" in named or not cfg.judge_prompt and cfg.both_orders,
+        "--judge_prompt and --no-both_orders are for a pairwise reward: each is a way of asking "
+        "about two pictures",
     )
     need(
         cfg.judge != "local" or cfg.judge_model,
         "--judge local needs --judge_model, a folder or hub name",
     )
-    need(
-        not cfg.soft or cfg.judge == "local",
-        "--soft needs --judge local: no other judge gives probabilities",
-    )
+    check_server(cfg)
+
+
+def check_server(cfg) -> None:
     need(
         "@" not in cfg.base_url,
         "--base_url must hold no user and password, since config.json "
         "keeps it: put them into OPENAI_BASE_URL",
     )
-    need(0 <= cfg.max_failed <= 1, f"--max_failed {cfg.max_failed}: a share, from 0 to 1")
-    for name in ("concurrency", "call_timeout", "patience", "judge_tokens"):
-        need(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be positive")
+    need(
+        cfg.judge != "openai" or cfg.base_url or os.environ.get("OPENAI_BASE_URL"),
+        "--judge openai needs --base_url URL or OPENAI_BASE_URL, of the judge's server: none is "
+        "assumed, since a cloud would be paid for each call",
+    )
     need(
         cfg.patience >= cfg.call_timeout,
         f"--patience {cfg.patience} is shorter than "
@@ -348,14 +494,6 @@ def check_judging(cfg) -> None:
 
 def check_learning(cfg, world: int) -> None:
     choose(cfg, "logger", ("", "tensorboard", "wandb"))
-    need(cfg.steps >= 1, f"--steps {cfg.steps}: training needs at least 1 step")
-    for name in ("eval_every", "checkpoint_every"):
-        need(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be positive")
-    need(
-        0 < cfg.timestep_fraction <= 1,
-        f"--timestep_fraction {cfg.timestep_fraction}: a share of the steps, above 0 and up to 1",
-    )
-    need(0 <= cfg.ema < 1, f"--ema {cfg.ema}: a decay from 0 (none) to below 1, such as 0.99")
     need(
         not (cfg.shard and cfg.lora_rank),
         "--shard is for training all weights: leave "
@@ -372,13 +510,10 @@ def check_learning(cfg, world: int) -> None:
         "--lora_rank, or --shard which keeps float32 master weights: small updates vanish in "
         "bfloat16 weights",
     )
-    need(
-        cfg.micro_batch >= 0, f"--micro_batch {cfg.micro_batch}: a number of samples, or 0 for all"
-    )
     samples = cfg.prompts_per_step // world * cfg.group_size
     batches = math.ceil(samples / micro_batch_of(cfg, samples))
     need(
-        cfg.updates >= 1 and batches % cfg.updates == 0,
+        batches % cfg.updates == 0,
         f"--updates {cfg.updates} must divide the micro-batches of a step, {batches} of "
         f"--micro_batch {micro_batch_of(cfg, samples)} samples",
     )

@@ -21,7 +21,7 @@ def check_on_policy(
     of the clip range is warned of. SystemExit where log-probs (means over latent elements) differ
     by more than rounding: every gradient would be one of something else.
     """
-    floors, worst = [], 0.0
+    floors, changes = [], []
     velocity = model.velocity(rollout.text.rows(rows))
     for k in rollout.trajectory.sde_steps:
         step = sampler.Step(
@@ -31,9 +31,10 @@ def check_on_policy(
         change = step.log_prob - old.log_prob
         log_ratio = grpo.normalized_log_ratio(step, old) if guard else change
         floors.append(torch.expm1(log_ratio).abs().max().item())
-        worst = max(worst, change.abs().max().item())
+        changes.append(change.abs().max())
     exact = dtype == "float32" and rollout.text.embeds.device.type == "cpu"
     bound = 0.0 if exact else {"float32": 1e-4, "bfloat16": 1e-3}[dtype]
+    worst = torch.stack(changes).max().item()  # NaN where any is, as Python's max is not
     if not worst <= bound:
         raise SystemExit(
             f"replay does not reproduce rollout: log-probs differ by up to {worst:.2e} (bound "
@@ -53,6 +54,39 @@ def check_on_policy(
             clip_range,
         )
     return floors
+
+
+def doubts(row: dict, first: bool) -> dict[str, str]:
+    """What in a step's line says that nothing is learned: sentences by kind.
+
+    first: a run's first step; the judge is doubted then, before more is paid for.
+    """
+    said, agree = {}, row.get("order_agreement", 1.0)
+    favored = row.get("first_rate", 0.5)
+    if first and agree < 0.2:
+        said["judge"] = (
+            f"the judge contradicts itself in {1 - agree:.0%} of pairs when the pictures change "
+            f"places, and names the first one in {favored:.0%} of decided answers: it goes by "
+            "their order, or does not see them"
+        )
+    elif first and not 0.05 < favored < 0.95:
+        place = "first" if favored > 0.5 else "second"
+        said["judge"] = f"the judge names the {place} picture in nearly all decided answers"
+    elif first and row.get("tie_rate") == 1:
+        said["judge"] = "the judge calls all pairs equal: it sees nothing that could be rewarded"
+    if row["groups_lost"]:
+        said["lost"] = (
+            f"of {row['groups_lost']} group(s) no judgement could be read: set aside, they teach "
+            "nothing"
+        )
+    if row["frac_floor"] == 1:
+        said["floor"] = "in no group do rewards differ by --std_floor: next to nothing is learned"
+    if row["kl_to_base"] > 10:
+        said["far"] = (
+            f"the policy is {row['kl_to_base']:.2g} nats an element from the base: its weights run "
+            "away, --lr may be too high"
+        )
+    return said
 
 
 @torch.no_grad()

@@ -4,10 +4,14 @@ write_atomic("scores.json", b"...")          # the old file or the new one, neve
 Journal("answers.jsonl", {"judge": "Q"}).write({"image": "0_0.png", "output": "..."})
 """
 
+import contextlib
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 try:
     import fcntl
@@ -20,8 +24,37 @@ def write_atomic(path, content: bytes) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError:  # a full disk: the half that was written would take up what is left
+        part.unlink(missing_ok=True)
+        raise
+
+
+def hold(path):
+    """The file, open and locked for as long as it stays open: the system lets go of it when this
+    process ends, however it ends. Raises BlockingIOError if another process holds it."""
+    file = open(path, "a+b")  # noqa: SIM115
+    if fcntl:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise
+    return file
+
+
+@contextlib.contextmanager
+def writing(path):
+    """What a full or broken disk raises, in the libraries' many ways, as one OSError."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
+        free = shutil.disk_usage(folder).free / 1e9
+        raise OSError(f"cannot write '{path}': {reason} ({free:.2f} GB are free there)") from None
 
 
 class Journal:
@@ -35,12 +68,10 @@ class Journal:
     def __init__(self, path, header: dict):
         path, self.lock = Path(path), threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "a+b")  # noqa: SIM115 - as long as the journal is in use
-        if fcntl:
-            try:  # the system lets go of it when this process ends, however it ends
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"another process is writing {path}") from None
+        try:
+            self.file = hold(path)
+        except BlockingIOError:
+            raise ValueError(f"another process is writing {path}") from None
         data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         try:

@@ -26,16 +26,22 @@ class Held(NamedTuple):
 
     met: list[list[bool]]  # which of its testpoints hold; empty for prompts from a file
     fidelity: list[float]  # grey levels, lower is better; empty for prompts from a file
-    wins: list[float]  # win rate against the base's picture: 1, 1/2 or 0
+    wins: list[float | None]  # win rate against the base's picture; None: comparison lost
 
-    def metrics(self) -> dict[str, float]:
+    @property
+    def known(self) -> list[float]:
+        return [win for win in self.wins if win is not None]
+
+    def metrics(self) -> dict[str, float | None]:
+        """None for a win rate of which no comparison could be read."""
+        win_rate = {"win_rate_vs_base": float(np.mean(self.known)) if self.known else None}
         if not self.met:
-            return {"win_rate_vs_base": float(np.mean(self.wins))}
+            return win_rate
         return {
             "heldout_accuracy": sum(map(sum, self.met)) / sum(map(len, self.met)),
             "heldout_perfect": float(np.mean([all(met) for met in self.met])),
             "heldout_fidelity": float(np.mean(self.fidelity)),
-            "win_rate_vs_base": float(np.mean(self.wins)),
+            **win_rate,
         }
 
     def gain_over(self, base: "Held") -> tuple[float, float, float]:
@@ -44,14 +50,22 @@ class Held(NamedTuple):
         gain = [sum(now) - sum(before) for now, before in zip(self.met, base.met, strict=True)]
         return (sum(gain) / sum(count), *mean_interval(gain, count))
 
+    def against_base(self) -> str:
+        """The win rate in words, with its 95 % interval; claims nothing that was not read."""
+        if not self.known:
+            return "win rate against the base not measured: no comparison could be read"
+        low, high = mean_interval(self.known)
+        count = f"{len(self.known)} held-out prompts"
+        if len(self.known) < len(self.wins):
+            count = f"{len(self.known)} of {len(self.wins)} held-out prompts, the others lost"
+        return (
+            f"win rate against the base {np.mean(self.known):.3f} (95 % interval "
+            f"{low:.3f} .. {high:.3f}) on {count}"
+        )
+
     def against(self, base: "Held") -> str:
         """The result of a run in words, with its 95 % interval."""
-        now, before = self.metrics(), base.metrics()
-        low, high = mean_interval(self.wins)
-        text = (
-            f"win rate against the base {now['win_rate_vs_base']:.3f} (95 % interval "
-            f"{low:.3f} .. {high:.3f}) on {len(self.wins)} held-out prompts"
-        )
+        now, before, text = self.metrics(), base.metrics(), self.against_base()
         if not self.met:
             return text + ", by the judge of the reward"
         gain, low, high = self.gain_over(base)
@@ -87,11 +101,12 @@ class Heldout:
         self.grid_prompts = list(kinds)[:grid_rows]
 
     def measure_base(self) -> None:
-        """The base's pictures, which all later ones are held against."""
+        """The base's pictures, which all later ones are held against. They are their own equals:
+        nobody is asked."""
         with self.model.base() as base:
             self.base_images = self.sample(self.texts, self.seeds, base)
             self.base_grid = self.grid_images(base)
-        self.base = self.measure(self.base_images)
+        self.base = self.held(self.base_images, [0.5] * len(self.base_images))
 
     @torch.no_grad()
     def sample(
@@ -101,12 +116,16 @@ class Heldout:
         images, size = [], self.cfg.micro_batch or batch_size
         mine = self.procs.share(len(prompts))
         sigmas = sampler.sigma_schedule(self.cfg.num_steps, self.cfg.shift)
-        for i in range(0, len(mine), size):
-            rows = mine[i : i + size]
+
+        def drawn(rows: list[int]) -> list:
             text = self.model.encode([prompts[r] for r in rows])
             noise = self.model.noise([seeds[r] for r in rows])
             clean = sampler.ode_sample(self.model.velocity(text, transformer), noise, sigmas)
-            images += zip(rows, self.model.decode(clean))
+            return self.model.decode(clean)
+
+        for i in range(0, len(mine), size):
+            rows = mine[i : i + size]
+            images += zip(rows, self.procs.alike(drawn, rows))
         return [image for _, image in sorted(dict(self.procs.gather(images)).items())]
 
     def grid_images(self, transformer) -> list[list]:
@@ -123,9 +142,19 @@ class Heldout:
         compared = self.compare([self.texts[i] for i in mine], pairs)
         ranks = self.procs.gather([(mine, compared)])
         check_lost(self.compare.name, join([part for _, part in ranks]), self.cfg.max_failed)
-        wins = {i: win for rows, part in ranks for i, win in zip(rows, part.values[:, 0].tolist())}
+        wins = {}
+        for rows, part in ranks:
+            known = part.values[:, 0].tolist()
+            # A lost comparison stands at one half, as a tie does: which of them is which makes no
+            # difference to mean and interval.
+            for _ in range(part.counts["groups_lost"]):
+                known[known.index(0.5)] = None
+            wins |= dict(zip(rows, known))
+        return self.held(images, [win for _, win in sorted(wins.items())])
+
+    def held(self, images: list, wins: list) -> Held:
         met, fidelity = ([], []) if self.scenes is None else verify(self.scenes, images)
-        return Held(met, fidelity, [win for _, win in sorted(wins.items())])
+        return Held(met, fidelity, wins)
 
     def evaluate(self) -> Held:
         return self.measure(self.sample(self.texts, self.seeds, self.model.transformer))

@@ -200,14 +200,14 @@ def phase_bytes(b: Bytes, cached: bool) -> dict[str, int]:
 
 
 def replayed_steps(s: Config) -> int:
-    return max(1, round(s.timestep_fraction * (s.num_steps - 1)))
+    return s.window or max(1, round(s.timestep_fraction * (s.num_steps - 1)))
 
 
 def work_of(s: Config, prompts: int, batches: int) -> Work:
     """Passes of a step: rollout, the KL to the base that is logged, replay of a share of steps."""
     backward = batches * replayed_steps(s)
     reference = backward if s.kl_coef else 0
-    forward = batches * s.num_steps + (s.num_steps - 1) + backward + reference
+    forward = batches * s.num_steps + (s.window or s.num_steps - 1) + backward + reference
     pairs = len(pair_schedule(s.group_size, s.opponents or None)) * (2 if s.both_orders else 1)
     asked = parse_rewards(s.reward)  # scorers ask nobody
     calls = ("pairwise" in asked) * pairs + ("pointwise" in asked) * s.group_size
@@ -227,7 +227,7 @@ def make_plan(model: str, s: Config, world: int = 1) -> Plan:
     batches = math.ceil(samples / batch)
     pipe, tokens = meta_pipeline(model, DTYPES[s.dtype])
     if s.lora_rank:
-        flux.add_lora(pipe, s.lora_rank)
+        flux.add_lora(pipe, s.lora_rank, s.lora_alpha)
     else:
         pipe.transformer.requires_grad_(True)
     channels, rows, columns = flux.latent_shape(pipe, s.size, s.size)

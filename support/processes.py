@@ -15,9 +15,13 @@ With several nodes the run directory must be on a file system that all of them s
 """
 
 import contextlib
+import logging
+import math
 import os
 import shutil
+import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -37,7 +41,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+log = logging.getLogger("train")
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Errors that a rank tells the others: what was given cannot work, a number is not finite, ...
+TOLD = (FloatingPointError, ValueError, OSError, SystemExit)
 
 # FSDP2 warns once a block that outputs must not be changed in place; we never do.
 warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
@@ -63,6 +72,26 @@ class Processes(NamedTuple):
         dist.all_gather_object(parts, items)
         return [item for part in parts for item in part]
 
+    def alike(self, function: Callable, *args):
+        """function(*args) of this rank. An error on any rank is raised on all of them, which would
+        else wait for the one that stopped: ValueError, FloatingPointError, OSError, SystemExit."""
+        if self.world == 1:
+            return function(*args)
+        result, error = None, None
+        try:
+            result = function(*args)
+        except tuple(TOLD) as caught:
+            kind = next(k for k, kind in enumerate(TOLD) if isinstance(caught, kind))
+            error = kind, str(caught)
+        for kind, text in filter(None, self.gather([error])):
+            raise TOLD[kind](text)
+        return result
+
+    def from_first(self, function: Callable, *args):
+        """What function(*args) gives on rank 0 alone, or its error, on every rank."""
+        found = self.alike(lambda: function(*args) if self.first else None)
+        return self.gather([found])[0]
+
     def share(self, count: int) -> list[int]:
         """This rank's indices out of `count`, as many on every rank: with sharded weights each
         forward pass is a collective, so the last ones are done twice, not by some ranks."""
@@ -74,8 +103,26 @@ class Processes(NamedTuple):
             dist.barrier()
 
 
+def check_device(name: str) -> None:
+    """Raises ValueError unless a network can run there; empty: cuda if there is one, else cpu."""
+    try:
+        known = torch.device(name or "cpu").type in ("cpu", "cuda", "mps", "xpu")
+    except RuntimeError:
+        known = False
+    if not known:
+        raise ValueError(f"--device '{name}' is none: cpu, cuda, cuda:1, mps or xpu")
+    try:
+        torch.empty(1, device=name or "cpu")
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f"--device '{name}': this machine, or its PyTorch, has none") from None
+
+
 def start_processes(device: str, shard: bool = False) -> Processes:
-    """Joins torchrun's ranks. shard: a group is made even of one process, for FSDP2."""
+    """Joins torchrun's ranks. shard: a group is made even of one process, for FSDP2.
+
+    Raises ValueError for a device that is not there.
+    """
+    check_device(device)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if not device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -88,6 +135,36 @@ def start_processes(device: str, shard: bool = False) -> Processes:
     elif shard and not dist.is_initialized():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return Processes(rank, world, torch.device(device))
+
+
+class Stop:
+    """Ctrl-C and SIGTERM. A patient one remembers the first, which the run heeds after the step at
+    work; else, and at a second one, KeyboardInterrupt is raised at once."""
+
+    def __init__(self):
+        self.asked, self.since, self.patient = "", -math.inf, False
+
+    def __call__(self, number: int, _frame=None) -> None:
+        now = time.monotonic()
+        if self.asked and "TORCHELASTIC_RUN_ID" in os.environ and now - self.since < 1:
+            return  # torchrun passes on what the terminal had told its workers already
+        if not self.patient or self.asked:
+            raise KeyboardInterrupt
+        self.asked, self.since = signal.Signals(number).name, now
+        log.warning("%s: this step is the last; a second signal ends at once", self.asked)
+
+
+@contextlib.contextmanager
+def signals():
+    """A Stop that hears Ctrl-C and SIGTERM for a while, which only the main thread can."""
+    stop, old = Stop(), {}
+    if threading.current_thread() is threading.main_thread():
+        old = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def in_background(function: Callable, *args) -> Callable:
@@ -198,9 +275,15 @@ def gradients(policy: torch.nn.Module, average: bool):
 
 
 def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
-    """Scales gradients down to a joint norm of max_norm; the norm before that, over all ranks."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
+    """Scales gradients down to a joint norm of max_norm (0: leaves them); the norm before that.
+
+    Raises FloatingPointError if it is not finite: on all ranks alike, whose gradients are averaged.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)
+    norm = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient's norm is {norm}")
+    return norm
 
 
 def full_weights(transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -244,6 +327,12 @@ class MovingAverage:
 # ----------------------------------------------------------------------------- checkpoints
 
 
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps whose states are kept whole, ascending."""
+    done = folder.glob("step_*/.metadata")
+    return sorted(int(file.parent.name.removeprefix("step_")) for file in done)
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The last complete checkpoint: its .metadata is written after everything else."""
     done = sorted(folder.glob("step_*/.metadata"))
@@ -261,18 +350,30 @@ def training_state(transformer, optimizer, average: MovingAverage) -> dict:
 
 
 def save_checkpoint(
-    folder: Path, procs: Processes, transformer, optimizer, average, step: int
+    folder: Path, procs: Processes, transformer, optimizer, average, step: int, keep=()
 ) -> None:
-    """Trainable weights, optimiser state and average, each rank its part; then drops older ones."""
+    """Trainable weights, optimiser state and average, each rank its part.
+
+    Then drops older ones, but for the last before it and those of the steps in `keep`.
+    """
     target = folder / f"step_{step:06d}"
+    if procs.from_first((target / ".metadata").exists):
+        return  # the same state: a run has but one after each step
     if procs.first and target.exists():
         shutil.rmtree(target)  # what a killed run left half written
     procs.wait()
-    dcp.save(training_state(transformer, optimizer, average), checkpoint_id=str(target))
+    try:
+        dcp.save(training_state(transformer, optimizer, average), checkpoint_id=str(target))
+    except dcp.api.CheckpointException as error:  # on all ranks, and no Exception
+        if procs.first:
+            shutil.rmtree(target, ignore_errors=True)  # what is left of the disk is of use
+        raise RuntimeError(str(next(iter(error.failures.values()))[0])) from None
     procs.wait()
     if procs.first:
+        whole = [path.parent for path in sorted(folder.glob("step_*/.metadata"))]
+        kept = {*whole[-2:], target, *(folder / f"step_{step:06d}" for step in keep)}
         for old in folder.glob("step_*"):
-            if old != target:
+            if old not in kept:
                 shutil.rmtree(old)
 
 

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shapes import prompts as shapes_prompts
+from support.config import window_range
 
 log = logging.getLogger("train")
 
@@ -73,6 +74,7 @@ class Batch(NamedTuple):
     noise_seeds: list[int]  # B = P * G, of the initial noise
     step_seeds: list[int]  # B, of the noise that the SDE adds
     replayed: list[int]  # the stochastic steps that are descended, alike on all ranks
+    window: list[int] | None = None  # the stochastic steps, alike on all ranks; None: all
 
     def split(self, groups: int) -> list["Batch"]:
         """Parts of so many groups each."""
@@ -83,6 +85,7 @@ class Batch(NamedTuple):
                 self.noise_seeds[p * size : (p + groups) * size],
                 self.step_seeds[p * size : (p + groups) * size],
                 self.replayed,
+                self.window,
             )
             for p in range(0, len(self.prompts), groups)
         ]
@@ -110,6 +113,12 @@ def make_batch(cfg, prompts: Prompts | None, step: int, rank: int = 0, ranks: in
     images = [(p, g) for p in mine for g in range(cfg.group_size)]
     noise = [seed_of(cfg.seed, step, p, 0 if cfg.same_noise else g, "noise") for p, g in images]
     steps = [seed_of(cfg.seed, step, p, g, "steps") for p, g in images]
+    if cfg.window:
+        low, high = window_range(cfg)
+        own = np.random.default_rng(seed_of(cfg.seed, step, "window"))
+        start = int(own.integers(low, high - cfg.window + 1))
+        window = list(range(start, start + cfg.window))
+        return Batch([texts[p] for p in mine], noise, steps, window, window)
     stochastic = cfg.num_steps - 1
     count = max(1, round(cfg.timestep_fraction * stochastic))
     replayed = sorted(rng.choice(range(stochastic), count, replace=False).tolist())

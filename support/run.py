@@ -10,18 +10,23 @@ import copy
 import dataclasses
 import functools
 import math
+import os
+from collections import Counter
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from judges import scorers
 from judges.make import make_judge
 from judges.verdicts import PAIRWISE_TEMPLATE, readable
 from models import base
+from models.base import check_finite
 from rewards import JudgeError, PairwiseReward, PointwiseReward
-from support import pictures, processes, rundir
-from support.config import JUDGED, Config, micro_batch_of, parse_rewards
+from support import diagnostics, pictures, processes, rundir
+from support.config import JUDGED, Config, check_config, micro_batch_of, parse_rewards
+from support.files import writing
 from support.heldout import Heldout
 from support.processes import DTYPES, Processes
 from support.prompts import Prompts, TextCache, make_batch, read_prompts, seed_of
@@ -46,7 +51,7 @@ def load_model(cfg: Config, procs: Processes) -> base.Model:
         model.pipe.vae.enable_slicing()
     if cfg.lora_rank:
         torch.manual_seed(seed_of(cfg.seed, "lora"))  # its first matrices are random
-        model.kind.add_lora(model.pipe, cfg.lora_rank)
+        model.kind.add_lora(model.pipe, cfg.lora_rank, cfg.lora_alpha)
     else:
         model.frozen = copy.deepcopy(model.transformer)
         model.transformer.requires_grad_(True)
@@ -135,7 +140,7 @@ def rewards_of(cfg: Config, judge, device) -> dict:
 
 def call_budget(cfg: Config, rewards: dict, heldout: int) -> str:
     """The questions that a whole run puts to its judge, repeats and kept answers left aside."""
-    evaluations = 1 + -(-cfg.steps // cfg.eval_every)  # the base, then also after the last step
+    evaluations = -(-cfg.steps // cfg.eval_every)  # also after the last step; not of the base
     group = sum(r.calls(cfg.group_size) for name, r in rewards.items() if name in JUDGED)
     steps, held = group * cfg.prompts_per_step * cfg.steps, 2 * heldout * evaluations
     return (
@@ -147,6 +152,10 @@ def call_budget(cfg: Config, rewards: dict, heldout: int) -> str:
 
 
 # ----------------------------------------------------------------------------- the run
+
+
+class StoppedError(Exception):
+    """A signal asked for the end."""
 
 
 class Run:
@@ -172,21 +181,21 @@ class Run:
         # Parts of whole groups and whole micro-batches: the update's are those of the rollout.
         whole = math.lcm(self.micro_batch, cfg.group_size) // cfg.group_size
         groups = whole if served else samples
-        # All that is random in the run, by step.
-        drawn = [make_batch(cfg, prompts, s, procs.rank, procs.world) for s in range(cfg.steps + 1)]
-        self.batches = [batch.split(groups) for batch in drawn]
+        # All that is random in the run, by step and rank: drawn when it is asked for.
+        draw = functools.partial(make_batch, cfg, prompts)
+        self.parts = lambda step: draw(step, procs.rank, procs.world).split(groups)
         self.heldout = Heldout(cfg, procs, self.model, comparison_of(cfg, judge), prompts)
         if cfg.text_cache:
-            every = [
-                make_batch(cfg, prompts, s).prompts for s in range(1, cfg.steps + 1)
-            ]  # of all ranks
-            texts = [text for batch in every for text in batch] + self.heldout.texts
-            cache_text(self.model, cfg, procs, texts)
+            steps = range(1, cfg.steps + 1)
+            drawn = [text for s in steps for text in draw(s).prompts]  # of all ranks
+            cache_text(self.model, cfg, procs, drawn + self.heldout.texts)
         if procs.first and cfg.judge != "shapes":
             log.info(call_budget(cfg, self.rewards, len(self.heldout.texts)))
         self.heldout.measure_base()
         self.metrics = [{"step": 0, **self.heldout.base.metrics()}]
         self.write = lambda row: None
+        self.at, self.stop = 0, processes.Stop()  # the step at work; whether it is to be the last
+        self.doubted = Counter()  # warnings of each kind, and steps
         self.last = None  # the last evaluation of this process: (Held, grid)
 
     @property
@@ -208,18 +217,35 @@ class Run:
         )
         if self.evaluates(done) and "win_rate_vs_base" not in self.metrics[-1]:
             self.evaluate(done)  # the judge failed within it: only that is left of the step
-        return self.bar
+        for step in self.bar:
+            self.at = step
+            yield step
+            asked = [name for name in self.procs.gather([self.stop.asked]) if name]
+            if asked and step < self.cfg.steps:
+                raise StoppedError(asked[0])
 
     def log(self, step: int, scored: dict, frac_floor, losses, norms, kl, seconds) -> None:
         """Adds the step's line to metrics.jsonl; evaluates and saves where it is time to.
 
         scored: rewards.Rewards of all ranks by name; losses: grpo.Loss of each backward pass;
         norms: of the gradient, one an update; seconds: of rollout, judge and update.
+        Raises FloatingPointError, before anything is written, if weights are no longer finite.
         """
+        trained = [("the trained weights", weight) for weight in self.model.trainable()]
+        self.procs.alike(check_finite, trained)
         ranks = self.procs.gather([rundir.learning_of(losses, norms, kl, seconds)])
         row = {"step": step, **rundir.judging_of(scored), "frac_floor": frac_floor}
         self.metrics.append(row | rundir.over_ranks(ranks))
+        self.doubt(self.metrics[-1])
         self.evaluate(step) if self.evaluates(step) else self.save(step)
+
+    def doubt(self, row: dict) -> None:
+        """Warns of what says that nothing is learned; of each kind the 1st, 2nd, 4th, ... time."""
+        for kind, sentence in diagnostics.doubts(row, not self.doubted).items():
+            self.doubted[kind] += 1
+            if self.procs.first and self.doubted[kind].bit_count() == 1:
+                log.warning("step %d: %s", row["step"], sentence)
+        self.doubted["step"] += 1
 
     def evaluate(self, step: int) -> None:
         with self.average.in_place():
@@ -229,7 +255,7 @@ class Run:
         self.save(step)
         if self.procs.first:
             name, value = next(iter(held.metrics().items()))
-            self.bar.set_postfix_str(f"{name} {value:.3f}")
+            self.bar.set_postfix_str(f"{name} {math.nan if value is None else value:.3f}")
             path = self.out / "samples" / f"step_{step:05d}.png"
             pictures.sample_grid(grid, self.heldout.grid_prompts, path)
             pictures.training_curves(self.metrics, self.out / "curves.png")
@@ -240,23 +266,63 @@ class Run:
         if self.procs.first:
             rundir.write_metrics(self.out, self.metrics)
             self.write(self.metrics[-1])
-        if step % self.cfg.checkpoint_every == 0 or step == self.cfg.steps:
-            processes.save_checkpoint(self.out / "checkpoint", self.procs, *self.state, step)
+        if step % self.cfg.checkpoint_every == 0 or self.evaluates(step):
+            self.checkpoint(step)
+
+    def checkpoint(self, step: int) -> None:
+        """Saves the state after this step; the one before it and the best held-out one stay."""
+        best = rundir.best_step(self.metrics)
+        folder = self.out / "checkpoint"
+        with writing(folder / f"step_{step:06d}"):
+            processes.save_checkpoint(folder, self.procs, *self.state, step, [best])
+
+    def kept(self) -> str:
+        """Which checkpoints there are, in words."""
+        steps = processes.checkpoint_steps(self.out / "checkpoint")
+        if not steps:
+            return f"no checkpoint of '{self.out}' was written yet"
+        listed = ", ".join(map(str, steps))
+        return f"'{self.out / 'checkpoint'}' keeps the state after step {listed}"
 
     @contextlib.contextmanager
-    def saved_if_the_judge_fails(self):
-        """A JudgeError, raised on all ranks alike before weights change, loses nothing."""
+    def ends_well(self):
+        """An end before the last step, on all ranks alike, loses no whole step and says what stays.
+
+        A judge fails, and signals are heeded, where weights are those of a whole step: they are
+        saved first. Numbers that are not finite come from weights that should not be.
+        """
+        done, again = lambda: self.metrics[-1]["step"], "repeat the command with --resume"
+        self.stop.patient = True
         try:
             yield
         except JudgeError as error:
-            step = self.metrics[-1]["step"]
             if self.procs.first:
                 rundir.write_metrics(self.out, self.metrics)
-            processes.save_checkpoint(self.out / "checkpoint", self.procs, *self.state, step)
+            self.checkpoint(done())
             raise JudgeError(
-                f"{error}; the state after step {step} is saved in '{self.out}': when the judge "
-                "answers again, repeat the command with --resume"
+                f"{error}; the state after step {done()} is saved in '{self.out}': when the judge "
+                f"answers again, {again}"
             )
+        except StoppedError as name:
+            self.checkpoint(done())
+            raise StoppedError(
+                f"stopped by {name}: the state after step {done()} is saved in '{self.out}'; to "
+                f"go on, {again}"
+            )
+        except KeyboardInterrupt:
+            raise StoppedError(f"stopped at once: {self.kept()}; to go on from there, {again}")
+        except FloatingPointError as error:
+            cause = f"the base model overflows in --dtype {self.cfg.dtype}"
+            if self.optimizer.state:  # a step was made, in this run or in the one that it resumes
+                cause = f"--lr {self.cfg.lr:g} is too high, and weights have run away"
+            raise FloatingPointError(
+                f"step {self.at}, {error}: likely {cause}; nothing of it is saved, "
+                f"and {self.kept()}"
+            )
+        except OSError as error:  # such as a full disk
+            raise OSError(f"{error}; {self.kept()}; to go on from there, {again}")
+        finally:
+            self.stop.patient = False
 
     def finish(self) -> None:
         """final/ with its card, the pictures before and after, and the result in words."""
@@ -266,7 +332,8 @@ class Run:
             weights = processes.full_weights(model.transformer) if cfg.shard else None
             if not self.procs.first:
                 return
-            model.save(self.out / "final", weights)
+            with writing(self.out / "final"):
+                model.save(self.out / "final", weights)
         result = held.against(heldout.base)
         changed = {
             f.name: getattr(cfg, f.name)
@@ -293,10 +360,21 @@ class Run:
             f"{result}\nlook at {self.out / 'before_after.png'} and {self.out / 'curves.png'}; "
             f"the model is in {self.out / 'final'}"
         )
+        if not held.known:
+            raise SystemExit("the judge could not be read: whether this run learned is not known")
 
 
 def start_run(cfg: Config, procs: Processes) -> Run:
     """Prepares the run directory, loads what the settings name, and takes up a checkpoint."""
+    with contextlib.ExitStack() as held:
+        if procs.first:
+            held.enter_context(rundir.hold_run(cfg))
+        run = prepared(cfg, procs)
+        run.held = held.pop_all()  # the directory's lock, as long as the run lives
+    return run
+
+
+def prepared(cfg: Config, procs: Processes) -> Run:
     prompts = read_prompts(cfg.prompts, cfg.heldout, cfg.prompts_per_step) if cfg.prompts else None
     out = rundir.prepare_run(cfg) if procs.first else Path(cfg.out)
     run = Run(cfg, procs, out, prompts)
@@ -304,7 +382,35 @@ def start_run(cfg: Config, procs: Processes) -> Run:
         run.write = rundir.make_logger(cfg.logger, out, dataclasses.asdict(cfg))
     if cfg.resume and processes.newest_checkpoint(out / "checkpoint"):  # none: stopped before it
         step = processes.load_checkpoint(out / "checkpoint", *run.state)
+        procs.alike(check_finite, [("the checkpoint", weight) for weight in run.model.trainable()])
+        if step > cfg.steps:
+            raise ValueError(
+                f"the run in '{out}' is at step {step} already, past --steps {cfg.steps}"
+            )
         run.metrics = rundir.read_metrics(out, step)
     if procs.first:
         rundir.write_metrics(out, run.metrics)
     return run
+
+
+@contextlib.contextmanager
+def started(cfg: Config):
+    """The run that the settings name; whatever ends it is one sentence, told by rank 0, and a
+    status that is not 0."""
+    check_config(cfg, int(os.environ.get("WORLD_SIZE", 1)))
+    said, first = None, os.environ.get("RANK", "0") == "0"
+    try:
+        with processes.signals() as stop:
+            run = start_run(cfg, processes.start_processes(cfg.device, cfg.shard))
+            run.stop = stop
+            with run.held, run.ends_well():
+                yield run
+    except (ValueError, ArithmeticError, OSError, JudgeError, StoppedError) as error:
+        said = str(error)
+    except KeyboardInterrupt:
+        said = "stopped before a step was made: nothing is lost, repeat the command"
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if said:
+        raise SystemExit(said if first else 1)

@@ -7,8 +7,10 @@ final/           what plain diffusers loads, with a model card
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from support.files import write_atomic
+from support.config import parse_rewards
+from support.files import hold, write_atomic
 
 log = logging.getLogger("train")
 
@@ -27,35 +30,88 @@ def read_metrics(out: Path, up_to: int) -> list[dict]:
     return [row for row in rows if row["step"] <= up_to]
 
 
+WHOLE = 64e6  # bytes up to which a file is read for its digest; of larger ones the size must do
+
+
+def digest(path: str) -> str:
+    """What stands in a file or folder, as a short text; the name itself where neither is there."""
+    found, known = Path(path), hashlib.sha256()
+    if not path or not found.exists():
+        return path
+    for file in sorted(found.rglob("*")) if found.is_dir() else [found]:
+        if file.is_file():
+            size = file.stat().st_size
+            known.update(f"{file.relative_to(found)} {size} ".encode())
+            known.update(file.read_bytes() if size <= WHOLE else b"")
+    return known.hexdigest()[:16]
+
+
+def contents(cfg) -> dict[str, str]:
+    """The digest of each file or folder that the settings name: a run is of what stands in it."""
+    named = {
+        name: getattr(cfg, name) for name in ("prompts", "judge_prompt", "model", "judge_model")
+    }
+    scorers = {f"reward {name}": part.source for name, part in parse_rewards(cfg.reward).items()}
+    return {name: digest(path) for name, path in (named | scorers).items()}
+
+
+def check_same_run(cfg, out: Path) -> None:
+    """SystemExit in one sentence unless the run in `out` was started with these settings."""
+    if not (out / "config.json").exists():
+        raise SystemExit(
+            f"nothing to resume in '{out}': no run was started there; start without --resume"
+        )
+    record = json.loads((out / "config.json").read_text())
+    old, now = record["config"], contents(cfg)
+    changed = [
+        f"{f.name} ({old.get(f.name)} -> {getattr(cfg, f.name)})"
+        for f in dataclasses.fields(cfg)
+        if not f.metadata["free"] and old.get(f.name) != getattr(cfg, f.name)
+    ] + [
+        f"{name} (what stands in it has changed)"
+        for name, found in record.get("contents", now).items()
+        if found != now.get(name, found)
+    ]
+    if changed:
+        raise SystemExit(
+            f"'{out}' was started with other settings: {', '.join(changed)}; "
+            "resume with the same, or use another --out"
+        )
+
+
+def hold_run(cfg):
+    """The run directory's lock, which is let go when its file is closed or the process ends.
+
+    SystemExit if another process trains there, or the directory cannot be written to.
+    """
+    out = Path(cfg.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return hold(out / ".lock")
+    except BlockingIOError:
+        raise SystemExit(f"another process trains in '{out}': wait, or choose another --out")
+    except OSError as error:
+        raise SystemExit(f"cannot write to --out '{out}': {error.strerror}")
+
+
 def prepare_run(cfg) -> Path:
     """The run directory with its config.json; SystemExit in one sentence if it cannot be used."""
     settings, out = dataclasses.asdict(cfg), Path(cfg.out)
-    free = {f.name for f in dataclasses.fields(cfg) if f.metadata["free"]}
     try:
-        (out / "checkpoint").mkdir(parents=True, exist_ok=True)
-        (out / "samples").mkdir(exist_ok=True)
         if settings["resume"]:
-            if not (out / "config.json").exists():
-                raise SystemExit(
-                    f"nothing to resume in '{out}': no run was started there; "
-                    "start without --resume"
-                )
-            old = json.loads((out / "config.json").read_text())["config"]
-            changed = [
-                f"{k} ({old.get(k)} -> {v})"
-                for k, v in settings.items()
-                if k not in free and old.get(k) != v
-            ]
-            if changed:
-                raise SystemExit(
-                    f"'{out}' was started with other settings: {', '.join(changed)}; "
-                    "resume with the same, or use another --out"
-                )
+            check_same_run(cfg, out)
         elif (out / "metrics.jsonl").exists():
             raise SystemExit(
                 f"'{out}' already holds a run: add --resume to continue it, or choose another --out"
             )
-        record = {"config": settings, "versions": versions(), "command": sys.argv}
+        (out / "checkpoint").mkdir(parents=True, exist_ok=True)
+        (out / "samples").mkdir(exist_ok=True)
+        record = {
+            "config": settings,
+            "contents": contents(cfg),
+            "versions": versions(),
+            "command": sys.argv,
+        }
         write_atomic(out / "config.json", json.dumps(record, indent=1).encode())
     except OSError as error:
         raise SystemExit(f"cannot write to --out '{out}': {error.strerror}")
@@ -76,13 +132,27 @@ def versions() -> dict[str, str]:
 
 
 def write_metrics(out: Path, metrics: list[dict]) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in metrics)
+    """One JSON object a line. JSON has neither NaN nor infinity: null stands in their place."""
+    text = "".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in metrics)
     write_atomic(out / "metrics.jsonl", text.encode())
+
+
+def finite(row: dict) -> dict:
+    odd = {k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
+    return {k: None if k in odd else v for k, v in row.items()}
+
+
+def best_step(metrics: list[dict]) -> int:
+    """The step, after the base, that did best on held-out prompts; 0 if none was evaluated."""
+    judged = [row for row in metrics[1:] if "win_rate_vs_base" in row]
+    key = "heldout_accuracy" if "heldout_accuracy" in metrics[0] else "win_rate_vs_base"
+    known = [row for row in judged if row.get(key) is not None]
+    return max(known, key=lambda row: row[key])["step"] if known else 0
 
 
 def judge_rates(counts: Counter) -> dict[str, float]:
     """What the log says of a judge. first_rate: of decisive answers; 0.5 without position bias."""
-    rates = {name: counts[name] for name in ("comparisons", "unparsable", "failed")}
+    rates = {name: counts[name] for name in ("comparisons", "unparsable", "failed", "groups_lost")}
     if "pairs" in counts:
         decisive, pairs = counts["first"] + counts["second"], max(counts["pairs"], 1)
         rates["tie_rate"] = counts["ties"] / pairs
@@ -236,8 +306,9 @@ def write_card(
     trained, folder or hub name; settings: those to print.
     """
     run = json.loads((folder.parent / "config.json").read_text())["config"]
+    said = lambda value: "not measured" if value is None else f"{value:.3f}"
     rows = [
-        f"| {key} | {scores['base'][key]:.3f} | {value:.3f} |"
+        f"| {key} | {said(scores['base'][key])} | {said(value)} |"
         for key, value in scores["trained"].items()
     ]
     hidden = {"base_url", "out", "device", "resume"}

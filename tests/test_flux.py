@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from diffusers import FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
+from transformers import CLIPModel
 
 import sampler
-from models import base, flux
+from models import base, flux, sd3
 
 PROMPTS = ["a red circle inside a blue square", "three green triangles"]
 
@@ -41,6 +42,21 @@ def test_ode_sample_is_what_diffusers_own_pipeline_draws(tiny_flux):
     assert np.abs(pixels(our_images(tiny_flux, PROMPTS, [6, 5])) - pixels(theirs)).max() > 20
 
 
+@pytest.mark.parametrize("arguments", [{}, {"num_images_per_prompt": 2, "guidance_scale": 1.0}])
+def test_what_ships_loads_plainly_and_draws(arguments):
+    """As its page on a hub would say it, without a word about precision or the prompt's length."""
+    pipe = FluxPipeline.from_pretrained(ROOT / "assets" / "tiny-flux")
+    images = pipe("a red circle", num_inference_steps=2, height=32, width=32, **arguments).images
+    assert pixels(images).std() > 5 and {p.dtype for p in parts_of(pipe)} == {torch.float32}
+    clip = CLIPModel.from_pretrained(ROOT / "assets" / "tiny-clip")
+    assert {p.dtype for p in clip.parameters()} == {torch.float32}
+
+
+def parts_of(pipe):
+    parts = (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+    return [p for part in parts for p in part.parameters()]
+
+
 def test_noise_depends_on_the_seed_alone(tiny_flux):
     both = flux.initial_noise(tiny_flux, 32, 32, [1, 2])
     assert both.shape == (2, 16, 32) and both.dtype == torch.float32
@@ -67,14 +83,15 @@ def test_a_missing_model_is_named(model, tmp_path, monkeypatch):
         flux.load(model)
 
 
-def test_lora_starts_as_the_base_switches_off_and_saves(tiny_flux, tmp_path):
+@pytest.mark.parametrize("alpha", [0, 1, 8])  # as the rank; smaller; larger
+def test_lora_starts_as_the_base_switches_off_and_saves(alpha, tiny_flux, tmp_path):
     folder = tmp_path / "base"
     tiny_flux.save_pretrained(folder)
     pipe = flux.load(str(folder))
     before = pixels(our_images(pipe, PROMPTS, [1, 2]))
     with pytest.raises(ValueError, match="no base to compare with"), flux.base_weights(pipe, None):
         pass
-    flux.add_lora(pipe, rank=4)
+    flux.add_lora(pipe, rank=4, alpha=alpha)
     assert np.array_equal(before, pixels(our_images(pipe, PROMPTS, [1, 2])))  # B starts at zero
     assert 0 < sum(p.numel() for p in flux.trainable(pipe)) < 200_000
     with torch.no_grad():
@@ -91,6 +108,13 @@ def test_lora_starts_as_the_base_switches_off_and_saves(tiny_flux, tmp_path):
     plain = FluxPipeline.from_pretrained(folder)
     plain.load_lora_weights(tmp_path / "lora")
     assert np.abs(after - pixels(our_images(plain, PROMPTS, [1, 2]))).max() <= 1
+
+
+def test_a_rank_above_the_layers_width_is_refused():
+    pipe = flux.load(str(ROOT / "assets" / "tiny-flux"))
+    with pytest.raises(ValueError, match="--lora_rank 129 is above the width of the layers, 128"):
+        flux.add_lora(pipe, rank=129)
+    flux.add_lora(pipe, rank=128)
 
 
 def test_full_weights_save_as_a_pipeline(tiny_flux, tmp_path):
@@ -139,10 +163,55 @@ def test_the_model_of_the_loop_is_the_files_functions(tiny_flux):
     assert [image.size for image in model.decode(noise)] == [(32, 32)] * 2
 
 
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_2"])
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_a_model_with_one_weight_that_is_not_finite_is_refused(part, odd, tmp_path):
+    pipe = FluxPipeline.from_pretrained(ROOT / "assets" / "tiny-flux")
+    list(getattr(pipe, part).parameters())[-1].data.flatten()[-1] = odd
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"NaN or infinity in .* of its {part};"):
+        base.load(str(tmp_path), size=32)
+
+
+def test_pictures_that_are_not_finite_are_never_drawn(tiny_flux):
+    latents = flux.initial_noise(tiny_flux, 32, 32, [0, 1])
+    latents[1, 3, 2] = float("nan")
+    with pytest.raises(FloatingPointError, match="the decoded pictures"):
+        flux.decode(tiny_flux, latents, 32, 32)
+
+
 @pytest.mark.parametrize("name", ["no/such/folder", "runs/none"])
 def test_no_pipeline_is_named(name):
     with pytest.raises(ValueError, match=f"no pipeline in '{name}'"):
         base.load(name, size=32)
+
+
+class GatedRepoError(OSError):
+    """As the hub raises it, by its name."""
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [
+        (GatedRepoError("401"), "it is gated: accept its licence"),
+        (ConnectionRefusedError(111, "Connection refused"), "the hub cannot be reached"),
+        (ValueError("first line\nsecond line"), "first line"),
+        (RuntimeError("shapes differ\nin 58 lines"), "shapes differ"),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_a_hub_model_that_cannot_be_had_gets_one_sentence(cause, reason, monkeypatch):
+    def fails(*_, **__):
+        if isinstance(cause, OSError):  # as diffusers does
+            raise OSError("cannot be loaded:\nmany lines") from cause
+        raise cause
+
+    for step in ("load_config", "from_pretrained"):
+        monkeypatch.setattr(DiffusionPipeline, step, fails)
+    for load in (flux.load, sd3.load, lambda name: base.load(name, size=32)):
+        with pytest.raises(ValueError, match=f"cannot load 'someone/model': {reason}") as told:
+            load("someone/model")
+        assert "\n" not in str(told.value)
 
 
 def test_a_pipeline_of_another_class_is_named(tmp_path):

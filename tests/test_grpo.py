@@ -110,6 +110,18 @@ def test_the_gradient_vanishes_outside_the_clip_on_the_right_side_only(log_ratio
     assert ratio.grad.item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
+@pytest.mark.parametrize("log_ratio", [25.0, 100.0, 1e9, 3e38, -100.0, -3e38])
+def test_a_sample_far_past_the_clip_has_a_finite_gradient(log_ratio, advantage):
+    ratio = torch.tensor([log_ratio, 0.0], requires_grad=True)
+    loss = grpo.clipped_loss(ratio, torch.tensor([advantage, 1.0]), 1e-4)
+    loss.loss.backward()
+    assert torch.isfinite(torch.stack(loss)).all() and torch.isfinite(ratio.grad).all()
+    pulled_back = advantage < 0 < log_ratio  # likelier by far, and bad: pulled with all its might
+    assert (ratio.grad[0] > 1e6) if pulled_back else (ratio.grad[0].abs() < 1e-30)
+    assert ratio.grad[1] == -0.5  # and the others learn as ever
+
+
 def test_loss_statistics():
     loss = grpo.clipped_loss(torch.tensor([0.0, 0.5]).log1p(), torch.tensor([1.0, 1.0]), 0.2)
     assert loss.loss.item() == pytest.approx(-(1.0 + 1.2) / 2)

@@ -1,5 +1,7 @@
 """The headline of a run: held-out results written by hand, with their gain, interval and sides."""
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -48,6 +50,16 @@ def test_the_sentence_says_what_was_before_and_what_is_now():
     assert from_a_file.against(from_a_file).endswith("held-out prompts, by the judge of the reward")
 
 
+def test_no_win_rate_is_claimed_that_was_not_read():
+    part = TRAINED._replace(wins=[1.0, None, 0.5])
+    assert part.metrics()["win_rate_vs_base"] == 0.75
+    assert "on 2 of 3 held-out prompts, the others lost" in part.against(BASE)
+    for held in (TRAINED._replace(wins=[None] * 3), Held([], [], [None, None])):
+        said = held.against(BASE)
+        assert held.metrics()["win_rate_vs_base"] is None
+        assert "win rate against the base not measured" in said and "interval 0.5" not in said
+
+
 class Numbers:
     """A model whose pictures are numbers: the base draws 0, the trained network 1."""
 
@@ -74,13 +86,14 @@ class Numbers:
 class HigherWins:
     """A PairwiseReward by the numbers."""
 
-    name = "higher wins"
+    name, asked, lost = "higher wins", 0, 0
 
     def __call__(self, prompts, images):
+        self.asked += 1
         wins = [[float(a > b), float(b > a)] if a != b else [0.5, 0.5] for a, b in images]
-        from collections import Counter
-
-        return Rewards(torch.tensor(wins), Counter(wanted=len(wins)))
+        wins[: self.lost] = [[0.5, 0.5]] * self.lost
+        counts = Counter(wanted=len(wins), failed=self.lost)
+        return Rewards(torch.tensor(wins), counts + Counter(groups_lost=self.lost))
 
 
 def test_the_win_rate_against_the_base_is_the_trained_models_own():
@@ -89,7 +102,11 @@ def test_the_win_rate_against_the_base_is_the_trained_models_own():
 
     cfg = Config(heldout=3, num_steps=2)
     alone = Processes(0, 1, torch.device("cpu"))
-    held = Heldout(cfg, alone, Numbers(), HigherWins(), File())
+    compare = HigherWins()
+    held = Heldout(cfg, alone, Numbers(), compare, File())
     held.measure_base()
+    assert not compare.asked  # of a picture against itself
     assert held.base.wins == [0.5] * 3 and held.base_images == [0.0] * 3
     assert held.evaluate().wins == [1.0] * 3
+    compare.lost = 1  # a comparison, which then stands at one half
+    assert sorted(held.evaluate().wins, key=str) == [1.0, 1.0, None]

@@ -222,6 +222,8 @@ def test_work_is_counted():
     assert plan.work_of(replace(settings, opponents=2), 2, 3).judge_calls == 2 * 4 * 2
     settings = replace(settings, kl_coef=0.1, reward="pointwise", gradient_checkpointing=False)
     assert plan.work_of(settings, 2, 3) == plan.Work(3 * 6 + 5 + 2 * 3 * 3, 0, 9, 2 * 4)
+    window = plan.work_of(replace(settings, window=2), 2, 3)
+    assert window.backward == 3 * 2 and window.forward == 3 * 6 + 2 + 2 * 3 * 2
     for reward, calls in (("pairwise:0.4,clip:0.6", 12), ("pairwise,pointwise", 16), ("clip", 0)):
         assert plan.work_of(replace(settings, reward=reward), 1, 1).judge_calls == calls
 
@@ -281,7 +283,7 @@ def test_recipes_are_the_released_settings(recipe, own):
     world = 64 if cfg.shard else 1
     batches = cfg.prompts_per_step // world * cfg.group_size // cfg.micro_batch
     assert batches // cfg.updates == 4  # micro-batches that an update adds up
-    config.check_config(replace(cfg, prompts="prompts.txt"), world)
+    config.check_config(replace(cfg, prompts="prompts.txt", base_url="http://judge/v1"), world)
 
 
 def test_the_lora_recipe_fits_80_and_48_GB_and_with_offload_24():
@@ -354,11 +356,9 @@ def update_peak(prompts: int, group: int, micro_batch: int) -> int:
     with footprint.Alive() as alive:
         for rows in train.micro_batches(count, micro_batch):
             ones = torch.ones(micro_batch)
-            loss, _ = train.objective(
+            train.objective(
                 model, model.transformer, rollout, ones, 0, rows, 1e-4, True, 0.0
-            )
-            loss.backward()
-            del loss
+            ).loss.backward()
         optimizer.step()
     return alive.peak
 

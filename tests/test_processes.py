@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -34,6 +35,7 @@ SETTINGS = {
     "fsdp": dict(shard=True, gradient_checkpointing=True),
     "fsdp_bf16": dict(shard=True, dtype="bfloat16"),
 }
+ALONE = processes.Processes(0, 1, torch.device("cpu"))
 PROMPTS = ["a large red circle", "two small blue squares"]
 
 
@@ -73,7 +75,7 @@ def descend(cfg, learner, optimizer, rollout, advantages) -> None:
     parts = [(k, rows) for rows in train.micro_batches(len(advantages), 1) for k in (0, 1)]
     for i, (k, rows) in enumerate(parts, 1):
         with processes.gradients(learner.policy, average=i == len(parts)):
-            loss, _ = train.objective(
+            loss = train.objective(
                 learner.model,
                 learner.policy,
                 rollout,
@@ -84,7 +86,7 @@ def descend(cfg, learner, optimizer, rollout, advantages) -> None:
                 cfg.guard,
                 cfg.kl_coef,
             )
-            (loss / len(parts)).backward()
+            (loss.loss / len(parts)).backward()
     processes.clip_gradients(learner.model.trainable(), cfg.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -139,6 +141,19 @@ class Sent(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def ends_of_one_rank_end_all(procs) -> None:
+    """An error of rank 1 alone is raised by both, and of rank 0 what it found is told to both."""
+
+    def odd():
+        if procs.rank == 1:
+            raise FloatingPointError("NaN on one")
+
+    with pytest.raises(FloatingPointError, match="^NaN on one$"):
+        procs.alike(odd)
+    assert procs.alike(lambda: procs.rank) == procs.rank
+    assert procs.from_first(lambda: procs.rank) == 0
+
+
 def as_one_of_two(folder: Path) -> None:
     """What each of the two processes does, under torchrun; rank 0 writes what the test compares."""
     procs = processes.start_processes("cpu")
@@ -150,6 +165,7 @@ def as_one_of_two(folder: Path) -> None:
             for parameter in learner.model.trainable():
                 parameter.zero_()
         step = processes.load_checkpoint(folder / mode, *learner.state)
+        ends_of_one_rank_end_all(procs)
         again = trained_weights(learner)
         with learner.average.in_place():
             average = trained_weights(learner)
@@ -350,6 +366,30 @@ def test_every_rank_has_as_many_shares():
     ranks = [processes.Processes(rank, 3, torch.device("cpu")) for rank in range(3)]
     shares = [procs.share(7) for procs in ranks]
     assert {len(share) for share in shares} == {3} and set().union(*shares) == set(range(7))
+
+
+def test_the_last_two_checkpoints_stay_and_those_that_are_named(tmp_path):
+    learner = build(config("ddp"), ALONE)
+    for step in range(1, 6):
+        processes.save_checkpoint(tmp_path, ALONE, *learner.state, step, [2])
+    assert processes.checkpoint_steps(tmp_path) == [2, 4, 5]
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_told_before_any_step(odd):
+    weight = torch.nn.Parameter(torch.zeros(3))
+    weight.grad = torch.tensor([1.0, odd, 0.0])
+    for max_norm in (0.0, 1.0):
+        with pytest.raises(FloatingPointError, match="the gradient's norm is"):
+            processes.clip_gradients([weight], max_norm)
+
+
+def test_a_norm_of_0_leaves_the_gradient_as_it_is():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([3.0, 4.0])
+    assert processes.clip_gradients([weight], 0.0) == 5.0 and weight.grad.tolist() == [3.0, 4.0]
+    assert processes.clip_gradients([weight], 1.0) == 5.0
+    assert weight.grad.norm().item() == pytest.approx(1.0, rel=1e-5)
 
 
 def test_a_half_written_checkpoint_is_not_the_newest(tmp_path):

@@ -135,6 +135,25 @@ def test_a_share_of_the_stochastic_steps_is_replayed(fraction, count):
         assert len({tuple(batch.replayed) for batch in drawn}) > 1  # others in other steps
 
 
+def test_a_window_is_drawn_from_seed_and_step_alone_and_replayed_whole():
+    cfg = replace(SMALL, num_steps=12, window=3)
+    drawn = [make_batch(cfg, None, step) for step in range(60)]
+    for step, batch in enumerate(drawn):
+        assert batch.window == batch.replayed == list(range(batch.window[0], batch.window[0] + 3))
+        ranks = [make_batch(cfg, None, step, rank, 2).window for rank in range(2)]
+        wider = replace(cfg, group_size=7, same_noise=True)
+        assert [*ranks, make_batch(wider, None, step).window] == [batch.window] * 3
+        assert all(part.window == batch.window for part in batch.split(1))
+    assert {batch.window[0] for batch in drawn} == set(range(9))  # of 0..10, every place
+    other = [make_batch(replace(cfg, seed=1), None, step).window for step in range(60)]
+    assert other != [batch.window for batch in drawn]
+    ranged = replace(cfg, window_range="2:6")
+    assert {make_batch(ranged, None, s).window[0] for s in range(60)} == {2, 3}
+    plain = make_batch(replace(cfg, window=0), None, 5)  # and nothing else is drawn otherwise
+    assert plain.window is None
+    assert (plain.prompts, plain.noise_seeds) == (drawn[5].prompts, drawn[5].noise_seeds)
+
+
 def test_a_batch_in_parts_is_the_batch():
     whole = make_batch(SMALL, None, 1)
     parts = whole.split(3)

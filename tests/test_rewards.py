@@ -467,6 +467,47 @@ def test_what_may_be_lost_is_a_share_of_what_was_wanted(counts, share, stops):
         check_lost("x", rewards, share)
 
 
+def lost_groups(*lost, of=6, more=0):
+    """Rewards of groups of `of` judgements each; lost: whether a group lost them all."""
+    counts = Counter(wanted=of * len(lost), failed=of * sum(lost) + more)
+    counts["groups_lost"] = sum(lost)
+    return Rewards(torch.zeros(len(lost), 2), counts, "refused")
+
+
+@pytest.mark.parametrize(
+    ("rewards", "share", "stops"),
+    [
+        (lost_groups(True, False), 0.05, False),  # one prompt that is always refused
+        (lost_groups(True, *[False] * 15), 0.05, False),
+        (lost_groups(True, *[False] * 15, more=5), 0.05, True),  # what others lose still counts
+        (lost_groups(True, True, *[False] * 14), 0.05, True),  # a judge that died, not a prompt
+        (lost_groups(True, True, *[False] * 38), 0.05, False),  # within the share
+        (lost_groups(True), 0.05, True),  # nothing is left
+        (lost_groups(True, True), 0.5, True),
+        (lost_groups(True, False), 0.0, True),  # nothing may be lost
+        (lost_groups(True, True), 1.0, False),
+    ],
+)
+def test_a_group_that_lost_everything_is_set_aside_if_it_stands_alone(rewards, share, stops):
+    if not stops:
+        return check_lost("x", rewards, share)
+    with pytest.raises(JudgeError, match="last error: refused"):
+        check_lost("x", rewards, share)
+
+
+def test_groups_that_lost_everything_are_counted_of_pairs_and_scores():
+    def refuses_five(first, second, _):
+        return FAILURE if 5 in (first, second) else higher(first, second)
+
+    images = [[1, 2, 3], [5, 6, 5], [4, 5, 6]]  # of the second no pair is left, of the third one
+    pairs = PairwiseReward(Judge(refuses_five))(["a", "b", "c"], images)
+    assert pairs.counts["groups_lost"] == 1
+    assert len(set(pairs.values[1].tolist())) == 1  # and so no advantage
+    scores = PointwiseReward(Scores())(["a", "b"], [[None, None], [None, 2]])
+    assert scores.counts["groups_lost"] == 1
+    assert join([pairs, pairs]).counts["groups_lost"] == 2
+
+
 def test_losses_are_weighed_over_the_joined_parts():
     judge = Judge(
         lambda first, second, _: (

@@ -1,6 +1,7 @@
 """The run directory: loggers at work, the code on the model card, what a resumption may change."""
 
 import json
+import math
 import sys
 import types
 from collections import Counter
@@ -16,12 +17,14 @@ from models import flux
 from rewards import Rewards
 from support.config import Config
 from support.rundir import (
+    best_step,
     judging_of,
     learning_of,
     make_logger,
     over_ranks,
     prepare_run,
     write_card,
+    write_metrics,
 )
 
 TINY = str(ROOT / "assets" / "tiny-flux")
@@ -129,6 +132,63 @@ def test_a_run_resumes_on_other_hardware_but_not_as_another_run(tmp_path):
         prepare_run(replace(cfg, resume=True, lr=0.1))
 
 
+FILES = {"prompts": "p.txt", "judge_prompt": "t.txt"}
+
+
+@pytest.fixture
+def with_files(tmp_path):
+    """A run that was started with files and folders, and the place of each."""
+    places = {name: tmp_path / file for name, file in FILES.items()}
+    for folder in ("model", "judge_model", "scorer"):
+        (tmp_path / folder).mkdir()
+        places[folder] = tmp_path / folder / "weights.safetensors"
+    for place in places.values():
+        place.write_text("a\n")
+    named = {name: str(tmp_path / FILES.get(name, name)) for name in places if name != "scorer"}
+    cfg = Config(**named, out=str(tmp_path / "run"), reward=f"clip={tmp_path / 'scorer'}")
+    prepare_run(cfg)
+    return replace(cfg, resume=True), places
+
+
+@pytest.mark.parametrize("name", [*FILES, "model", "judge_model", "scorer"])
+def test_a_run_is_of_what_stood_in_its_files(name, with_files):
+    cfg, places = with_files
+    prepare_run(cfg)
+    places[name].write_text("b\n")
+    what = "reward clip" if name == "scorer" else name
+    with pytest.raises(SystemExit, match=rf"settings: {what} \(what stands in it has changed\);"):
+        prepare_run(cfg)
+    places[name].write_text("a\n")
+    if name in FILES:  # the same, elsewhere
+        prepare_run(replace(cfg, **{name: str(places[name].rename(places[name].with_name("new")))}))
+
+
+def test_what_may_be_lost_and_how_a_judge_is_reached_may_change(with_files):
+    cfg, _ = with_files
+    prepare_run(replace(cfg, max_failed=0.6, judge_tokens=4096, base_url="http://h", patience=9.0))
+
+
+def test_the_log_is_json_whatever_was_measured(tmp_path):
+    odd = {"step": 1, "a": math.nan, "b": -math.inf, "c": 0.5, "d": 3}
+    write_metrics(tmp_path, [odd])
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert row == {"step": 1, "a": None, "b": None, "c": 0.5, "d": 3}
+
+
+def test_the_best_step_is_by_accuracy_where_that_is_measured_and_never_the_base():
+    rows = [{"step": 0, "heldout_accuracy": 0.9, "win_rate_vs_base": 0.5}, {"step": 1}]
+    assert best_step(rows) == 0
+    rows += [
+        {"step": 2, "heldout_accuracy": 0.6, "win_rate_vs_base": 0.6},
+        {"step": 4, "heldout_accuracy": 0.5, "win_rate_vs_base": 0.7},
+        {"step": 6, "heldout_accuracy": None, "win_rate_vs_base": None},
+    ]
+    assert best_step(rows) == 2
+    for row in rows:
+        row.pop("heldout_accuracy", None)
+    assert best_step(rows) == 4
+
+
 def rank(**values):
     return dict(ratio_mean=1.0, ratio_min=1.0, ratio_max=1.0, kl_to_base=0.0) | values
 
@@ -175,6 +235,7 @@ def test_what_a_judge_says_by_hand():
     values = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
     row = judging_of({"pairwise": Rewards(values, counts)})
     assert row == {
+        "groups_lost": 0,
         "reward_mean": 0.5,
         "reward_std": 0.25,
         "comparisons": 13,
@@ -191,6 +252,7 @@ def test_rewards_of_a_mixture_keep_their_own_units():
     logit = Rewards(torch.tensor([[20.0, 24.0]]), Counter(comparisons=2, failed=1))
     row = judging_of({"pairwise": win, "clip": logit})
     assert row == {
+        "groups_lost": 0,
         "pairwise_mean": 0.5,
         "pairwise_std": 0.5,
         "clip_mean": 22.0,

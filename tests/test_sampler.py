@@ -37,9 +37,11 @@ def test_schedule_is_linear_without_shift_and_matches_the_formula_with_it():
     assert sampler.sigma_schedule(25, 3.0).dtype == torch.float32
 
 
-@pytest.mark.parametrize("steps, shift", [(0, 1.0), (4, 0.0), (4, -1.0)])
+@pytest.mark.parametrize(
+    "steps, shift", [(0, 1.0), (4, 0.0), (4, -1.0), (4, math.nan), (4, math.inf)]
+)
 def test_schedule_rejects(steps, shift):
-    with pytest.raises(ValueError, match="num_steps >= 1 and shift > 0"):
+    with pytest.raises(ValueError, match="num_steps >= 1 and a finite shift > 0"):
         sampler.sigma_schedule(steps, shift)
 
 

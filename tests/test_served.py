@@ -84,7 +84,7 @@ def start(cfg: Config):
 
 def whole_run(cfg: Config) -> None:
     run = start(cfg)
-    with run.saved_if_the_judge_fails():
+    with run.ends_well():
         train.train(cfg, ALONE, run)
         run.finish()
 
@@ -150,7 +150,7 @@ def test_each_group_is_judged_while_the_next_one_is_sampled(tmp_path):
         run.model.text_of = encode
         run.rewards["pairwise"] = Recorder(run.rewards["pairwise"], begin_to_judge)
         train.train(cfg, ALONE, run)
-    assert begun[:3] == [part.prompts for part in run.batches[1]]
+    assert begun[:3] == [part.prompts for part in run.parts(1)]
     assert [len(prompts) for prompts in begun[:3]] == [1, 1, 1]
 
 
@@ -176,7 +176,7 @@ def test_parts_change_neither_rewards_nor_ratio(micro_batch, chunks, tmp_path):
         run = start(cfg)
         run.rewards["pairwise"] = recorder = Recorder(run.rewards["pairwise"])
         train.train(cfg, ALONE, run)
-    assert [len(part.prompts) for part in run.batches[1]] == chunks
+    assert [len(part.prompts) for part in run.parts(1)] == chunks
     prompts, images, results = zip(*recorder.made)
     assert sorted(map(len, prompts)) == sorted(chunks)
     together = PairwiseReward(ShapesMLLM())(sum(prompts, []), sum(images, []))
@@ -200,7 +200,7 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
         whole_run(config(server, whole, steps=3))
         calls = server.calls
         cfg = config(server, out, steps=3, patience=2.0, call_timeout=2.0)  # soon taken for dead
-    assert calls <= 3 * 12 + 3 * 8  # what the call budget says
+    assert calls <= 3 * 12 + 2 * 8  # what the call budget says
 
     flags = [
         text
@@ -209,7 +209,7 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
         for text in (f"--{key}", str(value))
     ]
     says = []
-    for extra, left in (([], 4 + 2 * 12 + 2), (["--resume"], 10)):
+    for extra, left in (([], 2 * 12 + 2), (["--resume"], 10)):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, *extra])
         with served(port, left), pytest.raises(SystemExit) as stop:
             train.main()

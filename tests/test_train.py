@@ -1,6 +1,7 @@
 """The loop for real, small: one process, two, killed and resumed, and every wrong setting."""
 
 import contextlib
+import errno
 import functools
 import json
 import math
@@ -17,19 +18,22 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import ROOT
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import grpo
 import sampler
 import train
+from judges.mllm import Answer, StreamingMLLM
 from models import base
 from rewards import Rewards
 from support import processes
 from support.config import Config
-from support.diagnostics import check_on_policy
+from support.diagnostics import check_on_policy, doubts
+from support.files import hold
 from support.processes import Processes
 from support.prompts import Batch
-from support.run import start_run
+from support.run import StoppedError, start_run
 from support.rundir import make_logger
 
 SMALL = dict(
@@ -148,30 +152,42 @@ def test_final_is_what_plain_diffusers_loads(undisturbed, tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 0
 
 
-def test_killed_and_resumed_is_bit_identical(undisturbed, tmp_path):
-    whole, _ = undisturbed
-    out = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(out, steps=4),
+def begin(out, *more, **settings):
+    return subprocess.Popen(
+        [*command(out, **settings), *more],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.time() + 120
-    while time.time() < deadline and not list(out.glob("checkpoint/*/.metadata")):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert len(log_of(out)) < 5  # it was still at work
-    with open(out / "metrics.jsonl", "a") as file:
-        file.write('{"step": 3, "rew')  # as a kill within a write leaves it
-    done = subprocess.run(
-        [*command(out, steps=4), "--resume"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+
+
+def wait_for_step(out, step):
+    deadline = time.time() + 120
+    while time.time() < deadline and step not in processes.checkpoint_steps(out / "checkpoint"):
+        time.sleep(0.02)
+
+
+def test_stopped_then_killed_and_resumed_is_bit_identical(undisturbed, tmp_path):
+    whole, _ = undisturbed
+    out = tmp_path / "disturbed"
+    process = begin(out, steps=4)
+    wait_for_step(out, 1)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[1].splitlines()[-1]
+    done = len(log_of(out)) - 1
+    assert process.returncode == 1 and 1 <= done < 4
+    assert f"stopped by SIGTERM: the state after step {done} is saved in '{out}'" in said
+    assert processes.checkpoint_steps(out / "checkpoint")[-1] == done
+    process = begin(out, "--resume", steps=4)
+    wait_for_step(out, done + 1)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "rew')  # as a kill within a write leaves it
+    process = begin(out, "--resume", steps=4)
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
     assert log_of(out) == log_of(whole)
     weights = "final/transformer/diffusion_pytorch_model.safetensors"
     assert (out / weights).read_bytes() == (whole / weights).read_bytes()
@@ -220,7 +236,11 @@ def test_micro_batches_give_the_gradient_of_the_whole(tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"reward": "pointwise"}, {"lora_rank": 4}, {"sde_kind": "dance"}, {"same_noise": True}],
+    [
+        {"reward": "pointwise", "same_noise": True},
+        {"lora_rank": 4, "lora_alpha": 8, "window": 2, "window_range": "1:4"},
+        {"sde_kind": "dance"},
+    ],
     ids=str,
 )
 def test_the_variants_train(settings, tmp_path):
@@ -299,8 +319,7 @@ def rolled(model, group_size=2):
 def objective(model, rollout, advantages, k, **settings):
     values = dict(clip_range=10.0, guard=False, kl_coef=0.0) | settings
     rows = slice(0, len(advantages))
-    loss, _ = train.objective(model, model.transformer, rollout, advantages, k, rows, **values)
-    return loss
+    return train.objective(model, model.transformer, rollout, advantages, k, rows, **values).loss
 
 
 def slope_of(loss, model):
@@ -376,7 +395,7 @@ def toy_run(model, optimizer, average=None, micro_batch=2):
         optimizer=optimizer,
         micro_batch=micro_batch,
         average=average or types.SimpleNamespace(update=lambda: None),
-        batches={2: [batch]},
+        parts=lambda step: [batch],
         rewards={"pairwise": Bigger()},
         weights={"pairwise": 1.0},
         submit=functools.partial,
@@ -390,6 +409,15 @@ TOY = Config(
     num_steps=4, group_size=2, prompts_per_step=2, guard=False, max_grad_norm=1e9, clip_range=10.0
 )
 ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def test_only_a_windows_steps_are_stochastic_and_all_of_them_are_replayed():
+    batch = Batch(["p"], [0, 1], [100, 101], [1, 2], [1, 2])
+    rollout = train.sample(Toy(0.5), batch, SIGMAS, 0.7, "flow", 1)
+    trajectory = rollout.trajectory
+    assert trajectory.sde_steps == (1, 2)
+    assert [(trajectory.stds[k] > 0).all().item() for k in range(4)] == [False, True, True, False]
+    assert torch.equal(trajectory.latents[1], trajectory.means[0])  # the ODE's own
 
 
 def one_toy_step(cfg=TOY, lr=1e-3, **settings):
@@ -414,7 +442,7 @@ def test_a_step_of_the_loop_draws_what_the_judge_likes():
 
 def test_a_step_is_the_mean_over_samples_and_replayed_steps_whatever_the_micro_batch():
     model = Toy()
-    rollout = train.sample(model, toy_run(model, None).batches[2][0], SIGMAS, 0.7, "flow", 4)
+    rollout = train.sample(model, toy_run(model, None).parts(2)[0], SIGMAS, 0.7, "flow", 4)
     advantages = grpo.group_advantages(Bigger()(["p", "q"], rollout.images).values, 0.05).flatten()
     parts = [objective(model, rollout, advantages, k) for k in (0, 1, 2)]
     expected = -1e-3 * slope_of(sum(parts) / 3, model)
@@ -449,6 +477,8 @@ def test_each_rank_descends_its_own_advantages():
 
         class Two(Processes):
             def gather(self, items, rank=rank):
+                if not isinstance(items[0], dict):  # how the other one fares: well
+                    return items * 2
                 other = {"pairwise": theirs}
                 return [items[0], other] if rank == 0 else [other, items[0]]
 
@@ -457,6 +487,78 @@ def test_each_rank_descends_its_own_advantages():
         train.train(TOY, Two(rank, 2, torch.device("cpu")), run)
         moved.append(model.transformer.weight.item())
     assert moved[0] == moved[1] == one_toy_step()[0] != 0.0  # not the others' zeros
+
+
+# ------------------------------------------------------------------- numbers that are not finite
+
+
+class Poisoned(Toy):
+    """The toy, with something in it that is not finite: NaN latents, or NaN gradients."""
+
+    def __init__(self, what, odd=math.nan):
+        super().__init__()
+        if what == "weight":
+            self.transformer.weight.data.fill_(odd)
+        if what == "gradient":
+            self.transformer.weight.register_hook(lambda grad: grad * odd)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("what", ["weight", "gradient", "loss", "log-prob"])
+def test_what_is_not_finite_stops_the_step_before_the_optimizer(what, odd, monkeypatch):
+    model = Poisoned(what, odd)
+    if what == "loss":
+        clipped = grpo.clipped_loss
+        bad = lambda *a: clipped(*a)._replace(loss=clipped(*a).loss * 0 + odd)
+        monkeypatch.setattr(grpo, "clipped_loss", bad)
+    if what == "log-prob":
+        join_ = sampler.concatenate
+        bad = lambda parts: join_(parts)._replace(log_probs=join_(parts).log_probs + odd)
+        monkeypatch.setattr(sampler, "concatenate", bad)
+    run = toy_run(model, types.SimpleNamespace(step=lambda: pytest.fail("the optimizer's step")))
+    with pytest.raises(FloatingPointError):
+        train.train(TOY, ALONE, run)
+    assert not run.rows  # and nothing was logged or saved
+
+
+def test_one_bad_gradient_in_a_healthy_run_costs_no_checkpoint(tmp_path):
+    out = tmp_path / "run"
+    cfg = Config(**(SMALL | {"steps": 5, "eval_every": 9, "out": str(out)}))
+    run = start_run(cfg, ALONE)
+    weight, log = run.model.trainable()[0], run.log
+
+    def poison_the_fourth(step, *rest):
+        log(step, *rest)
+        if step == 3:
+            weight.register_hook(lambda grad: grad * math.nan)
+
+    run.log = poison_the_fourth
+    with pytest.raises(FloatingPointError) as told, run.ends_well():
+        train.train(cfg, ALONE, run)
+    for part in ("step 4,", "the gradient's norm is nan", "--lr 0.0001", "after step 2, 3"):
+        assert part in str(told.value)
+    assert [row["step"] for row in log_of(out)] == [0, 1, 2, 3]
+    assert processes.checkpoint_steps(out / "checkpoint") == [2, 3]
+    again = start_run(replace(cfg, resume=True), ALONE)
+    assert all(torch.isfinite(p).all() for p in again.model.trainable())
+
+
+def test_weights_that_ran_away_are_not_saved(tmp_path):
+    cfg = Config(**(SMALL | {"steps": 3, "eval_every": 9, "out": str(tmp_path / "run")}))
+    run = start_run(cfg, ALONE)
+    made = run.optimizer.step
+
+    def overflow():
+        made()
+        run.model.trainable()[0].data.flatten()[0] = math.inf
+
+    run.optimizer.step = overflow
+    with (
+        pytest.raises(FloatingPointError, match="trained weights.* no checkpoint"),
+        run.ends_well(),
+    ):
+        train.train(cfg, ALONE, run)
+    assert [row["step"] for row in log_of(tmp_path / "run")] == [0]
 
 
 # ----------------------------------------------------------------------------- odds and ends
@@ -521,6 +623,163 @@ def test_the_noise_floor_of_the_ratio_is_warned_of(tiny_rollout, caplog):
     assert "noise floor" in caplog.text
 
 
+HEALTHY = dict(groups_lost=0, frac_floor=0.1, kl_to_base=0.01, tie_rate=0.3, first_rate=0.5)
+
+
+@pytest.mark.parametrize(
+    ("odd", "kind", "once"),
+    [
+        (dict(order_agreement=0.0, first_rate=1.0, tie_rate=1.0), "judge", True),  # position alone
+        (dict(order_agreement=0.1, first_rate=0.5), "judge", True),
+        (dict(first_rate=1.0), "judge", True),  # one order is asked
+        (dict(first_rate=0.0), "judge", True),
+        (dict(order_agreement=1.0, tie_rate=1.0), "judge", True),
+        (dict(frac_floor=1.0), "floor", False),
+        (dict(groups_lost=1), "lost", False),
+        (dict(kl_to_base=1e9), "far", False),
+    ],
+    ids=str,
+)
+def test_learning_nothing_is_said_aloud(odd, kind, once):
+    row = {"step": 1, "order_agreement": 0.9} | HEALTHY
+    assert doubts(row, first=True) == doubts(row, first=False) == {}
+    assert set(doubts(row | odd, first=True)) == {kind}
+    assert set(doubts(row | odd, first=False)) == (set() if once else {kind})
+
+
+class Says(StreamingMLLM):
+    """A judge of one text for all; of some prompts, another one."""
+
+    name = "says"
+
+    def __init__(self, text, refused=(), refusal="I cannot say."):
+        self.text, self.refused, self.refusal = text, refused, refusal
+
+    def as_answered(self, queries):
+        for k, query in enumerate(queries):
+            no = any(prompt in query.text for prompt in self.refused)
+            yield k, Answer(self.refusal if no else self.text)
+
+
+def judged_by(judge, out, monkeypatch, **settings):
+    monkeypatch.setattr("support.run.judge_of", lambda *_: judge)
+    return in_process(out, **(dict(steps=1, heldout=3) | settings))
+
+
+def test_a_judge_that_cannot_be_read_ends_with_no_claim_and_a_status(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="whether this run learned is not known"):
+        judged_by(Says("Nice."), tmp_path / "run", monkeypatch, max_failed=1.0)
+    said = capsys.readouterr().out
+    assert "win rate against the base not measured" in said and "interval 0.5" not in said
+    assert (
+        "| win_rate_vs_base | 0.500 | not measured |"
+        in (tmp_path / "run" / "final" / "README.md").read_text()
+    )
+
+
+def test_a_judge_that_says_one_thing_is_doubted_after_the_first_step(tmp_path, monkeypatch, caplog):
+    judge = Says("<answer>Image 1 is better</answer>")
+    judged_by(judge, tmp_path / "run", monkeypatch, steps=2)
+    assert caplog.text.count("contradicts itself in 100% of pairs") == 1
+    assert "in no group do rewards differ" in caplog.text
+
+
+def test_a_prompt_that_is_always_refused_ends_no_run(tmp_path, monkeypatch, caplog):
+    (tmp_path / "p.txt").write_text("a red circle\na blue square\na red square\n")
+    judge = Says("<answer>Image 1 is better</answer>", refused=["blue"])
+    settings = dict(prompts=str(tmp_path / "p.txt"), heldout=1, steps=2)
+    rows = judged_by(judge, tmp_path / "run", monkeypatch, **settings)
+    assert [row["groups_lost"] for row in rows[1:]] == [1, 1]
+    assert "of 1 group(s) no judgement could be read" in caplog.text
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A run of which one step is made and kept, with its settings."""
+    cfg = Config(**(SMALL | {"steps": 9, "eval_every": 9, "out": str(tmp_path / "run")}))
+    run = start_run(cfg, ALONE)
+    steps = run.steps()
+    train.step(cfg, ALONE, run, sampler.sigma_schedule(cfg.num_steps), next(steps))
+    return cfg, run, steps
+
+
+def test_a_first_signal_ends_after_the_step_and_a_second_at_once(made):
+    _, run, steps = made
+
+    def signalled(how_often):
+        with run.ends_well():
+            for _ in range(how_often):
+                run.stop(signal.SIGINT)
+            next(steps)
+
+    with pytest.raises(StoppedError, match="by SIGINT: the state after step 1 is saved"):
+        signalled(1)
+    with pytest.raises(StoppedError, match="at once: .* keeps the state after step 1;"):
+        signalled(2)
+    with pytest.raises(KeyboardInterrupt):  # before and after the loop there is nothing to finish
+        processes.Stop()(signal.SIGTERM)
+
+
+def test_a_signal_within_a_checkpoints_write_waits_for_its_end(made, monkeypatch):
+    _, run, steps = made
+    save = processes.dcp.save
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(processes.dcp, "save", interrupted)
+
+    def two_steps():
+        with processes.signals() as run.stop, run.ends_well():
+            run.checkpoint(2)
+            next(steps)
+
+    with pytest.raises(StoppedError, match="by SIGTERM"):
+        two_steps()
+    assert processes.checkpoint_steps(run.out / "checkpoint") == [1, 2]
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        FULL,
+        RuntimeError("PytorchStreamWriter failed"),
+        CheckpointException("save", {0: (FULL, [])}),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(failure, made, monkeypatch):
+    _, run, _ = made
+
+    def full(*_, checkpoint_id, **__):
+        os.makedirs(checkpoint_id)
+        raise failure
+
+    monkeypatch.setattr(processes.dcp, "save", full)
+    with pytest.raises(OSError, match="GB are free there") as told, run.ends_well():
+        run.checkpoint(2)
+    assert "step_000002" in str(told.value) and "keeps the state after step 1;" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_defaults_lie_beside_the_files(tmp_path):
+    """The command, given from another folder."""
+    settings = flags(**{k: v for k, v in SMALL.items() if k != "model"}, steps=1)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *settings],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "shapes" / "final" / "model_index.json").exists()
+
+
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
 def test_a_logger_that_is_not_installed_is_named(kind, tmp_path, monkeypatch):
     for module in ("wandb", "tensorboard", "torch.utils.tensorboard"):
@@ -548,11 +807,11 @@ def main_says(monkeypatch, *arguments):
 @pytest.mark.parametrize(
     "setting, sentence",
     [
-        ({"steps": 0}, "at least 1 step"),
-        ({"group_size": 1}, "at least 2 images"),
-        ({"num_steps": 1}, "at least 2"),
+        ({"steps": 0}, "at least 1 and"),
+        ({"group_size": 1}, "at least 2 and"),
+        ({"size": 0}, "at least 8 and"),
         ({"noise_level": 0.0}, "no policy to learn"),
-        ({"prompts_per_step": 0}, "multiple of"),
+        ({"lr": "nan"}, "--lr nan: must be"),
         ({"reward": "elo"}, "unknown reward 'elo'"),
         ({"judge": "oracle"}, "choose from shapes, openai, local"),
         ({"recipe": "sdxl"}, "unknown --recipe"),
@@ -563,16 +822,19 @@ def main_says(monkeypatch, *arguments):
             "put them into OPENAI_BASE_URL",
         ),
         ({"soft": ""}, "--soft needs --judge local"),
-        ({"patience": 5.0}, "shorter than --call_timeout"),
-        ({"reward": "pointwise", "judge_prompt": __file__}, "question of a pairwise reward"),
+        ({"judge": "openai", "base_url": "http://h/v1", "patience": 5.0}, "shorter than"),
+        ({"reward": "pointwise", "judge_prompt": __file__}, "for a pairwise reward"),
         ({"recipe": "flux-lora"}, "needs --prompts FILE"),
         ({"prompts": "p.txt", "heldout": 0}, "--heldout N"),
         ({"prompts": "no.txt"}, "No such file"),
         ({"dtype": "bfloat16"}, "float32 master weights"),
         ({"dtype": "float16"}, "choose from float32, bfloat16"),
         ({"updates": 3}, "must divide the micro-batches"),
-        ({"ema": 1.0}, "a decay from 0"),
-        ({"micro_batch": -1}, "or 0 for all"),
+        ({"ema": 1.0}, "below 1"),
+        ({"micro_batch": -1}, "at least 0"),
+        ({"device": "gpu"}, "--device 'gpu' is none: cpu, cuda"),
+        ({"device": "meta"}, "--device 'meta' is none"),
+        ({"device": "cuda:99"}, "has none"),
         ({"logger": "paper"}, "choose from , tensorboard, wandb"),
         ({"model": "no/such/model"}, "no pipeline in"),
         ({"size": 36}, "not a multiple of 8"),
@@ -598,6 +860,10 @@ def test_an_unwritable_folder_a_missing_checkpoint_and_other_settings(
         monkeypatch, "--out", str(tmp_path / "file" / "run")
     )
     assert "nothing to resume" in main_says(monkeypatch, "--out", str(tmp_path / "new"), "--resume")
+    with hold(tmp_path / ".lock"):  # as a run at work there does
+        for more in ([], ["--resume"]):
+            says = main_says(monkeypatch, "--out", str(tmp_path), *more)
+            assert "another process trains in" in says
     out, _ = undisturbed
     again = flags(**SMALL, out=out, steps=4)
     assert "already holds a run" in main_says(monkeypatch, *again)
