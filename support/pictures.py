@@ -133,7 +133,12 @@ def panels(metrics) -> list[Panel]:
         Panel("Reward, beside the truth", "mean, own units", reward, None, (None, None), True)
         if reward
         else Panel("Reward, beside the truth", "win rate", preferred, none, (0, 1), True),
-        Panel("Spread of the reward in a group", "standard deviation", spread, PAPERS_SPREAD),
+        Panel(
+            "Spread of the reward in a group",
+            "standard deviation",
+            spread,
+            None if reward else PAPERS_SPREAD,  # a score's spread is in other units
+        ),
         Panel("What a step learns from", "share", signal, limits=(0, 1)),
         Panel("Distance from the base", "nats per element", [("kl_to_base", "KL to base")]),
     ]
