@@ -8,7 +8,9 @@ Every function takes plain data (PIL images, strings, numbers) and writes one fi
 
 import math
 import textwrap
+from collections.abc import Sequence
 from io import BytesIO
+from typing import NamedTuple
 
 from support.files import write_atomic
 
@@ -94,31 +96,57 @@ def sample_grid(rows, captions, path, columns=None, marks=None) -> None:
 
 # ----------------------------------------------------------------------------- training curves
 
-# title, y label, (key, label) of each line, a level to compare with, limits of y
-PANELS = (
-    (
-        "Held-out prompts",
-        "share",
-        (("heldout_accuracy", "testpoints right"), ("heldout_perfect", "images with all right")),
-        None,
-        (0, 1),
-    ),
-    ("Against the base", "win rate", (("win_rate_vs_base", "win rate"),), 0.5, (0, 1)),
-    (
-        "Reward within a group",
-        "standard deviation, share",
-        (("reward_std", "spread of the reward"), ("tie_rate", "share of ties")),
-        None,
-        (0, None),
-    ),
-    (
-        "Distance from the base",
-        "KL (nats per element)",
-        (("kl_to_base", "KL to base"),),
-        None,
-        (0, None),
-    ),
-)
+PAPERS_SPREAD = (0.3, "win rates in the paper")  # a win rate's range is 1, so this is a share too
+
+
+class Panel(NamedTuple):
+    title: str
+    label: str  # of y
+    lines: Sequence[tuple[str, str]]  # (key of metrics.jsonl, label)
+    level: tuple[float, str] | None = None  # something to compare with
+    limits: tuple = (0, None)  # of y
+    truth: bool = False  # held-out accuracy too, on an axis of its own
+
+
+def panels(metrics) -> list[Panel]:
+    """What curves.png shows of these lines.
+
+    The reward stands beside the truth, which is what it is to bring about: a score by its mean, in
+    its own units. A win rate's mean is one half by construction, so of a run on win rates the
+    judge's preference for the pictures over the base's is shown instead.
+    """
+    keys = dict.fromkeys(key for line in metrics for key in line)
+    means = [k for k in keys if k.endswith("_mean") and k != "ratio_mean" and moves(metrics, k)]
+    reward = [(key, key.removesuffix("_mean")) for key in means]
+    preferred, none = [("win_rate_vs_base", "win rate")], (0.5, "no difference from the base")
+    spread = [(k, k.removesuffix("_std")) for k in keys if k.endswith("_std")]
+    dimensions = [(k, k.partition("/")[2]) for k in keys if k.startswith("heldout/")]
+    held = [("heldout_accuracy", "testpoints right"), ("heldout_perfect", "images with all right")]
+    signal = [
+        ("tie_rate", "pairs that tie"),
+        ("frac_floor", "groups without a difference"),
+        ("clip_frac", "samples past the clip range"),
+    ]
+    return [
+        Panel("Held-out prompts", "share", held, limits=(0, 1)),
+        Panel("Held out, by dimension", "share of testpoints right", dimensions, limits=(0, 1)),
+        Panel("Reward, beside the truth", "mean, own units", reward, None, (None, None), True)
+        if reward
+        else Panel("Reward, beside the truth", "win rate", preferred, none, (0, 1), True),
+        Panel(
+            "Spread of the reward in a group",
+            "standard deviation",
+            spread,
+            None if reward else PAPERS_SPREAD,  # a score's spread is in other units
+        ),
+        Panel("What a step learns from", "share", signal, limits=(0, 1)),
+        Panel("Distance from the base", "nats per element", [("kl_to_base", "KL to base")]),
+    ]
+
+
+def moves(metrics, key: str) -> bool:
+    values = series(metrics, key)[1]
+    return bool(values) and max(values) - min(values) > 1e-4
 
 
 def series(metrics, key) -> tuple[list, list]:
@@ -148,35 +176,41 @@ def save_figure(figure, path) -> None:
 
 
 def training_curves(metrics, path) -> None:
-    """Four panels over the steps of a run: quality held out, win rate, the reward's spread, KL.
+    """Six panels over the steps of a run, one PNG.
 
     metrics: the lines of metrics.jsonl as dicts; a key that some steps lack is drawn where it is.
     """
-    figure = new_figure(figsize=(9.6, 6.4))
-    for axes, (title, label, lines, level, limits) in zip(figure.subplots(2, 2).flat, PANELS):
-        drawn = 0
-        for color, (key, name) in zip(PALETTE, lines):
-            steps, values = series(metrics, key)
-            if steps:
-                sparse = len(steps) < 40  # evaluations are few: show each as a dot
-                axes.plot(
-                    steps,
-                    values,
-                    "o-" if sparse else "-",
-                    color=color,
-                    label=name,
-                    markersize=4,
-                    linewidth=1.5,
-                )
-                drawn += 1
-        if level is not None:
-            axes.axhline(level, color=MUTED, linestyle="--", linewidth=1, label="no difference")
-        axes.set(title=title, xlabel="step", ylabel=label, ylim=limits)
+    figure = new_figure(figsize=(14.4, 7.2))
+    for axes, panel in zip(figure.subplots(2, 3).flat, panels(metrics)):
+        drawn = [draw_line(axes, metrics, *line, n) for n, line in enumerate(panel.lines)]
+        if panel.level is not None:
+            value, label = panel.level
+            axes.axhline(value, color=MUTED, linestyle="--", linewidth=1, label=label)
+        axes.set(title=panel.title, xlabel="step", ylabel=panel.label, ylim=panel.limits)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if drawn:
-            axes.legend(frameon=False, fontsize=9)
-        else:
+        if not any(drawn):
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=MUTED)
+            continue
+        axes.legend(frameon=False, fontsize=8)
+        if panel.truth and series(metrics, "heldout_accuracy")[0]:
+            other = axes.twinx()
+            draw_line(other, metrics, "heldout_accuracy", "testpoints right", len(drawn))
+            other.set(ylabel="share of testpoints right", ylim=(0, 1))
+            other.legend(frameon=False, fontsize=8, loc="lower right")
     save_figure(figure, path)
+
+
+def draw_line(axes, metrics, key: str, label: str, number: int) -> bool:
+    """Draws one key over the steps that have it; says whether there are any.
+
+    number: which line of its panel; the colors come round again with another kind of line.
+    """
+    steps, values = series(metrics, key)
+    if steps:
+        marker = "o" if len(steps) < 40 else ""  # evaluations are few: show each as a dot
+        style = ("-", "--", ":")[number // len(PALETTE) % 3]
+        color = PALETTE[number % len(PALETTE)]
+        axes.plot(steps, values, marker + style, color=color, label=label, ms=4, lw=1.5)
+    return bool(steps)

@@ -257,7 +257,8 @@ class Run:
             name, value = next(iter(held.metrics().items()))
             self.bar.set_postfix_str(f"{name} {math.nan if value is None else value:.3f}")
             path = self.out / "samples" / f"step_{step:05d}.png"
-            pictures.sample_grid(grid, self.heldout.grid_prompts, path)
+            marks = self.heldout.marks(grid)
+            pictures.sample_grid(grid, self.heldout.grid_prompts, path, marks=marks)
             pictures.training_curves(self.metrics, self.out / "curves.png")
 
     def save(self, step: int) -> None:
@@ -349,12 +350,13 @@ class Run:
             result,
             {"base": heldout.base.metrics(), "trained": held.metrics()},
         )
-        columns = heldout.grid_columns
+        columns, rows = heldout.grid_columns, map(list.__add__, heldout.base_grid, grid)
         pictures.sample_grid(
-            [before + after for before, after in zip(heldout.base_grid, grid)],
+            both := list(rows),
             heldout.grid_prompts,
             self.out / "before_after.png",
             ["before"] * columns + ["after"] * columns,
+            heldout.marks(both),
         )
         print(
             f"{result}\nlook at {self.out / 'before_after.png'} and {self.out / 'curves.png'}; "
