@@ -61,6 +61,10 @@ class Group(NamedTuple):
     met: list[list[bool]]  # which testpoints hold in each image
 
 
+def schedule_of(cfg: Config) -> torch.Tensor:
+    return sampler.sigma_schedule(cfg.num_steps, cfg.shift)
+
+
 @torch.no_grad()
 def states(model, text, trajectory) -> tuple[list[list], list[list]]:
     """K lists of images each: the latents of every step, and the clean picture predicted there."""
@@ -77,7 +81,7 @@ def draw_group(model, cfg: Config, prompt: verifier.Caption, seed: int) -> Group
     size = cfg.group_size
     noise = model.noise([seed_of(seed, g, "noise") for g in range(size)])
     generators = [torch.Generator().manual_seed(seed_of(seed, g, "steps")) for g in range(size)]
-    text, sigmas = model.encode([prompt.text], size), sampler.sigma_schedule(cfg.num_steps)
+    text, sigmas = model.encode([prompt.text], size), schedule_of(cfg)
     trajectory = sampler.rollout(
         model.velocity(text), noise, sigmas, cfg.noise_level, cfg.sde_kind, None, generators
     )
@@ -169,7 +173,7 @@ def outcome(points: float) -> tuple[str, str]:
 
 def denoising_picture(model, cfg: Config, prompt: str, seed: int, path) -> None:
     """Three ways from the same noise: the ODE's and two of the SDE's."""
-    text, sigmas = model.encode([prompt], 3), sampler.sigma_schedule(cfg.num_steps)
+    text, sigmas = model.encode([prompt], 3), schedule_of(cfg)
     noise = model.noise([seed_of(seed, 0, "noise")] * 3)
     generators = [torch.Generator().manual_seed(seed_of(seed, g, "steps")) for g in range(2)]
     velocity = model.velocity(text.rows([0])), model.velocity(text.rows([1, 2]))
@@ -221,7 +225,7 @@ def advantages_picture(group: Group, cfg: Config, path) -> None:
 
 def noise_picture(cfg: Config, path) -> None:
     """Standard deviation of the noise that each step adds, by kind of SDE."""
-    sigmas, zero = sampler.sigma_schedule(cfg.num_steps), torch.zeros(1, 1, 1)
+    sigmas, zero = schedule_of(cfg), torch.zeros(1, 1, 1)
     figure = new_figure(figsize=(6.4, 3.6))
     axes = figure.subplots()
     for kind, color in zip(sampler.DIFFUSIONS, PALETTE):

@@ -24,7 +24,7 @@ from judges.verdicts import PAIRWISE_TEMPLATE, readable
 from models import base
 from models.base import check_finite
 from rewards import JudgeError, PairwiseReward, PointwiseReward
-from support import diagnostics, pictures, processes, rundir
+from support import diagnostics, explain, pictures, processes, rundir
 from support.config import JUDGED, Config, check_config, micro_batch_of, parse_rewards
 from support.files import writing
 from support.heldout import Heldout
@@ -248,8 +248,10 @@ class Run:
         self.doubted["step"] += 1
 
     def evaluate(self, step: int) -> None:
+        scene = self.cfg.judge == "shapes" and self.heldout.scenes and self.heldout.scenes[0]
         with self.average.in_place():
             self.last = self.heldout.evaluate(), self.heldout.grid_images(self.model.transformer)
+            group = scene and explain.draw_group(self.model, self.cfg, scene, self.cfg.seed)
         held, grid = self.last
         self.metrics[-1] |= held.metrics()
         self.save(step)
@@ -259,6 +261,9 @@ class Run:
             path = self.out / "samples" / f"step_{step:05d}.png"
             marks = self.heldout.marks(grid)
             pictures.sample_grid(grid, self.heldout.grid_prompts, path, marks=marks)
+            if group:
+                path = path.with_stem(f"group_{step:05d}")
+                explain.group_picture(group, scene, self.cfg, path)
             pictures.training_curves(self.metrics, self.out / "curves.png")
 
     def save(self, step: int) -> None:
