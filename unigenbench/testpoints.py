@@ -456,11 +456,15 @@ def read_answer(text: str):
 
 
 def binary_scores(value, count: int) -> list[int] | None:
-    """`count` numbers, each 0 or 1 (also as text); None for anything else."""
+    """`count` numbers, each 0 or 1, however a judge writes them: 1.0, true or "1"; else None.
+
+    The official script takes what is neither for wrong without a word, and "1" too; of true it
+    writes a row that its own scorer skips.
+    """
     if not isinstance(value, (list, tuple)) or len(value) != count:
         return None
-    scores = [str(v).strip() for v in value]
-    ok = all(s in ("0", "1") for s in scores)  # True, 1.0 and "yes" are not in the official form
+    scores = [{"0": 0, "1": 1}.get(v.strip()) if isinstance(v, str) else v for v in value]
+    ok = all(isinstance(s, (int, float)) and s in (0, 1) for s in scores)
     return [int(s) for s in scores] if ok else None
 
 
@@ -468,7 +472,8 @@ def final_answer(text: str | None, unfinished: object = None) -> dict:
     """The last answer in a text: {"score": ..., "analysis": ...}, either may be absent.
 
     Tags <analysis> and <score>, or a JSON object with those keys, or a list and nothing else. What
-    stands in <think> is no answer, and a text that ends while still thinking has none.
+    stands in <think> is no answer, and a text that ends while still thinking has none. (The
+    official script takes the first tags, of the thinking too, and insists on an analysis.)
     unfinished: true if the text was cut off. Then one that begins another answer has none either.
     """
     text = final_part(text or "", unfinished)
