@@ -12,11 +12,12 @@ from pathlib import Path
 from PIL import Image
 
 from judges.mllm import Answer, Query, StreamingMLLM, in_order
+from support.rgb import to_rgb
 
 
 def _image_digest(image: Image.Image) -> str:
     """Of what a judge is shown: size and RGB pixels, whatever file or mode they came in."""
-    return hashlib.sha256(f"{image.size} ".encode() + image.convert("RGB").tobytes()).hexdigest()
+    return hashlib.sha256(f"{image.size} ".encode() + to_rgb(image).tobytes()).hexdigest()
 
 
 class Cached(StreamingMLLM):

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from judges.mllm import Answer, Query, StreamingMLLM, cut_off
+from support.rgb import to_rgb
 
 
 def _load_processor(folder: str, config):
@@ -89,7 +90,7 @@ class LocalMLLM(StreamingMLLM):
             turn = [{"role": "user", "content": content}]
             text = self.processor.apply_chat_template(turn, add_generation_prompt=True)
             texts.append(text + opening)
-        images = [image.convert("RGB") for query in queries for image in query.images] or None
+        images = [to_rgb(image) for query in queries for image in query.images] or None
         batch = self.processor(text=texts, images=images, padding=True, return_tensors="pt")
         return batch.to(self.device)
 

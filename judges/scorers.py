@@ -39,6 +39,7 @@ from transformers.utils import cached_file
 
 from judges.mllm import MLLM, Query, without_echo
 from judges.verdicts import POINTWISE_TEMPLATE, parse_ratings
+from support.rgb import to_rgb
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def _rgb(images: Sequence, count: int, name: str) -> list:
         raise ValueError(
             f"{name} needs one image a prompt, got {count} prompts, {len(images)} images"
         )
-    return [image.convert("RGB") for image in images]
+    return [to_rgb(image) for image in images]
 
 
 class CLIPScorer:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from judges.mllm import Answer, Query, StreamingMLLM, cut_off
+from support.rgb import to_rgb
 
 # A source of our own: drawing from the global one would change what a seeded training draws.
 _jitter = random.Random()
@@ -26,7 +27,7 @@ _jitter = random.Random()
 def _data_uri(image: Image.Image) -> str:
     """The image as a PNG data URI: lossless, at the fastest compression level."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "PNG", compress_level=1)
+    to_rgb(image).save(buffer, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -6,7 +6,7 @@ null is not judged, all as its scorer has it. Departures from it, all on purpose
   - a judgment that failed stays in the count: `strict` scores it 0, and the coverage says so;
   - the overall score (plain mean of the primary dimensions) is computed, with 95 % intervals;
   - dimension names carry no trailing space;
-  - a row that holds no list, or one score too few, is an error (there: skipped, or cut short).
+  - a row that cannot be read, or has a score too few, is an error (there: skipped, or cut short).
 
     scores = score(read_results("results/flux.csv"))
     scores.overall, scores.interval, scores.coverage
