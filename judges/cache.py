@@ -12,17 +12,19 @@ from pathlib import Path
 from PIL import Image
 
 from judges.mllm import Answer, Query, StreamingMLLM, in_order
+from support.rgb import to_rgb
 
 
 def _image_digest(image: Image.Image) -> str:
     """Of what a judge is shown: size and RGB pixels, whatever file or mode they came in."""
-    return hashlib.sha256(f"{image.size} ".encode() + image.convert("RGB").tobytes()).hexdigest()
+    return hashlib.sha256(f"{image.size} ".encode() + to_rgb(image).tobytes()).hexdigest()
 
 
 class Cached(StreamingMLLM):
     """Another MLLM's answers, kept on disk by (name, images in order, text); errors are not kept.
 
-    keep: a text for which it is false is not kept either, so that another run asks again.
+    keep: a text for which it is false is not kept either, so that another run asks again; nor is an
+        unfinished one.
     One line of JSON is appended for each answer when it comes. A process killed at any point leaves
     at worst a torn line, which is skipped. Equal queries of a batch are asked once. Several threads
     and processes may share a folder. Memory holds all of it too.
@@ -73,7 +75,7 @@ class Cached(StreamingMLLM):
         asked = [queries[places[key][0]] for key in missing]
         for n, answer in as_answered(asked) if asked else ():
             key = missing[n]
-            if answer.text is not None and keep(answer.text):
+            if answer.text is not None and not answer.unfinished and keep(answer.text):
                 self._kept[key] = answer
                 record = {"key": key, "text": answer.text, "model": answer.model}
                 self._append(json.dumps(record).encode() + b"\n")

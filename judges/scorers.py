@@ -41,8 +41,9 @@ from safetensors import safe_open
 from transformers import CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection
 from transformers.utils import cached_file
 
-from judges.mllm import MLLM, Query
+from judges.mllm import MLLM, Query, without_echo
 from judges.verdicts import POINTWISE_TEMPLATE, parse_ratings
+from support.rgb import to_rgb
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def _rgb(images: Sequence, count: int, name: str) -> list:
         raise ValueError(
             f"{name} needs one image a prompt, got {count} prompts, {len(images)} images"
         )
-    return [image.convert("RGB") for image in images]
+    return [to_rgb(image) for image in images]
 
 
 class CLIPScorer:
@@ -255,13 +256,14 @@ class MLLMScorer:
             for prompt, image in zip(prompts, images, strict=True)
         ]
         scores, errors = [], []
-        for answer in self.mllm.ask(queries):
-            score = None if answer.text is None else parse_ratings(answer.text)
-            scores.append(score)
+        for query, answer in zip(queries, self.mllm.ask(queries), strict=True):
+            said = without_echo(answer.text or "", query.text)
+            scores.append(parse_ratings(said, answer.unfinished))
             if answer.text is None:
                 errors.append(answer.error)
-            elif score is None:
-                errors.append(f"no ratings in an answer that ends with {answer.text[-80:]!r}")
+            elif scores[-1] is None:
+                error = f"no ratings in an answer that ends with {answer.text[-80:]!r}"
+                errors.append(": ".join(filter(None, (answer.unfinished, error))))
         if errors:
             log.warning("%s: %d scores lost, last error: %s", self.name, len(errors), errors[-1])
         return scores

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from judges.mllm import Answer, Query, StreamingMLLM
+from judges.mllm import Answer, Query, StreamingMLLM, cut_off
+from support.rgb import to_rgb
 
 # A source of our own: drawing from the global one would change what a seeded training draws.
 _jitter = random.Random()
@@ -26,20 +27,39 @@ _jitter = random.Random()
 def _data_uri(image: Image.Image) -> str:
     """The image as a PNG data URI: lossless, at the fastest compression level."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "PNG", compress_level=1)
+    to_rgb(image).save(buffer, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _read_reply(reply) -> Answer:
+# What servers say of an answer that the model ended itself, lower case. Some say nothing.
+_ENDED = (None, "", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "finished")
+
+
+def _unfinished(reason, tokens: int | None, max_tokens: int) -> str | None:
+    """Why an answer is not whole, by finish_reason and by its length; None if it is.
+
+    tokens: how long the server says that it is. Some servers give no reason.
+    """
+    reason = reason.lower() if isinstance(reason, str) else None
+    if reason in ("length", "max_tokens") or not reason and (tokens or 0) >= max_tokens:
+        return cut_off(max_tokens)
+    return None if reason in _ENDED else f"stopped by the server ({reason})"
+
+
+def _read_reply(reply, max_tokens: int) -> Answer:
     """The answer in a chat completion; ValueError where there is none."""
     try:  # a server may send any JSON, and the client does not check it
         text, reason = reply.choices[0].message.content, reply.choices[0].finish_reason
     except (AttributeError, IndexError, KeyError, TypeError):
         raise ValueError(f"not a chat completion: {str(reply)[:80]!r}") from None
+    tokens = getattr(getattr(reply, "usage", None), "completion_tokens", None)
+    unfinished = _unfinished(reason, tokens if isinstance(tokens, int) else None, max_tokens)
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"empty answer (finish_reason: {reason})")
+        empty = f"empty answer (finish_reason: {reason})"
+        unfinished = f"{empty}: {unfinished}" if unfinished else empty
+        return Answer(error=unfinished, unfinished=unfinished)
     model = getattr(reply, "model", None)
-    return Answer(text, model=model if isinstance(model, str) else None)
+    return Answer(text, None, model if isinstance(model, str) else None, unfinished)
 
 
 def _worth_retrying(error: Exception) -> bool:
@@ -203,7 +223,8 @@ class OpenAIMLLM(StreamingMLLM):
         body = {"messages": [{"role": "user", "content": content}], **self._request}
         # Not chat.completions.create: it rewrites the request key by key, a third of a call's time.
         call = self._client.post("/chat/completions", cast_to=self._reply_type, body=body)
-        answer = _read_reply(await asyncio.wait_for(call, self.timeout))
+        reply = await asyncio.wait_for(call, self.timeout)
+        answer = _read_reply(reply, self._request["max_tokens"])
         self._last_success = self._clock()
         return answer
 

@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from support.rgb import to_rgb
+
 SIZE = 32  # pixels
 LIGHT, DARK = (238, 236, 230), (30, 30, 36)  # the two grounds
 COLORS = {
@@ -254,8 +256,9 @@ def split_blobs(pixels, ground, mask, index, nearest, distance) -> list[tuple[np
 
 def read(images: list[Image.Image]) -> list[Reading]:
     """What each image shows; any size, read at 32x32."""
-    small = [im if im.size == (SIZE, SIZE) else im.resize((SIZE, SIZE), Image.BOX) for im in images]
-    pixels = np.stack([np.asarray(im.convert("RGB"), np.float32) for im in small])
+    shown = map(to_rgb, images)
+    small = [im if im.size == (SIZE, SIZE) else im.resize((SIZE, SIZE), Image.BOX) for im in shown]
+    pixels = np.stack([np.asarray(im, np.float32) for im in small])
     border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], 1)
     ground = np.median(border, axis=1)
     dark = np.linalg.norm(ground - DARK, axis=-1) < np.linalg.norm(ground - LIGHT, axis=-1)

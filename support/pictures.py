@@ -13,6 +13,7 @@ from io import BytesIO
 from typing import NamedTuple
 
 from support.files import write_atomic
+from support.rgb import to_rgb
 
 CELL = 96  # pixels: images smaller than this are enlarged by nearest neighbour
 GAP = 6  # pixels between the cells of a grid
@@ -30,9 +31,10 @@ def enlarge(image, side=CELL):
     """An RGB copy, enlarged by a whole factor (nearest neighbour) to a side of about `side`."""
     from PIL import Image
 
+    image = to_rgb(image)
     factor = max(1, round(side / max(image.size)))
     size = (image.width * factor, image.height * factor)
-    return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
+    return image.resize(size, Image.Resampling.NEAREST)
 
 
 def draw_marks(draw, x, y, met) -> None:

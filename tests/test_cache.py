@@ -73,6 +73,16 @@ def test_cache_keeps_only_what_is_worth_keeping(tmp_path):
     assert [query.text for query in inner.asked] == ["good", "bad", "bad"]
 
 
+def test_cache_keeps_nothing_that_was_cut_off(tmp_path):
+    class Cut(Counting):
+        def as_answered(self, queries):
+            return ((k, a._replace(unfinished="cut off")) for k, a in super().as_answered(queries))
+
+    for _ in range(2):
+        assert Cached(inner := Cut(), tmp_path).ask([Query((), "t")])[0].unfinished
+        assert len(inner.asked) == 1
+
+
 def test_cache_keeps_probabilities_apart_from_answers(tmp_path):
     class Soft(Counting):
         def first_probability(self, queries):

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -81,6 +82,8 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "quota":
             quota = {"error": {"message": "no credit", "code": "insufficient_quota"}}
             self.send(429, json.dumps(quota).encode(), Retry_After="0")
+        elif isinstance(fault, dict):
+            self.send(200, json.dumps(fault).encode())
         elif isinstance(fault, int):
             self.send(fault, error)
         elif fault == "garbage":
@@ -226,8 +229,31 @@ def test_one_failure_leaves_the_others_alone():
 
 def test_empty_content_is_an_error():
     with serving("empty") as server:
-        (answer,) = client(server, max_retries=0).ask([Query((), "x")])
+        (answer,) = client(server).ask([Query((), "x")])
     assert "empty answer (finish_reason: length)" in answer.error
+    assert len(server.requests) == 1  # at temperature 0 it would say the same again
+
+
+@pytest.mark.parametrize(
+    ("reason", "tokens", "said"),
+    [
+        ("stop", 9, None),  # just so long
+        (None, 5, None),
+        ("eos_token", 5, None),
+        ("STOP", None, None),
+        ("length", 5, "cut off at 9 tokens.*--judge_tokens"),
+        ("MAX_TOKENS", None, "cut off at 9 tokens"),
+        (None, 9, "cut off at 9 tokens"),
+        ("content_filter", 5, "stopped by the server .content_filter."),
+    ],
+)
+def test_an_answer_that_the_model_did_not_end_is_told_apart(reason, tokens, said):
+    usage = {"completion_tokens": tokens, "prompt_tokens": 1, "total_tokens": 1}
+    body = json.loads(completion("a draft", reason)) | ({"usage": usage} if tokens else {})
+    with serving(body) as server:
+        (answer,) = client(server, max_tokens=9).ask([Query((), "x")])
+    assert answer.text == "a draft"
+    assert re.match(said, answer.unfinished) if said else answer.unfinished is None
 
 
 def test_cap_on_calls_counts_retries():

@@ -15,10 +15,18 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from judges.mllm import MLLM, Query
+from judges.mllm import MLLM, Query, final_part
 from support.files import Journal
 from unigenbench.asking import Patience
-from unigenbench.testpoints import DIMENSIONS, SUBS, Prompt, last_json, one_line, parse_scores
+from unigenbench.testpoints import (
+    DIMENSIONS,
+    SUBS,
+    Prompt,
+    answer_form,
+    last_json,
+    one_line,
+    parse_scores,
+)
 
 log = logging.getLogger("bench")
 
@@ -119,20 +127,20 @@ Prompt: {one_line(prompt.text)}
 {listed}
 
 Score 1 for a testpoint if the prompt asks for what the description says and it fits the definition,
-otherwise 0. Answer in exactly this form, with lists of {len(prompt.testpoints)}:
-<analysis>["...", "..."]</analysis> <score>[1, 0]</score>"""
+otherwise 0. Answer in exactly this form, with 0 or 1 in place of each X:
+{answer_form(len(prompt.testpoints))}"""
 
 
-def read_written(text: str | None, draft: Draft) -> Prompt | None:
+def read_written(text: str | None, draft: Draft, unfinished: object = None) -> Prompt | None:
     """The prompt that an answer holds, or None if it is not complete."""
-    found = last_json(text or "", ("prompt",))
+    found = last_json(final_part(text or "", unfinished), ("prompt",))
     written, descriptions = found.get("prompt"), found.get("descriptions")
     if not isinstance(written, str) or not 1 <= len(written.split()) <= 60:
         return None
     if not isinstance(descriptions, list) or len(descriptions) != len(draft.subs):
         return None
-    if not all(isinstance(d, str) and d.strip() for d in descriptions):
-        return None
+    if not all(isinstance(d, str) and any(map(str.isalnum, d)) for d in (written, *descriptions)):
+        return None  # the "..." of the question is no text
     return Prompt(
         draft.index,
         one_line(written),
@@ -161,7 +169,7 @@ def attempt_batch(
     """Write and check a prompt for each draft; those that pass and repeat no other."""
     answers = mllm.ask([Query((), writing_question(draft, attempt)) for draft in drafts])
     patience.check(answers)
-    written = [read_written(answer.text, draft) for answer, draft in zip(answers, drafts)]
+    written = [read_written(a.text, draft, a.unfinished) for a, draft in zip(answers, drafts)]
     fresh = []
     for prompt in filter(None, written):
         if all(alike(prompt.text, other.text) <= MOST_ALIKE for other in (*accepted, *fresh)):
@@ -170,7 +178,8 @@ def attempt_batch(
     return [
         prompt
         for prompt, check in zip(fresh, checks)
-        if parse_scores(check.text, len(prompt.testpoints)) == [1] * len(prompt.testpoints)
+        if parse_scores(check.text, len(prompt.testpoints), check.unfinished)
+        == [1] * len(prompt.testpoints)
     ]
 
 
