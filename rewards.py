@@ -29,6 +29,11 @@ import torch
 from judges.mllm import MLLM, Query
 from judges.verdicts import PAIRWISE_TEMPLATE, Verdict, ask, parse_verdict  # noqa: F401
 
+JUDGED = (
+    "pairwise",
+    "pointwise",
+)  # what --reward may name besides scorers; support/run.py makes it
+
 
 class JudgeError(RuntimeError):
     """Too many comparisons or scores were lost for the reward to be trusted."""

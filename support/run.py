@@ -23,9 +23,9 @@ from judges.make import make_judge
 from judges.verdicts import PAIRWISE_TEMPLATE, readable
 from models import base
 from models.base import check_finite
-from rewards import JudgeError, PairwiseReward, PointwiseReward
+from rewards import JUDGED, JudgeError, PairwiseReward, PointwiseReward
 from support import diagnostics, explain, pictures, processes, rundir
-from support.config import JUDGED, Config, check_config, micro_batch_of, parse_rewards
+from support.config import Config, check_config, micro_batch_of, parse_rewards
 from support.files import writing
 from support.heldout import Heldout
 from support.processes import DTYPES, Processes
