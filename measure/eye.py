@@ -26,7 +26,7 @@ from shapes.prompts import all_prompts
 from shapes.verifier import KINDS, RADII, Caption, parse_prompt, satisfied
 
 ZOOM, COLUMNS, ROWS = 6, 5, 4
-TILE, CELL, LEGEND = 32 * ZOOM, (32 * ZOOM + 28, 32 * ZOOM + 92), 100  # pixels
+TILE, CELL, LEGEND = 32 * ZOOM, (32 * ZOOM + 48, 32 * ZOOM + 88), 100  # pixels
 
 
 # ----------------------------------------------------------------------------- draw
@@ -68,7 +68,7 @@ def sheet(first: int, prompts: list[Caption], images: list[Image.Image]) -> Imag
     """A page of pictures with their numbers, captions and demands."""
     page = Image.new("RGB", (COLUMNS * CELL[0], LEGEND + ROWS * CELL[1]), "white")
     page.paste(legend(), (0, 0))
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
     for k, (prompt, image) in enumerate(zip(prompts, images)):
         x, y = origin(k)
         page.paste(image.resize((TILE, TILE), Image.NEAREST), (x, y))
