@@ -132,12 +132,16 @@ def compare(name: str) -> None:
         for eye, met, (sub, text) in zip(row["eye"], satisfied(prompt, reading), prompt.testpoints):
             agreed[sub].append((eye == "1", met))
             if (eye == "1") != met:
-                print(f"{row['picture']:>4} {text}: {'only the eye' if eye == '1' else 'only the verifier'}")
+                print(
+                    f"{row['picture']:>4} {text}: {'only the eye' if eye == '1' else 'only the verifier'}"
+                )
     print(f"{name}\n{'sub dimension':38} agree  of   only the eye  only the verifier accepts")
     for sub in [*sorted(agreed), None]:
         both = np.array(sum(agreed.values(), []) if sub is None else agreed[sub])
         eye, met = both.T
-        print(f"{sub or 'all':38} {(eye == met).mean():.3f} {len(eye):3} {(eye & ~met).sum():8} {(met & ~eye).sum():10}")
+        print(
+            f"{sub or 'all':38} {(eye == met).mean():.3f} {len(eye):3} {(eye & ~met).sum():8} {(met & ~eye).sum():10}"
+        )
 
 
 def main() -> None:

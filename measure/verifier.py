@@ -48,9 +48,7 @@ def autoencode(pixels: np.ndarray, model: Path, batch: int = 100) -> np.ndarray:
 
 def read(pixels: np.ndarray, batch: int = 96) -> list[scenes.Reading]:
     images = [Image.fromarray(p) for p in pixels]
-    return [
-        r for i in range(0, len(images), batch) for r in scenes.read(images[i : i + batch])
-    ]
+    return [r for i in range(0, len(images), batch) for r in scenes.read(images[i : i + batch])]
 
 
 def accepted(prompts: list[Caption], readings: list[scenes.Reading]) -> dict[str, list[bool]]:
@@ -98,7 +96,9 @@ def main() -> None:
     for shown in (readings, decoded):
         rejected = defaultdict(list)
         for right, prompt, reading in zip(prompts, wrong, shown):
-            for old, new, met in zip(right.testpoints, prompt.testpoints, satisfied(prompt, reading)):
+            for old, new, met in zip(
+                right.testpoints, prompt.testpoints, satisfied(prompt, reading)
+            ):
                 if old != new:
                     rejected[new[0]].append(not met)
         columns.append(rejected)
@@ -107,8 +107,10 @@ def main() -> None:
         rows = [np.concatenate(list(c.values())) if sub is None else c[sub] for c in columns]
         cells = [f"{np.mean(row):8.4f}" if len(row) else "       -" for row in rows]
         print(f"{sub or 'all':38}", " ".join(cells))
-    print(f"fidelity {np.mean([r.fidelity for r in readings]):.2f} and "
-          f"{np.mean([r.fidelity for r in decoded]):.2f}; {len(pixels) / seconds:.0f} images a second a core")
+    print(
+        f"fidelity {np.mean([r.fidelity for r in readings]):.2f} and "
+        f"{np.mean([r.fidelity for r in decoded]):.2f}; {len(pixels) / seconds:.0f} images a second a core"
+    )
 
 
 if __name__ == "__main__":

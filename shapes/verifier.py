@@ -256,9 +256,20 @@ def holds(sub: str, slots: dict[str, str], reading: Reading) -> bool:
     return CHECKS[sub](slots, reading)
 
 
+def taken(reading: Reading) -> list[Reading]:
+    """The ways to take a reading: a thing that passes for two shapes can be either."""
+    shapes = [(t.shape, t.also) if t.also else (t.shape,) for t in reading.things]
+    return [
+        reading._replace(things=tuple(t._replace(shape=s) for t, s in zip(reading.things, way)))
+        for way in itertools.product(*shapes)
+    ]
+
+
 def satisfied(prompt: Caption, reading: Reading) -> list[bool]:
-    """Which of a prompt's testpoints hold, in their order."""
-    return [holds(sub, parse_testpoint(sub, text), reading) for sub, text in prompt.testpoints]
+    """Which of a prompt's testpoints hold, in their order; what is in doubt, as the prompt says."""
+    demands = [(sub, parse_testpoint(sub, text)) for sub, text in prompt.testpoints]
+    ways = [[holds(sub, slots, way) for sub, slots in demands] for way in taken(reading)]
+    return max(ways, key=sum)
 
 
 # ----------------------------------------------------------------------------- judge
