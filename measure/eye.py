@@ -1,13 +1,14 @@
 """Does the verifier say what people see? Sheets to judge by eye, and the labels held against it.
 
-    python -m measure.eye draw --models assets/tiny-flux runs/shapes/final --out measure/sheets/third
-    python -m measure.eye compare measure/sheets/first measure/sheets/second
+    python -m measure.eye draw --models assets/tiny-flux runs/shapes/final --out runs/eye
+    python -m measure.eye compare measure/sheets/first measure/sheets/second runs/eye
 
 `draw` samples pictures for held-out captions, each kind equally often, models and kinds mixed, and
-writes sheets (third-1.png ...) and third.csv, one line a picture. Look at the sheets, and write in
-the column `eye` a 1 or 0 for each of the picture's demands, in the order in which they stand under
-it, before the verifier has answered. `compare` cuts the pictures out of the sheets again, has the
-verifier read them, and prints how often both say the same, and wherever they do not.
+writes sheets (runs/eye-1.png ...) and runs/eye.csv, one line a picture. Look at the sheets, and
+write in the column `eye` a 1 or 0 for each of the picture's demands, in the order in which they
+stand under it, before the verifier has answered. "The circle" means every circle there is, and at
+least one; "all the circles", at least two; nothing is granted on an empty picture. `compare` cuts
+the pictures out of the sheets, has the verifier read them, and prints how often both agree.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import sampler
 from models import base
 from shapes import scenes
 from shapes.prompts import all_prompts
-from shapes.verifier import KINDS, RADII, Caption, parse_prompt, satisfied
+from shapes.verifier import RADII, Caption, account, parse_prompt, satisfied
 
 ZOOM, COLUMNS, ROWS = 6, 5, 4
 TILE, CELL, LEGEND = 32 * ZOOM, (32 * ZOOM + 48, 32 * ZOOM + 88), 100  # pixels
@@ -122,6 +123,7 @@ def load(name: str) -> tuple[list[dict[str, str]], list[Image.Image]]:
 def compare(name: str) -> None:
     rows, images = load(name)
     agreed, readings = defaultdict(list), scenes.read(images)
+    print(f"{name}, where only one of eye and verifier accepts:")
     for row, reading in zip(rows, readings):
         prompt = parse_prompt(row["caption"])
         if len(row["eye"]) != len(prompt.testpoints) or set(row["eye"]) - {"0", "1"}:
@@ -129,19 +131,17 @@ def compare(name: str) -> None:
                 f"{name}.csv, picture {row['picture']}: `eye` is {row['eye']!r}, and needs a 1 or "
                 f"0 for each of {len(prompt.testpoints)} demands"
             )
-        for eye, met, (sub, text) in zip(row["eye"], satisfied(prompt, reading), prompt.testpoints):
-            agreed[sub].append((eye == "1", met))
-            if (eye == "1") != met:
-                print(
-                    f"{row['picture']:>4} {text}: {'only the eye' if eye == '1' else 'only the verifier'}"
-                )
-    print(f"{name}\n{'sub dimension':38} agree  of   only the eye  only the verifier accepts")
+        seen = [digit == "1" for digit in row["eye"]]
+        for eye, met, (sub, text) in zip(seen, satisfied(prompt, reading), prompt.testpoints):
+            agreed[sub].append((eye, met))
+            if eye != met:
+                who = "the eye" if eye else "the verifier"
+                print(f"{row['picture']:>5} {who}: {text}; {account(reading)}")
+    print(f"{'sub dimension':38} agree   of  only the eye  only the verifier")
     for sub in [*sorted(agreed), None]:
-        both = np.array(sum(agreed.values(), []) if sub is None else agreed[sub])
-        eye, met = both.T
-        print(
-            f"{sub or 'all':38} {(eye == met).mean():.3f} {len(eye):3} {(eye & ~met).sum():8} {(met & ~eye).sum():10}"
-        )
+        eye, met = np.array(sum(agreed.values(), []) if sub is None else agreed[sub]).T
+        only = f"{(eye & ~met).sum():14} {(met & ~eye).sum():18}"
+        print(f"{sub or 'all':38} {(eye == met).mean():.3f} {len(eye):4}{only}")
 
 
 def main() -> None:

@@ -4,8 +4,8 @@
     python -m measure.verifier --pictures 300
 
 Scenes that satisfy a caption are read as rendered, and again after the shipped autoencoder has
-encoded and decoded them: a person accepts both. Then each scene is held against captions with one
-attribute wrong, whose changed testpoint must be rejected. What people say is in measure/eye.py.
+encoded and decoded them: a person accepts both. Then each scene is held against a caption with one
+attribute wrong, whose testpoints of it must be rejected. What people say is in measure/eye.py.
 """
 
 import argparse
@@ -20,9 +20,12 @@ from PIL import Image
 
 from shapes import scenes
 from shapes.prompts import all_prompts, sample_scene
-from shapes.verifier import KINDS, SLOTS, Caption, make_prompt, satisfied
+from shapes.verifier import KINDS, SLOTS, SUMS, Caption, make_prompt, satisfied
 
 MODEL = Path(__file__).resolve().parent.parent / "assets" / "tiny-flux"
+PAIRS = (("to the left of", "to the right of"), ("above", "below"))
+OPPOSITE = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
+HEADS = "  rendered   decoded  rendered   decoded"
 
 
 def draw(count: int, rng: np.random.Generator) -> tuple[list[Caption], np.ndarray]:
@@ -60,23 +63,30 @@ def accepted(prompts: list[Caption], readings: list[scenes.Reading]) -> dict[str
     return verdicts
 
 
-def one_wrong(prompt: Caption, rng: np.random.Generator) -> Caption:
-    """The caption with one attribute changed into another that the scene contradicts."""
+def one_wrong(prompt: Caption, rng: np.random.Generator) -> tuple[Caption, str]:
+    """The caption with one attribute changed so that its picture contradicts it; which slot."""
+    # what else stands beside a thing without a certain shape is left to chance
+    names = [n for n in prompt.slots if not (prompt.kind == "negation" and n[0] == "s")]
     while True:
-        name = str(rng.choice([n for n in prompt.slots if n != "s2" or prompt.kind != "negation"]))
-        slots = prompt.slots | {name: str(rng.choice(SLOTS[name]))}
-        same = slots[name] == prompt.slots[name] or slots["s1"] == slots.get("s2")
+        name = str(rng.choice(names))
+        value = OPPOSITE.get(prompt.slots[name]) or str(rng.choice(SLOTS[name]))
+        slots = prompt.slots | {name: value}
+        same = value == prompt.slots[name] or slots["s1"] == slots.get("s2")
         alike = slots.get("c1") == slots.get("c2", 0)
-        if name == "sum" and not same:  # two plus one is three, as is one plus two
-            same = eval_sum(slots[name]) == eval_sum(prompt.slots[name])
-        if not same and not alike:
-            return make_prompt(prompt.kind, slots)
+        if not (same or alike or name == "sum" and SUMS[value] == SUMS[prompt.slots[name]]):
+            return make_prompt(prompt.kind, slots), name
 
 
-def eval_sum(text: str) -> int:
-    from shapes.verifier import SUMS
-
-    return SUMS[text]
+def rejected(prompts, wrong, readings) -> dict[str, list[bool]]:
+    """By sub dimension, whether testpoints that name what was changed do not hold."""
+    verdicts = defaultdict(list)
+    for prompt, (changed, name), reading in zip(prompts, wrong, readings):
+        for (sub, _), demand, met in zip(
+            changed.testpoints, KINDS[prompt.kind][1], satisfied(changed, reading)
+        ):
+            if f"{{{name}}}" in demand[1]:
+                verdicts[sub].append(not met)
+    return verdicts
 
 
 def main() -> None:
@@ -93,24 +103,15 @@ def main() -> None:
     decoded = read(autoencode(pixels, args.model))
     wrong = [one_wrong(p, rng) for p in prompts]
     columns = [accepted(prompts, readings), accepted(prompts, decoded)]
-    for shown in (readings, decoded):
-        rejected = defaultdict(list)
-        for right, prompt, reading in zip(prompts, wrong, shown):
-            for old, new, met in zip(
-                right.testpoints, prompt.testpoints, satisfied(prompt, reading)
-            ):
-                if old != new:
-                    rejected[new[0]].append(not met)
-        columns.append(rejected)
-    print(f"{'sub dimension':38} rendered  decoded  wrong: rendered  decoded rejected")
+    columns += [rejected(prompts, wrong, shown) for shown in (readings, decoded)]
+    print(f"{'':38} accepted if right   rejected if wrong\n{'sub dimension':38}" + HEADS)
     for sub in [*columns[0], None]:
-        rows = [np.concatenate(list(c.values())) if sub is None else c[sub] for c in columns]
-        cells = [f"{np.mean(row):8.4f}" if len(row) else "       -" for row in rows]
-        print(f"{sub or 'all':38}", " ".join(cells))
-    print(
-        f"fidelity {np.mean([r.fidelity for r in readings]):.2f} and "
-        f"{np.mean([r.fidelity for r in decoded]):.2f}; {len(pixels) / seconds:.0f} images a second a core"
-    )
+        rows = [sum(c.values(), []) if sub is None else c[sub] for c in columns]
+        cells = [f"{np.mean(row):9.4f}" if row else "        -" for row in rows]
+        print(f"{sub or 'all':38}", *cells)
+    fidelity = [np.mean([r.fidelity for r in shown]) for shown in (readings, decoded)]
+    print(f"fidelity {fidelity[0]:.2f} and {fidelity[1]:.2f} gray levels")
+    print(f"{len(pixels) / seconds:.0f} images a second on one core")
 
 
 if __name__ == "__main__":
