@@ -99,7 +99,7 @@ def test_a_question_that_is_repeated_is_no_answer():
         assert parse_scores(C.checking_question(prompt), count) is None
 
 
-def test_what_is_cut_off_is_neither_written_nor_approved(tmp_path):
+def test_what_is_cut_off_is_neither_written_nor_approved(tmp_path, capsys):
     whole = '{"prompt": "a", "descriptions": ["a"]}'
     draft = C.Draft(0, "Art", "Other", "Scene", ("Style",))
     assert C.read_written(whole, draft, "cut off") is None
@@ -113,9 +113,17 @@ def test_what_is_cut_off_is_neither_written_nor_approved(tmp_path):
 
     prompts, given_up = C.construct(Drafts(), 2, tmp_path / "j.jsonl")
     assert len(given_up) == 2 and not prompts
+    assert capsys.readouterr().out.count("(cut off)") == 2  # the reason
 
 
-def test_what_the_check_refuses_is_written_again_and_in_the_end_given_up(tmp_path):
+def test_a_writer_that_cannot_be_read_ends_the_work_as_a_dead_one_does(tmp_path):
+    writer = Writer(lambda text, default: "I would rather not.")
+    with pytest.raises(ValueError, match="to the last 32 calls .*not what was asked for"):
+        C.construct(writer, 100, tmp_path / "j.jsonl")
+    assert writer.written == 32
+
+
+def test_what_the_check_refuses_is_written_again_and_in_the_end_given_up(tmp_path, capsys):
     def say(text, default):
         if "Score 1 for a testpoint" in text and "Style" in text:
             return default.replace("1", "0", 1)
@@ -123,6 +131,8 @@ def test_what_the_check_refuses_is_written_again_and_in_the_end_given_up(tmp_pat
 
     writer = Writer(say)
     prompts, given_up = C.construct(writer, 40, tmp_path / "j.jsonl")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("given up: ")]
+    assert len(said) == len(given_up) and all("not ask for all" in line for line in said)
     assert given_up and all("Style" in draft.subs for draft in given_up)
     assert not any("Style" in dict(prompt.testpoints) for prompt in prompts)
     assert writer.written == len(prompts) + C.ATTEMPTS * len(given_up)

@@ -60,11 +60,9 @@ def read_judgement(answer: Answer, text: str, count: int) -> Judgement:
     """text: the question, about so many testpoints."""
     said = without_echo(answer.text or "", text)
     scores = parse_scores(said, count, answer.unfinished)
-    lost = answer.error
-    if scores is None and answer.text is not None:
-        lost = f"no list of {count} scores in an answer that ends with {answer.text[-80:]!r}"
-        lost = ": ".join(filter(None, (answer.unfinished, lost)))
-    return Judgement(scores, parse_reasons(said, count, answer.unfinished), lost)
+    lost = answer.error or answer.unfinished or "an answer without one score a testpoint"
+    reasons = parse_reasons(said, count, answer.unfinished)
+    return Judgement(scores, reasons, None if scores else lost)
 
 
 class Patience:
@@ -221,12 +219,13 @@ def judge_images(
         ask_all(mllm, tasks(), keep, lanes, batch)
     if broken:
         log.warning("%d images cannot be judged: %s", len(broken), "; ".join(broken))
-    results, lost = [], Counter()
+    results, lost, said = [], Counter(), ""
     for p in prompts:
         subs, descriptions = map(list, zip(*p.testpoints))
         for name in (image_name(p.index, i) for i in range(IMAGES)):
             answer, (scores, reasons, why) = judgement(p, name)
-            lost.update([why] if why and name in digests else [])
+            if why and name in digests:
+                lost[why], said = lost[why] + 1, answer.text or said
             output = answer.text or ""
             results.append(
                 Result(
@@ -242,6 +241,7 @@ def judge_images(
                 )
             )
     if lost:
-        said = "; ".join(f"{count} x {why}" for why, count in lost.most_common(5))
-        log.warning("%d images were asked about in vain: %s", lost.total(), said)
+        why = "; ".join(f"{count} x {why}" for why, count in lost.most_common())
+        ends = f"; the last of these answers ends with {said[-80:]!r}" if said else ""
+        log.warning("%d images were asked about in vain: %s%s", lost.total(), why, ends)
     return results
