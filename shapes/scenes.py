@@ -346,9 +346,10 @@ def read(images: list[Image.Image]) -> list[Reading]:
         drawn[i].append(Thing(SHAPES[shape], color, x, y, r, outline, doubt))
         things[i].append(drawn[i][-1]._replace(color=color if hue.accepted[k] else None))
         if not hue.accepted[k]:
+            most = min(COLOR_TOLERANCE, COLOR_RIVAL * hue.rival[k])
             faults[i].append(
-                f"{what}: color {hue.distance[k]:.0f} from {color}, {hue.rival[k]:.0f} from the "
-                f"next, its pixels {hue.deviation[k]:.0f} from their mean"
+                f"{what}: color {hue.distance[k]:.0f} from {color}, wanted {most:.0f}; its pixels "
+                f"{hue.deviation[k]:.0f} from their mean, wanted {COLOR_DEVIATION:.0f}"
             )
     again = render([Scene(tuple(t), bool(d)) for t, d in zip(drawn, dark)])
     fidelity = np.abs(again - pixels).mean((1, 2, 3))
