@@ -24,7 +24,7 @@ import sampler
 from models import base
 from shapes import scenes
 from shapes.prompts import all_prompts
-from shapes.verifier import RADII, Caption, account, parse_prompt, satisfied
+from shapes.verifier import RADII, Caption, parse_prompt, satisfied
 
 ZOOM, COLUMNS, ROWS = 6, 5, 4
 TILE, CELL, LEGEND = 32 * ZOOM, (32 * ZOOM + 48, 32 * ZOOM + 88), 100  # pixels
@@ -136,7 +136,7 @@ def compare(name: str) -> None:
             agreed[sub].append((eye, met))
             if eye != met:
                 who = "the eye" if eye else "the verifier"
-                print(f"{row['picture']:>5} {who}: {text}; {account(reading)}")
+                print(f"{row['picture']:>5} {who}: {text}; {reading.in_words()}")
     print(f"{'sub dimension':38} agree   of  only the eye  only the verifier")
     for sub in [*sorted(agreed), None]:
         eye, met = np.array(sum(agreed.values(), []) if sub is None else agreed[sub]).T

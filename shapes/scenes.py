@@ -117,6 +117,16 @@ class Reading(NamedTuple):
     fidelity: float  # mean absolute difference to the picture rendered again, gray levels
     faults: tuple[str, ...] = ()  # what was refused, a shape or its color, and by how much
 
+    def in_words(self) -> str:
+        seen = [
+            f"{t.color or 'off-color'} {t.shape}{' in outline' * t.outline} of radius {t.r:.1f} "
+            f"at {t.x:.0f}, {t.y:.0f}"
+            for t in self.things
+        ]
+        refused = f" (refused: {'; '.join(self.faults)})" * bool(self.faults)
+        ground = "dark" if self.dark else "light"
+        return f"on a {ground} ground {'; '.join(seen) or 'nothing'} was read{refused}"
+
 
 @functools.cache
 def outline_spread() -> np.ndarray:
@@ -209,7 +219,10 @@ def find_blobs(pixels: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.n
     """Connected blobs of what is not ground, grown by a pixel: image (m,), mask (m, 32, 32)."""
     cross = np.zeros((3, 3, 3), bool)
     cross[1] = ndimage.generate_binary_structure(2, 1)  # connects within an image only
-    labels, _ = ndimage.label(np.linalg.norm(pixels - ground[:, None, None], axis=-1) > 40, cross)
+    contrast = np.linalg.norm(pixels - ground[:, None, None], axis=-1)
+    # a third of what is near: soft edges of neighbors that meet there do not join them
+    own = np.maximum(40, 0.35 * ndimage.maximum_filter(contrast, size=(1, 5, 5)))
+    labels, _ = ndimage.label(contrast > own, cross)
     sizes = np.bincount(labels.ravel())
     ids = 1 + np.flatnonzero(sizes[1:] >= MIN_BLOB)
     first = np.full(len(sizes), labels.size)
@@ -297,6 +310,21 @@ def name_color(pixels: np.ndarray, weight: np.ndarray) -> Hue:
     return Hue(entry, accepted & (deviation <= COLOR_DEVIATION), distance, rival, deviation)
 
 
+def recognize(pixels: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, Fit, Hue]:
+    """For each blob, or part of one, in pictures (n, 32, 32, 3): image, shape and color."""
+    index, mask = find_blobs(pixels, ground)
+    parts = split_blobs(pixels[index], ground[index], mask)
+    rows = np.concatenate([rows for rows, _, _ in parts])
+    alpha, shows = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
+    keep = alpha.sum((1, 2)) >= MIN_BLOB / 2
+    image, alpha, shows = index[rows[keep]], alpha[keep], shows[keep]
+    fitted = fit(alpha)
+    shape, outline, x, y, r, *_ = fitted
+    # the color is decided on the inside of the template, where no edge is mixed in
+    inside = coverage(shape, x, y, np.where(outline, r, r - 1), outline) ** 6 * shows
+    return image, fitted, name_color(pixels[image], inside)
+
+
 def read(images: list[Image.Image]) -> list[Reading]:
     """What each image shows; any size, read at 32x32."""
     shown = map(to_rgb, images)
@@ -305,45 +333,30 @@ def read(images: list[Image.Image]) -> list[Reading]:
     border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], 1)
     ground = np.median(border, axis=1)
     dark = np.linalg.norm(ground - DARK, axis=-1) < np.linalg.norm(ground - LIGHT, axis=-1)
-    index, mask = find_blobs(pixels, ground)
-    parts = split_blobs(pixels[index], ground[index], mask)
-    rows = np.concatenate([rows for rows, _, _ in parts])
-    alpha, shows = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
-    keep = alpha.sum((1, 2)) >= MIN_BLOB / 2
-    image, alpha, shows = index[rows[keep]], alpha[keep], shows[keep]
-    shape, outline, x, y, r, overlap, margin, also = fit(alpha)
-    # the color is decided on the inside of the template, where no edge is mixed in
-    inside = coverage(shape, x, y, np.where(outline, r, r - 1), outline) ** 6 * shows
-    hue = name_color(pixels[image], inside)
-    wanted = np.where(outline, MIN_OVERLAP[1], MIN_OVERLAP[0])
+    image, fitted, hue = recognize(pixels, ground)
 
     things, drawn, faults = ([[] for _ in images] for _ in range(3))
-    names = list(COLORS)
-    for k in np.argsort(-r):  # the outer of two things first
-        where = f"{SHAPES[shape[k]]} at {x[k]:.0f}, {y[k]:.0f}"
-        if overlap[k] < wanted[k]:
-            faults[image[k]].append(f"{where}: overlap {overlap[k]:.2f}, wanted {wanted[k]:.2f}")
+    unread = [0] * len(images)
+    for k in np.argsort(-fitted.r):  # the outer of two things first
+        i = image[k]
+        shape, outline, x, y, r, overlap, margin, also = (values[k].item() for values in fitted)
+        what = f"{SHAPES[shape]} at {x:.0f}, {y:.0f}"
+        if overlap < MIN_OVERLAP[outline]:
+            unread[i] += 1
+            faults[i].append(f"{what}: overlap {overlap:.2f}, wanted {MIN_OVERLAP[outline]:.2f}")
             continue
-        thing = Thing(
-            SHAPES[shape[k]],
-            names[hue.entry[k]],
-            float(x[k]),
-            float(y[k]),
-            float(r[k]),
-            bool(outline[k]),
-            SHAPES[also[k]] if margin[k] < MIN_MARGIN else None,
-        )
-        drawn[image[k]].append(thing)
-        things[image[k]].append(thing if hue.accepted[k] else thing._replace(color=None))
+        color, doubt = list(COLORS)[hue.entry[k]], SHAPES[also] if margin < MIN_MARGIN else None
+        drawn[i].append(Thing(SHAPES[shape], color, x, y, r, outline, doubt))
+        things[i].append(drawn[i][-1]._replace(color=color if hue.accepted[k] else None))
         if not hue.accepted[k]:
-            faults[image[k]].append(
-                f"{where}: color {hue.distance[k]:.0f} from {names[hue.entry[k]]}, "
-                f"{hue.rival[k]:.0f} from the next, deviation {hue.deviation[k]:.0f}"
+            most = min(COLOR_TOLERANCE, COLOR_RIVAL * hue.rival[k])
+            faults[i].append(
+                f"{what}: color {hue.distance[k]:.0f} from {color}, wanted {most:.0f}; its pixels "
+                f"{hue.deviation[k]:.0f} from their mean, wanted {COLOR_DEVIATION:.0f}"
             )
-    unread = np.bincount(image[overlap < wanted], minlength=len(images))
     again = render([Scene(tuple(t), bool(d)) for t, d in zip(drawn, dark)])
     fidelity = np.abs(again - pixels).mean((1, 2, 3))
     return [
-        Reading(tuple(t), int(u), bool(d), float(f), tuple(why))
+        Reading(tuple(t), u, bool(d), float(f), tuple(why))
         for t, u, d, f, why in zip(things, unread, dark, fidelity, faults)
     ]

@@ -1,5 +1,8 @@
 """Reading pictures: blends, halves and pale shapes are refused, whatever the batch."""
 
+import itertools
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -46,11 +49,49 @@ def test_half_drawn_shapes_are_not_that_shape(shape, r, side):
     assert tip or not any(t.shape == shape for t in reading.things)
 
 
-def test_pale_shapes_have_no_color():
-    pixels = scenes.render([one()]).astype(float)[0]
-    pale = np.array(scenes.LIGHT) + 0.5 * (pixels - scenes.LIGHT)
+@pytest.mark.parametrize("color", scenes.COLORS)
+@pytest.mark.parametrize("contrast, kept", [(0.85, True), (0.5, False)])
+def test_a_color_may_be_a_little_pale(color, contrast, kept):
+    pixels = scenes.render([one(color=color)]).astype(float)[0]
+    pale = np.array(scenes.LIGHT) + contrast * (pixels - scenes.LIGHT)
     (reading,) = scenes.read([Image.fromarray(pale.astype(np.uint8))])
-    assert [(t.shape, t.color) for t in reading.things] == [("circle", None)]
+    assert [(t.shape, t.color) for t in reading.things] == [("circle", color if kept else None)]
+    assert kept or re.search(r"color \d+ from \w+, wanted 56", reading.faults[0])
+
+
+@pytest.mark.parametrize("outer, inner", list(itertools.permutations(scenes.COLORS, 2)))
+def test_a_half_transparent_inner_shape_has_no_color(outer, inner):
+    mix = tuple(np.mean([scenes.COLORS[outer], scenes.COLORS[inner]], axis=0))
+    things = scenes.Thing("square", outer, 16, 16, 9.0), scenes.Thing("circle", mix, 16, 16, 4.3)
+    (reading,) = scenes.read([Image.fromarray(scenes.render([scenes.Scene(things)])[0])])
+    assert not any(t.shape == "circle" and t.color for t in reading.things)
+
+
+def superellipse(power, r=5.6):
+    """A blue shape between a circle (power 2) and a square (power without end)."""
+    grid = np.abs((np.arange(256) + 0.5) / 8 - 16) / r
+    inside = grid[:, None] ** power + grid[None] ** power < 1
+    share = inside.reshape(32, 8, 32, 8).mean((1, 3))[..., None]
+    pixels = np.array(scenes.LIGHT) * (1 - share) + np.array(scenes.COLORS["blue"]) * share
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def test_soft_corners_leave_a_square_and_only_half_way_shapes_pass_for_two():
+    read = [scenes.read([superellipse(power)])[0].things[0] for power in np.arange(2, 10, 0.125)]
+    seen = [(thing.shape, thing.also) for thing in read]
+    assert seen[:4] == [("circle", None)] * 4 and seen[-32:] == [("square", None)] * 32
+    assert seen == sorted(seen, key=[*dict.fromkeys(seen)].index)  # circle, in doubt, square
+    assert 1 <= sum(also is not None for _, also in seen) <= 8
+
+
+@pytest.mark.parametrize("color", scenes.COLORS)
+def test_soft_edges_that_meet_do_not_join_two_things(color):
+    things = [scenes.Thing("square", color, x, 16, 3.386) for x in (8, 16)]  # 6 pixels, 2 between
+    pixels = scenes.render([scenes.Scene(tuple(things))]).astype(float)[0]
+    soft = 0.3 * (np.array(scenes.COLORS[color]) - scenes.LIGHT)
+    pixels[13:19, 11:13] = scenes.LIGHT + soft
+    (reading,) = scenes.read([Image.fromarray(pixels.astype(np.uint8))])
+    assert [(t.shape, t.color) for t in reading.things] == [("square", color)] * 2
 
 
 def test_reading_does_not_depend_on_the_batch_or_on_enlargement():

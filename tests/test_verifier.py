@@ -1,6 +1,7 @@
 """The verifier against the truth, what must not fool it, and the judge that speaks for it."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -12,8 +13,9 @@ from PIL import Image
 import rewards
 from judges import scorers
 from judges.mllm import Query
+from measure import verifier as known
 from shapes import scenes
-from shapes.prompts import heldout_prompts, sample_prompts, sample_scene
+from shapes.prompts import all_prompts, heldout_prompts, sample_prompts, sample_scene
 from shapes.verifier import (
     CHECKS,
     KINDS,
@@ -52,6 +54,33 @@ def test_verifier_agrees_with_the_truth(drawn_world):
     verdicts = [v for p, r in zip(prompts, readings) for v in satisfied(p, r)]
     assert np.mean(verdicts) >= 0.995
     assert np.mean([r.fidelity for r in readings]) < 1.0
+
+
+@pytest.fixture(scope="module")
+def decoded_world():
+    """Prompts of all kinds and what is read of right pictures that the autoencoder repainted."""
+    prompts, pixels = known.draw(45 * len(KINDS), np.random.default_rng(5))
+    return prompts, known.read(known.autoencode(pixels, known.MODEL))
+
+
+def test_the_autoencoder_costs_no_sub_dimension_its_testpoints(decoded_world):
+    for sub, verdicts in known.accepted(*decoded_world).items():
+        assert len(verdicts) >= 45 and np.mean(verdicts) >= 0.97, sub
+
+
+def test_what_the_autoencoder_repainted_is_still_told_from_what_is_wrong(decoded_world):
+    prompts, readings = decoded_world
+    rng = np.random.default_rng(6)
+    wrong = [known.one_wrong(p, rng) for p in prompts]
+    assert np.mean(sum(known.rejected(prompts, wrong, readings).values(), [])) >= 0.99
+
+
+def test_inner_shapes_of_all_pairs_are_read_after_the_autoencoder():
+    pool = [p for split in ("train", "heldout") for p in all_prompts(split)["inclusion"]]
+    rng = np.random.default_rng(0)
+    pixels = scenes.render([sample_scene(p, rng) for p in pool])
+    verdicts = map(satisfied, pool, known.read(known.autoencode(pixels, known.MODEL)))
+    assert len(pool) == 180 and np.mean([all(met) for met in verdicts]) >= 0.97
 
 
 def changed_scene(prompt, drawn, rng):
@@ -269,6 +298,44 @@ def test_testpoints_are_answered_in_the_official_form():
     (answer,) = ShapesMLLM().ask([Query((image,), question)])
     assert json.loads(answer.text.split("<score>")[1].split("</score>")[0]) == [1, 0, 0]
     assert len(json.loads(answer.text.split("<analysis>")[1].split("</analysis>")[0])) == 3
+
+
+def explain(prompt, scene):
+    demands = enumerate(parse_prompt(prompt).testpoints, 1)
+    text = "\n".join(f"Testpoint {i}: {sub}\nDescription: {what}" for i, (sub, what) in demands)
+    image = Image.fromarray(scenes.render([scene])[0])
+    (answer,) = ShapesMLLM().ask([Query((image,), text)])
+    return json.loads(answer.text.split("<analysis>")[1].split("</analysis>")[0])
+
+
+def test_an_answer_says_what_was_read_and_what_was_wanted():
+    color, shape, size = explain("a small blue circle", one("circle", (90, 75, 208), r=4.5))
+    assert (
+        "off-color circle of radius 4.5 at 16, 16" in color
+        and "color 51 from blue, wanted 4" in color
+    )
+    assert shape == "'a circle' is shown"
+    assert "radius 4.5" in size and "4.3" in size  # what it is, and what small is
+
+
+def test_an_answer_says_by_how_much_an_inner_shape_failed():
+    bar = scenes.Thing("square", "blue", 16, 13, 3.0), scenes.Thing("square", "blue", 16, 18, 3.0)
+    outer = scenes.Thing("triangle", "red", 16, 16, 9.0)
+    inside, _, around = explain("a blue square inside a red triangle", scenes.Scene((outer, *bar)))
+    assert re.search(r"refused: \w+ at 16, 15: overlap 0\.\d\d, wanted 0\.95", inside)
+    assert around == "'the triangle is red' is shown"
+
+
+@pytest.mark.parametrize("prompt", ["a large red circle", "a large red square"])
+def test_what_passes_for_two_shapes_is_what_the_prompt_says(prompt):
+    reading = scenes.Reading((RED._replace(also="square"),), 0, False, 0.0)
+    assert satisfied(parse_prompt(prompt), reading) == [True] * 3
+
+
+def test_one_thing_is_never_two_shapes_at_once():
+    reading = scenes.Reading((RED._replace(also="square"),), 0, False, 0.0)
+    assert sum(satisfied(parse_prompt("a red circle and a blue square"), reading)) == 1
+    assert sum(satisfied(parse_prompt("a red square and a blue circle"), reading)) == 1
 
 
 def test_scores_rise_with_testpoints_and_cleanness():
