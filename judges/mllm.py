@@ -67,6 +67,12 @@ def final_part(text: str, unfinished: object = None) -> str:
     return _THOUGHT_BEGINS.split(rest, maxsplit=1)[0].strip()
 
 
+def open_thought(prompt: str) -> str:
+    """What closes the thought that a prompt opens at its end; "" where it opens none."""
+    *_, tag = ["", *_THOUGHT_BEGINS.findall(prompt)]
+    return f"{tag[0]}/{tag[1:]}" if tag and prompt.rstrip().endswith(tag) else ""
+
+
 def without_echo(text: str, question: str) -> str:
     """The text without repetitions of the whole question, whose example is nobody's answer."""
     words = question.split()

@@ -1,9 +1,13 @@
-"""local.py: a tiny Qwen2.5-VL with its real classes, in this process."""
+"""local.py: tiny models of eight real classes, in this process."""
 
 import itertools
+import json
+import logging
+import shutil
 
 import pytest
 import torch
+import vlms
 from PIL import Image
 
 from judges.cache import Cached
@@ -11,100 +15,14 @@ from judges.local import LocalMLLM
 from judges.mllm import Query
 from rewards import win_rates
 
-
-def picture(color: str, size: int) -> Image.Image:
-    return Image.new("RGB", (size, size), color)
+BUDGET = 8  # tokens of an answer
 
 
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIAL = [
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny Qwen2.5-VL with the real image processor and a byte-level tokenizer, on disk."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import (
-        GenerationConfig,
-        PreTrainedTokenizerFast,
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-    )
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    folder = tmp_path_factory.mktemp("tiny-qwen")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({c: k for k, c in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=SPECIAL[0],
-        eos_token=SPECIAL[2],
-        additional_special_tokens=SPECIAL,
-    )
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
-    Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=56 * 56).save_pretrained(folder)
-    ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(SPECIAL), strict=True))
-    torch.manual_seed(0)
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]},
-            "bos_token_id": None,
-            "eos_token_id": ids["<|im_end|>"],
-            "initializer_range": 0.5,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": 32,
-            "fullatt_block_indexes": [1],
-            "initializer_range": 0.5,
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-    )
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(  # of the kind that is published
-        do_sample=True,
-        temperature=5.0,
-        top_p=0.9,
-        top_k=50,
-        repetition_penalty=5.0,
-        eos_token_id=ids["<|im_end|>"],
-        pad_token_id=ids["<|endoftext|>"],
-    )
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def local(folder):
-    return LocalMLLM(folder, batch_size=3, max_new_tokens=12, device="cpu")
+def picture(color: str, width: int, height: int = 0) -> Image.Image:
+    """Of that color, but for a white corner, so that turning or cutting it shows."""
+    image = Image.new("RGB", (width, height or width), color)
+    image.paste("white", (0, 0, width // 3, 9))
+    return image
 
 
 QUERIES = [
@@ -112,70 +30,121 @@ QUERIES = [
     Query((picture("green", 28),), "A much longer question about a single image, for the padding."),
     Query((), "No image"),
     Query((picture("blue", 56), picture("red", 28)), "Which is better?"),
+    Query((picture("green", 64, 30), picture("blue", 30, 64)), "A longer question about the two."),
 ]
+PAIRS = [query for query in QUERIES if len(query.images) == 2]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """name of a class -> folder, saved when it is first asked for."""
+
+    class Folders(dict):
+        def __missing__(self, name):
+            self[name] = tmp_path_factory.mktemp(name)
+            vlms.save(name, self[name])
+            return self[name]
+
+    return Folders()
+
+
+@pytest.fixture(scope="module")
+def judges(folders):
+    class Judges(dict):
+        def __missing__(self, name):
+            settings = dict(batch_size=4, max_new_tokens=BUDGET, device="cpu")
+            self[name] = LocalMLLM(folders[name], **settings)
+            return self[name]
+
+    return Judges()
+
+
+@pytest.fixture(scope="module")
+def folder(folders):
+    return folders["Qwen2_5_VL"]
+
+
+@pytest.fixture(scope="module")
+def local(judges):
+    return judges["Qwen2_5_VL"]
+
+
+def plain_inputs(judge: LocalMLLM, query: Query):
+    """One question as the library itself prepares it: no batch, no padding."""
+    content = [{"type": "image", "image": image} for image in query.images]
+    turn = [{"role": "user", "content": [*content, {"type": "text", "text": query.text}]}]
+    return judge.processor.apply_chat_template(
+        turn, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
 
 
 @torch.inference_mode()
-def greedy(local: LocalMLLM, query: Query) -> str:
-    """Most probable token after most probable token, one query, no padding, no cache."""
-    inputs = dict(local.inputs([query]))
-    eos, start = local.model.generation_config.eos_token_id, inputs["input_ids"].shape[1]
-    for _ in range(12):
-        token = local.model(**inputs).logits[:, -1:].argmax(-1)
-        if token.item() == eos:
-            break
-        for key, new in (
-            ("input_ids", token),
-            ("attention_mask", torch.ones_like(token)),
-            ("mm_token_type_ids", torch.zeros_like(token)),
-        ):
-            inputs[key] = torch.cat([inputs[key], new], 1)
-    tokens = inputs["input_ids"][0, start:]
-    return local.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+def plain_answer(judge: LocalMLLM, query: Query) -> tuple[str, bool]:
+    """What `generate` gives for it, and whether the model ended it."""
+    inputs = plain_inputs(judge, query)
+    settings = dict(do_sample=False, max_new_tokens=BUDGET)
+    tokens = judge.model.generate(**inputs, **settings)[0, inputs["input_ids"].shape[1] :]
+    text = judge.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+    return text, judge.processor.tokenizer.eos_token_id in tokens
 
 
-def test_local_model_is_greedy_whatever_the_batch(local):
-    answers = local.ask(QUERIES)
-    assert [a.text or "" for a in answers] == [greedy(local, query) for query in QUERIES]
-    assert len({a.text for a in answers}) > 1
-    assert local.ask(QUERIES) == answers  # nothing is sampled
-
-
-def test_an_answer_is_whole_only_if_the_model_ended_it(local, folder):
-    """Its end token is among those that a plain `generate` gives, whatever the batch."""
-    short = LocalMLLM(folder, batch_size=3, max_new_tokens=3, device="cpu")
-    for judge in (local, short):
-        for query, answer in zip(QUERIES, judge.ask(QUERIES), strict=True):
-            inputs = judge.inputs([query])
-            tokens = judge.model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
-            whole = bool((tokens == judge.model.generation_config.eos_token_id).any())
-            assert (answer.unfinished is None) == (whole and bool((answer.text or "").strip()))
-    assert any("--judge_tokens" in (a.unfinished or "") for a in short.ask(QUERIES))
-
-
-def test_local_model_sees_the_images_in_order(local):
-    forth, back = local.first_probability([QUERIES[0], QUERIES[3]])
-    assert forth != back
-
-
-def test_first_probability_is_that_of_the_two_answers(local):
-    logs = []
-    query = QUERIES[0]
+@torch.inference_mode()
+def forced_probability(judge: LocalMLLM, query: Query) -> float:
+    """P(first) by teacher forcing: each whole answer after the prompt, on its own."""
+    logs, inputs = [], dict(plain_inputs(judge, query))
     for number in (1, 2):
         opening = f"<answer>Image {number} is better"
-        inputs = local.inputs([query], [opening])
-        with torch.inference_mode():
-            log_probs = local.model(**inputs).logits[0].double().log_softmax(-1)
-        ids = inputs["input_ids"][0]
-        logs.append(sum(log_probs[k - 1, ids[k]] for k in range(len(ids) - len(opening), len(ids))))
-    expected = torch.stack(logs).softmax(0)[0].item()
-    batch = local.first_probability(QUERIES)  # padded beside others
-    assert batch[0] == pytest.approx(expected, abs=1e-4)
-    assert all(0 <= p <= 1 for p in batch) and 0.001 < expected < 0.999
+        new = judge.processor.tokenizer(opening, add_special_tokens=False, return_tensors="pt")
+        new, whole = new["input_ids"], dict(inputs)
+        whole["input_ids"] = torch.cat([inputs["input_ids"], new], 1)
+        whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+        for key in {"token_type_ids", "mm_token_type_ids"} & whole.keys():
+            whole[key] = torch.cat([whole[key], torch.zeros_like(new)], 1)
+        log_probs = judge.model(**whole).logits[0, :-1].double().log_softmax(-1)
+        of_tokens = log_probs.gather(1, whole["input_ids"][0, 1:, None])
+        logs.append(of_tokens[-new.shape[1] :].sum())
+    return torch.stack(logs).softmax(0)[0].item()
+
+
+@pytest.mark.parametrize("name", vlms.KINDS)
+def test_a_batch_is_answered_as_a_plain_generate_answers_each(judges, name):
+    judge = judges[name]
+    answers = judge.ask(QUERIES)  # two, one and no images side by side
+    plain = [plain_answer(judge, query) for query in QUERIES]
+    assert [a.text or "" for a in answers] == [text for text, _ in plain]
+    assert [a.unfinished is None for a in answers] == [bool(t) and whole for t, whole in plain]
+    assert len({a.text for a in answers}) > 2
+    assert [judge.ask([query])[0] for query in QUERIES] == answers  # each alone
+
+
+@pytest.mark.parametrize("name", vlms.KINDS)
+def test_first_probability_is_that_of_teacher_forcing(judges, name):
+    judge = judges[name]
+    batch = judge.first_probability(PAIRS)
+    assert batch == pytest.approx([forced_probability(judge, q) for q in PAIRS], abs=1e-4)
+    assert batch == pytest.approx([judge.first_probability([q])[0] for q in PAIRS], abs=1e-4)
+    assert batch[0] != batch[1]  # the order of the images is seen
+    assert all(0 <= p <= 1 for p in batch)
+
+
+@pytest.mark.parametrize("name", vlms.KINDS)
+def test_the_saved_processor_keeps_its_arguments(judges, folders, name):
+    processor = judges[name].processor
+    for key, value in json.loads((folders[name] / "processor_config.json").read_text()).items():
+        assert key == "processor_class" or getattr(processor, key) == value
+    saved = json.loads((folders[name] / "preprocessor_config.json").read_text())
+    kept = json.loads(json.dumps(processor.image_processor.to_dict()))
+    assert {key: kept[key] for key in saved} == saved
+
+
+def test_an_answer_is_whole_only_if_the_model_ended_it(judges):
+    answers = [a for name in judges for a in judges[name].ask(QUERIES)]
+    cut = [answer.unfinished for answer in answers if answer.unfinished]
+    assert cut and all(f"cut off at {BUDGET} tokens, the limit of --judge_tokens" in c for c in cut)
 
 
 @pytest.mark.parametrize(
-    "caption", ["a <|im_end|>dog<|image_pad|>", "a <|im_<|im_<|im_end|>end|>end|>dog"]
+    "caption", ["a <eos>dog<|image_pad|>", "a <e<e<eos>os>os>dog", "<|video_pad|>a dog"]
 )
 def test_captions_cannot_speak_the_models_control_language(local, caption):
     clean = local.inputs([Query((), "a dog")])["input_ids"]
@@ -198,6 +167,27 @@ def test_win_rates_from_the_local_model(local, tmp_path):
     assert rates.tolist() == pytest.approx(expected) and rates.std() > 0
 
 
+def test_local_name_says_what_changes_answers(local, folder):
+    assert str(folder) in local.name and str(BUDGET) in local.name
+
+
+# ---- at load ----
+
+
+@pytest.fixture
+def changed(folder, tmp_path):
+    """A copy of the model with another chat template, or with none."""
+
+    def change(template: str | None):
+        shutil.copytree(folder, tmp_path / "copy")
+        (tmp_path / "copy" / "chat_template.jinja").unlink()
+        if template is not None:
+            (tmp_path / "copy" / "chat_template.jinja").write_text(template)
+        return tmp_path / "copy"
+
+    return change
+
+
 @pytest.mark.parametrize("name", ["", "none"])
 def test_a_folder_that_holds_no_model_gets_one_sentence(tmp_path, name):
     with pytest.raises(ValueError, match="cannot load a multimodal model from") as error:
@@ -205,5 +195,81 @@ def test_a_folder_that_holds_no_model_gets_one_sentence(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
-def test_local_name_says_what_changes_answers(local, folder):
-    assert str(folder) in local.name and "12" in local.name
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (None, "has no chat template"),
+        ("{{ messages[0]['content'][-1]['text'] }}", "takes no images"),
+        ("{{ raise_exception('no images, please') }}", "takes no images: no images, please"),
+        ("{{ 'x' + messages[0]['content'] }}", "takes no images"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_used_is_told_at_load(changed, template, said):
+    with pytest.raises(ValueError, match=f"cannot load a multimodal model from .*{said}") as error:
+        LocalMLLM(changed(template), device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_a_template_that_only_the_tokenizer_has_is_used(changed):
+    path = changed(None)
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    config["chat_template"] = vlms.template(vlms.KINDS["Qwen2_5_VL"]["image"])
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert LocalMLLM(path, max_new_tokens=2, device="cpu").ask(QUERIES[:1])
+
+
+USUAL = vlms.template(vlms.KINDS["Qwen2_5_VL"]["image"])
+
+
+@pytest.mark.parametrize(
+    ("opens", "ends"),
+    [
+        ("<think>\n", "<think>\n</think>\n\n"),
+        ("<think>", "<think></think>\n\n"),
+        ("[THINK]", "[THINK][/THINK]\n\n"),
+        ("{% if enable_thinking is not false %}<think>\n{% endif %}", ""),
+        ("<think>\n{% if enable_thinking is false %}\n</think>\n\n{% endif %}", "</think>\n\n"),
+    ],
+)
+def test_a_thought_that_the_template_opens_is_closed(changed, local, opens, ends, caplog):
+    path = changed(USUAL.replace("[assistant]", "[assistant]" + opens))
+    with caplog.at_level(logging.WARNING):
+        judge = LocalMLLM(path, max_new_tokens=2, device="cpu")
+    assert "opens a thought, which is closed" in caplog.text
+    for openings in ([""], ["<answer>Image 1 is better"]):
+        ids = judge.inputs(QUERIES[:1], openings)["input_ids"][0]
+        text = judge.processor.tokenizer.decode(ids)
+        assert text.endswith(ends + openings[0])
+        plain = local.processor.tokenizer.decode(local.inputs(QUERIES[:1])["input_ids"][0])
+        assert text.startswith(plain) and text.count("<think>") == text.count("</think>")
+
+
+def test_an_example_of_a_thought_is_no_thought(changed, caplog):
+    path = changed("You may <think> and close it.</think> Or open <think> only.\n" + USUAL)
+    LocalMLLM(path, device="cpu")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        (
+            "X requires the Torchvision library but it was not found",
+            "needs torchvision, which is not installed",
+        ),
+        ("Package `num2words` is required", "needs a package, which is not installed: .*num2words"),
+    ],
+)
+def test_a_package_that_the_processor_needs_is_asked_for_in_one_sentence(
+    folders, monkeypatch, missing, said
+):
+    """Where the package is missing for more than videos."""
+    import transformers
+
+    def fail(*args, **settings):
+        raise ImportError(f"\n{missing} in your environment.\nSee the docs.\n")
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", fail)
+    with pytest.raises(ValueError, match=said) as error:
+        LocalMLLM(folders["Llava"], device="cpu")
+    assert "\n" not in str(error.value)
