@@ -1,10 +1,10 @@
 """A multimodal LLM is a function from (images, text) to text.
 
 Everything that judges or writes goes through `ask`: pairwise comparisons, testpoints, ratings.
-Whose answers they are: server.py a server's, local.py a model's in this process, cache.py those of
-either that were kept on disk, shapes/world.py the verifier's.
+Whose answers they are: server.py a server's, local.py a model's in this process, shapes/verifier.py
+the verifier's; record.py writes down what another one says.
 
-    judge = Cached(OpenAIMLLM("http://localhost:8000/v1", "UnifiedReward-Think"), "runs/judged")
+    judge = OpenAIMLLM("http://localhost:8000/v1", "UnifiedReward-Think")
     judge.ask([Query((first, second), "Which is better?")])      # [Answer(text=..., error=None)]
 """
 
@@ -37,7 +37,7 @@ def cut_off(tokens: int) -> str:
 
 
 class MLLM(Protocol):
-    name: str  # for people, and for the cache: the model and every setting that changes its answers
+    name: str  # for people and journals: the model and every setting that changes its answers
 
     def ask(self, queries: Sequence[Query]) -> list[Answer]:
         """One answer for each query, in order. A query that fails is an Answer with an error."""
@@ -99,7 +99,7 @@ def ask_again(ask: Callable, queries: Sequence[Query], again: Callable, retries:
 
 
 class StreamingMLLM:
-    """An MLLM that gives each answer as soon as it is there: what a cache can be put before."""
+    """An MLLM that gives each answer as soon as it is there, to be written down at once."""
 
     name: str
 

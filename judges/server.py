@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from judges.mllm import Answer, Query, StreamingMLLM, cut_off
+from judges.slots import Slots
 from support.rgb import to_rgb
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,8 @@ class OpenAIMLLM(StreamingMLLM):
     base_url, api_key: by default from the environment, OPENAI_BASE_URL and OPENAI_API_KEY. The key
         stands in no name, repr or error.
     model: by default the first one that the server lists.
-    concurrency: calls in flight; N calls of latency L take ceil(N / concurrency) * L.
+    concurrency: calls in flight; N calls of latency L take ceil(N / concurrency) * L. Fewer after
+        timeouts (slots.py).
     timeout: seconds for one call from end to end. max_retries: further calls for one query.
     backoff: seconds before the first retry, doubled before each further one, at most 30. They are
         drawn from half of that to all of it; a server's Retry-After goes before.
@@ -226,7 +228,7 @@ class OpenAIMLLM(StreamingMLLM):
         # the process from ending.
         self._client = openai.AsyncOpenAI(**options, timeout=None)
         self._reply_type = ChatCompletion
-        self._slots = asyncio.Semaphore(concurrency)
+        self._slots = Slots(concurrency)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="mllm", daemon=True).start()
 
@@ -276,15 +278,19 @@ class OpenAIMLLM(StreamingMLLM):
         content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         content.append({"type": "text", "text": query.text})
         for attempt in range(self.max_retries + 1):
-            async with self._slots:
+            async with self._slots as number:
                 silent = self._clock() - self._last_success > self.patience
                 if silent and (attempt or not probe):
                     message = f"no call was answered for {self.patience:g} s"
                     return Answer(error=f"{message} (last: {self._last_failure})")
                 try:
-                    return await self._call(content)
+                    answer = await self._call(content)
+                    self._slots.answered()
+                    return answer
                 except self._errors as error:
                     failure = error
+                    if isinstance(failure, TimeoutError):
+                        self._slots.timed_out(number)
             message = f"{self._hint(failure)}{type(failure).__name__}: {_words(failure)}"
             if isinstance(failure, TimeoutError):  # it has no text of its own
                 message = f"no answer within {self.timeout:g} s"

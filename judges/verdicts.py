@@ -189,12 +189,6 @@ def parse_ratings(text: str, unfinished: object = None) -> float | None:
     return sum(ratings.values()) / 3
 
 
-def readable(text: str) -> bool:
-    """Whether an answer holds a verdict or ratings. Only such are kept on disk: else a judge that
-    wrote nonsense, and so ended the run, would be quoted for ever after it is mended."""
-    return parse_verdict(text) is not Verdict.UNPARSABLE or parse_ratings(text) is not None
-
-
 class Said(NamedTuple):
     """One answer about one pair of images as it was shown."""
 

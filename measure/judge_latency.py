@@ -3,7 +3,7 @@
     python -m measure.judge_latency       # about four minutes on two idle cores
 
 The server runs in a process of its own and takes L = 200 ms a call; C calls are in flight. The
-ideal is ceil(calls / C) * L. Bars: judging within 1.15 of it, the cache on disk included; less than
+ideal is ceil(calls / C) * L. Bars: judging within 1.15 of it; less than
 20 % of it to be seen in the step where the rollout takes longer, 1.3 times the ideal here. Two
 rollouts: one that waits, as for an accelerator, and one of the tiny FLUX with as many denoising
 steps as that takes, which competes with server and client for the CPU. Two figures for what is

@@ -136,7 +136,10 @@ class Config:
         "", "of an OpenAI-compatible judge server, else $OPENAI_BASE_URL", needs="judge openai"
     )
     concurrency: int = free(
-        16, "calls in flight at a judge server, each process", "[1, 1e5]", needs="judge openai"
+        16,
+        "calls in flight at a judge server, over all processes; fewer after timeouts",
+        "[1, 1e5]",
+        needs="judge openai",
     )
     call_timeout: float = free(
         60.0, "seconds for one call of a judge server", "(0, 1e6]", needs="judge openai"
@@ -265,6 +268,7 @@ RECIPES = {
         "steps": 465,  # 3 epochs over 9,999 prompts less those held out
         "micro_batch": 1,
         "updates": 2,  # 8 images in accumulations of 4
+        "concurrency": 128,  # ours: two calls in flight for each GPU
     },
 }
 
@@ -318,14 +322,11 @@ def choose(cfg, name: str, choices) -> None:
 
 def check_config(cfg, world: int) -> None:
     """SystemExit with one sentence for settings that cannot work; world: processes of the run."""
-    check_numbers(cfg)
-    check_needs(cfg)
-    check_sampling(cfg, world)
-    check_judging(cfg)
-    check_learning(cfg, world)
+    for check in (check_numbers, *CHECKS):
+        check(cfg, world)
 
 
-def check_numbers(cfg) -> None:
+def check_numbers(cfg, world: int = 1) -> None:
     """Each number lies in the range that its field names, which no NaN and no infinity does."""
     for f in dataclasses.fields(cfg):
         if f.type in (int, float):
@@ -343,7 +344,7 @@ def check_numbers(cfg) -> None:
             )
 
 
-def check_needs(cfg) -> None:
+def check_needs(cfg, world: int) -> None:
     """No flag was given that another setting leaves without any effect."""
     usual = Config(**RECIPES.get(cfg.recipe, {}))
     for f in dataclasses.fields(cfg):
@@ -435,7 +436,7 @@ def check_sampling(cfg, world: int) -> None:
     )
 
 
-def check_judging(cfg) -> None:
+def check_judging(cfg, world: int) -> None:
     choose(cfg, "judge", ("shapes", "openai", "local"))
     from rewards import pair_schedule
 
@@ -471,10 +472,14 @@ def check_judging(cfg) -> None:
         cfg.judge != "local" or cfg.judge_model,
         "--judge local needs --judge_model, a folder or hub name",
     )
-    check_server(cfg)
 
 
-def check_server(cfg) -> None:
+def check_server(cfg, world: int) -> None:
+    need(
+        cfg.judge != "openai" or cfg.concurrency >= world,
+        f"--concurrency {cfg.concurrency} calls in flight are too few for {world} processes: at "
+        "least one each, as many as the server bears",
+    )
     need(
         "@" not in cfg.base_url,
         "--base_url must hold no user and password, since config.json "
@@ -517,3 +522,6 @@ def check_learning(cfg, world: int) -> None:
         f"--updates {cfg.updates} must divide the micro-batches of a step, {batches} of "
         f"--micro_batch {micro_batch_of(cfg, samples)} samples",
     )
+
+
+CHECKS = (check_needs, check_sampling, check_judging, check_server, check_learning)

@@ -13,16 +13,26 @@ size is not known here.
 
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from judges.make import make_judge
 from models import flux
 from rewards import pair_schedule
-from support import processes
-from support.config import Config, micro_batch_of, parse_config, parse_rewards
+from support import processes, run, rundir
+from support.config import (
+    CHECKS,
+    Config,
+    check_numbers,
+    main_memory,
+    micro_batch_of,
+    parse_config,
+    parse_rewards,
+)
 from support.footprint import (
     FLOAT,
     decode_bytes,
@@ -214,6 +224,29 @@ def work_of(s: Config, prompts: int, batches: int) -> Work:
     return Work(forward, backward if s.gradient_checkpointing else 0, backward, prompts * calls)
 
 
+def counted_bytes(
+    pipe, s: Config, tokens: int, batch: int, samples: int, prompts: int
+) -> dict[str, int]:
+    """What passes of the network, the VAE and the text encoder allocate: footprint.py counts."""
+    network, peaks = pipe.transformer, {}
+    with FakeTensorMode():
+        for part in (network, pipe.vae, pipe.text_encoder_2):
+            make_fake(part)
+        for checkpointing in (False, True):
+            if checkpointing:
+                network.enable_gradient_checkpointing()
+            else:
+                network.disable_gradient_checkpointing()
+            peaks[checkpointing] = replay_peak(pipe, s.size, batch, tokens)
+        return dict(
+            activations=peaks[s.gradient_checkpointing],
+            activations_other=peaks[not s.gradient_checkpointing],
+            forward=forward_bytes(pipe, s.size, batch, tokens),
+            decode=decode_bytes(pipe, s.size, min(samples, DECODED_AT_ONCE), s.vae_slicing),
+            encode=encode_bytes(pipe, ENCODED_AT_ONCE if s.text_cache else prompts, tokens),
+        )
+
+
 def make_plan(model: str, s: Config, world: int = 1) -> Plan:
     """What one step of training costs on one of `world` ranks.
 
@@ -236,25 +269,9 @@ def make_plan(model: str, s: Config, world: int = 1) -> Plan:
     held = train_bytes(counts, stored, s, world, math.ceil(batches / s.updates) * replayed_steps(s))
     config, itemsize = pipe.transformer.config, DTYPES[s.dtype].itemsize
     row = itemsize * (tokens * config.joint_attention_dim + config.pooled_projection_dim)
-    with FakeTensorMode():
-        for part in (pipe.transformer, pipe.vae, pipe.text_encoder_2):
-            make_fake(part)
-        peaks = {}
-        for checkpointing in (False, True):
-            (
-                pipe.transformer.enable_gradient_checkpointing
-                if checkpointing
-                else pipe.transformer.disable_gradient_checkpointing
-            )()
-            peaks[checkpointing] = replay_peak(pipe, s.size, batch, tokens)
-        measured = dict(
-            activations=peaks[s.gradient_checkpointing],
-            activations_other=peaks[not s.gradient_checkpointing],
-            forward=forward_bytes(pipe, s.size, batch, tokens),
-            decode=decode_bytes(pipe, s.size, min(samples, DECODED_AT_ONCE), s.vae_slicing),
-            encode=encode_bytes(pipe, ENCODED_AT_ONCE if s.text_cache else per_rank, tokens)
-            + (encoders if s.text_cache else 0),
-        )
+    measured = counted_bytes(pipe, s, tokens, batch, samples, per_rank)
+    if s.text_cache:
+        measured["encode"] += encoders
     everything = Bytes(
         vae=counts.vae * itemsize,
         text_encoders=0 if s.text_cache else encoders,
@@ -376,15 +393,97 @@ def refuse(plan: Plan, gpu_memory: float) -> None:
         )
 
 
+def resources(plan: Plan) -> list[tuple[str, float, float]]:
+    """Main memory of a rank and disk of the run, in bytes: (what, needed, what this machine has).
+
+    A pipeline is loaded into main memory in --dtype before it goes to a GPU; with --shard so is the
+    frozen copy.
+    """
+    s, n = plan.settings, plan.counts
+    loaded = DTYPES[s.dtype].itemsize * (n.transformer * (2 if s.shard else 1) + n.text + n.vae)
+    pictures = 3 * s.size**2 * (plan.prompts // plan.world * s.group_size + 2 * s.heldout)
+    out = Path(s.out).absolute()
+    there = next(path for path in (out, *out.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    return [
+        ("main memory, each rank", loaded + pictures, main_memory()),
+        (
+            "disk, for checkpoints and final/",
+            rundir.disk_bytes(n.trainable, s.ema, s.steps),
+            free,
+        ),
+    ]
+
+
+def calls_in_flight(s: Config, world: int, calls: int) -> str:
+    """What a judge server has to bear."""
+    each = max(1, s.concurrency // world)
+    return (
+        f"judge server: {each * world} calls in flight, {each} a rank; at 10 s a call a step's "
+        f"{calls} take {math.ceil(calls / (each * world)) * 10 / 60:.1f} minutes"
+    )
+
+
+class Findings:
+    """What would end the run: the sentences of checks that were made one after another."""
+
+    def __init__(self):
+        self.said = []
+
+    def of(self, check, *args):
+        """check(*args), or None where it ends in a sentence, which is kept."""
+        try:
+            return check(*args)
+        except (ValueError, OSError, SystemExit) as error:
+            self.said.append(str(error))
+
+
+def check_folders(cfg: Config) -> None:
+    """Raises ValueError for a scorer or a judge in process whose folder is not there."""
+    named = [("--reward", part.source) for part in parse_rewards(cfg.reward).values()]
+    named += [("--judge_model", cfg.judge_model)] if cfg.judge == "local" else []
+    for flag, name in named:
+        hub = name.count("/") == 1 and not name.startswith((".", "/", "~", "assets", "runs"))
+        if name and not hub and not Path(name).is_dir():
+            raise ValueError(f"{flag}: no folder '{name}'")
+
+
+def check_outside(cfg: Config, findings: Findings) -> None:
+    """What a run tries before it loads weights, on this machine: device, folder, prompts, judge."""
+    findings.of(processes.check_device, cfg.device)
+    findings.of(rundir.check_run, cfg)
+    findings.of(run.prompts_of, cfg)
+    findings.of(check_folders, cfg)
+    findings.of(run.comparison_of, cfg, make_judge("shapes", max_tokens=1))  # its template
+    served = cfg.judge == "openai" and (cfg.base_url or os.environ.get("OPENAI_BASE_URL"))
+    if served and (judge := findings.of(run.judge_of, cfg)):
+        findings.of(run.try_judge, cfg, judge)
+
+
 def main(cfg: Config | None = None) -> None:
-    """Prints what the run needs; SystemExit if it does not fit, or cannot be planned."""
-    cfg = cfg or parse_config()
-    try:
-        planned = make_plan(cfg.model, cfg, cfg.ranks or int(os.environ.get("WORLD_SIZE", 1)))
-    except ValueError as error:
-        raise SystemExit(str(error))
-    print(table(planned))
-    refuse(planned, cfg.gpu_memory)
+    """Prints what the run needs, and the verdict; SystemExit where it could not run.
+
+    Every check of the run is made that needs no weights; with --ranks, which plans for other
+    machines, what this one has (GPU, memory, disk) is not held against it.
+    """
+    cfg, findings = cfg or parse_config(), Findings()
+    check_numbers(cfg)  # without which nothing can be planned
+    world = cfg.ranks or int(os.environ.get("WORLD_SIZE", 1))
+    for check in CHECKS:
+        findings.of(check, cfg, world)
+    check_outside(cfg, findings)
+    if planned := findings.of(make_plan, cfg.model, cfg, world):
+        print(table(planned))
+        if cfg.judge == "openai":
+            print(calls_in_flight(cfg, world, planned.work.judge_calls))
+        for what, needed, here in resources(planned):
+            print(f"{what}: {needed / 1e9:.2f} GB (this machine has {here / 1e9:.2f})")
+            if needed > here and not cfg.ranks:
+                findings.said.append(f"{what}: too little here; --ranks plans for other machines")
+        findings.of(refuse, planned, cfg.gpu_memory)
+    if findings.said:
+        raise SystemExit("verdict: this run would be refused: " + "; ".join(findings.said))
+    print("verdict: this run can start; access to weights was not tried, nor a judge in process")
 
 
 if __name__ == "__main__":

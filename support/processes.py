@@ -327,16 +327,19 @@ class MovingAverage:
 # ----------------------------------------------------------------------------- checkpoints
 
 
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def checkpoint_steps(folder: Path) -> list[int]:
-    """The steps whose states are kept whole, ascending."""
-    done = folder.glob("step_*/.metadata")
-    return sorted(int(file.parent.name.removeprefix("step_")) for file in done)
+    """The steps whose states are kept whole, ascending: .metadata is written after all else."""
+    return sorted(step_of(file.parent) for file in folder.glob("step_*/.metadata"))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The last complete checkpoint: its .metadata is written after everything else."""
-    done = sorted(folder.glob("step_*/.metadata"))
-    return done[-1].parent if done else None
+    """The last complete checkpoint."""
+    steps = checkpoint_steps(folder)
+    return folder / f"step_{steps[-1]:06d}" if steps else None
 
 
 def training_state(transformer, optimizer, average: MovingAverage) -> dict:
@@ -370,22 +373,25 @@ def save_checkpoint(
         raise RuntimeError(str(next(iter(error.failures.values()))[0])) from None
     procs.wait()
     if procs.first:
-        whole = [path.parent for path in sorted(folder.glob("step_*/.metadata"))]
-        kept = {*whole[-2:], target, *(folder / f"step_{step:06d}" for step in keep)}
+        kept = {*checkpoint_steps(folder)[-2:], step, *keep}
         for old in folder.glob("step_*"):
-            if old not in kept:
+            if step_of(old) not in kept:
                 shutil.rmtree(old)
 
 
-def load_checkpoint(folder: Path, transformer, optimizer, average) -> int:
-    """Puts the newest checkpoint back, each rank its part of it; the step it stood at."""
-    newest = newest_checkpoint(folder)
+def load_checkpoint(checkpoint: Path, transformer, optimizer, average) -> None:
+    """Puts a checkpoint back, each rank its part of it. Raises ValueError if it is damaged."""
     state = training_state(transformer, optimizer, average)
-    dcp.load(state, checkpoint_id=str(newest))  # in place: weights and average are the live tensors
+    try:  # in place: weights and average are the live tensors
+        dcp.load(state, checkpoint_id=str(checkpoint))
+    except dcp.api.CheckpointException as error:
+        reason = str(next(iter(error.failures.values()))[0]).splitlines()[0]
+        raise ValueError(
+            f"'{checkpoint}' cannot be read ({reason}): remove it to go on from the one before"
+        ) from None
     set_optimizer_state_dict(
         transformer,
         optimizer,
         state["optimizer"],
         options=StateDictOptions(ignore_frozen_params=True),
     )
-    return int(newest.name.removeprefix("step_"))

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from judges import scorers
 from judges.make import make_judge
-from judges.verdicts import PAIRWISE_TEMPLATE, readable
+from judges.record import Recorded
+from judges.verdicts import PAIRWISE_TEMPLATE
 from models import base
 from models.base import check_finite
 from rewards import JUDGED, JudgeError, PairwiseReward, PointwiseReward
@@ -87,24 +89,36 @@ def cache_text(model: base.Model, cfg: Config, procs: Processes, texts: list[str
 # ----------------------------------------------------------------------------- what judges
 
 
-def judge_of(cfg: Config, out: Path):
-    """The judge that the settings name; answers of real ones are kept on disk."""
-    judge = make_judge(
+def judge_of(cfg: Config, world: int = 1):
+    """The judge that the settings name. The calls in flight are shared over `world` processes."""
+    return make_judge(
         cfg.judge,
         cfg.base_url or None,
         cfg.judge_model or None,
         max_tokens=cfg.judge_tokens,
         seed=cfg.judge_seed if cfg.judge_seed >= 0 else None,
         max_calls=cfg.max_calls or None,
-        concurrency=cfg.concurrency,
+        concurrency=max(1, cfg.concurrency // world),
         timeout=cfg.call_timeout,
         patience=cfg.patience,
     )
-    if cfg.judge == "shapes":
-        return judge
-    from judges.cache import Cached
 
-    return Cached(judge, out / "judge_cache", readable)
+
+def try_judge(cfg: Config, judge) -> None:
+    """Asks about one plain pair, in both orders, before anything expensive is begun.
+
+    Raises ValueError if no answer comes, and warns if none can be read.
+    """
+    if cfg.judge == "shapes":
+        return
+    pair = [Image.new("RGB", (cfg.size, cfg.size), "white") for _ in range(2)]
+    for picture, color in zip(pair, ("red", "blue")):
+        ImageDraw.Draw(picture).ellipse([cfg.size // 4] * 2 + [3 * cfg.size // 4] * 2, color)
+    _, counts, error = comparison_of(cfg, judge)(["a large red circle"], [pair])
+    if counts["failed"] == counts["wanted"]:
+        raise ValueError(f"the judge cannot be asked: {judge.name}: {error}")
+    if counts["unparsable"]:
+        log.warning("%s: asked about a red and a blue circle: %s", judge.name, error)
 
 
 def read_template(path: str) -> str:
@@ -139,15 +153,14 @@ def rewards_of(cfg: Config, judge, device) -> dict:
 
 
 def call_budget(cfg: Config, rewards: dict, heldout: int) -> str:
-    """The questions that a whole run puts to its judge, repeats and kept answers left aside."""
+    """The questions that a whole run puts to its judge, repeats left aside."""
     evaluations = -(-cfg.steps // cfg.eval_every)  # also after the last step; not of the base
     group = sum(r.calls(cfg.group_size) for name, r in rewards.items() if name in JUDGED)
     steps, held = group * cfg.prompts_per_step * cfg.steps, 2 * heldout * evaluations
     return (
         f"calls to the judge: {group} a group x {cfg.prompts_per_step} prompts x {cfg.steps} steps "
         f"= {steps:,}, and 2 orders x {heldout} held-out prompts x {evaluations} evaluations = "
-        f"{held:,}; {steps + held:,} in all, at most: cached answers cost nothing, lost ones are "
-        "asked again"
+        f"{held:,}; {steps + held:,} in all, and once more for each that is lost"
     )
 
 
@@ -161,19 +174,22 @@ class StoppedError(Exception):
 class Run:
     """The loop's tools (model, optimizer, average, rewards, batches, ...) and its book-keeping."""
 
-    def __init__(self, cfg: Config, procs: Processes, out: Path, prompts: Prompts | None):
-        self.cfg, self.procs, self.out = cfg, procs, out
-        self.model = load_model(cfg, procs)
+    def __init__(
+        self, cfg: Config, procs: Processes, prompts: Prompts | None, rewards: dict, compare
+    ):
+        """rewards: by name; compare: the PairwiseReward that progress is measured with."""
+        self.cfg, self.procs, self.out, self.rewards = cfg, procs, Path(cfg.out), rewards
+        self.model = procs.alike(load_model, cfg, procs)
         transformer = self.model.transformer
         self.policy = transformer if cfg.shard else processes.replicate(transformer, procs)
         self.optimizer = torch.optim.AdamW(
             self.model.trainable(), lr=cfg.lr, weight_decay=cfg.weight_decay
         )
         self.average = processes.MovingAverage(transformer, cfg.ema)
+        trained = sum(weight.numel() for weight in self.model.trainable())
+        procs.alike(rundir.check_disk, self.out, rundir.disk_bytes(trained, cfg.ema, cfg.steps))
         samples = cfg.prompts_per_step // procs.world * cfg.group_size
         self.micro_batch = micro_batch_of(cfg, samples)
-        judge = judge_of(cfg, out)
-        self.rewards = rewards_of(cfg, judge, procs.device)
         self.weights = {name: part.weight for name, part in parse_rewards(cfg.reward).items()}
         # A server's judging goes on behind the rollout; another judge is asked when its answer is.
         served = cfg.judge == "openai"
@@ -184,7 +200,7 @@ class Run:
         # All that is random in the run, by step and rank: drawn when it is asked for.
         draw = functools.partial(make_batch, cfg, prompts)
         self.parts = lambda step: draw(step, procs.rank, procs.world).split(groups)
-        self.heldout = Heldout(cfg, procs, self.model, comparison_of(cfg, judge), prompts)
+        self.heldout = Heldout(cfg, procs, self.model, compare, prompts)
         if cfg.text_cache:
             steps = range(1, cfg.steps + 1)
             drawn = [text for s in steps for text in draw(s).prompts]  # of all ranks
@@ -305,9 +321,11 @@ class Run:
             if self.procs.first:
                 rundir.write_metrics(self.out, self.metrics)
             self.checkpoint(done())
+            slow = f" ({self.cfg.concurrency} calls were in flight: --concurrency has fewer)"
+            slow = slow if "no answer within" in str(error) else ""
             raise JudgeError(
-                f"{error}; the state after step {done()} is saved in '{self.out}': when the judge "
-                f"answers again, {again}"
+                f"{error}{slow}; the state after step {done()} is saved in '{self.out}': when the "
+                f"judge answers again, {again}"
             )
         except StoppedError as name:
             self.checkpoint(done())
@@ -382,22 +400,47 @@ def start_run(cfg: Config, procs: Processes) -> Run:
 
 
 def prepared(cfg: Config, procs: Processes) -> Run:
-    prompts = read_prompts(cfg.prompts, cfg.heldout, cfg.prompts_per_step) if cfg.prompts else None
-    out = rundir.prepare_run(cfg) if procs.first else Path(cfg.out)
-    run = Run(cfg, procs, out, prompts)
-    if procs.first:
-        run.write = rundir.make_logger(cfg.logger, out, dataclasses.asdict(cfg))
-    if cfg.resume and processes.newest_checkpoint(out / "checkpoint"):  # none: stopped before it
-        step = processes.load_checkpoint(out / "checkpoint", *run.state)
+    """What can be wrong outside of the settings is tried first, on all ranks alike: the run
+    directory, prompts, judge and scorers; then weights are loaded, and a checkpoint is taken up."""
+    out = procs.from_first(rundir.prepare_run, cfg)
+    last = procs.from_first(processes.newest_checkpoint, out / "checkpoint") if cfg.resume else None
+    procs.alike(check_shared, cfg, procs.from_first(rundir.contents, cfg), last)
+    prompts = procs.alike(prompts_of, cfg)
+    judge = procs.alike(judge_of, cfg, procs.world)
+    if procs.first and cfg.judge != "shapes":
+        judge = Recorded(judge, out / "verdicts")
+    rewards = procs.alike(rewards_of, cfg, judge, procs.device)
+    compare = procs.alike(comparison_of, cfg, judge)
+    procs.alike(try_judge, cfg, judge)
+    logger, settings = cfg.logger if procs.first else "", dataclasses.asdict(cfg)
+    write = procs.alike(rundir.make_logger, logger, out, settings)
+    run = Run(cfg, procs, prompts, rewards, compare)
+    if last:  # none: stopped before the first
+        processes.load_checkpoint(last, *run.state)
         procs.alike(check_finite, [("the checkpoint", weight) for weight in run.model.trainable()])
-        if step > cfg.steps:
-            raise ValueError(
-                f"the run in '{out}' is at step {step} already, past --steps {cfg.steps}"
-            )
-        run.metrics = rundir.read_metrics(out, step)
+        run.metrics = rundir.read_metrics(out, processes.step_of(last))
+    run.write = write
     if procs.first:
         rundir.write_metrics(out, run.metrics)
     return run
+
+
+def prompts_of(cfg: Config) -> Prompts | None:
+    return read_prompts(cfg.prompts, cfg.heldout, cfg.prompts_per_step) if cfg.prompts else None
+
+
+def check_shared(cfg: Config, contents: dict, last: Path | None) -> None:
+    """Raises ValueError unless this rank sees the files and the checkpoint that rank 0 sees."""
+    odd = [f"--{k.split()[0]}" for k, found in rundir.contents(cfg).items() if found != contents[k]]
+    if odd:
+        raise ValueError(f"{', '.join(odd)}: other files here than on rank 0; copy them anew")
+    if last and not last.exists():
+        raise ValueError(
+            f"'{last}' is on rank 0 alone: --out must be a folder that all nodes share"
+        )
+    if last and processes.step_of(last) > cfg.steps:
+        step = processes.step_of(last)
+        raise ValueError(f"the run in '{cfg.out}' is at step {step}, past --steps {cfg.steps}")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import math
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -94,20 +95,26 @@ def hold_run(cfg):
         raise SystemExit(f"cannot write to --out '{out}': {error.strerror}")
 
 
+def check_run(cfg) -> None:
+    """SystemExit in one sentence unless a run with these settings may begin, or go on, in --out."""
+    out = Path(cfg.out)
+    if cfg.resume:
+        check_same_run(cfg, out)
+    elif (out / "metrics.jsonl").exists():
+        raise SystemExit(
+            f"'{out}' already holds a run: add --resume to continue it, or choose another --out"
+        )
+
+
 def prepare_run(cfg) -> Path:
     """The run directory with its config.json; SystemExit in one sentence if it cannot be used."""
-    settings, out = dataclasses.asdict(cfg), Path(cfg.out)
+    out = Path(cfg.out)
+    check_run(cfg)
     try:
-        if settings["resume"]:
-            check_same_run(cfg, out)
-        elif (out / "metrics.jsonl").exists():
-            raise SystemExit(
-                f"'{out}' already holds a run: add --resume to continue it, or choose another --out"
-            )
         (out / "checkpoint").mkdir(parents=True, exist_ok=True)
         (out / "samples").mkdir(exist_ok=True)
         record = {
-            "config": settings,
+            "config": dataclasses.asdict(cfg),
             "contents": contents(cfg),
             "versions": versions(),
             "command": sys.argv,
@@ -116,6 +123,23 @@ def prepare_run(cfg) -> Path:
     except OSError as error:
         raise SystemExit(f"cannot write to --out '{out}': {error.strerror}")
     return out
+
+
+def disk_bytes(trained: int, ema: float, steps: int) -> int:
+    """What a run writes at most: float32 weights, their average and two moments in each checkpoint,
+    of which three stay while one is written; and final/. trained: weights."""
+    return 4 * trained * (min(4, steps) * (4 if ema else 3) + 1)
+
+
+def check_disk(out: Path, needed: int) -> None:
+    """Raises ValueError if the disk of the run directory has no room for so many bytes."""
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise ValueError(
+            f"--out '{out}': checkpoints and final/ take up to {needed / 1e9:.2f} GB, and "
+            f"{free / 1e9:.2f} are free there"
+        )
 
 
 def versions() -> dict[str, str]:

@@ -10,9 +10,9 @@ import torch
 import vlms
 from PIL import Image
 
-from judges.cache import Cached
 from judges.local import LocalMLLM
 from judges.mllm import Query
+from judges.record import Recorded
 from rewards import win_rates
 
 BUDGET = 8  # tokens of an answer
@@ -157,9 +157,9 @@ def test_win_rates_from_the_local_model(local, tmp_path):
     pairs = list(itertools.combinations(range(3), 2))
     orders = pairs + [(j, i) for i, j in pairs]
     queries = [Query((images[i], images[j]), "dog?") for i, j in orders]
-    odds = Cached(local, tmp_path).first_probability(queries)
+    odds = Recorded(local, tmp_path).first_probability(queries)
     assert odds == pytest.approx(local.first_probability(queries), abs=1e-4)
-    assert Cached(local, tmp_path).first_probability(queries) == odds  # kept
+    assert local.first_probability(queries) == odds
     points = [(p + 1 - q) / 2 for p, q in zip(odds[:3], odds[3:], strict=True)]
     rates = win_rates(pairs, points, 3)
     p, q, r = points  # of 0 against 1, 0 against 2, 1 against 2

@@ -18,6 +18,8 @@ from rewards import Rewards
 from support.config import Config
 from support.rundir import (
     best_step,
+    check_disk,
+    disk_bytes,
     judging_of,
     learning_of,
     make_logger,
@@ -187,6 +189,14 @@ def test_the_best_step_is_by_accuracy_where_that_is_measured_and_never_the_base(
     for row in rows:
         row.pop("heldout_accuracy", None)
     assert best_step(rows) == 4
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_told_before_the_first_step(tmp_path):
+    assert disk_bytes(100, 0.9, 50) == 400 * (4 * 4 + 1)  # weights, average, two moments; final/
+    assert disk_bytes(100, 0.0, 1) == 400 * (3 + 1)
+    check_disk(tmp_path / "not" / "yet", 10**6)
+    with pytest.raises(ValueError, match="take up to 1000000000.00 GB, and .* are free there"):
+        check_disk(tmp_path, 10**18)
 
 
 def rank(**values):

@@ -1,6 +1,7 @@
 """Training by a judge server: judging behind the rollout, faults, a server that dies and
 returns."""
 
+import dataclasses
 import http.client
 import itertools
 import json
@@ -17,12 +18,12 @@ from PIL import Image
 import train
 from judges.mllm import Answer, Query
 from judges.server import OpenAIMLLM
-from rewards import JudgeError, PairwiseReward, check_lost, join
+from rewards import JudgeError, PairwiseReward, join
 from shapes.server import Faults, JudgeServer
 from shapes.verifier import ShapesMLLM
 from support.config import Config, check_config
 from support.processes import Processes, in_background
-from support.run import comparison_of, judge_of, start_run
+from support.run import judge_of, start_run
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 WAIT = 60  # seconds after which a test fails that waits for another thread
@@ -200,7 +201,7 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
         whole_run(config(server, whole, steps=3))
         calls = server.calls
         cfg = config(server, out, steps=3, patience=2.0, call_timeout=2.0)  # soon taken for dead
-    assert calls <= 3 * 12 + 2 * 8  # what the call budget says
+    assert calls <= 2 + 3 * 12 + 2 * 8  # one pair to try it, and what the call budget says
 
     flags = [
         text
@@ -209,7 +210,7 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
         for text in (f"--{key}", str(value))
     ]
     says = []
-    for extra, left in (([], 2 * 12 + 2), (["--resume"], 10)):
+    for extra, left in (([], 2 + 2 * 12 + 2), (["--resume"], 2 + 10)):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, *extra])
         with served(port, left), pytest.raises(SystemExit) as stop:
             train.main()
@@ -260,19 +261,58 @@ def test_losses_are_weighed_over_the_step_and_all_ranks(tmp_path):
     assert all(map(torch.equal, before, run.model.trainable()))
 
 
-def test_nonsense_is_not_remembered_for_ever(tmp_path):
-    """A judge whose nonsense ended the run is mended: the same step must not quote the nonsense."""
-    images = [[Image.new("RGB", (32, 32), color) for color in ("red", "white")]]
-    with served(garbage=1.0) as server:
-        cfg = config(server, tmp_path)
-        reward = comparison_of(cfg, judge_of(cfg, tmp_path))
-        with pytest.raises(JudgeError, match="2 of 2 judgements lost .*2 unparsable"):
-            check_lost(reward.name, reward(["a large red circle"], images), cfg.max_failed)
-    for faults, calls in (({}, 2), ({"error_500": 1.0}, 0)):  # mended; then nothing is asked twice
-        with served(server.server_port, **faults) as server:
-            result = comparison_of(cfg, judge_of(cfg, tmp_path))(["a large red circle"], images)
-            assert (result.counts["failed"], result.counts["unparsable"]) == (0, 0)
-            assert server.calls == calls
+# ---- before anything is loaded ----
+
+
+class Refusing:
+    """Stands in the place of what takes long, and must not be reached."""
+
+    def __init__(self, *_, **__):
+        pytest.fail("weights were loaded before all else was tried")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"judge_model": "m", "base_url": "http://127.0.0.1:9/v1"}, "the judge cannot be asked"),
+        ({"base_url": "http://127.0.0.1:9/v1"}, "lists no model"),
+        ({"base_url": "nonsense"}, "must begin with http"),
+        ({"reward": "clip=no/such/folder"}, "cannot load a CLIP model"),
+        ({"prompts": "none.txt"}, "No such file"),
+        ({"judge_prompt": "t.txt"}, "lacks {prompt}"),
+        ({"logger": "wandb"}, "pip install wandb"),
+    ],
+    ids=str,
+)
+def test_what_is_outside_is_tried_before_weights_are_loaded(
+    settings, sentence, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text("no place")
+    monkeypatch.setattr("support.run.load_model", Refusing)
+    monkeypatch.setattr("judges.server.retry_delay", lambda *_: 0.0)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with served() as server:
+        cfg = config(server, tmp_path / "run", **settings)
+        with pytest.raises((ValueError, SystemExit), match=sentence) as stop:
+            start(cfg)
+    assert "\n" not in str(stop.value)
+
+
+def test_calls_in_flight_are_the_runs_and_shared_by_its_processes(tmp_path):
+    with served() as server:
+        cfg = config(server, tmp_path, concurrency=16)
+        assert [judge_of(cfg, world)._slots.most for world in (1, 3, 16)] == [16, 5, 1]
+    with pytest.raises(SystemExit, match="--concurrency 16 .* too few for 17 processes"):
+        check_config(dataclasses.replace(cfg, prompts_per_step=17), 17)
+
+
+def test_a_run_leaves_a_record_of_its_judge_and_asks_again_what_is_not_in_a_checkpoint(tmp_path):
+    with served() as server:
+        cfg = config(server, tmp_path, steps=1, heldout=2)
+        whole_run(cfg)
+        lines = (tmp_path / "verdicts" / "verdicts.jsonl").read_text().splitlines()
+        assert len(lines) == server.calls == 2 + 12 + 4  # the trial, a step, an evaluation
 
 
 # ---- the classroom's server ----
