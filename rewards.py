@@ -226,8 +226,7 @@ def check_lost(name: str, rewards: Rewards, max_failed: float) -> None:
     more than that share of all: else one prompt would end a run at the same step for ever.
     """
     counts, groups = rewards.counts, len(rewards.values)
-    aside = counts["groups_lost"]
-    lost = counts["failed"] + counts["unparsable"]
+    aside, lost = counts["groups_lost"], counts["failed"] + counts["unparsable"]
     spared = aside < groups and aside <= max(max_failed > 0, max_failed * groups)
     whole = counts["wanted"] // groups * aside if spared else 0
     if lost - whole > max_failed * (counts["wanted"] - whole):

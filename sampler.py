@@ -13,8 +13,7 @@ Symbols elsewhere -> here:
     diffusers           sigma         sigma_next - sigma   -             prev_sample   -
     here                sigma         dsigma (negative)    noise_level   next_latents  clean
 
-Axes: B samples, K steps, N latent tokens, C channels. Arithmetic is float32 whatever the model's
-dtype.
+Axes: B samples, K steps, N latent tokens, C channels. Arithmetic is float32 for any model's dtype.
 Departure from the released code: one explicit sigma table serves rollout, replay and evaluation,
 indexed by step; the last step is an ODE step, which yields exactly the predicted clean latents (the
 released code decodes those same latents and drops the last transition from training).
