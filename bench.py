@@ -136,8 +136,9 @@ def run_judge(args) -> int:
         "images": json.loads(made.read_text()) if made.is_file() else None,
     }
     write_atomic(out.with_suffix(".settings.json"), json.dumps(settings, indent=2).encode())
-    print(tables.coverage_line(score(results)))
-    return 0
+    scores = score(results)
+    print(tables.coverage_line(scores))
+    return 0 if scores.coverage.judged else 1
 
 
 def run_score(args) -> int:
@@ -174,8 +175,6 @@ def run_construct(args) -> int:
     prompts, given_up = construct(mllm, args.count, journal, args.seed)
     if prompts:
         write_prompts(prompts, out)
-    for draft in given_up:
-        print(f"given up: {draft}")
     return 1 if given_up else 0
 
 

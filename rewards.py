@@ -27,7 +27,12 @@ from typing import NamedTuple
 import torch
 
 from judges.mllm import MLLM, Query
-from judges.verdicts import PAIRWISE_TEMPLATE, VERDICT_REMINDER, Verdict, ask, parse_verdict  # noqa: F401
+from judges.verdicts import PAIRWISE_TEMPLATE, Verdict, ask, parse_verdict  # noqa: F401
+
+JUDGED = (
+    "pairwise",
+    "pointwise",
+)  # what --reward may name besides scorers; support/run.py makes it
 
 
 class JudgeError(RuntimeError):
@@ -165,22 +170,12 @@ class PairwiseReward:
         return Rewards(torch.stack(rates), counts, error)
 
     def compare(self, shown: list[tuple[int, int, int]], prompts, images):
-        """Points of the first image of each (prompt, first, second); counts; the last error.
-
-        What is lost is asked for once more: after an answer without a verdict with a reminder,
-        since a greedy judge would answer the very same text in the very same way.
-        """
+        """Points of the first image of each (prompt, first, second); counts; the last error."""
         texts = [self.template.replace("{prompt}", prompt) for prompt in prompts]
         queries = [Query((images[p][i], images[p][j]), texts[p]) for p, i, j in shown]
-        said = ask(self.mllm, queries, self.soft)
-        lost = [k for k, answer in enumerate(said) if answer.points is None]
-        for k in lost:
-            if said[k].verdict is Verdict.UNPARSABLE:
-                queries[k] = queries[k]._replace(text=queries[k].text + VERDICT_REMINDER)
-        repeats = ask(self.mllm, [queries[k] for k in lost], self.soft) if lost else []
-        every = Counter(answer.verdict for answer in said + repeats)
-        for k, answer in zip(lost, repeats):
-            said[k] = answer
+        heard = ask(self.mllm, queries, self.soft)  # what is lost is asked for once more
+        every = Counter(answer.verdict for answers in heard for answer in answers)
+        said = [answers[-1] for answers in heard]
         final = Counter(answer.verdict for answer in said)
         counts = Counter(
             wanted=len(shown),
@@ -190,7 +185,7 @@ class PairwiseReward:
             first=every[Verdict.FIRST],
             second=every[Verdict.SECOND],
         )
-        error = next((answer.error for answer in reversed(repeats + said) if answer.error), None)
+        error = next((answer.error for answer in reversed(said) if answer.error), None)
         return [answer.points for answer in said], counts, error
 
 

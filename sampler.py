@@ -164,9 +164,7 @@ def rollout(
         level = noise_level if k in sde_steps else 0.0
         steps.append(sde_step(states[k], velocity, sigmas, k, level, kind, generator=generator))
         states.append(steps[k].next_latents)
-    _, *scored = (
-        torch.stack(field) for field in zip(*steps)
-    )  # log-probs, means, stds: (K, B, ...)
+    _, *scored = map(torch.stack, zip(*steps))  # log-probs, means, stds: (K, B, ...)
     return Trajectory(torch.stack(states), *scored, sigmas, sde_steps, noise_level, kind)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from judges.mllm import Answer, Query, StreamingMLLM
+from judges.mllm import Answer, Query, StreamingMLLM, cut_off
+from support.rgb import to_rgb
 
 
 def _load_processor(folder: str, config):
@@ -51,7 +52,7 @@ class LocalMLLM(StreamingMLLM):
 
         folder = str(folder_or_name)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.batch_size = batch_size
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         try:
             self.processor = _load_processor(folder, AutoConfig.from_pretrained(folder))
             self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
@@ -67,6 +68,7 @@ class LocalMLLM(StreamingMLLM):
         # Published generation configs sample and penalize repetition. Keep only where theirs ends,
         # so that the answer is the most probable token at each place and nothing else.
         eos, pad = self.model.generation_config.eos_token_id, self.processor.tokenizer.pad_token_id
+        self._ends = torch.tensor(eos, device=self.device).flatten()
         self.model.generation_config = GenerationConfig(
             do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad
         )
@@ -88,7 +90,7 @@ class LocalMLLM(StreamingMLLM):
             turn = [{"role": "user", "content": content}]
             text = self.processor.apply_chat_template(turn, add_generation_prompt=True)
             texts.append(text + opening)
-        images = [image.convert("RGB") for query in queries for image in query.images] or None
+        images = [to_rgb(image) for query in queries for image in query.images] or None
         batch = self.processor(text=texts, images=images, padding=True, return_tensors="pt")
         return batch.to(self.device)
 
@@ -99,8 +101,14 @@ class LocalMLLM(StreamingMLLM):
             inputs = self.inputs(batch)
             tokens = self.model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
             texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
-            for k, text in enumerate(texts, start):
-                yield k, Answer(text=text) if text.strip() else Answer(error="empty answer")
+            ended = torch.isin(tokens, self._ends).any(1).tolist()
+            for k, (text, whole) in enumerate(zip(texts, ended, strict=True), start):
+                unfinished = None if whole else cut_off(self.max_new_tokens)
+                if text.strip():
+                    yield k, Answer(text, unfinished=unfinished)
+                else:
+                    empty = ": ".join(filter(None, ("empty answer", unfinished)))
+                    yield k, Answer(error=empty, unfinished=empty)
 
     @torch.inference_mode()
     def first_probability(self, queries: Sequence[Query]) -> list[float | None]:

@@ -14,6 +14,9 @@ is better, its scale its own. rewards.PointwiseReward turns it into a reward.
              the prompt. The authors publish a pickle; a third party has it with the tower in one
              safetensors file
 
+  redness    how red the picture is, whatever the prompt: no published scorer but a demonstration.
+             A crude taste with a smooth score, which training satisfies at the cost of the prompt
+
 MLLMScorer asks a multimodal LLM for UnifiedReward's three ratings instead.
 
 Safetensors only: a repository that has nothing but a pickle is refused by transformers. To convert
@@ -28,6 +31,7 @@ import logging
 import os
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch.nn.functional import normalize
 
@@ -37,8 +41,9 @@ from safetensors import safe_open
 from transformers import CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection
 from transformers.utils import cached_file
 
-from judges.mllm import MLLM, Query
+from judges.mllm import MLLM, Query, without_echo
 from judges.verdicts import POINTWISE_TEMPLATE, parse_ratings
+from support.rgb import to_rgb
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +53,7 @@ PUBLISHED = {
     "pickscore": ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
     "hpsv2": ("adams-story/HPSv2-hf", "openai/clip-vit-base-patch32"),
     "aesthetic": ("shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE", None),
+    "redness": ("", None),  # has no weights
 }
 
 
@@ -59,6 +65,10 @@ def load(name: str, weights: str = "", device="cpu", dtype=torch.float32):
     """
     if name not in PUBLISHED:
         raise ValueError(f"unknown scorer '{name}': choose from {', '.join(PUBLISHED)}")
+    if name == "redness":
+        if weights:
+            raise ValueError(f"redness has no weights: --reward redness, without '={weights}'")
+        return Redness()
     model, processor = (weights, None) if weights else PUBLISHED[name]
     if name == "aesthetic":
         return AestheticScorer(model, device, dtype)
@@ -103,7 +113,7 @@ def _rgb(images: Sequence, count: int, name: str) -> list:
         raise ValueError(
             f"{name} needs one image a prompt, got {count} prompts, {len(images)} images"
         )
-    return [image.convert("RGB") for image in images]
+    return [to_rgb(image) for image in images]
 
 
 class CLIPScorer:
@@ -211,6 +221,19 @@ class AestheticScorer:
         return scores
 
 
+class Redness:
+    """Mean over pixels of red less the mean of green and blue, in grey levels: -255 to 255.
+
+    It ignores the prompt. Trained on alone, it shows reward hacking (docs/runs.md).
+    """
+
+    name = "redness"
+
+    def score(self, prompts: Sequence[str], images: Sequence) -> list[float]:
+        pixels = [np.asarray(image, float) for image in _rgb(images, len(prompts), self.name)]
+        return [float((p[..., 0] - p[..., 1:].mean(-1)).mean()) for p in pixels]
+
+
 class MLLMScorer:
     """Mean of alignment, coherence and style, 1 to 5 each: UnifiedReward's pointwise form.
 
@@ -233,13 +256,14 @@ class MLLMScorer:
             for prompt, image in zip(prompts, images, strict=True)
         ]
         scores, errors = [], []
-        for answer in self.mllm.ask(queries):
-            score = None if answer.text is None else parse_ratings(answer.text)
-            scores.append(score)
+        for query, answer in zip(queries, self.mllm.ask(queries), strict=True):
+            said = without_echo(answer.text or "", query.text)
+            scores.append(parse_ratings(said, answer.unfinished))
             if answer.text is None:
                 errors.append(answer.error)
-            elif score is None:
-                errors.append(f"no ratings in an answer that ends with {answer.text[-80:]!r}")
+            elif scores[-1] is None:
+                error = f"no ratings in an answer that ends with {answer.text[-80:]!r}"
+                errors.append(": ".join(filter(None, (answer.unfinished, error))))
         if errors:
             log.warning("%s: %d scores lost, last error: %s", self.name, len(errors), errors[-1])
         return scores

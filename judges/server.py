@@ -6,9 +6,11 @@ OpenAIMLLM("http://localhost:8000/v1").ask([Query((first, second), "Which is bet
 import asyncio
 import base64
 import io
+import logging
 import os
 import queue
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +19,11 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from judges.mllm import Answer, Query, StreamingMLLM
+from judges.mllm import Answer, Query, StreamingMLLM, cut_off
 from judges.slots import Slots
+from support.rgb import to_rgb
+
+log = logging.getLogger(__name__)
 
 # A source of our own: drawing from the global one would change what a seeded training draws.
 _jitter = random.Random()
@@ -27,20 +32,101 @@ _jitter = random.Random()
 def _data_uri(image: Image.Image) -> str:
     """The image as a PNG data URI: lossless, at the fastest compression level."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "PNG", compress_level=1)
+    to_rgb(image).save(buffer, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _read_reply(reply) -> Answer:
+# What servers say of an answer that the model ended itself, lower case. Some say nothing.
+_ENDED = (None, "", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "finished")
+
+
+def _unfinished(reason, tokens: int | None, max_tokens: int) -> str | None:
+    """Why an answer is not whole, by finish_reason and by its length; None if it is.
+
+    tokens: how long the server says that it is. Some servers give no reason.
+    """
+    reason = reason.lower() if isinstance(reason, str) else None
+    if reason in ("length", "max_tokens") or not reason and (tokens or 0) >= max_tokens:
+        return cut_off(max_tokens)
+    return None if reason in _ENDED else f"stopped by the server ({reason})"
+
+
+class _ToldError(ValueError):
+    """An error that a server tells in a reply of HTTP 200."""
+
+    def __init__(self, said, code=None):
+        said = said if isinstance(said, dict) else {"message": said}
+        super().__init__(f"the server says: {said.get('message') or said}")
+        self.code = said.get("code", code)
+        known = str(self.code).isdecimal() and 400 <= int(self.code) < 600
+        self.status_code = int(self.code) if known else None
+
+
+def _text_of(content) -> str:
+    """The text of a message, which may come as a list of parts; its thoughts are left out."""
+    if isinstance(content, list):
+        parts = [part if isinstance(part, dict) else {"text": part} for part in content]
+        texts = [p.get("text") for p in parts if p.get("type") in (None, "text", "output_text")]
+        content = "".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""
+
+
+def _read_reply(reply, max_tokens: int) -> Answer:
     """The answer in a chat completion; ValueError where there is none."""
-    try:  # a server may send any JSON, and the client does not check it
-        text, reason = reply.choices[0].message.content, reply.choices[0].finish_reason
-    except (AttributeError, IndexError, KeyError, TypeError):
+    choices = getattr(reply, "choices", None)  # a server may send any JSON: it is not checked yet
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    for place, name in ((choice, "error"), (reply, "error"), (reply, "detail"), (reply, "message")):
+        if told := getattr(place, name, None):
+            raise _ToldError(told, getattr(reply, "code", None))
+    try:
+        message, reason = choice.message, choice.finish_reason
+        text = _text_of(message.content)
+    except AttributeError:
         raise ValueError(f"not a chat completion: {str(reply)[:80]!r}") from None
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"empty answer (finish_reason: {reason})")
+    tokens = getattr(getattr(reply, "usage", None), "completion_tokens", None)
+    unfinished = _unfinished(reason, tokens if isinstance(tokens, int) else None, max_tokens)
+    if not text.strip():
+        refusal = getattr(message, "refusal", None)
+        empty = f"refused: {refusal}" if refusal else f"empty answer (finish_reason: {reason})"
+        unfinished = f"{empty}: {unfinished}" if unfinished else empty
+        return Answer(error=unfinished, unfinished=unfinished)
+    if unfinished and any(
+        getattr(message, name, None) for name in ("reasoning", "reasoning_content")
+    ):
+        text = "</think>" + text  # the thinking, which came by itself, has ended
     model = getattr(reply, "model", None)
-    return Answer(text, model=model if isinstance(model, str) else None)
+    return Answer(text, None, model if isinstance(model, str) else None, unfinished)
+
+
+# How servers say that a number is too large, and not that they know no such parameter.
+_TOO_LARGE = re.compile(r"too (large|long|high|big)|exceed|maximum|at most|less than|context")
+
+
+def _less(request: dict, error: Exception) -> dict | None:
+    """The request without the parameters that the error says are refused; None if it names none.
+
+    max_tokens is renamed first, to max_completion_tokens, as OpenAI's reasoning models want it.
+    """
+    if getattr(error, "status_code", None) not in (400, 422):
+        return None
+    said = f"{getattr(error, 'param', None)} {_words(error)}".lower()
+    names = ["temperature", "seed"]
+    names += [] if _TOO_LARGE.search(said) else ["max_tokens", "max_completion_tokens"]
+    refused = [name for name in names if name in request and re.search(rf"\b{name}\b", said)]
+    less = {name: value for name, value in request.items() if name not in refused}
+    if "max_tokens" in refused:
+        less["max_completion_tokens"] = request["max_tokens"]
+    return less if refused else None
+
+
+def _words(error: Exception) -> str:
+    """The error and all that the server said; the client tells of its body error.message alone."""
+    response = getattr(error, "response", None)
+    return (
+        f"{error} - {response.text}"
+        if response is not None and " - " not in str(error)
+        else str(error)
+    )
 
 
 def _worth_retrying(error: Exception) -> bool:
@@ -75,7 +161,8 @@ class OpenAIMLLM(StreamingMLLM):
     patience: seconds of calls without any success after which queries fail without being tried, but
         for one of each batch, which finds out whether the server is back. So a dead server costs
         patience + timeout, and a timeout for each later batch: not queries * retries * timeout.
-    seed: None for servers that refuse it.
+    temperature, seed, max_tokens: what a server refuses of these (with a 400 that names it) is left
+        out, or called max_completion_tokens, from the first answer on that it gives without.
     max_calls: cap on calls over the life of the object, retries included.
     clock: tells the seconds that patience counts.
     """
@@ -111,6 +198,10 @@ class OpenAIMLLM(StreamingMLLM):
             raise ValueError("the judge's base URL must begin with http:// or https:// and a host")
         self._secrets = [secret for secret in (key, url.password) if secret and secret != "none"]
         self._where = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"  # no credentials
+        self._path = url.path.rstrip("/")
+        if self._path.endswith("/chat/completions"):
+            raise ValueError("the judge's base URL must end before /chat/completions, with /v1")
+        self._has_key = key != "none"
         # One retry policy and one deadline, ours: the client's deadline is for each read of a call.
         options = {"base_url": base_url, "api_key": key, "max_retries": 0}
         # The client itself raises the last two for some garbled bodies.
@@ -119,7 +210,7 @@ class OpenAIMLLM(StreamingMLLM):
             try:
                 model = openai.OpenAI(**options, timeout=timeout).models.list().data[0].id
             except (*self._errors, AttributeError, IndexError, TypeError) as error:
-                said = f"{self._where} lists no model, name one: {error}"
+                said = f"{self._where} lists no model, name one: {self._hint(error)}{_words(error)}"
                 raise ValueError(self._scrubbed(said)) from None
         self.model, self.timeout = model, timeout
         self.max_retries, self.backoff, self.patience = max_retries, backoff, patience
@@ -127,11 +218,10 @@ class OpenAIMLLM(StreamingMLLM):
         self._batches = 0  # how many are being asked now
         self._idle_since = clock()  # when the last of them ended
         self._last_success, self._last_failure = self._idle_since, "none"
+        self._max_tokens, self._seed = max_tokens, seed
         self._request = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
         if seed is not None:
             self._request["seed"] = seed
-        settings = f"temperature {temperature}, seed {seed}, max_tokens {max_tokens}"
-        self.name = f"{model} at {self._where} ({settings})"
 
         # One event loop in one daemon thread for as long as the process lives: connections are
         # reused from batch to batch, an interrupt cancels every call in flight, and nothing keeps
@@ -141,6 +231,14 @@ class OpenAIMLLM(StreamingMLLM):
         self._slots = Slots(concurrency)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="mllm", daemon=True).start()
+
+    @property
+    def name(self) -> str:
+        """The model, and the settings that its server takes."""
+        asked = {"temperature": "refused", "seed": "refused" if self._seed is not None else None}
+        asked |= {name: value for name, value in self._request.items() if name != "model"}
+        settings = ", ".join(f"{name} {value}" for name, value in asked.items())
+        return f"{self.model} at {self._where} ({settings})"
 
     def as_answered(self, queries: Sequence[Query]) -> Iterator[tuple[int, Answer]]:
         """(index, answer) of each query as they come; several threads may ask at once."""
@@ -185,9 +283,6 @@ class OpenAIMLLM(StreamingMLLM):
                 if silent and (attempt or not probe):
                     message = f"no call was answered for {self.patience:g} s"
                     return Answer(error=f"{message} (last: {self._last_failure})")
-                if self.max_calls is not None and self.calls >= self.max_calls:
-                    return Answer(error=f"the cap of {self.max_calls} calls is reached")
-                self.calls += 1
                 try:
                     answer = await self._call(content)
                     self._slots.answered()
@@ -196,7 +291,7 @@ class OpenAIMLLM(StreamingMLLM):
                     failure = error
                     if isinstance(failure, TimeoutError):
                         self._slots.timed_out(number)
-            message = f"{type(failure).__name__}: {failure}"
+            message = f"{self._hint(failure)}{type(failure).__name__}: {_words(failure)}"
             if isinstance(failure, TimeoutError):  # it has no text of its own
                 message = f"no answer within {self.timeout:g} s"
             self._last_failure = message = self._scrubbed(message)
@@ -206,12 +301,39 @@ class OpenAIMLLM(StreamingMLLM):
         return Answer(error=message)
 
     async def _call(self, content: list[dict]) -> Answer:
-        body = {"messages": [{"role": "user", "content": content}], **self._request}
-        # Not chat.completions.create: it rewrites the request key by key, a third of a call's time.
-        call = self._client.post("/chat/completions", cast_to=self._reply_type, body=body)
-        answer = _read_reply(await asyncio.wait_for(call, self.timeout))
+        """One answer, in further calls without what the server refuses by name."""
+        first = request = self._request
+        while True:
+            if self.max_calls is not None and self.calls >= self.max_calls:
+                return Answer(error=f"the cap of {self.max_calls} calls is reached")
+            self.calls += 1
+            body = {"messages": [{"role": "user", "content": content}], **request}
+            # Not chat.completions.create: it rewrites the request key by key, a third of the time.
+            call = self._client.post("/chat/completions", cast_to=self._reply_type, body=body)
+            try:
+                answer = _read_reply(await asyncio.wait_for(call, self.timeout), self._max_tokens)
+                break
+            except self._errors as error:
+                if not (less := _less(request, error)):
+                    raise
+                request = less
         self._last_success = self._clock()
+        refused = sorted(self._request.keys() - request.keys())
+        if request is not first and refused:  # not found out by a call beside this one
+            self._request = request
+            log.warning("the server refuses %s; now asked: %s", " and ".join(refused), self.name)
         return answer
+
+    def _hint(self, error: Exception) -> str:
+        """What is likely to be wrong, where the server's own words may not tell; or nothing."""
+        status = getattr(error, "status_code", None)
+        if status == 401:
+            what = "refuses the key in" if self._has_key else "asks for a key: set"
+            return f"the server {what} OPENAI_API_KEY. "
+        page = isinstance(error, (AttributeError, TypeError)) or "not a chat" in str(error)
+        if (page or status in (404, 405)) and "/v1" not in self._path:
+            return f"does the base URL lack its /v1 (it is {self._where})? "
+        return ""
 
     def _scrubbed(self, message: str) -> str:
         """The message in one line of at most 300 characters, without key and URL's password."""

@@ -1,15 +1,17 @@
 """What a judge is asked, and how its free text becomes a verdict or a rating.
 
 Released code: an answer with neither phrase gives half a win to each image. Here it is UNPARSABLE:
-a verdict is read from a final answer only, never guessed from the reasoning.
+a verdict is read from a final answer only, never guessed from the reasoning. What our questions
+show as the form is no answer itself, so that a judge that repeats its question has given none.
 """
 
 import json
 import re
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from judges.mllm import MLLM, Query
+from judges.mllm import MLLM, Answer, Query, ask_again, final_part, without_echo
 
 PAIRWISE_TEMPLATE = """\
 You are given two images, Image 1 and Image 2 (in this order), that were made from the same caption.
@@ -19,10 +21,11 @@ Caption: {prompt}
 Decide which of them is better. Look first at how well each follows the caption: objects, counts,
 colors, places, actions, text. Then look at errors of form, and last at how good it looks.
 The order in which the images are shown means nothing.
-Explain your reasons in a few sentences. Then finish with exactly one of these three lines:
-<answer>Image 1 is better</answer>
-<answer>Image 2 is better</answer>
-<answer>Both are equal</answer>
+Explain your reasons in a few sentences. Then finish with your verdict between <answer> and
+</answer>, which is, word for word, exactly one of these three:
+Image 1 is better
+Image 2 is better
+Both are equal
 """
 
 POINTWISE_TEMPLATE = """\
@@ -102,12 +105,13 @@ def _phrase_verdict(phrase: str) -> Verdict:
     return Verdict.FIRST if match[1] == "1" else Verdict.SECOND
 
 
-def _tagged_verdict(text: str) -> Verdict | None:
+def _tagged_verdict(text: str, unfinished: object) -> Verdict | None:
     """The verdict in the last <answer>, or None if there is none.
 
     An answer that is closed by </answer> decides, verdict or not, by its last line. An unclosed one
     (cut short, or a mere mention of the tag, which a caption may contain) decides only if its first
-    line is a verdict; otherwise the answer before it is looked at.
+    line is a verdict; otherwise the answer before it is looked at. In an unfinished text the last
+    one must be closed.
     """
     _, *parts = re.split(r"<(/?)answer>", text, flags=re.IGNORECASE)
     slashes, contents = parts[::2], parts[1::2]  # of each tag; from each tag to the next
@@ -117,6 +121,8 @@ def _tagged_verdict(text: str) -> Verdict | None:
         lines = content.strip().splitlines() or [""]
         if next_slash:
             return _phrase_verdict(lines[-1])
+        if unfinished:
+            return Verdict.UNPARSABLE
         verdict = _phrase_verdict(lines[0])
         if verdict is not Verdict.UNPARSABLE:
             return verdict
@@ -142,8 +148,11 @@ def _json_verdict(text: str) -> tuple[Verdict | None, str]:
     return None, text
 
 
-def parse_verdict(text: str | None) -> Verdict:
+def parse_verdict(text: str | None, unfinished: object = None) -> Verdict:
     """The last final answer in a judge's text; FAILED for None, UNPARSABLE without a final answer.
+
+    unfinished: true if the text was cut off. Then a final answer must stand after the thinking, in
+    tags or a JSON object that are closed, with nothing begun after it.
 
     Forms: <answer>Image 1 is better</answer> (UnifiedReward-Think); a JSON object with "winner"
     (UnifiedReward-Flex); the bare phrase, as the whole text or on a last line "Answer: ...".
@@ -151,19 +160,27 @@ def parse_verdict(text: str | None) -> Verdict:
     """
     if text is None:
         return Verdict.FAILED
-    _, _, text = text.rpartition("</think>")  # what is said while thinking is not final
-    text = text.partition("<think>")[0].strip()
+    text = final_part(text, unfinished)
     winner, rest = _json_verdict(text)
-    verdict = _tagged_verdict(rest) or winner
-    if verdict is None and text:
+    if unfinished and "{" in rest:  # the next object was begun
+        winner = Verdict.UNPARSABLE
+    verdict = _tagged_verdict(rest, unfinished) or winner
+    if verdict is None and text and not unfinished:
         *before, last = text.splitlines()
         final = not before or re.match(_LABEL, last.translate(_PUNCTUATION).strip().lower())
         verdict = _phrase_verdict(last) if final else None
     return verdict or Verdict.UNPARSABLE
 
 
-def parse_ratings(text: str) -> float | None:
-    """Mean of the three ratings, the last of each kind; None unless all are there and in 1 to 5."""
+def parse_ratings(text: str, unfinished: object = None) -> float | None:
+    """Mean of the three ratings, the last of each kind; None unless all are there and in 1 to 5.
+
+    unfinished: true if the text was cut off. Its last line, a part of a number perhaps, is left
+    out.
+    """
+    text = final_part(text, unfinished)
+    if unfinished:
+        text = text.rpartition("\n")[0]
     pattern = r"(alignment|coherence|style) score[^:\n]{0,20}:[ *]{0,8}(\d+(?:\.\d+)?)"
     found = re.findall(pattern, text, re.IGNORECASE)
     ratings = {kind.lower(): float(number) for kind, number in found}
@@ -180,20 +197,36 @@ class Said(NamedTuple):
     error: str | None
 
 
-def ask(mllm: MLLM, queries: list[Query], soft: bool = False) -> list[Said]:
-    """What a judge says of each query, all asked at once.
+def read(query: Query, answer: Answer) -> Said:
+    """The verdict in an answer to a question about two images."""
+    text = None if answer.text is None else without_echo(answer.text, query.text)
+    verdict = parse_verdict(text, answer.unfinished)
+    if text is not None and verdict is Verdict.UNPARSABLE:
+        error = f"no verdict in an answer that ends with {answer.text[-80:]!r}"
+        return Said(None, verdict, ": ".join(filter(None, (answer.unfinished, error))))
+    if answer.unfinished and text is None:  # the judge was heard, and had not come to its answer
+        verdict = Verdict.UNPARSABLE
+    return Said(verdict.points, verdict, answer.error)
 
+
+def ask(mllm: MLLM, queries: list[Query], soft: bool = False) -> list[list[Said]]:
+    """All that a judge says of each query, the last of which counts; all are asked at once.
+
+    What is lost is asked for once more: what failed in the same words, what was answered without a
+    verdict with a reminder.
     soft: points are P(first is better), which a judge in process can give (local.py).
     """
-    if soft:
-        return [
-            Said(p, nearest_verdict(p), "no probability" if p is None else None)
-            for p in mllm.first_probability(queries)
-        ]
-    said = []
-    for answer in mllm.ask(queries):
-        verdict, error = parse_verdict(answer.text), answer.error
-        if verdict is Verdict.UNPARSABLE:
-            error = f"no verdict in an answer that ends with {answer.text[-80:]!r}"
-        said.append(Said(verdict.points, verdict, error))
-    return said
+
+    def heard(asked: Sequence[Query]) -> list[Said]:
+        if soft:
+            odds = mllm.first_probability(asked)
+            lost = [None if p is not None else "no probability" for p in odds]
+            return list(map(Said, odds, map(nearest_verdict, odds), lost))
+        return list(map(read, asked, mllm.ask(asked)))
+
+    def again(query: Query, said: Said) -> str | None:
+        if said.points is not None:
+            return None
+        return query.text + VERDICT_REMINDER * (said.verdict is Verdict.UNPARSABLE)
+
+    return ask_again(heard, queries, again)

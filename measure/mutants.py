@@ -43,19 +43,11 @@ def noticed(mutant: dict[str, str], copy: Path) -> bool:
     path.write_text(text.replace(mutant["old"], mutant["new"]), encoding="utf-8")
     try:
         tests = [f"tests/{name}" for name in mutant["tests"].split()]
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-x",
-            "-q",
-            "-n0",
-            "-p",
-            "no:cacheprovider",
-            *tests,
-        ]
+        pytest = [sys.executable, "-m", "pytest", *["-x", "-q", "-n0", "-p", "no:cacheprovider"]]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [*pytest, *tests], cwd=copy, env=environment, capture_output=True, text=True
+        )
     finally:
         path.write_text(text, encoding="utf-8")
     if done.returncode not in (0, 1):  # 1: a test failed; 2 and above: pytest itself could not run

@@ -34,10 +34,9 @@ def step(model, optimizer, cfg, prompts: int):
     for rows in train.micro_batches(count, cfg.micro_batch):
         for k in rollout.trajectory.sde_steps:
             advantages = torch.ones(rows.stop - rows.start)
-            loss, _ = train.objective(
-                model, model.transformer, rollout, advantages, k, rows, cfg.clip_range, True, 0.0
-            )
-            loss.backward()
+            how = (rows, cfg.clip_range, True, 0.0)
+            loss = train.objective(model, model.transformer, rollout, advantages, k, *how)
+            loss.loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return rollout

@@ -1,6 +1,6 @@
 """How well a few opponents recover the full round robin's ranking, and at what share of the calls.
 
-Prints a Markdown table and writes assets/sparse.png. Kendall's tau-b of Bradley-Terry rates from k
+Prints a Markdown table and writes assets/sparse.png. Kendall's tau-b of the win rates from k
 opponents an image, against the win rates of all pairs by the same judge, and against the truth:
   - simulated: hidden qualities, a judge who is right with the probability in the first column,
     independently in each pair;
@@ -8,7 +8,7 @@ opponents an image, against the win rates of all pairs by the same judge, and ag
     ties count; its truth is the full round robin.
 
     python -m measure.sparse              # minutes on 2 cores; not a test, since it only reports
-    python -m measure.sparse --plain --out runs/plain.png     # win rates in its place
+    python -m measure.sparse --bradley_terry --out runs/fitted.png     # a fit in place of win rates
 """
 
 import argparse
@@ -138,11 +138,11 @@ def main() -> None:
     parser.add_argument("--model", default=str(ROOT / "assets" / "tiny-flux"))
     parser.add_argument("--out", default=str(ROOT / "assets" / "sparse.png"))
     parser.add_argument(
-        "--plain", action="store_true", help="rank by plain win rates over the same pairs"
+        "--bradley_terry", action="store_true", help="rank by a fit to the same pairs"
     )
     args = parser.parse_args()
 
-    fit = win_rates if args.plain else bradley_terry
+    fit = bradley_terry if args.bradley_terry else win_rates
     model, judge = base.load(args.model, size=32), ShapesMLLM()
     prompts = [p.text for p in heldout_prompts()[: args.prompts]]
     found = {}  # (judge, G) -> {k: (tau to full, tau to truth)}

@@ -1,4 +1,4 @@
-"""What the loop costs beyond the bare network: prints three ratios, alternating within one process.
+"""What the loop costs beyond the bare network: prints four ratios, alternating within one process.
 
 python -m measure.speed        # about a minute; not a test: times on a shared machine vary
 """
@@ -18,6 +18,13 @@ from shapes.verifier import ShapesMLLM
 from support.config import Config
 from support.prompts import Batch
 
+AGAINST = {  # what is measured -> what it is held against
+    "rollout": "K bare passes",
+    "update": "as many bare forward and backward passes with the optimizer",
+    "step without judging": "both",
+    "judging": "a step",
+}
+
 
 def timed(function, *args):
     start = time.perf_counter()
@@ -27,26 +34,17 @@ def timed(function, *args):
 
 def descend(model, optimizer, rollout, advantages, cfg) -> None:
     """All stochastic steps of all samples, as the loop descends them."""
+    how = (slice(0, len(advantages)), cfg.clip_range, cfg.guard, cfg.kl_coef)
     for k in rollout.trajectory.sde_steps:
-        loss, _ = train.objective(
-            model,
-            model.transformer,
-            rollout,
-            advantages,
-            k,
-            slice(0, len(advantages)),
-            cfg.clip_range,
-            cfg.guard,
-            cfg.kl_coef,
-        )
-        loss.backward()
+        loss = train.objective(model, model.transformer, rollout, advantages, k, *how)
+        loss.loss.backward()
     torch.nn.utils.clip_grad_norm_(model.trainable(), cfg.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
 
 
-def main(rounds: int = 8) -> None:
-    cfg = Config()
+def measure(rounds: int, cfg: Config) -> dict[str, list[float]]:
+    """The ratios of each round."""
     model = base.load(cfg.model, cfg.size, cfg.guidance)
     model.transformer.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.trainable(), lr=0.0)
@@ -76,7 +74,7 @@ def main(rounds: int = 8) -> None:
     def sample():
         return train.sample(model, batch, sigmas, cfg.noise_level, cfg.sde_kind, count)
 
-    ratios = {"rollout": [], "update": [], "judging": []}
+    ratios = {name: [] for name in AGAINST}
     for _ in range(rounds):
         bare, _ = timed(bare_forward)
         sampled, _ = timed(rollout_alone)
@@ -87,15 +85,16 @@ def main(rounds: int = 8) -> None:
         learned, _ = timed(descend, model, optimizer, rollout, advantages, cfg)
         ratios["rollout"].append(sampled / bare)
         ratios["update"].append(learned / bare_learned)
+        ratios["step without judging"].append((rolled + learned) / (bare + bare_learned))
         ratios["judging"].append(judged / (rolled + judged + learned))
-    for name, of in (
-        ("rollout", "K bare passes"),
-        ("update", "as many bare forward and backward passes with the optimizer"),
-        ("judging", "a step"),
-    ):
-        values = sorted(ratios[name])
+    return ratios
+
+
+def main(rounds: int = 8) -> None:
+    for name, values in measure(rounds, Config()).items():
+        values = sorted(values)
         print(
-            f"{name} / {of}: median {statistics.median(values):.3f}, "
+            f"{name} / {AGAINST[name]}: median {statistics.median(values):.3f}, "
             f"from {values[0]:.3f} to {values[-1]:.3f} over {rounds} rounds"
         )
 

@@ -4,10 +4,11 @@
 for each blob the best of six templates (circle, square, triangle; filled or in outline) and the
 nearest of six colors. It decides strictly, since whatever it lets pass, training will find:
   - A blend of two colors is no color: the mean color inside the template must lie within
-    COLOR_TOLERANCE of a palette entry (no half-way mix of two entries does), and the pixels there
-    must agree on it.
-  - A half-drawn shape is no shape: its template must cover it with an overlap (soft
-    intersection over union) of MIN_OVERLAP, and beat every other shape by MIN_MARGIN.
+    COLOR_TOLERANCE of a palette entry, clearly nearer than to the next (COLOR_RIVAL; no half-way
+    mix of two entries is both), and the pixels there must agree on it.
+  - A half-drawn shape is no shape: its template must cover it with an overlap of MIN_OVERLAP.
+    Where a second shape fits as well, within MIN_MARGIN, as a square with soft corners does for a
+    circle, people take it for what they were told that it is: the thing says which (`also`).
   - `fidelity` renders again what was read and compares: mean absolute difference in gray levels.
 """
 
@@ -17,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+
+from support.rgb import to_rgb
 
 SIZE = 32  # pixels
 LIGHT, DARK = (238, 236, 230), (30, 30, 36)  # the two grounds
@@ -31,8 +34,11 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle")
 
 LINE_WIDTH = 2.0  # pixels, of outlined shapes
-COLOR_TOLERANCE = 45.0  # Euclidean distance in RGB; half-way mixes are at least 55 from any entry
-MIN_OVERLAP, MIN_MARGIN = 0.86, 0.02
+COLOR_TOLERANCE = 56.0  # Euclidean distance in RGB: a palette color that keeps 0.8 of its contrast
+COLOR_RIVAL = 0.75  # largest distance to a color over that to the next; 1 half-way between two
+COLOR_DEVIATION = 45.0  # root mean square of the distances to the mean
+MIN_OVERLAP = (0.95, 0.90)  # of a filled shape, and of an outline, which is all edge
+MIN_MARGIN = 0.01
 MIN_BLOB = 10  # pixels; anything smaller is dirt, which only fidelity sees
 
 
@@ -46,6 +52,7 @@ class Thing(NamedTuple):
     y: float
     r: float
     outline: bool = False
+    also: str | None = None  # another shape for which it passes as well
 
 
 class Scene(NamedTuple):
@@ -74,11 +81,11 @@ def coverage(shape: np.ndarray, x, y, r, outline) -> np.ndarray:
     return np.clip(0.5 - distance, 0, 1)
 
 
-def nearest_color(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the nearest palette color (...,) and its distance (...,) for rgb (..., 3)."""
+def color_distances(rgb: np.ndarray) -> np.ndarray:
+    """Euclidean distance of rgb (..., 3) to each palette color (..., 6)."""
     palette = np.array(list(COLORS.values()), np.float32)
-    distance = np.linalg.norm(rgb[..., None, :] - palette, axis=-1)
-    return distance.argmin(-1), distance.min(-1)
+    square = (rgb**2).sum(-1)[..., None] - 2 * rgb @ palette.T + (palette**2).sum(1)
+    return np.sqrt(np.maximum(square, 0))
 
 
 def render(scenes: list[Scene]) -> np.ndarray:
@@ -108,6 +115,7 @@ class Reading(NamedTuple):
     unread: int  # blobs that are no shape of this world
     dark: bool
     fidelity: float  # mean absolute difference to the picture rendered again, gray levels
+    faults: tuple[str, ...] = ()  # what was refused, a shape or its color, and by how much
 
 
 @functools.cache
@@ -137,15 +145,18 @@ class Fit(NamedTuple):
     x: np.ndarray
     y: np.ndarray
     r: np.ndarray
-    overlap: np.ndarray  # soft intersection over union, 0 to 1
+    overlap: np.ndarray  # see fit; 0 to 1
     margin: np.ndarray  # over the overlap of the next best shape
+    also: np.ndarray  # that shape
 
 
 def fit(alpha: np.ndarray) -> Fit:
     """The best of six templates for each coverage map (n, 32, 32).
 
     Position and size come from the map's moments: the area of a filled shape, the spread of an
-    outline.
+    outline. The overlap of template t and map a is sum(t a) / (sum(t^2) + sum(a^2) - sum(t a)):
+    intersection over union for masks; of soft edges, which shapes share, it makes little, and of
+    corners, by which people tell circle and square, much.
     """
     count = len(alpha)
     area, x, y = centroid(alpha)
@@ -156,12 +167,12 @@ def fit(alpha: np.ndarray) -> Fit:
     shape, outline = np.tile([0, 1, 2, 0, 1, 2], count), np.tile([False] * 3 + [True] * 3, count)
     template = coverage(shape, x.repeat(6), y.repeat(6), r.ravel(), outline)
     template = template.reshape(count, 6, SIZE, SIZE)
-    overlap = np.minimum(template, alpha[:, None]).sum((2, 3)) / np.maximum(
-        template, alpha[:, None]
-    ).sum((2, 3))
+    both = np.einsum("nkhw,nhw->nk", template, alpha)
+    own = np.einsum("nkhw,nkhw->nk", template, template)
+    overlap = both / (own + np.einsum("nhw,nhw->n", alpha, alpha)[:, None] - both)
     best = overlap.argmax(1)
     rows = np.arange(count)
-    others = np.where(np.arange(6) % 3 == best[:, None] % 3, 0, overlap).max(1)  # of another shape
+    others = np.where(np.arange(6) % 3 == best[:, None] % 3, 0, overlap)  # of another shape
     return Fit(
         best % 3,
         best >= 3,
@@ -169,7 +180,8 @@ def fit(alpha: np.ndarray) -> Fit:
         y,
         r[rows, best],
         overlap[rows, best],
-        overlap[rows, best] - others,
+        overlap[rows, best] - others.max(1),
+        others.argmax(1) % 3,
     )
 
 
@@ -179,6 +191,11 @@ def mean_color(pixels: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.n
     mean = np.einsum("nhw,nhwc->nc", weight, pixels) / total[:, None]
     square = np.einsum("nhw,nhwc->n", weight, pixels**2) / total
     return mean, np.sqrt(np.maximum(square - (mean**2).sum(1), 0))
+
+
+def core_color(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Mean color (n, 3) of a mask's pixels, of those at its edge only where there are no other."""
+    return mean_color(pixels, ndimage.minimum_filter(mask, size=(1, 3, 3)) + 1e-3 * mask)[0]
 
 
 def along(pixels: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -225,71 +242,108 @@ def extent(mask: np.ndarray) -> np.ndarray:
     )
 
 
-def split_blobs(pixels, ground, mask, index, nearest, distance) -> list[tuple[np.ndarray, ...]]:
+def split_blobs(pixels, ground, mask) -> list[tuple[np.ndarray, ...]]:
     """Blobs -> coverage maps of single-colored things: (blob rows, alpha, pixels that show it).
 
-    A blob with a second palette color holds two things: one inside the other (then the outer one is
-    taken to go on beneath), or side by side.
+    A blob with a second palette color, which no mix of the first with the ground explains, holds
+    two things: one inside the other (then the outer one is taken to go on beneath), or side by
+    side. The colors are those that the picture has, not the palette's: else a paler thing would
+    cover nothing wholly.
     """
-    voter = mask & (distance[index] < 60)
-    votes = np.stack([(voter & (nearest[index] == c)).sum((1, 2)) for c in range(len(COLORS))], 1)
-    first, second = np.argsort(-votes, 1)[:, :2].T
-    rows = np.arange(len(votes))
-    contrast = np.linalg.norm(pixels - ground[:, None, None], axis=-1) * mask
-    strong = contrast >= 0.75 * contrast.max((1, 2), keepdims=True)
-    known = votes[rows, first] >= 5
-    shows = np.where(known[:, None, None], voter & (nearest[index] == first[:, None, None]), strong)
-    c1, _ = mean_color(pixels, shows.astype(np.float32))
-    one = np.flatnonzero(votes[rows, second] < 12)
-    two = np.flatnonzero(votes[rows, second] >= 12)
-    found = [(one, along(pixels[one], ground[one], c1[one]) * mask[one], mask[one])]
+    distance = color_distances(pixels)
+    nearest, voter = distance.argmin(-1), mask & (distance.min(-1) < 60)
+    palette = np.arange(len(COLORS))[:, None, None, None]
+    votes = (voter & (nearest == palette)).sum((2, 3))
+    first, most = votes.argmax(0), votes.max(0)
+    shows = voter & (nearest == first[:, None, None])
+    new = most < 5  # of no palette color: its strongest pixels
+    contrast = np.linalg.norm(pixels[new] - ground[new, None, None], axis=-1) * mask[new]
+    shows[new] = contrast >= 0.75 * contrast.max((1, 2), keepdims=True, initial=0)
+    c1 = core_color(pixels, shows)
+    alpha = along(pixels, ground, c1) * mask
+    mix = ground[:, None, None] + alpha[..., None] * (c1 - ground)[:, None, None]
+    voter &= ~shows & (np.linalg.norm(pixels - mix, axis=-1) > 25)
+    votes = (voter & (nearest == palette)).sum((2, 3))
+    second, is_two = votes.argmax(0), votes.max(0) >= 12
+    one, two = np.flatnonzero(~is_two), np.flatnonzero(is_two)
+    found = [(one, alpha[one], mask[one])]
     if len(two):
-        c2 = np.array(list(COLORS.values()), np.float32)[second[two]]
+        core = voter[two] & (nearest[two] == second[two, None, None])
+        c2 = core_color(pixels[two], core)
         a, b = (share * mask[two] for share in unmix(pixels[two], ground[two], c1[two], c2))
         whole = np.minimum(a + b, 1)
+        # where no ground shines through, what is not the one color is the other
+        b = np.where(whole > 0.9, along(pixels[two], c1[two], c2), b)
+        b *= ndimage.maximum_filter(core, size=(1, 5, 5))  # an edge is at most two pixels wide
         nested = (extent(b > 0.5) > extent(whole > 0.5)).all(1)[:, None, None]
         found += [(two, np.where(nested, whole, a), b < 0.05), (two, b, b > 0)]
     return found
 
 
+class Hue(NamedTuple):
+    entry: np.ndarray  # (n,) as all of them; index of the nearest palette color
+    accepted: np.ndarray
+    distance: np.ndarray  # to that color
+    rival: np.ndarray  # distance to the next
+    deviation: np.ndarray  # of the pixels from their mean
+
+
+def name_color(pixels: np.ndarray, weight: np.ndarray) -> Hue:
+    """The palette color that pixels (n, 32, 32, 3) show where they have weight."""
+    mean, deviation = mean_color(pixels, weight)
+    distances = color_distances(mean)
+    entry, (distance, rival) = distances.argmin(1), np.sort(distances, 1)[:, :2].T
+    accepted = (distance <= COLOR_TOLERANCE) & (distance <= COLOR_RIVAL * rival)
+    return Hue(entry, accepted & (deviation <= COLOR_DEVIATION), distance, rival, deviation)
+
+
 def read(images: list[Image.Image]) -> list[Reading]:
     """What each image shows; any size, read at 32x32."""
-    small = [im if im.size == (SIZE, SIZE) else im.resize((SIZE, SIZE), Image.BOX) for im in images]
-    pixels = np.stack([np.asarray(im.convert("RGB"), np.float32) for im in small])
+    shown = map(to_rgb, images)
+    small = [im if im.size == (SIZE, SIZE) else im.resize((SIZE, SIZE), Image.BOX) for im in shown]
+    pixels = np.stack([np.asarray(im, np.float32) for im in small])
     border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], 1)
     ground = np.median(border, axis=1)
     dark = np.linalg.norm(ground - DARK, axis=-1) < np.linalg.norm(ground - LIGHT, axis=-1)
     index, mask = find_blobs(pixels, ground)
-    parts = split_blobs(pixels[index], ground[index], mask, index, *nearest_color(pixels))
+    parts = split_blobs(pixels[index], ground[index], mask)
     rows = np.concatenate([rows for rows, _, _ in parts])
     alpha, shows = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
     keep = alpha.sum((1, 2)) >= MIN_BLOB / 2
     image, alpha, shows = index[rows[keep]], alpha[keep], shows[keep]
-    shape, outline, x, y, r, overlap, margin = fit(alpha)
+    shape, outline, x, y, r, overlap, margin, also = fit(alpha)
     # the color is decided on the inside of the template, where no edge is mixed in
     inside = coverage(shape, x, y, np.where(outline, r, r - 1), outline) ** 6 * shows
-    color, deviation = mean_color(pixels[image], inside)
-    entry, distance = nearest_color(color)
-    colored = (distance <= COLOR_TOLERANCE) & (deviation <= COLOR_TOLERANCE)
-    accepted = (overlap >= MIN_OVERLAP) & (margin >= MIN_MARGIN)
+    hue = name_color(pixels[image], inside)
+    wanted = np.where(outline, MIN_OVERLAP[1], MIN_OVERLAP[0])
 
-    things, drawn = [[] for _ in images], [[] for _ in images]
+    things, drawn, faults = ([[] for _ in images] for _ in range(3))
     names = list(COLORS)
-    for k in np.flatnonzero(accepted)[np.argsort(-r[accepted])]:  # the outer of two things first
+    for k in np.argsort(-r):  # the outer of two things first
+        where = f"{SHAPES[shape[k]]} at {x[k]:.0f}, {y[k]:.0f}"
+        if overlap[k] < wanted[k]:
+            faults[image[k]].append(f"{where}: overlap {overlap[k]:.2f}, wanted {wanted[k]:.2f}")
+            continue
         thing = Thing(
             SHAPES[shape[k]],
-            names[entry[k]],
+            names[hue.entry[k]],
             float(x[k]),
             float(y[k]),
             float(r[k]),
             bool(outline[k]),
+            SHAPES[also[k]] if margin[k] < MIN_MARGIN else None,
         )
         drawn[image[k]].append(thing)
-        things[image[k]].append(thing if colored[k] else thing._replace(color=None))
-    unread = np.bincount(image[~accepted], minlength=len(images))
+        things[image[k]].append(thing if hue.accepted[k] else thing._replace(color=None))
+        if not hue.accepted[k]:
+            faults[image[k]].append(
+                f"{where}: color {hue.distance[k]:.0f} from {names[hue.entry[k]]}, "
+                f"{hue.rival[k]:.0f} from the next, deviation {hue.deviation[k]:.0f}"
+            )
+    unread = np.bincount(image[overlap < wanted], minlength=len(images))
     again = render([Scene(tuple(t), bool(d)) for t, d in zip(drawn, dark)])
     fidelity = np.abs(again - pixels).mean((1, 2, 3))
     return [
-        Reading(tuple(t), int(u), bool(d), float(f))
-        for t, u, d, f in zip(things, unread, dark, fidelity)
+        Reading(tuple(t), int(u), bool(d), float(f), tuple(why))
+        for t, u, d, f, why in zip(things, unread, dark, fidelity, faults)
     ]

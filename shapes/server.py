@@ -23,6 +23,7 @@ from judges.mllm import MLLM, Answer, Query
 from shapes import phrasebook
 from shapes.scenes import Reading
 from shapes.verifier import ShapesMLLM
+from support.rgb import to_rgb
 
 
 class ClassroomMLLM(ShapesMLLM):
@@ -66,7 +67,7 @@ def parse_request(body: dict) -> Query:
                 header, _, data = part["image_url"]["url"].partition(",")
                 if not header.startswith("data:image/"):
                     raise ValueError("images must be data URIs; this server fetches nothing")
-                images.append(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+                images.append(to_rgb(Image.open(io.BytesIO(base64.b64decode(data)))))
     return Query(tuple(images), "\n".join(texts))
 
 

@@ -15,6 +15,7 @@ import itertools
 import json
 import re
 import zlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -230,35 +231,58 @@ def placed(slots: dict[str, str], reading: Reading) -> bool:
     return bool(both) and all((a.x - b.x) * dx + (a.y - b.y) * dy > MIN_SHIFT for a, b in both)
 
 
+class Check(NamedTuple):
+    passes: Callable[[dict[str, str], Reading], bool]
+    wanted: str = ""  # in numbers, where there are any
+
+
+SIZE = "a radius of " + " or ".join(f"{a} to {b} for {size}" for size, (a, b) in SIZES.items())
 CHECKS = {  # sub dimension -> whether a testpoint of it, by its slots, holds in a reading
-    "Attribute - Color": colored,
-    "Attribute - Shape": present,
-    "Attribute - Size": sized,
-    "Attribute - Quantity": counted,
-    "Grammar - Consistency": consistent,
-    "Grammar - Negation": absent,
-    "Style": styled,
-    "Entity Layout - Two-Dimensional Space": placed,
-    "Relationship - Comparison": compared,
-    "Relationship - Inclusion": included,
-    "Compound - Feature Matching": matched,
-    "Logical Reasoning": calculated,
-    "World Knowledge": colored_as_known,
+    "Attribute - Color": Check(colored),
+    "Attribute - Shape": Check(present),
+    "Attribute - Size": Check(sized, SIZE),
+    "Attribute - Quantity": Check(counted),
+    "Grammar - Consistency": Check(consistent, "two or more"),
+    "Grammar - Negation": Check(absent),
+    "Style": Check(styled),
+    "Entity Layout - Two-Dimensional Space": Check(placed, f"{MIN_SHIFT} pixels that way"),
+    "Relationship - Comparison": Check(compared, f"radii that differ by {MIN_DIFFERENCE}"),
+    "Relationship - Inclusion": Check(
+        included, f"{MAX_INNER} of the outer radius at most, and an offset of {MAX_OFFSET} of it"
+    ),
+    "Compound - Feature Matching": Check(matched),
+    "Logical Reasoning": Check(calculated),
+    "World Knowledge": Check(colored_as_known),
 }
 
 
-def holds(sub: str, slots: dict[str, str], reading: Reading) -> bool:
+def holds(sub: str, slots: dict[str, str] | None, reading: Reading) -> bool:
     """Whether a testpoint of a sub dimension, with its slots, holds in what was read of an image.
 
     "the circle" means every circle there is, and at least one. Nothing that speaks of how many
-    there are, or of what is absent, is granted while a blob stays unread.
+    there are, or of what is absent, is granted while a blob stays unread. None: not of this world.
     """
-    return CHECKS[sub](slots, reading)
+    return slots is not None and CHECKS[sub].passes(slots, reading)
+
+
+def satisfied_as(testpoints, reading: Reading) -> tuple[list[bool], Reading]:
+    """Which (sub dimension, description) hold, and the reading by which most of them do.
+
+    A thing that passes for two shapes is taken for either, as people take what they were told.
+    """
+    demands = [(sub, parse_testpoint(sub, text)) for sub, text in testpoints]
+    shapes = [(t.shape, t.also) if t.also else (t.shape,) for t in reading.things]
+    ways = []
+    for names in itertools.product(*shapes):
+        things = tuple(t._replace(shape=name) for t, name in zip(reading.things, names))
+        way = reading._replace(things=things)
+        ways.append(([holds(sub, slots, way) for sub, slots in demands], way))
+    return max(ways, key=lambda way: sum(way[0]))
 
 
 def satisfied(prompt: Caption, reading: Reading) -> list[bool]:
     """Which of a prompt's testpoints hold, in their order."""
-    return [holds(sub, parse_testpoint(sub, text), reading) for sub, text in prompt.testpoints]
+    return satisfied_as(prompt.testpoints, reading)[0]
 
 
 # ----------------------------------------------------------------------------- judge
@@ -294,17 +318,33 @@ def compare(prompt: Caption, first: Reading, second: Reading, jnd: float) -> tup
     return reason + f" Image {winner} is drawn more cleanly.", winner
 
 
+def account(reading: Reading) -> str:
+    """What was read, and what was not and by how much."""
+    seen = [
+        f"{t.color or 'off-color'} {t.shape}{' in outline' * t.outline}, "
+        f"radius {t.r:.1f}, at {t.x:.0f}, {t.y:.0f}"
+        for t in reading.things
+    ]
+    ground = "dark" if reading.dark else "light"
+    text = f"read on a {ground} ground: {'; '.join(seen) or 'nothing'}"
+    return text + f" (refused: {'; '.join(reading.faults)})" * bool(reading.faults)
+
+
 def answer_testpoints(question: str, reading: Reading) -> str:
     """For each testpoint of a question an analysis and a score, in UniGenBench's own form."""
-    analyses, scores = [], []
-    for sub, description in re.findall(
-        r"^Testpoint \d+: (.+)\n(?:Definition: .*\n)?Description: (.+)$", question, re.MULTILINE
-    ):
-        slots = parse_testpoint(sub.strip(), description.strip())
-        verdict = slots is not None and holds(sub.strip(), slots, reading)
-        fault = "cannot be verified" if slots is None else "is not shown"
-        analyses.append(f"'{description.strip()}' {'is shown' if verdict else fault}")
-        scores.append(int(verdict))
+    form = r"^Testpoint \d+: (.+)\n(?:Definition: .*\n)?Description: (.+)$"
+    found = re.findall(form, question, re.MULTILINE)
+    testpoints = [(sub.strip(), text.strip()) for sub, text in found]
+    verdicts, reading = satisfied_as(testpoints, reading)
+    analyses = []
+    for (sub, text), met in zip(testpoints, verdicts):
+        fault = f"is not shown; {account(reading)}"
+        if parse_testpoint(sub, text) is None:
+            fault = "cannot be verified"
+        elif CHECKS[sub].wanted:
+            fault += f"; wanted: {CHECKS[sub].wanted}"
+        analyses.append(f"'{text}' {'is shown' if met else fault}")
+    scores = [int(met) for met in verdicts]
     return f"<analysis>{json.dumps(analyses)}</analysis>\n<score>{json.dumps(scores)}</score>"
 
 

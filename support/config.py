@@ -31,7 +31,6 @@ def free(default, help, within="", *, needs=""):
 
 
 ROOT = Path(__file__).resolve().parent.parent
-JUDGED = ("pairwise", "pointwise")  # by a multimodal LLM; the other names are scorers.py's
 
 
 class Part(NamedTuple):
@@ -48,6 +47,7 @@ def parse_rewards(text: str) -> dict[str, Part]:
     that is no number above 0.
     """
     from judges.scorers import PUBLISHED
+    from rewards import JUDGED
 
     parts = {}
     for item in text.split(","):

@@ -8,6 +8,8 @@ also gave the reward. It says that the judge's taste was learnt; score final/ wi
 second view.
 """
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +23,27 @@ from support.bootstrap import mean_interval
 from support.prompts import seed_of
 
 
+def primary_of(sub: str) -> str:
+    """The primary dimension of a sub dimension's label, such as "Attribute - Color"."""
+    return sub.split(" - ")[0]
+
+
 class Held(NamedTuple):
     """Held-out results, one entry a prompt."""
 
     met: list[list[bool]]  # which of its testpoints hold; empty for prompts from a file
     fidelity: list[float]  # grey levels, lower is better; empty for prompts from a file
     wins: list[float | None]  # win rate against the base's picture; None: comparison lost
+    subs: Sequence[Sequence[str]] = ()  # the sub dimension that each testpoint tests
+
+    def by_dimension(self, name_of: Callable[[str], str]) -> dict[str, float]:
+        """Share of testpoints that hold, by what name_of makes of their sub dimension."""
+        total, held = Counter(), Counter()
+        for subs, met in zip(self.subs, self.met):
+            for sub, holds in zip(subs, met, strict=True):
+                total[name_of(sub)] += 1
+                held[name_of(sub)] += holds
+        return {name: held[name] / total[name] for name in sorted(total)}
 
     @property
     def known(self) -> list[float]:
@@ -41,6 +58,7 @@ class Held(NamedTuple):
             "heldout_accuracy": sum(map(sum, self.met)) / sum(map(len, self.met)),
             "heldout_perfect": float(np.mean([all(met) for met in self.met])),
             "heldout_fidelity": float(np.mean(self.fidelity)),
+            **{f"heldout/{k}": share for k, share in self.by_dimension(primary_of).items()},
             **win_rate,
         }
 
@@ -75,8 +93,16 @@ class Held(NamedTuple):
             f"(95 % interval {low:+.3f} .. {high:+.3f}), "
             f"wholly right {before['heldout_perfect']:.2f} -> {now['heldout_perfect']:.2f}, "
             f"fidelity {before['heldout_fidelity']:.2f} -> {now['heldout_fidelity']:.2f} grey "
-            "levels, " + text
+            "levels, " + text + self.worse_than(base)
         )
+
+    def worse_than(self, base: "Held") -> str:
+        """The sub dimensions of which less holds than in the base's pictures, in words."""
+        now, before = self.by_dimension(str), base.by_dimension(str)
+        fell = [f"{k} {before[k]:.2f} -> {now[k]:.2f}" for k in now if now[k] < before[k]]
+        if not now:
+            return ""
+        return "; worse than before: " + (", ".join(fell) or "no sub dimension")
 
 
 def verify(prompts: list, images: list) -> tuple[list[list[bool]], list[float]]:
@@ -154,7 +180,15 @@ class Heldout:
 
     def held(self, images: list, wins: list) -> Held:
         met, fidelity = ([], []) if self.scenes is None else verify(self.scenes, images)
-        return Held(met, fidelity, wins)
+        tested = [[sub for sub, _ in scene.testpoints] for scene in self.scenes or ()]
+        return Held(met, fidelity, wins, tested)
+
+    def marks(self, grid: list[list]) -> list[list] | None:
+        """Which testpoints hold in each picture of a grid; None for prompts from a file."""
+        if self.scenes is None:
+            return None
+        prompts = [verifier.parse_prompt(text) for text in self.grid_prompts]
+        return [verify([p] * len(row), row)[0] for p, row in zip(prompts, grid)]
 
     def evaluate(self) -> Held:
         return self.measure(self.sample(self.texts, self.seeds, self.model.transformer))

@@ -8,14 +8,19 @@ Every function takes plain data (PIL images, strings, numbers) and writes one fi
 
 import math
 import textwrap
+from collections.abc import Sequence
 from io import BytesIO
+from typing import NamedTuple
 
 from support.files import write_atomic
+from support.rgb import to_rgb
 
 CELL = 96  # pixels: images smaller than this are enlarged by nearest neighbour
 GAP = 6  # pixels between the cells of a grid
+DOT = 9  # pixels: diameter of a testpoint's mark
 INK, PAPER, MUTED = "#1f2328", "#ffffff", "#6e7781"
 # Okabe and Ito's colors, which people with color-blindness can tell apart.
+WON, LOST = "#009e73", "#d55e00"  # better and worse, met and not
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
@@ -26,15 +31,26 @@ def enlarge(image, side=CELL):
     """An RGB copy, enlarged by a whole factor (nearest neighbour) to a side of about `side`."""
     from PIL import Image
 
+    image = to_rgb(image)
     factor = max(1, round(side / max(image.size)))
     size = (image.width * factor, image.height * factor)
-    return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
+    return image.resize(size, Image.Resampling.NEAREST)
 
 
-def sample_grid(rows, captions, path, columns=None) -> None:
+def draw_marks(draw, x, y, met) -> None:
+    """A dot for each testpoint, centered at x: filled and green where it holds, else a ring."""
+    left = x - DOT * (1.5 * len(met) - 0.5) / 2
+    for n, holds in enumerate(met):
+        box = [left + 1.5 * DOT * n, y, left + 1.5 * DOT * n + DOT, y + DOT]
+        color = WON if holds else LOST
+        draw.ellipse(box, fill=color if holds else PAPER, outline=color, width=2)
+
+
+def sample_grid(rows, captions, path, columns=None, marks=None) -> None:
     """One PNG: a row of images for each caption, the caption at the row's left.
 
     rows: R lists of PIL images; captions: R strings; columns: headings, one for each image of a row
+    marks: for each image of each row, which testpoints hold in it: drawn as dots below it
     Raises ValueError if the counts do not match.
     """
     from PIL import Image, ImageDraw, ImageFont
@@ -53,15 +69,16 @@ def sample_grid(rows, captions, path, columns=None) -> None:
     letter, line = font.getlength("n"), font.size * 1.25
     margin = max(150, int(1.6 * cell_w))  # the caption's column
     head = int(2 * line) if columns else 0
+    row_h = cell_h + GAP + (DOT + GAP if marks else 0)
 
-    size = (margin + width * (cell_w + GAP) + GAP, head + len(rows) * (cell_h + GAP) + GAP)
+    size = (margin + width * (cell_w + GAP) + GAP, head + len(rows) * row_h + GAP)
     canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
     for c, heading in enumerate(columns or []):
         centre = margin + c * (cell_w + GAP) + GAP + cell_w / 2
         draw.text((centre, head / 2), heading, INK, font, anchor="mm")
     for r, (row, caption) in enumerate(zip(rows, captions)):
-        top = head + r * (cell_h + GAP) + GAP
+        top = head + r * row_h + GAP
         text = textwrap.wrap(
             caption,
             max(8, int((margin - 2 * GAP) / letter)),
@@ -70,7 +87,10 @@ def sample_grid(rows, captions, path, columns=None) -> None:
         )
         draw.multiline_text((GAP, top + cell_h / 2), "\n".join(text), INK, font, anchor="lm")
         for c, image in enumerate(row):
-            canvas.paste(image, (margin + c * (cell_w + GAP) + GAP, top))
+            left = margin + c * (cell_w + GAP) + GAP
+            canvas.paste(image, (left, top))
+            if marks:
+                draw_marks(draw, left + cell_w / 2, top + cell_h + GAP / 2, marks[r][c])
     data = BytesIO()
     canvas.save(data, "PNG")
     write_atomic(path, data.getvalue())
@@ -78,31 +98,57 @@ def sample_grid(rows, captions, path, columns=None) -> None:
 
 # ----------------------------------------------------------------------------- training curves
 
-# title, y label, (key, label) of each line, a level to compare with, limits of y
-PANELS = (
-    (
-        "Held-out prompts",
-        "share",
-        (("heldout_accuracy", "testpoints right"), ("heldout_perfect", "images with all right")),
-        None,
-        (0, 1),
-    ),
-    ("Against the base", "win rate", (("win_rate_vs_base", "win rate"),), 0.5, (0, 1)),
-    (
-        "Reward within a group",
-        "standard deviation, share",
-        (("reward_std", "spread of the reward"), ("tie_rate", "share of ties")),
-        None,
-        (0, None),
-    ),
-    (
-        "Distance from the base",
-        "KL (nats per element)",
-        (("kl_to_base", "KL to base"),),
-        None,
-        (0, None),
-    ),
-)
+PAPERS_SPREAD = (0.3, "win rates in the paper")  # a win rate's range is 1, so this is a share too
+
+
+class Panel(NamedTuple):
+    title: str
+    label: str  # of y
+    lines: Sequence[tuple[str, str]]  # (key of metrics.jsonl, label)
+    level: tuple[float, str] | None = None  # something to compare with
+    limits: tuple = (0, None)  # of y
+    truth: bool = False  # held-out accuracy too, on an axis of its own
+
+
+def panels(metrics) -> list[Panel]:
+    """What curves.png shows of these lines.
+
+    The reward stands beside the truth, which is what it is to bring about: a score by its mean, in
+    its own units. A win rate's mean is one half by construction, so of a run on win rates the
+    judge's preference for the pictures over the base's is shown instead.
+    """
+    keys = dict.fromkeys(key for line in metrics for key in line)
+    means = [k for k in keys if k.endswith("_mean") and k != "ratio_mean" and moves(metrics, k)]
+    reward = [(key, key.removesuffix("_mean")) for key in means]
+    preferred, none = [("win_rate_vs_base", "win rate")], (0.5, "no difference from the base")
+    spread = [(k, k.removesuffix("_std")) for k in keys if k.endswith("_std")]
+    dimensions = [(k, k.partition("/")[2]) for k in keys if k.startswith("heldout/")]
+    held = [("heldout_accuracy", "testpoints right"), ("heldout_perfect", "images with all right")]
+    signal = [
+        ("tie_rate", "pairs that tie"),
+        ("frac_floor", "groups without a difference"),
+        ("clip_frac", "samples past the clip range"),
+    ]
+    return [
+        Panel("Held-out prompts", "share", held, limits=(0, 1)),
+        Panel("Held out, by dimension", "share of testpoints right", dimensions, limits=(0, 1)),
+        Panel("Reward, beside the truth", "mean, own units", reward, None, (None, None), True)
+        if reward
+        else Panel("Reward, beside the truth", "win rate", preferred, none, (0, 1), True),
+        Panel(
+            "Spread of the reward in a group",
+            "standard deviation",
+            spread,
+            None if reward else PAPERS_SPREAD,  # a score's spread is in other units
+        ),
+        Panel("What a step learns from", "share", signal, limits=(0, 1)),
+        Panel("Distance from the base", "nats per element", [("kl_to_base", "KL to base")]),
+    ]
+
+
+def moves(metrics, key: str) -> bool:
+    values = series(metrics, key)[1]
+    return bool(values) and max(values) - min(values) > 1e-4
 
 
 def series(metrics, key) -> tuple[list, list]:
@@ -132,35 +178,41 @@ def save_figure(figure, path) -> None:
 
 
 def training_curves(metrics, path) -> None:
-    """Four panels over the steps of a run: quality held out, win rate, the reward's spread, KL.
+    """Six panels over the steps of a run, one PNG.
 
     metrics: the lines of metrics.jsonl as dicts; a key that some steps lack is drawn where it is.
     """
-    figure = new_figure(figsize=(9.6, 6.4))
-    for axes, (title, label, lines, level, limits) in zip(figure.subplots(2, 2).flat, PANELS):
-        drawn = 0
-        for color, (key, name) in zip(PALETTE, lines):
-            steps, values = series(metrics, key)
-            if steps:
-                sparse = len(steps) < 40  # evaluations are few: show each as a dot
-                axes.plot(
-                    steps,
-                    values,
-                    "o-" if sparse else "-",
-                    color=color,
-                    label=name,
-                    markersize=4,
-                    linewidth=1.5,
-                )
-                drawn += 1
-        if level is not None:
-            axes.axhline(level, color=MUTED, linestyle="--", linewidth=1, label="no difference")
-        axes.set(title=title, xlabel="step", ylabel=label, ylim=limits)
+    figure = new_figure(figsize=(14.4, 7.2))
+    for axes, panel in zip(figure.subplots(2, 3).flat, panels(metrics)):
+        drawn = [draw_line(axes, metrics, *line, n) for n, line in enumerate(panel.lines)]
+        if panel.level is not None:
+            value, label = panel.level
+            axes.axhline(value, color=MUTED, linestyle="--", linewidth=1, label=label)
+        axes.set(title=panel.title, xlabel="step", ylabel=panel.label, ylim=panel.limits)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if drawn:
-            axes.legend(frameon=False, fontsize=9)
-        else:
+        if not any(drawn):
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=MUTED)
+            continue
+        axes.legend(frameon=False, fontsize=8)
+        if panel.truth and series(metrics, "heldout_accuracy")[0]:
+            other = axes.twinx()
+            draw_line(other, metrics, "heldout_accuracy", "testpoints right", len(drawn))
+            other.set(ylabel="share of testpoints right", ylim=(0, 1))
+            other.legend(frameon=False, fontsize=8, loc="lower right")
     save_figure(figure, path)
+
+
+def draw_line(axes, metrics, key: str, label: str, number: int) -> bool:
+    """Draws one key over the steps that have it; says whether there are any.
+
+    number: which line of its panel; the colors come round again with another kind of line.
+    """
+    steps, values = series(metrics, key)
+    if steps:
+        marker = "o" if len(steps) < 40 else ""  # evaluations are few: show each as a dot
+        style = ("-", "--", ":")[number // len(PALETTE) % 3]
+        color = PALETTE[number % len(PALETTE)]
+        axes.plot(steps, values, marker + style, color=color, label=label, ms=4, lw=1.5)
+    return bool(steps)

@@ -25,9 +25,9 @@ from judges.record import Recorded
 from judges.verdicts import PAIRWISE_TEMPLATE
 from models import base
 from models.base import check_finite
-from rewards import JudgeError, PairwiseReward, PointwiseReward
-from support import diagnostics, pictures, processes, rundir
-from support.config import JUDGED, Config, check_config, micro_batch_of, parse_rewards
+from rewards import JUDGED, JudgeError, PairwiseReward, PointwiseReward
+from support import diagnostics, explain, pictures, processes, rundir
+from support.config import Config, check_config, micro_batch_of, parse_rewards
 from support.files import writing
 from support.heldout import Heldout
 from support.processes import DTYPES, Processes
@@ -104,21 +104,26 @@ def judge_of(cfg: Config, world: int = 1):
     )
 
 
-def try_judge(cfg: Config, judge) -> None:
+def try_judge(cfg: Config, judge) -> str:
     """Asks about one plain pair, in both orders, before anything expensive is begun.
 
-    Raises ValueError if no answer comes, and warns if none can be read.
+    Returns what to warn of: answers that cannot be read, or that miss what anyone sees; "" if
+    nothing. Raises ValueError if no answer comes.
     """
     if cfg.judge == "shapes":
-        return
-    pair = [Image.new("RGB", (cfg.size, cfg.size), "white") for _ in range(2)]
-    for picture, color in zip(pair, ("red", "blue")):
-        ImageDraw.Draw(picture).ellipse([cfg.size // 4] * 2 + [3 * cfg.size // 4] * 2, color)
-    _, counts, error = comparison_of(cfg, judge)(["a large red circle"], [pair])
+        return ""
+    caption, pair = "a large red circle", []
+    for color in ("red", "blue"):
+        pair.append(Image.new("RGB", (cfg.size, cfg.size), "white"))
+        corners = [cfg.size // 4] * 2 + [3 * cfg.size // 4] * 2
+        ImageDraw.Draw(pair[-1]).ellipse(corners, color)
+    values, counts, error = comparison_of(cfg, judge)([caption], [pair])
     if counts["failed"] == counts["wanted"]:
         raise ValueError(f"the judge cannot be asked: {judge.name}: {error}")
-    if counts["unparsable"]:
-        log.warning("%s: asked about a red and a blue circle: %s", judge.name, error)
+    if values[0, 0] > 0.5:
+        return ""
+    why = error or "it goes by their order, or does not see pictures"
+    return f"{judge.name} was shown a red and a blue circle and does not prefer the red: {why}"
 
 
 def read_template(path: str) -> str:
@@ -264,8 +269,10 @@ class Run:
         self.doubted["step"] += 1
 
     def evaluate(self, step: int) -> None:
+        scene = self.cfg.judge == "shapes" and self.heldout.scenes and self.heldout.scenes[0]
         with self.average.in_place():
             self.last = self.heldout.evaluate(), self.heldout.grid_images(self.model.transformer)
+            group = scene and explain.draw_group(self.model, self.cfg, scene, self.cfg.seed)
         held, grid = self.last
         self.metrics[-1] |= held.metrics()
         self.save(step)
@@ -273,7 +280,11 @@ class Run:
             name, value = next(iter(held.metrics().items()))
             self.bar.set_postfix_str(f"{name} {math.nan if value is None else value:.3f}")
             path = self.out / "samples" / f"step_{step:05d}.png"
-            pictures.sample_grid(grid, self.heldout.grid_prompts, path)
+            marks = self.heldout.marks(grid)
+            pictures.sample_grid(grid, self.heldout.grid_prompts, path, marks=marks)
+            if group:
+                path = path.with_stem(f"group_{step:05d}")
+                explain.group_picture(group, scene, self.cfg, path)
             pictures.training_curves(self.metrics, self.out / "curves.png")
 
     def save(self, step: int) -> None:
@@ -367,12 +378,13 @@ class Run:
             result,
             {"base": heldout.base.metrics(), "trained": held.metrics()},
         )
-        columns = heldout.grid_columns
+        columns, rows = heldout.grid_columns, map(list.__add__, heldout.base_grid, grid)
         pictures.sample_grid(
-            [before + after for before, after in zip(heldout.base_grid, grid)],
+            both := list(rows),
             heldout.grid_prompts,
             self.out / "before_after.png",
             ["before"] * columns + ["after"] * columns,
+            heldout.marks(both),
         )
         print(
             f"{result}\nlook at {self.out / 'before_after.png'} and {self.out / 'curves.png'}; "
@@ -404,7 +416,9 @@ def prepared(cfg: Config, procs: Processes) -> Run:
         judge = Recorded(judge, out / "verdicts")
     rewards = procs.alike(rewards_of, cfg, judge, procs.device)
     compare = procs.alike(comparison_of, cfg, judge)
-    procs.alike(try_judge, cfg, judge)
+    doubt = procs.alike(try_judge, cfg, judge)
+    if procs.first and doubt:
+        log.warning("%s", doubt)
     logger, settings = cfg.logger if procs.first else "", dataclasses.asdict(cfg)
     write = procs.alike(rundir.make_logger, logger, out, settings)
     run = Run(cfg, procs, prompts, rewards, compare)

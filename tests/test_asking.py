@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from judges.mllm import Answer
+from judges.mllm import Answer, cut_off
 from judges.server import OpenAIMLLM
 from support.files import Journal
 from unigenbench.asking import Patience, judge_images
@@ -105,7 +105,7 @@ def test_failed_and_unparsable_are_told_apart_and_retried_at_the_next_start(plac
     states = {Path(r.image).name: r.state for r in place(judge)}
     assert states.pop("0_0.png") == "failed" and states.pop("1_1.png") == "unparsable"
     assert set(states.values()) == {"judged"}
-    assert judge.asked.count((1, 1)) == 3 and judge.asked.count((0, 0)) == 1
+    assert judge.asked.count((1, 1)) == 2 and judge.asked.count((0, 0)) == 1
     again = Judge()
     assert {r.state for r in place(again)} == {"judged"}
     assert sorted(again.asked) == [(0, 0), (1, 1)]
@@ -119,6 +119,35 @@ def test_an_unparsable_answer_is_asked_for_again_with_a_reminder(place):
     judge = Judge(say)
     assert {r.state for r in place(judge)} == {"judged"}
     assert sum("one list of 2 scores" in text for text in judge.texts) == 1
+
+
+def test_an_unfinished_draft_is_not_read_now_or_at_the_next_start(place, caplog):
+    draft = Answer("maybe <score>[1, 1]</score>", unfinished=cut_off(9))
+
+    def say(pixel, text):
+        return draft if pixel == (0, 0) else None
+
+    with caplog.at_level(logging.WARNING):
+        assert place(Judge(say))[0][4:6] == (None, draft.text)  # scores, output
+    assert "1 images were asked about in vain: 1 x cut off at 9 tokens" in caplog.text
+    assert "--max_tokens" in caplog.text
+    again = Judge()
+    assert place(again)[0].scores == [1, 0] and again.asked == [(0, 0)]
+
+
+def test_a_judge_that_repeats_its_question_judges_nothing(place):
+    template = "{prompt} {testpoint} {explanation} {test_explanation} Like <score>[1, 0]</score>."
+    results = place(Judge(lambda pixel, text: Answer("echo " + text)), template=template)
+    assert {r.state for r in results} == {"unparsable"}
+
+
+def test_a_judge_that_cannot_be_read_ends_the_work_as_a_dead_one_does(tmp_path):
+    draw(tmp_path / "images", make_prompts(40))
+    cut = Answer(error="empty answer", unfinished="empty answer")
+    judge = Judge(lambda pixel, text: cut)
+    with pytest.raises(ValueError, match=r"to the last 32 calls in .* \(empty answer\)"):
+        judge_images(judge, make_prompts(40), tmp_path / "images", tmp_path / "j", batch=1)
+    assert len(judge.asked) == 64 and len(set(judge.texts)) == 64 // 4  # never in the same words
 
 
 def test_an_answer_counts_for_its_image_and_its_question_only(place):

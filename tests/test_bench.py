@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import threading
 from collections import Counter
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 import bench
+from judges.mllm import Answer, cut_off
 from shapes import prompts as shapes_prompts
 from shapes import scenes, verifier
 from shapes.server import JudgeServer
@@ -95,6 +97,31 @@ def test_a_server_is_asked_once_an_image_and_says_what_its_model_does(drawn):
         server.shutdown()
     here, there = ([r.scores for r in read_results(f"{name}.csv")] for name in ("here", "there"))
     assert here == there and len(here) == 12
+
+
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        (Answer(error="HTTP 503"), "12 x HTTP 503"),
+        (Answer("I like it"), "12 x an answer without one score a testpoint; .*'I like it'"),
+        (Answer("maybe", unfinished=cut_off(9)), "12 x cut off at 9 tokens, .*--max_tokens"),
+    ],
+)
+def test_a_judge_that_judged_nothing_says_why_and_exits_non_zero(
+    drawn, capsys, caplog, monkeypatch, says, why
+):
+    class Judge:
+        name = "fake"
+
+        def ask(self, queries):
+            return [says for _ in queries]
+
+    monkeypatch.setattr(bench, "make_judge", lambda *args, **settings: Judge())
+    line = "judge --prompts shapes --limit 3 --images images --out r.csv"
+    assert run(line) == 1
+    assert "0 judged" in capsys.readouterr().out
+    told = caplog.records[-1].getMessage()
+    assert told.startswith("12 images were asked about in vain: ") and re.search(why, told)
 
 
 def test_an_incomplete_run_says_so_first_and_exits_non_zero(drawn, capsys):

@@ -12,7 +12,7 @@ import bench
 from judges.mllm import Answer
 from shapes.server import ClassroomMLLM, JudgeServer
 from unigenbench import construct as C
-from unigenbench.testpoints import SUBS, load_prompts
+from unigenbench.testpoints import SUBS, Prompt, load_prompts, parse_scores
 
 
 class Writer:
@@ -79,6 +79,9 @@ def test_every_prompt_is_written_and_checked_once_and_resumed(tmp_path, capsys):
         '{"prompt": "", "descriptions": ["a"]}',
         '{"prompt": "a", "descriptions": ["a", "b"]}',
         '{"prompt": "a", "descriptions": [" "]}',
+        '{"prompt": "...", "descriptions": ["a"]}',
+        '{"prompt": "a", "descriptions": ["..."]}',
+        '<think>{"prompt": "a", "descriptions": ["a"]}',
         '{"prompt": "%s", "descriptions": ["a"]}' % ("word " * 61),
     ],
 )
@@ -88,7 +91,39 @@ def test_incomplete_answers_are_refused(answer):
     assert C.read_written('Here: {"prompt": "a\\nb", "descriptions": ["c"]}', draft).text == "a b"
 
 
-def test_what_the_check_refuses_is_written_again_and_in_the_end_given_up(tmp_path):
+def test_a_question_that_is_repeated_is_no_answer():
+    for count in range(1, C.MOST_TESTPOINTS + 1):
+        draft = C.Draft(0, "Art", "Other", "Scene", SUBS[:count])
+        assert C.read_written(C.writing_question(draft, 0), draft) is None
+        prompt = Prompt(0, "a", [(sub, "a") for sub in SUBS[:count]], "Art", "Other", "en")
+        assert parse_scores(C.checking_question(prompt), count) is None
+
+
+def test_what_is_cut_off_is_neither_written_nor_approved(tmp_path, capsys):
+    whole = '{"prompt": "a", "descriptions": ["a"]}'
+    draft = C.Draft(0, "Art", "Other", "Scene", ("Style",))
+    assert C.read_written(whole, draft, "cut off") is None
+    assert C.read_written("</think>" + whole, draft, "cut off").text == "a"
+
+    class Drafts(Writer):
+        def ask(self, queries):
+            answers = super().ask(queries)
+            cut = "cut off" if "Score 1 for a testpoint" in queries[0].text else None
+            return [answer._replace(unfinished=cut) for answer in answers]
+
+    prompts, given_up = C.construct(Drafts(), 2, tmp_path / "j.jsonl")
+    assert len(given_up) == 2 and not prompts
+    assert capsys.readouterr().out.count("(cut off)") == 2  # the reason
+
+
+def test_a_writer_that_cannot_be_read_ends_the_work_as_a_dead_one_does(tmp_path):
+    writer = Writer(lambda text, default: "I would rather not.")
+    with pytest.raises(ValueError, match="to the last 32 calls .*not what was asked for"):
+        C.construct(writer, 100, tmp_path / "j.jsonl")
+    assert writer.written == 32
+
+
+def test_what_the_check_refuses_is_written_again_and_in_the_end_given_up(tmp_path, capsys):
     def say(text, default):
         if "Score 1 for a testpoint" in text and "Style" in text:
             return default.replace("1", "0", 1)
@@ -96,6 +131,8 @@ def test_what_the_check_refuses_is_written_again_and_in_the_end_given_up(tmp_pat
 
     writer = Writer(say)
     prompts, given_up = C.construct(writer, 40, tmp_path / "j.jsonl")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("given up: ")]
+    assert len(said) == len(given_up) and all("not ask for all" in line for line in said)
     assert given_up and all("Style" in draft.subs for draft in given_up)
     assert not any("Style" in dict(prompt.testpoints) for prompt in prompts)
     assert writer.written == len(prompts) + C.ATTEMPTS * len(given_up)

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import bench
 import sampler
 from unigenbench.generate import FIRST_SEED, generate
 from unigenbench.testpoints import Prompt, write_prompts
@@ -35,7 +34,10 @@ def digests(folder):
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in Path(folder).glob("*.png")}
 
 
-def test_images_do_not_depend_on_the_number_of_processes_or_on_restarts(tmp_path, model):
+def test_images_do_not_depend_on_the_number_of_processes_or_on_restarts(
+    tmp_path, model, monkeypatch
+):
+    out = str(tmp_path / "two")
     generate(PROMPTS, tmp_path / "one", model, steps=3)
     one = digests(tmp_path / "one")
     assert set(one) == {f"{p}_{i}.png" for p in range(3) for i in range(4)}
@@ -43,26 +45,14 @@ def test_images_do_not_depend_on_the_number_of_processes_or_on_restarts(tmp_path
     generate(PROMPTS, tmp_path / "half", model, steps=3, rank=1, ranks=2)
     assert set(digests(tmp_path / "half")) == {f"1_{i}.png" for i in range(4)}
     write_prompts(PROMPTS, tmp_path / "p.csv")
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node=2",
-            str(ROOT / "bench.py"),
-            "generate",
-            "--model",
-            model,
-            "--steps",
-            "3",
-            "--prompts",
-            str(tmp_path / "p.csv"),
-            "--out",
-            str(tmp_path / "two"),
-        ],
-        check=True,
-    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):  # as torchrun tells its processes who they are
+        monkeypatch.setenv("RANK", rank)
+        flags = ["--model", model, "--steps", "3", "--prompts", str(tmp_path / "p.csv")]
+        monkeypatch.setattr("sys.argv", ["bench.py", "generate", *flags, "--out", out])
+        with pytest.raises(SystemExit) as ended:
+            bench.main()
+        assert ended.value.code == 0
     assert digests(tmp_path / "two") == one
     (tmp_path / "one" / "1_2.png").write_bytes(b"torn")
     (tmp_path / "one" / "2_0.png").unlink()

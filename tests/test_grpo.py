@@ -80,6 +80,9 @@ def test_combined_rewards_weigh_alike_whatever_their_scale():
     large = grpo.combine_advantages({"a": a, "b": 1000 * b}, {"a": 0.4, "b": 0.6})
     assert torch.allclose(small, large, atol=1e-4)
     assert small.std(correction=0).item() == pytest.approx(1.0, abs=1e-5)
+    for weight, other in ((1e-6, b), (1e6, a)):  # which of the two decides is the weights' doing
+        decided = grpo.combine_advantages({"a": a, "b": b}, {"a": weight, "b": 1.0})
+        assert torch.allclose(decided, grpo.combine_advantages({"c": other}, {"c": 1.0}), atol=1e-4)
     only = grpo.combine_advantages({"a": a}, {"a": 0.4})
     assert torch.allclose(only, grpo.group_advantages(a), atol=1e-5)
     with pytest.raises(ValueError, match="must name the same"):

@@ -23,6 +23,24 @@ def test_metrics_by_hand():
     }
 
 
+SUBS = [
+    ["Attribute - Color", "Attribute - Size"],
+    ["Style"],
+    ["Style", "Style", "Attribute - Size"],
+]
+
+
+def test_each_dimension_has_its_share_and_what_fell_is_said():
+    before, now = TRAINED._replace(subs=SUBS), BASE._replace(subs=SUBS)
+    metrics = before.metrics()
+    assert metrics["heldout/Attribute"] == 1 and metrics["heldout/Style"] == pytest.approx(1 / 3)
+    said = now.against(before)
+    assert said.endswith("worse than before: Attribute - Size 1.00 -> 0.50, Style 0.33 -> 0.00"), (
+        said
+    )
+    assert before.against(now).endswith("worse than before: no sub dimension")
+
+
 def test_the_gain_is_the_trained_less_the_base():
     gain, low, high = TRAINED.gain_over(BASE)
     assert gain == pytest.approx(2 / 6)

@@ -141,6 +141,18 @@ def test_local_model_is_greedy_whatever_the_batch(local):
     assert local.ask(QUERIES) == answers  # nothing is sampled
 
 
+def test_an_answer_is_whole_only_if_the_model_ended_it(local, folder):
+    """Its end token is among those that a plain `generate` gives, whatever the batch."""
+    short = LocalMLLM(folder, batch_size=3, max_new_tokens=3, device="cpu")
+    for judge in (local, short):
+        for query, answer in zip(QUERIES, judge.ask(QUERIES), strict=True):
+            inputs = judge.inputs([query])
+            tokens = judge.model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
+            whole = bool((tokens == judge.model.generation_config.eos_token_id).any())
+            assert (answer.unfinished is None) == (whole and bool((answer.text or "").strip()))
+    assert any("--judge_tokens" in (a.unfinished or "") for a in short.ask(QUERIES))
+
+
 def test_local_model_sees_the_images_in_order(local):
     forth, back = local.first_probability([QUERIES[0], QUERIES[3]])
     assert forth != back

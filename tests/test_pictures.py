@@ -1,5 +1,7 @@
 """Grids have the size and pixels that they should; curves draw what is there."""
 
+import itertools
+
 import pytest
 from PIL import Image
 
@@ -33,6 +35,18 @@ def test_grid_leaves_large_images_alone_and_takes_short_rows(tmp_path):
     )
     areas = {c: n for n, c in Image.open(tmp_path / "g.png").getcolors(1 << 24)}
     assert areas[255, 0, 0] == 2 * 200 * 200 and areas[0, 0, 255] == 200 * 200
+
+
+def test_marks_say_which_testpoints_hold_below_each_image(tmp_path):
+    def green(met):
+        rows = [[solid((1, 2, 3)), solid((4, 5, 6))]]
+        pictures.sample_grid(rows, ["a"], tmp_path / "g.png", marks=[[met, [True]]])
+        areas = {c: n for n, c in Image.open(tmp_path / "g.png").getcolors(1 << 24)}
+        assert areas[1, 2, 3] == areas[4, 5, 6] == 96 * 96  # no mark lies on an image
+        return areas.get((0, 158, 115), 0)
+
+    one = green([])
+    assert one > 0 and green([True, True]) == 3 * one and green([True, False]) == 2 * one
 
 
 def test_long_captions_stay_left_of_the_images(tmp_path):
@@ -70,15 +84,33 @@ def test_series_skips_steps_that_lack_a_key_or_a_number():
     assert pictures.series(lines, "a") == ([0, 4], [1.0, 0.0])
 
 
+LINES = [
+    {"step": s, "reward_mean": 0.5 + 1e-7 * s, "reward_std": 0.1, "tie_rate": 0.2, "clip_frac": 0.1}
+    | {"kl_to_base": 0.1 * s, "heldout_accuracy": 0.2 * s, "win_rate_vs_base": 0.5 + 0.1 * s}
+    | {"heldout/Style": 0.3 * s}
+    for s in range(3)
+]
+
+
 def test_curves_draw_what_is_there(tmp_path):
-    """Each of the four panels changes when its keys are there, and none is needed."""
-    keys = [key for _, _, lines, _, _ in pictures.PANELS for key, _ in lines]
+    """Each of the six panels changes when its keys are there, and none is needed."""
     pictures.training_curves([{"step": 0}], tmp_path / "none.png")
-    pictures.training_curves(
-        [{"step": s, **dict.fromkeys(keys, 0.1 * s)} for s in range(3)], tmp_path / "all.png"
-    )
+    pictures.training_curves(LINES, tmp_path / "all.png")
     none, full = Image.open(tmp_path / "none.png"), Image.open(tmp_path / "all.png")
-    assert len(keys) == 6 and none.size == full.size
-    w, h = none.width // 2, none.height // 2
-    for box in ((0, 0, w, h), (w, 0, 2 * w, h), (0, h, w, 2 * h), (w, h, 2 * w, 2 * h)):
+    assert none.size == full.size
+    w, h = none.width // 3, none.height // 2
+    for x, y in itertools.product(range(3), range(2)):
+        box = (x * w, y * h, x * w + w, y * h + h)
         assert none.crop(box).tobytes() != full.crop(box).tobytes()
+
+
+def beside_the_truth(lines) -> list[str]:
+    return [label for panel in pictures.panels(lines) if panel.truth for _, label in panel.lines]
+
+
+def test_the_reward_is_drawn_in_its_own_units_and_a_win_rates_constant_mean_is_not():
+    assert beside_the_truth(LINES) == ["win rate"]
+    scored = [line | {"reward_mean": 3.0 + line["step"]} for line in LINES]
+    assert beside_the_truth(scored) == ["reward"]
+    mixed = [line | {"pairwise_mean": 0.5, "clip_mean": 20.0 + line["step"]} for line in LINES]
+    assert beside_the_truth(mixed) == ["clip"]

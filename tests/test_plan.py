@@ -93,20 +93,19 @@ DEEP, LORA = dict(double=3, single=4), dict(double=2, single=2, lora=4)
 WIDE_LORA = dict(heads=8, double=2, single=3, lora=8)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
-    "shape, size, tokens, dtype",
+    "shape, size, tokens, dtype, checkpointing",
     [
-        (dict(heads=4), 128, 64, torch.float32),
-        (dict(heads=4), 192, 12, torch.float32),
-        (LORA, 128, 256, torch.float32),
-        (LORA, 128, 64, torch.bfloat16),
-        (WIDE_LORA, 128, 64, torch.bfloat16),
-        (DEEP, 128, 64, torch.bfloat16),
+        (dict(heads=4), 128, 64, torch.float32, False),
+        (dict(heads=4), 192, 12, torch.float32, True),
+        (LORA, 128, 256, torch.float32, True),
+        (LORA, 128, 64, torch.bfloat16, False),
+        (WIDE_LORA, 128, 64, torch.bfloat16, True),
+        (DEEP, 128, 64, torch.bfloat16, False),
     ],
     ids=str,
 )
-def test_a_micro_batch_allocates_what_is_planned(shape, size, tokens, checkpointing, dtype):
+def test_a_micro_batch_allocates_what_is_planned(shape, size, tokens, dtype, checkpointing):
     counted = planned(
         lambda pipe: footprint.replay_peak(pipe, size, 2, tokens),
         checkpointing,
@@ -321,8 +320,10 @@ def test_the_lora_recipe_fits_80_and_48_GB_and_with_offload_24(ready, capsys):
     assert "16 calls in flight, 16 a rank" in said and "main memory, each rank: 34." in said
     assert said.splitlines()[-1].startswith("verdict: this run can start")
     made = plan.make_plan(cfg.model, cfg)
+    assert "transformer 11,935,028,288 (33,619,968 trained)" in plan.table(made)
     assert made.bytes.activations < made.bytes.activations_other / 5  # checkpointing
     plan.refuse(made, 80)
+    plan.refuse(made, 48)
     with pytest.raises(SystemExit, match="--offload"):
         plan.refuse(made, 24)
     offloaded = plan.make_plan(cfg.model, replace(cfg, offload=True))

@@ -190,6 +190,20 @@ def test_a_model_without_some_of_its_weights_is_refused(folder, aesthetic, tmp_p
         scorers.load("aesthetic", str(tmp_path / "head"))
 
 
+def test_redness_is_what_makes_a_picture_red_whatever_the_prompt():
+    scorer = scorers.load("redness")
+    colors = ["red", "#ff8080", "white", "gray", "black", "#80ff80", "cyan"]
+    pictures = [Image.new("RGB", (8, 8), color) for color in colors]
+    scores = scorer.score(["a green circle"] * len(colors), pictures)
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] == 255 and scores[2:5] == [0, 0, 0] and scores[-1] == -255
+    half = Image.new("RGB", (8, 8), "red")
+    half.paste("white", (0, 0, 4, 8))
+    assert scorer.score(["anything"], [half]) == [127.5]
+    with pytest.raises(ValueError, match="has no weights"):
+        scorers.load("redness", "somewhere")
+
+
 def test_errors_are_one_sentence(folder, images, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     torch.save({}, tmp_path / "pytorch_model.bin")

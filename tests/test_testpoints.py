@@ -11,6 +11,7 @@ from unigenbench.testpoints import (
     DIMENSIONS,
     PRIMARIES,
     Prompt,
+    answer_form,
     canonical,
     load_prompts,
     parse_reasons,
@@ -184,7 +185,38 @@ def test_question_has_the_lines_that_the_embedded_judge_reads():
     assert lines[start + 1] == "Definition: What the prompt excludes is absent."
     assert lines[start + 2] == "Description: no {dog}"
     assert "Description: ink painting" in lines
-    assert '<analysis>["...", "..."]</analysis> <score>[1, 0]</score>' in lines
+    assert '<analysis>["...", "..."]</analysis> <score>[X, X]</score>' in lines
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("count", range(1, 11))
+def test_the_question_and_its_form_are_no_answer(count, language):
+    prompt = PROMPT._replace(testpoints=[("Style", "ink")] * count, language=language)
+    text = question(prompt)
+    assert answer_form(count) == text.splitlines()[-1]  # as many places as testpoints
+    for echo in (text, answer_form(count), answer_form(count).replace('"', "'")):
+        assert parse_scores(echo, count) is None
+        answer = answer_form(count).replace("X", "1")
+        assert parse_scores(echo + "\n" + answer, count) == [1] * count
+
+
+@pytest.mark.parametrize(
+    ("text", "scores"),
+    [
+        ("draft: <score>[1, 0]</score>", None),  # the thought may have begun in the prompt
+        ("[1, 0]", None),
+        ("draft <score>[0, 0]</score></think><score>[1, 0]</score>", [1, 0]),
+        ("</think><score>[1, 0]</score> and", [1, 0]),
+        ('</think>{"score": [1, 0]}\nand', [1, 0]),
+        ("</think><score>[1, 0]</score> no: <score>[1,", None),
+        ('</think>{"score": [1, 0]} no: {"score": [', None),
+        ("</think><score>[1, 0]", None),
+        ("</think><score>[1, 0]</score><think>", [1, 0]),
+        ("", None),
+    ],
+)
+def test_scores_of_an_unfinished_answer_stand_closed_after_the_thinking(text, scores):
+    assert parse_scores(text, 2, "cut off") == scores
 
 
 def test_chinese_prompts_are_asked_in_chinese():
@@ -227,7 +259,16 @@ def test_a_template_of_ones_own():
         ("<score>[1, 0]</score>", 1, None),
         ("<score>[1, 2]</score>", 2, None),
         ("<score>[1, 0.5]</score>", 2, None),
-        ("<score>[True, False]</score>", 2, None),
+        ("<score>[True, False]</score>", 2, [1, 0]),
+        ("<score>[true, false]</score>", 2, [1, 0]),
+        ("<score>[1.0, 0.0]</score>", 2, [1, 0]),
+        ('<score>["1", 0.0]</score>', 2, [1, 0]),
+        ('{"scores": [true, 1.0, " 0 "]}', 3, [1, 1, 0]),
+        ('<score>["true", "0"]</score>', 2, None),
+        ("<score>[1 + 0j, 1]</score>", 2, None),
+        ("<score>[NaN, 1]</score>", 2, None),
+        ("<score>[-1, 1]</score>", 2, None),
+        ("<score>['', 1]</score>", 2, None),
         ("<score>[null, 1]</score>", 2, None),
         ("<score>1, 0</score>", 2, [1, 0]),
         ("<score>10</score>", 2, None),

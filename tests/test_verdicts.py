@@ -2,10 +2,12 @@
 
 import pytest
 
+from judges.mllm import Answer, Query, cut_off
 from judges.verdicts import (
     PAIRWISE_TEMPLATE,
     POINTWISE_TEMPLATE,
     Verdict,
+    ask,
     parse_ratings,
     parse_verdict,
 )
@@ -180,8 +182,101 @@ def test_parse_ratings(text, score):
 
 
 def test_our_templates_ask_for_what_our_parsers_read():
-    for line in PAIRWISE_TEMPLATE.splitlines()[-3:]:
-        assert parse_verdict(line) in (FIRST, SECOND, TIE)
+    said = PAIRWISE_TEMPLATE.splitlines()[-3:]
+    assert [parse_verdict(f"<answer>{line}</answer>") for line in said] == [FIRST, SECOND, TIE]
     assert parse_ratings(POINTWISE_TEMPLATE.replace(": X", ": 3")) == 3
     for template in (PAIRWISE_TEMPLATE, POINTWISE_TEMPLATE):
         assert template.splitlines().count("Caption: {prompt}") == 1
+
+
+def test_a_question_is_no_answer_and_hides_none():
+    """Nor is any end of it, of at least its last two lines."""
+    asked = PAIRWISE_TEMPLATE.replace("{prompt}", "a dog")
+    lines = asked.splitlines()
+    for start in range(len(lines) - 1):
+        echo = "\n".join(lines[start:])
+        assert parse_verdict(echo) is UNPARSABLE
+        assert parse_verdict(f"{echo}\n{TWO}") is SECOND
+    assert parse_ratings(POINTWISE_TEMPLATE.replace("{prompt}", "a dog")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        # the tag that opens a thought may stand in the prompt
+        ("I draft: <answer>Both are equal</answer>", UNPARSABLE),
+        ("<think>I draft: <answer>Both are equal</answer>", UNPARSABLE),
+        (ONE, UNPARSABLE),
+        ("Image 1 is better", UNPARSABLE),
+        # after the thinking a closed form counts
+        (ONE + "</think>" + TWO, SECOND),
+        ("</think>" + TWO + " And so", SECOND),
+        ('</think>{"winner": "Image 2"} and', SECOND),
+        # one that is not closed, or with another begun after it, does not
+        (ONE + "</think> So <answer>Image 2 is better", UNPARSABLE),
+        ("</think>" + ONE + " wait: <answer>Image 2 is", UNPARSABLE),
+        ('</think>{"winner": "Image 1"} wait: {"winner": ', UNPARSABLE),
+        ("</think>Image 1", UNPARSABLE),  # 1 of 12?
+        ("</think>Reasons.\nAnswer: Image 1 is better", UNPARSABLE),  # than Image 2, or in color
+        ("", UNPARSABLE),
+        (None, FAILED),
+    ],
+)
+def test_the_verdict_of_an_unfinished_answer_stands_closed_after_the_thinking(text, verdict):
+    assert parse_verdict(text, "cut off") is verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        (GOOD, None),
+        (f"</think>{GOOD}", None),  # 4 of 4.5?
+        (f"</think>{GOOD}\nSo", 11.75 / 3),
+        (f"{GOOD}\n</think>\nAlignment Score", None),
+    ],
+)
+def test_ratings_of_an_unfinished_answer_stand_in_whole_lines_after_the_thinking(text, score):
+    assert parse_ratings(text, "cut off") == (None if score is None else pytest.approx(score))
+    assert parse_ratings(f"<think>{text.replace('</think>', '')}") is None
+
+
+class Says:
+    """Answers with texts, in turn."""
+
+    name = "says"
+
+    def __init__(self, *answers):
+        self.answers, self.asked = list(answers), []
+
+    def ask(self, queries):
+        self.asked += [query.text for query in queries]
+        return [self.answers.pop(0) for _ in queries]
+
+
+CUT = cut_off(9)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer("I draft: " + ONE, unfinished=CUT),
+        Answer(error=f"empty answer: {CUT}", unfinished=f"empty answer: {CUT}"),
+    ],
+)
+def test_a_cut_off_answer_names_the_flag_and_is_not_asked_for_in_the_same_words(answer):
+    mllm = Says(answer, answer)
+    ((_, last),) = ask(mllm, [Query((), "?")])
+    assert last.verdict is UNPARSABLE and last.points is None
+    assert "--judge_tokens" in last.error and "--max_tokens" in last.error and "9" in last.error
+    assert len(set(mllm.asked)) == 2
+
+
+@pytest.mark.parametrize(
+    "template",
+    [PAIRWISE_TEMPLATE, "Which follows '{prompt}'? Answer like this:\n" + ONE, "{prompt}\n" + TWO],
+)
+def test_who_repeats_the_question_has_not_answered_it(template):
+    """Also a question of one's own, whose example reads as an answer."""
+    asked = template.replace("{prompt}", "a dog")
+    (said,) = ask(Says(Answer("echo " + asked), Answer(asked + "\n\n" + TWO)), [Query((), asked)])
+    assert [one.verdict for one in said] == [UNPARSABLE, SECOND]

@@ -11,6 +11,7 @@ import itertools
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from judges.mllm import MLLM, Answer, Query
+from judges.mllm import MLLM, Answer, Query, ask_again, without_echo
 from support.files import Journal
 from unigenbench.images import IMAGES, image_name, open_image
 from unigenbench.results import Result
@@ -45,6 +46,23 @@ class Task(NamedTuple):
     digest: str  # of the image's bytes and the question: an answer counts for these two only
     text: str
     count: int  # testpoints
+
+
+class Judgement(NamedTuple):
+    """What was read in an answer about one image."""
+
+    scores: list[int] | None
+    reasons: list[str]
+    lost: str | None  # why there are no scores
+
+
+def read_judgement(answer: Answer, text: str, count: int) -> Judgement:
+    """text: the question, about so many testpoints."""
+    said = without_echo(answer.text or "", text)
+    scores = parse_scores(said, count, answer.unfinished)
+    lost = answer.error or answer.unfinished or "an answer without one score a testpoint"
+    reasons = parse_reasons(said, count, answer.unfinished)
+    return Judgement(scores, reasons, None if scores else lost)
 
 
 class Patience:
@@ -84,21 +102,19 @@ SCORES_REMINDER = (
 )
 
 
-def ask(mllm: MLLM, tasks: list[Task], retries=2) -> list[Answer]:
-    """One answer a task; an answer that cannot be parsed is asked for again, with a reminder."""
-    answers = mllm.ask([Query((t.image,), t.text) for t in tasks])
-    for _ in range(retries):
-        bad = [
-            i
-            for i, (a, t) in enumerate(zip(answers, tasks))
-            if a.text is not None and parse_scores(a.text, t.count) is None
-        ]
-        again = [tasks[i] for i in bad]
-        queries = [Query((t.image,), t.text + SCORES_REMINDER.format(count=t.count)) for t in again]
-        for i, answer in zip(bad, mllm.ask(queries) if bad else ()):
-            if answer.text is not None:
-                answers[i] = answer
-    return answers
+def ask(mllm: MLLM, tasks: list[Task]) -> list[Answer]:
+    """One answer a task; one without scores is asked for once more, with a reminder."""
+    counts = {task.text: task.count for task in tasks}
+
+    def again(query: Query, answer: Answer) -> str | None:
+        count = counts[query.text]
+        heard = answer.text is not None or answer.unfinished
+        if not heard or read_judgement(answer, query.text, count).scores:
+            return None
+        return query.text + SCORES_REMINDER.format(count=count)
+
+    heard = ask_again(mllm.ask, [Query((t.image,), t.text) for t in tasks], again)
+    return [next((a for a in said[::-1] if a.text is not None), said[-1]) for said in heard]
 
 
 def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, lanes: int, batch: int) -> None:
@@ -119,7 +135,8 @@ def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, lanes: int, batch: int) -> 
                 answers = ask(mllm, chunk)
                 for task, answer in zip(chunk, answers):
                     keep(task, answer)
-                patience.check(answers)
+                lost = [read_judgement(a, t.text, t.count).lost for a, t in zip(answers, chunk)]
+                patience.check([Answer(error=e) if e else a for e, a in zip(lost, answers)])
         except BaseException:
             stop.set()
             raise
@@ -161,18 +178,28 @@ def judge_images(
         )
     prompts = prompts[:limit]
     journal, broken, digests = Journal(journal_path, {"judge": mllm.name}), [], {}
-    outputs = {(line["image"], line["digest"]): line["output"] for line in journal.lines}
+    kept = {  # by image and digest
+        (line["image"], line["digest"]): Answer(
+            line["output"] or None, line["error"], None, line.get("unfinished")
+        )
+        for line in journal.lines
+    }
 
     def keep(task: Task, answer: Answer) -> None:
-        outputs[task.name, task.digest] = answer.text or ""
+        kept[task.name, task.digest] = answer
         journal.write(
             {
                 "image": task.name,
                 "digest": task.digest,
                 "output": answer.text or "",
                 "error": answer.error,
+                "unfinished": answer.unfinished,
             }
         )
+
+    def judgement(prompt: Prompt, name: str) -> tuple[Answer, Judgement]:
+        answer = kept.get((name, digests.get(name)), Answer(error="no such image"))
+        return answer, read_judgement(answer, texts[prompt.index], len(prompt.testpoints))
 
     def tasks() -> Iterator[Task]:
         bar = tqdm([(p, i) for p in prompts for i in range(IMAGES)], desc="judge")
@@ -184,7 +211,7 @@ def judge_images(
                 broken.append(str(error))
                 continue
             digests[name] = digest = hashlib.sha256(data + text.encode()).hexdigest()[:16]
-            if parse_scores(outputs.get((name, digest)), len(prompt.testpoints)) is None:
+            if judgement(prompt, name)[1].scores is None:
                 yield Task(name, image, digest, text, len(prompt.testpoints))
 
     texts = {p.index: question(p, template) for p in prompts}
@@ -192,22 +219,29 @@ def judge_images(
         ask_all(mllm, tasks(), keep, lanes, batch)
     if broken:
         log.warning("%d images cannot be judged: %s", len(broken), "; ".join(broken))
-    results = []
+    results, lost, said = [], Counter(), ""
     for p in prompts:
         subs, descriptions = map(list, zip(*p.testpoints))
         for name in (image_name(p.index, i) for i in range(IMAGES)):
-            output = outputs.get((name, digests.get(name)), "")
+            answer, (scores, reasons, why) = judgement(p, name)
+            if why and name in digests:
+                lost[why], said = lost[why] + 1, answer.text or said
+            output = answer.text or ""
             results.append(
                 Result(
                     p.index,
                     p.text,
                     subs,
                     str(folder / name),
-                    parse_scores(output, len(subs)),
+                    scores,
                     output,
-                    parse_reasons(output, len(subs)),
+                    reasons,
                     descriptions,
                     p.language,
                 )
             )
+    if lost:
+        why = "; ".join(f"{count} x {why}" for why, count in lost.most_common())
+        ends = f"; the last of these answers ends with {said[-80:]!r}" if said else ""
+        log.warning("%d images were asked about in vain: %s%s", lost.total(), why, ends)
     return results

@@ -15,10 +15,18 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from judges.mllm import MLLM, Query
+from judges.mllm import MLLM, Answer, Query, final_part
 from support.files import Journal
 from unigenbench.asking import Patience
-from unigenbench.testpoints import DIMENSIONS, SUBS, Prompt, last_json, one_line, parse_scores
+from unigenbench.testpoints import (
+    DIMENSIONS,
+    SUBS,
+    Prompt,
+    answer_form,
+    last_json,
+    one_line,
+    parse_scores,
+)
 
 log = logging.getLogger("bench")
 
@@ -119,20 +127,20 @@ Prompt: {one_line(prompt.text)}
 {listed}
 
 Score 1 for a testpoint if the prompt asks for what the description says and it fits the definition,
-otherwise 0. Answer in exactly this form, with lists of {len(prompt.testpoints)}:
-<analysis>["...", "..."]</analysis> <score>[1, 0]</score>"""
+otherwise 0. Answer in exactly this form, with 0 or 1 in place of each X:
+{answer_form(len(prompt.testpoints))}"""
 
 
-def read_written(text: str | None, draft: Draft) -> Prompt | None:
+def read_written(text: str | None, draft: Draft, unfinished: object = None) -> Prompt | None:
     """The prompt that an answer holds, or None if it is not complete."""
-    found = last_json(text or "", ("prompt",))
+    found = last_json(final_part(text or "", unfinished), ("prompt",))
     written, descriptions = found.get("prompt"), found.get("descriptions")
     if not isinstance(written, str) or not 1 <= len(written.split()) <= 60:
         return None
     if not isinstance(descriptions, list) or len(descriptions) != len(draft.subs):
         return None
-    if not all(isinstance(d, str) and d.strip() for d in descriptions):
-        return None
+    if not all(isinstance(d, str) and any(map(str.isalnum, d)) for d in (written, *descriptions)):
+        return None  # the "..." of the question is no text
     return Prompt(
         draft.index,
         one_line(written),
@@ -157,21 +165,30 @@ def alike(first: str, second: str) -> float:
 
 def attempt_batch(
     mllm: MLLM, drafts: list[Draft], attempt: int, accepted: list[Prompt], patience: Patience
-) -> list[Prompt]:
-    """Write and check a prompt for each draft; those that pass and repeat no other."""
+) -> dict[int, Prompt | str]:
+    """Of each draft, by index: a prompt that passed its check and repeats no other, or why not."""
     answers = mllm.ask([Query((), writing_question(draft, attempt)) for draft in drafts])
-    patience.check(answers)
-    written = [read_written(answer.text, draft) for answer, draft in zip(answers, drafts)]
+    made: dict[int, Prompt | str] = {}
+    for draft, answer in zip(drafts, answers, strict=True):
+        prompt = read_written(answer.text, draft, answer.unfinished)
+        made[draft.index] = prompt or answer.error or answer.unfinished or "not what was asked for"
+    patience.check([Answer(error=m) if isinstance(m, str) else Answer("") for m in made.values()])
     fresh = []
-    for prompt in filter(None, written):
+    for index, prompt in made.items():
+        if isinstance(prompt, str):
+            continue
         if all(alike(prompt.text, other.text) <= MOST_ALIKE for other in (*accepted, *fresh)):
             fresh.append(prompt)
+        else:
+            made[index] = "much like another prompt"
     checks = mllm.ask([Query((), checking_question(prompt)) for prompt in fresh]) if fresh else []
-    return [
-        prompt
-        for prompt, check in zip(fresh, checks)
-        if parse_scores(check.text, len(prompt.testpoints)) == [1] * len(prompt.testpoints)
-    ]
+    for prompt, check in zip(fresh, checks, strict=True):
+        scores = parse_scores(check.text, len(prompt.testpoints), check.unfinished)
+        if scores is None:
+            made[prompt.index] = check.error or check.unfinished or "its check could not be read"
+        elif 0 in scores:
+            made[prompt.index] = "does not ask for all that it is to test"
+    return made
 
 
 def cost_line(count: int, done: int) -> str:
@@ -183,7 +200,9 @@ def cost_line(count: int, done: int) -> str:
 
 
 def construct(mllm: MLLM, count: int, journal_path, seed=0) -> tuple[list[Prompt], list[Draft]]:
-    """`count` prompts, and the drafts that no attempt fulfilled. Started again, it goes on.
+    """`count` prompts, and the drafts that no attempt fulfilled, which are printed with the reason.
+
+    Started again, it goes on.
 
     Raises ValueError if the journal is of another model or seed, or the model seems dead.
     """
@@ -196,16 +215,20 @@ def construct(mllm: MLLM, count: int, journal_path, seed=0) -> tuple[list[Prompt
             points = [tuple(point) for point in line["testpoints"]]
             accepted[line["index"]] = Prompt(**line | {"testpoints": points})
     print(cost_line(count, len(accepted)))
+    why = {}  # by index, of the last attempt
     with journal.file, tqdm(total=count, initial=len(accepted), desc="construct") as bar:
         for attempt in range(ATTEMPTS):
             todo = [draft for index, draft in drafts.items() if index not in accepted]
             for start in range(0, len(todo), BATCH):
                 batch, so_far = todo[start : start + BATCH], list(accepted.values())
-                for prompt in attempt_batch(mllm, batch, attempt, so_far, patience):
-                    accepted[prompt.index] = prompt
-                    journal.write(prompt._asdict())
-                    bar.update()
-    return (
-        [accepted[index] for index in sorted(accepted)],
-        [draft for index, draft in drafts.items() if index not in accepted],
-    )
+                made = attempt_batch(mllm, batch, attempt, so_far, patience)
+                why |= made
+                for prompt in made.values():
+                    if not isinstance(prompt, str):
+                        accepted[prompt.index] = prompt
+                        journal.write(prompt._asdict())
+                        bar.update()
+    given_up = [draft for index, draft in drafts.items() if index not in accepted]
+    for draft in given_up:
+        print(f"given up: {draft} ({why[draft.index]})")
+    return [accepted[index] for index in sorted(accepted)], given_up

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from support.rgb import to_rgb
+
 IMAGES = 4  # a prompt
 FORMATS = ("PNG", "JPEG", "WEBP")  # whatever the name says; none that Pillow runs a program for
 
@@ -24,7 +26,7 @@ def open_image(path: Path) -> tuple[Image.Image, bytes]:
     try:
         data = path.read_bytes()
         Image.open(io.BytesIO(data), formats=FORMATS).verify()  # some are decoded without their end
-        return Image.open(io.BytesIO(data), formats=FORMATS).convert("RGB"), data
+        return to_rgb(Image.open(io.BytesIO(data), formats=FORMATS)), data
     except FileNotFoundError:
         raise ValueError(f"{path.name}: missing") from None
     except UnidentifiedImageError:

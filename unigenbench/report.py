@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from support.files import write_atomic
 from support.pictures import PALETTE, new_figure, save_figure
+from support.rgb import to_rgb
 from unigenbench.images import FORMATS
 from unigenbench.results import Result, Scores, read_results, score
 from unigenbench.tables import SCORE_HEADER, coverage_line, markdown_table, score_rows
@@ -86,7 +87,7 @@ def data_uri(path) -> str | None:
     from PIL import Image
 
     try:
-        image = Image.open(path, formats=FORMATS).convert("RGB")
+        image = to_rgb(Image.open(path, formats=FORMATS))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     small = max(image.size) <= THUMBNAIL

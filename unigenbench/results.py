@@ -1,15 +1,18 @@
 """What came back: result files, and what a score is.
 
-Result files are the official evaluator's, read and written as they are. Departures from its scorer,
-all on purpose:
+Result files are the official evaluator's, read and written as they are. Of a row's scores what
+equals 1 is right and all else wrong, "1" and 2 too, and a row in which JSON writes true, false or
+null is not judged, all as its scorer has it. Departures from it, all on purpose:
   - a judgment that failed stays in the count: `strict` scores it 0, and the coverage says so;
   - the overall score (plain mean of the primary dimensions) is computed, with 95 % intervals;
-  - dimension names carry no trailing space.
+  - dimension names carry no trailing space;
+  - a row that cannot be read, or has a score too few, is an error (there: skipped, or cut short).
 
     scores = score(read_results("results/flux.csv"))
     scores.overall, scores.interval, scores.coverage
 """
 
+import ast
 import csv
 import io
 import json
@@ -27,7 +30,6 @@ from unigenbench.testpoints import (
     PRIMARY_ZH,
     SUBS,
     Prompt,
-    binary_scores,
     canonical,
     language_of,
     primary_of,
@@ -59,6 +61,21 @@ class Result(NamedTuple):
 COLUMNS = ("index", "prompt", "testpoint", "output", "result_json", "img_path")
 
 
+def official_scores(text: str, count: int) -> list[int] | None:
+    """One 0 or 1 for each of `count` testpoints, as the official scorer reads result_json.
+
+    It reads a Python literal: None where only JSON has such words, true, false and null.
+    Raises ValueError if there is no list of that length.
+    """
+    try:
+        said = ast.literal_eval(text).get("score")
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+    if not isinstance(said, list) or len(said) != count:
+        raise ValueError(f"{said!r} is not one score for each of {count} testpoints")
+    return [int(value == 1) for value in said]
+
+
 def parse_result(row: dict) -> Result:
     """One line of a result file. Raises ValueError."""
     labels = read_literal(row["testpoint"])
@@ -67,12 +84,7 @@ def parse_result(row: dict) -> Result:
     subs = [canonical(label) for label in labels]
     judged = read_literal(row["result_json"] or "null")  # a failed judgment is stored as null
     judged = judged if isinstance(judged, dict) else {}
-    said = judged.get("score")
-    if isinstance(said, list):  # 1.0 and true are right to the official scorer too
-        said = [int(v) if v in (0, 1) else v for v in said]
-    scores = binary_scores(said, len(subs))
-    if said is not None and scores is None:
-        raise ValueError(f"{said!r} is not one 0 or 1 for each of {len(subs)} testpoints")
+    scores = official_scores(row["result_json"], len(subs)) if judged else None
     reasons, descriptions = (
         list(map(str, texts)) if isinstance(texts, list) and len(texts) == len(subs) else []
         for texts in (judged.get("analysis"), judged.get("description"))
@@ -93,8 +105,8 @@ def parse_result(row: dict) -> Result:
 def read_results(path) -> list[Result]:
     """The rows of an official result CSV, failed judgments included.
 
-    Raises ValueError that names the row for a missing column, a score that is neither 0 nor 1, an
-    unknown label, an image that stands there twice, or an index with two prompts.
+    Raises ValueError that names the row for a missing column, a list of too few scores, an unknown
+    label, an image that stands there twice, or an index with two prompts.
     """
     columns, rows = read_table(path)
     missing = set(COLUMNS) - set(columns)

@@ -17,6 +17,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from judges.mllm import final_part
 from support.files import write_atomic
 
 # English label -> Chinese label, one-sentence definition in English and Chinese (our own words)
@@ -360,8 +361,9 @@ image meets it, 0 if it does not or if you cannot tell.
 {testpoints}
 
 First write one sentence for each testpoint on what the image shows, then one score for each, in the
-order above: two lists of {count}, in exactly this form and with nothing after it.
-<analysis>["...", "..."]</analysis> <score>[1, 0]</score>""",
+order above: two lists of {count}, in exactly this form, with 0 or 1 in place of each X, and with
+nothing after it.
+{form}""",
     "zh": """\
 请检查一张生成的图像是否呈现了提示词的要求。
 
@@ -372,13 +374,19 @@ order above: two lists of {count}, in exactly this form and with nothing after i
 {testpoints}
 
 先为每个考点写一句话说明图像呈现了什么，再按上面的顺序逐个打分：两个列表各有 {count} 项，
-严格使用下面的格式，之后不写任何内容。
-<analysis>["……", "……"]</analysis> <score>[1, 0]</score>""",
+严格使用下面的格式，把每个 X 换成 0 或 1，之后不写任何内容。
+{form}""",
 }
 WORDS = {
     "en": ("Testpoint", "Definition", "Description", ": "),
     "zh": ("考点", "定义", "描述", "："),
 }
+
+
+def answer_form(count: int) -> str:
+    """The form of an answer about so many testpoints, which is no answer itself."""
+    analysis, score = ", ".join(['"..."'] * count), ", ".join("X" * count)
+    return f"<analysis>[{analysis}]</analysis> <score>[{score}]</score>"
 
 
 def one_line(text: str) -> str:
@@ -403,7 +411,10 @@ def question(prompt: Prompt, template: str | None = None) -> str:
             for n, (label, meaning, text) in enumerate(rows, 1)
         )
         return TEMPLATES[prompt.language].format(
-            caption=one_line(prompt.text), testpoints=listed, count=len(rows)
+            caption=one_line(prompt.text),
+            testpoints=listed,
+            count=len(rows),
+            form=answer_form(len(rows)),
         )
     try:
         return template.format(
@@ -445,24 +456,31 @@ def read_answer(text: str):
 
 
 def binary_scores(value, count: int) -> list[int] | None:
-    """`count` numbers, each 0 or 1 (also as text); None for anything else."""
+    """`count` numbers, each 0 or 1, however a judge writes them: 1.0, true or "1"; else None.
+
+    The official script takes what is neither for wrong without a word, and "1" too; of true it
+    writes a row that its own scorer skips.
+    """
     if not isinstance(value, (list, tuple)) or len(value) != count:
         return None
-    scores = [str(v).strip() for v in value]
-    ok = all(s in ("0", "1") for s in scores)  # True, 1.0 and "yes" are not in the official form
+    scores = [{"0": 0, "1": 1}.get(v.strip()) if isinstance(v, str) else v for v in value]
+    ok = all(isinstance(s, (int, float)) and s in (0, 1) for s in scores)
     return [int(s) for s in scores] if ok else None
 
 
-def final_answer(text: str | None) -> dict:
+def final_answer(text: str | None, unfinished: object = None) -> dict:
     """The last answer in a text: {"score": ..., "analysis": ...}, either may be absent.
 
     Tags <analysis> and <score>, or a JSON object with those keys, or a list and nothing else. What
-    stands in <think> is no answer, and a text that ends while still thinking has none.
+    stands in <think> is no answer, and a text that ends while still thinking has none. (The
+    official script takes the first tags, of the thinking too, and insists on an analysis.)
+    unfinished: true if the text was cut off. Then one that begins another answer has none either.
     """
-    text = text or ""
-    if "<think>" in text and "</think>" not in text:
+    text = final_part(text or "", unfinished)
+    if unfinished and max(map(text.rfind, ("<score>", "{"))) > max(
+        map(text.rfind, ("</score>", "}"))
+    ):
         return {}
-    text = text.rpartition("</think>")[2]
     tagged = {}
     for key in ("analysis", "score"):
         found = re.findall(rf"<{key}>((?:(?!<{key}>).)*?)</{key}>", text, re.DOTALL)
@@ -490,13 +508,13 @@ def last_json(text: str, keys: tuple[str, ...]) -> dict:
     return answer
 
 
-def parse_scores(text: str | None, count: int) -> list[int] | None:
+def parse_scores(text: str | None, count: int, unfinished: object = None) -> list[int] | None:
     """One 0 or 1 for each of `count` testpoints, in order; None if the answer is not just that."""
-    return binary_scores(final_answer(text).get("score"), count)
+    return binary_scores(final_answer(text, unfinished).get("score"), count)
 
 
-def parse_reasons(text: str | None, count: int) -> list[str]:
+def parse_reasons(text: str | None, count: int, unfinished: object = None) -> list[str]:
     """The judge's analysis of each testpoint; empty if there is not one for each."""
-    reasons = final_answer(text).get("analysis")
+    reasons = final_answer(text, unfinished).get("analysis")
     fits = isinstance(reasons, (list, tuple)) and len(reasons) == count
     return [str(reason) for reason in reasons] if fits else []

@@ -1,0 +1,55 @@
+"""The pictures that explain: what is drawn in them is what the method makes of a group."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from models import base, flux
+from shapes import verifier
+from support import explain
+from support.config import Config
+
+CFG = dataclasses.replace(Config(), group_size=3, num_steps=3)
+PROMPT = verifier.parse_prompt("a pink square to the left of a blue circle")
+
+
+@pytest.fixture(scope="module")
+def group(tiny_flux):
+    return explain.draw_group(base.Model(tiny_flux, flux, 32), CFG, PROMPT, 0)
+
+
+def test_the_last_prediction_is_the_judged_picture(group):
+    for predicted, image in zip(group.frames[-1], group.images, strict=True):
+        assert abs(np.asarray(predicted, int) - np.asarray(image, int)).max() <= 1
+
+
+def test_win_rates_are_the_means_of_the_matrix(group):
+    for i, rate in enumerate(group.rates):
+        row = [group.points[i, j] for j in range(3) if j != i]
+        assert rate.item() == pytest.approx(sum(row) / 2)
+    assert all(p + group.points[j, i] == 1 for (i, j), p in group.points.items())
+
+
+def test_what_meets_more_testpoints_is_never_beaten_by_what_meets_fewer(group):
+    for (i, j), points in group.points.items():
+        if sum(group.met[i]) > sum(group.met[j]):
+            assert points > 0.5
+
+
+def test_the_command_draws_all_four(tmp_path, monkeypatch):
+    monkeypatch.setattr(explain, "Config", lambda: CFG)
+    monkeypatch.setattr("sys.argv", ["explain", "--out", str(tmp_path / "pictures")])
+    explain.main()
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {"group.png", "denoising.png", "advantages.png", "noise.png"}
+
+
+@pytest.mark.parametrize(
+    "flags, said", [(["--prompt", "a dog"], "no sentence"), (["--model", "nowhere"], "--model")]
+)
+def test_mistakes_are_named(flags, said, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.argv", ["explain", *flags, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        explain.main()
+    assert stop.value.code == 2 and said in capsys.readouterr().err

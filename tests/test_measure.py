@@ -1,0 +1,23 @@
+"""The scripts that measure run what the loop runs: a small round of each; times are not checked."""
+
+import dataclasses
+
+from measure import scaling, speed
+from support.config import Config
+
+SMALL = dataclasses.replace(Config(), prompts_per_step=1, group_size=2, num_steps=2)
+
+
+def test_speed_measures_each_of_its_ratios():
+    ratios = speed.measure(1, SMALL)
+    assert ratios.keys() == speed.AGAINST.keys()
+    assert all(len(values) == 1 and values[0] > 0 for values in ratios.values())
+    assert ratios["judging"][0] < 1
+
+
+def test_scaling_descends_all_samples():
+    cfg = dataclasses.replace(SMALL, micro_batch=1, model=scaling.MODEL)
+    model, optimizer = scaling.load(cfg)
+    rollout = scaling.step(model, optimizer, cfg, 1)
+    assert rollout.trajectory.latents.shape[:2] == (3, 2)
+    assert all(state["step"] == 2 for state in optimizer.state.values())

@@ -1,0 +1,56 @@
+"""mllm.py: what of an answer is final, whatever the model, and what is asked again."""
+
+import pytest
+
+from judges.mllm import Query, ask_again, final_part, without_echo
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends"),
+    [
+        ("<think>", "</think>"),
+        ("<thinking>", "</thinking>"),
+        ("<thought>", "</thought>"),
+        ("<reasoning>", "</reasoning>"),
+        ("[THINK]", "[/THINK]"),
+        ("◁think▷", "◁/think▷"),
+    ],
+)
+@pytest.mark.parametrize("unfinished", [None, "cut off"])
+def test_what_is_said_while_thinking_is_not_final(begins, ends, unfinished):
+    for thought in (f"{begins}draft{ends}", f"draft{ends}", f"{begins}one{ends}{begins}two{ends}"):
+        assert final_part(thought + "\nfinal\n", unfinished) == "final"
+    assert final_part(f"{begins}draft", unfinished) == ""  # cut off, or ended, within a thought
+    assert final_part(f"draft{ends}final{begins}draft", unfinished) == "final"
+
+
+def test_an_unfinished_text_without_the_end_of_a_thought_may_be_one_thought():
+    assert final_part("draft", "cut off") == "" and final_part("final") == "final"
+
+
+def test_a_repeated_question_is_left_out_of_the_answer():
+    question = "Which is better?\n  Say <answer>one</answer>\nor <answer>two</answer>."
+    reflowed = " ".join(question.split())
+    for echo in (question, reflowed, f"{question}\n{reflowed}"):
+        assert without_echo(f"Well. {echo} <answer>one</answer>", question).split() == [
+            "Well.",
+            "<answer>one</answer>",
+        ]
+    assert without_echo("Say <answer>one</answer>", question) == "Say <answer>one</answer>"
+    assert without_echo("text", "") == without_echo("text", " \n") == "text"
+
+
+def test_only_what_is_lost_is_asked_again_and_no_more_often_than_allowed():
+    asked = []
+
+    def ask(queries):
+        asked.append([query.text for query in queries])
+        return [query.text.count("!") for query in queries]
+
+    def again(query, said):
+        return None if said >= len(query.text) else query.text + "!" * (said + 1)
+
+    heard = ask_again(ask, [Query((), ""), Query((), "a"), Query((), "bb")], again, retries=5)
+    assert heard == [[0], [0, 1], [0, 1, 2]]
+    assert asked == [["", "a", "bb"], ["a!", "bb!"], ["bb!!"]]  # then there is nothing to ask
+    assert ask_again(ask, [Query((), "bb")], again) == [[0, 1]]
