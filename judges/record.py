@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from judges.mllm import Answer, Query, StreamingMLLM
-from judges.verdicts import parse_ratings, parse_verdict
+from judges.verdicts import parse_ratings, read
 from support.pictures import sample_grid
 
 SIZE = 16_000_000  # bytes of one file of lines, of which there are two
@@ -36,9 +36,11 @@ class Recorded(StreamingMLLM):
     def as_answered(self, queries: Sequence[Query]) -> Iterator[tuple[int, Answer]]:
         shown = self._show(queries)
         for k, answer in self.mllm.as_answered(queries):
-            said, two = answer.text, len(queries[k].images) == 2
-            read = parse_verdict(said).value if two or said is None else parse_ratings(said)
-            self._write(queries[k], "" if k else shown, read, answer._asdict())
+            if answer.text and len(queries[k].images) == 1:
+                found = parse_ratings(answer.text, answer.unfinished)
+            else:
+                found = read(queries[k], answer).verdict.value
+            self._write(queries[k], "" if k else shown, found, answer._asdict())
             yield k, answer
 
     def first_probability(self, queries: Sequence[Query]) -> list[float | None]:
@@ -55,8 +57,8 @@ class Recorded(StreamingMLLM):
         sample_grid([list(queries[0].images)], ["as they were shown"], self.folder / name)
         return name
 
-    def _write(self, query: Query, pictures: str, read, answer: dict) -> None:
-        line = {"pictures": pictures, "read_as": read, **answer, "question": query.text}
+    def _write(self, query: Query, pictures: str, found, answer: dict) -> None:
+        line = {"pictures": pictures, "read_as": found, **answer, "question": query.text}
         path = self.folder / "verdicts.jsonl"
         with self.lock, open(path, "ab") as file:
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

@@ -197,7 +197,8 @@ class Said(NamedTuple):
     error: str | None
 
 
-def _read(query: Query, answer: Answer) -> Said:
+def read(query: Query, answer: Answer) -> Said:
+    """The verdict in an answer to a question about two images."""
     text = None if answer.text is None else without_echo(answer.text, query.text)
     verdict = parse_verdict(text, answer.unfinished)
     if text is not None and verdict is Verdict.UNPARSABLE:
@@ -221,7 +222,7 @@ def ask(mllm: MLLM, queries: list[Query], soft: bool = False) -> list[list[Said]
             odds = mllm.first_probability(asked)
             lost = [None if p is not None else "no probability" for p in odds]
             return list(map(Said, odds, map(nearest_verdict, odds), lost))
-        return list(map(_read, asked, mllm.ask(asked)))
+        return list(map(read, asked, mllm.ask(asked)))
 
     def again(query: Query, said: Said) -> str | None:
         if said.points is not None:

@@ -456,8 +456,9 @@ def check_outside(cfg: Config, findings: Findings) -> None:
     findings.of(check_folders, cfg)
     findings.of(run.comparison_of, cfg, make_judge("shapes", max_tokens=1))  # its template
     served = cfg.judge == "openai" and (cfg.base_url or os.environ.get("OPENAI_BASE_URL"))
-    if served and (judge := findings.of(run.judge_of, cfg)):
-        findings.of(run.try_judge, cfg, judge)
+    judge = findings.of(run.judge_of, cfg) if served else None
+    if judge and (doubt := findings.of(run.try_judge, cfg, judge)):
+        print(f"warning: {doubt}")
 
 
 def main(cfg: Config | None = None) -> None:

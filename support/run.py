@@ -104,21 +104,26 @@ def judge_of(cfg: Config, world: int = 1):
     )
 
 
-def try_judge(cfg: Config, judge) -> None:
+def try_judge(cfg: Config, judge) -> str:
     """Asks about one plain pair, in both orders, before anything expensive is begun.
 
-    Raises ValueError if no answer comes, and warns if none can be read.
+    Returns what to warn of: answers that cannot be read, or that miss what anyone sees; "" if
+    nothing. Raises ValueError if no answer comes.
     """
     if cfg.judge == "shapes":
-        return
-    pair = [Image.new("RGB", (cfg.size, cfg.size), "white") for _ in range(2)]
-    for picture, color in zip(pair, ("red", "blue")):
-        ImageDraw.Draw(picture).ellipse([cfg.size // 4] * 2 + [3 * cfg.size // 4] * 2, color)
-    _, counts, error = comparison_of(cfg, judge)(["a large red circle"], [pair])
+        return ""
+    caption, pair = "a large red circle", []
+    for color in ("red", "blue"):
+        pair.append(Image.new("RGB", (cfg.size, cfg.size), "white"))
+        corners = [cfg.size // 4] * 2 + [3 * cfg.size // 4] * 2
+        ImageDraw.Draw(pair[-1]).ellipse(corners, color)
+    values, counts, error = comparison_of(cfg, judge)([caption], [pair])
     if counts["failed"] == counts["wanted"]:
         raise ValueError(f"the judge cannot be asked: {judge.name}: {error}")
-    if counts["unparsable"]:
-        log.warning("%s: asked about a red and a blue circle: %s", judge.name, error)
+    if values[0, 0] > 0.5:
+        return ""
+    why = error or "it goes by their order, or does not see pictures"
+    return f"{judge.name} was shown a red and a blue circle and does not prefer the red: {why}"
 
 
 def read_template(path: str) -> str:
@@ -411,7 +416,9 @@ def prepared(cfg: Config, procs: Processes) -> Run:
         judge = Recorded(judge, out / "verdicts")
     rewards = procs.alike(rewards_of, cfg, judge, procs.device)
     compare = procs.alike(comparison_of, cfg, judge)
-    procs.alike(try_judge, cfg, judge)
+    doubt = procs.alike(try_judge, cfg, judge)
+    if procs.first and doubt:
+        log.warning("%s", doubt)
     logger, settings = cfg.logger if procs.first else "", dataclasses.asdict(cfg)
     write = procs.alike(rundir.make_logger, logger, out, settings)
     run = Run(cfg, procs, prompts, rewards, compare)

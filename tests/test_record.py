@@ -18,10 +18,8 @@ class Judge(StreamingMLLM):
 
     def as_answered(self, queries):
         for k, query in reversed(list(enumerate(queries))):  # as they come, in no order
-            yield (
-                k,
-                Answer(error="down") if query.text == "error" else Answer(query.text, None, "m"),
-            )
+            said = SAYS.get(query.text, query.text)
+            yield k, Answer(error="down") if said == "error" else Answer(said, None, "m")
 
     def first_probability(self, queries):
         return [None if query.text == "error" else 0.25 for query in queries]
@@ -34,25 +32,28 @@ FIRST, RATED = (
 )
 
 
+SAYS = {"Which?": FIRST, "Rate it.": RATED}
+
+
 def lines(folder, name="verdicts.jsonl"):
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 def test_each_answer_stands_there_with_its_question_and_how_it_was_read(tmp_path):
-    queries = [Query(PAIR, text) for text in (FIRST, "Nice, \u718a.\n", "error")]
-    queries.append(Query(PAIR[:1], RATED))
+    queries = [Query(PAIR, text) for text in ("Which?", "Nice, \u718a.\n", "error")]
+    queries.append(Query(PAIR[:1], "Rate it."))
     judge = Recorded(Judge(), tmp_path)
     assert judge.ask(queries) == Judge().ask(queries) and judge.name == "judge"
     found = {line["question"]: line for line in lines(tmp_path)}
     assert {text: line["read_as"] for text, line in found.items()} == {
-        FIRST: "first",
+        "Which?": "first",
         "Nice, \u718a.\n": "unparsable",
         "error": "failed",
-        RATED: 3.0,
+        "Rate it.": 3.0,
     }
-    assert found[FIRST]["text"] == FIRST and found[FIRST]["model"] == "m"
+    assert found["Which?"]["text"] == FIRST and found["Which?"]["model"] == "m"
     assert found["error"]["error"] == "down" and found["error"]["text"] is None
-    assert found[FIRST]["pictures"] == "pair_00.png"  # of the first question of the batch
+    assert found["Which?"]["pictures"] == "pair_00.png"  # of the first question of the batch
     assert (tmp_path / "pair_00.png").exists() and not found["error"]["pictures"]
     assert judge.first_probability(queries[:3]) == [0.25, 0.25, None]
     assert [line["read_as"] for line in lines(tmp_path)[4:]] == [0.25, 0.25, None]

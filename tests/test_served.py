@@ -23,7 +23,7 @@ from shapes.server import Faults, JudgeServer
 from shapes.verifier import ShapesMLLM
 from support.config import Config, check_config
 from support.processes import Processes, in_background
-from support.run import judge_of, start_run
+from support.run import judge_of, start_run, try_judge
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 WAIT = 60  # seconds after which a test fails that waits for another thread
@@ -297,6 +297,30 @@ def test_what_is_outside_is_tried_before_weights_are_loaded(
         with pytest.raises((ValueError, SystemExit), match=sentence) as stop:
             start(cfg)
     assert "\n" not in str(stop.value)
+
+
+class Says:
+    """Says the same whatever is shown."""
+
+    left, server, name = 0, None, "says"
+
+    def __init__(self, text):
+        self.text = text
+
+    def ask(self, queries):
+        return [Answer(self.text) for _ in queries]
+
+
+@pytest.mark.parametrize(
+    "text", [f"<answer>{said}</answer>" for said in ("Image 1 is better", "Both are equal", "No.")]
+)
+def test_a_judge_that_does_not_see_is_warned_of_before_the_first_step(text, tmp_path):
+    with served(judge=Says(text)) as server:
+        cfg = config(server, tmp_path)
+        assert "does not prefer the red" in try_judge(cfg, judge_of(cfg))
+    with served() as server:
+        cfg = config(server, tmp_path)
+        assert try_judge(cfg, judge_of(cfg)) == ""
 
 
 def test_calls_in_flight_are_the_runs_and_shared_by_its_processes(tmp_path):
