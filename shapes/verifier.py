@@ -181,7 +181,8 @@ def present(slots: dict[str, str], reading: Reading) -> bool:
 
 
 def absent(slots: dict[str, str], reading: Reading) -> bool:
-    return bool(reading.things) and not named("s2", slots, reading) and not reading.unread
+    may_be = any(slots["s2"] in (t.shape, t.also) for t in reading.things)
+    return bool(reading.things) and not may_be and not reading.unread
 
 
 def sized(slots: dict[str, str], reading: Reading) -> bool:
@@ -253,7 +254,8 @@ def holds(sub: str, slots: dict[str, str] | None, reading: Reading) -> bool:
     """Whether a testpoint of a sub dimension, with its slots, holds in what was read of an image.
 
     "the circle" means every circle there is, and at least one. Nothing that speaks of how many
-    there are, or of what is absent, is granted while a blob stays unread. None: not of this world.
+    there are, or of what is absent, is granted while a blob stays unread, and nothing is absent
+    that a thing may be. Slots are None for what is not of this world.
     """
     return slots is not None and CHECKS[sub].passes(slots, reading)
 
@@ -264,13 +266,11 @@ def satisfied_as(testpoints, reading: Reading) -> tuple[list[bool], Reading]:
     A thing that passes for two shapes is taken for either, as people take what they were told.
     """
     demands = [(sub, parse_testpoint(sub, text)) for sub, text in testpoints]
-    shapes = [(t.shape, t.also) if t.also else (t.shape,) for t in reading.things]
-    ways = []
-    for names in itertools.product(*shapes):
-        things = tuple(t._replace(shape=name) for t, name in zip(reading.things, names))
-        way = reading._replace(things=things)
-        ways.append(([holds(sub, slots, way) for sub, slots in demands], way))
-    return max(ways, key=lambda way: sum(way[0]))
+    other = lambda t: t._replace(shape=t.also, also=t.shape)
+    ways = itertools.product(*((t, other(t)) if t.also else (t,) for t in reading.things))
+    readings = [reading._replace(things=things) for things in ways]
+    verdicts = [[holds(sub, slots, way) for sub, slots in demands] for way in readings]
+    return max(zip(verdicts, readings), key=lambda way: sum(way[0]))
 
 
 def satisfied(prompt: Caption, reading: Reading) -> list[bool]:

@@ -332,6 +332,14 @@ def test_what_passes_for_two_shapes_is_what_the_prompt_says(prompt):
     assert satisfied(parse_prompt(prompt), reading) == [True] * 3
 
 
+@pytest.mark.parametrize("shape, also", [("circle", "square"), ("square", "circle")])
+def test_nothing_is_absent_that_a_thing_may_be(shape, also):
+    things = (RED._replace(shape="triangle", r=3.4), RED._replace(shape=shape, also=also))
+    reading = scenes.Reading(things, 0, False, 0.0)
+    for excluded in ("circle", "square"):
+        assert not satisfied(parse_prompt(f"a small red triangle and no {excluded}"), reading)[0]
+
+
 def test_one_thing_is_never_two_shapes_at_once():
     reading = scenes.Reading((RED._replace(also="square"),), 0, False, 0.0)
     assert sum(satisfied(parse_prompt("a red circle and a blue square"), reading)) == 1
