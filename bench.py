@@ -28,6 +28,7 @@ from pathlib import Path
 
 from judges.make import make_judge
 from judges.mllm import MLLM
+from judges.sight import check_sight
 from shapes import prompts as shapes_prompts
 from shapes.server import ClassroomMLLM
 from support.files import journal_of, write_atomic
@@ -101,8 +102,6 @@ def find_prompts(name: str) -> list[Prompt]:
 
 
 def judge_of(args) -> MLLM:
-    if args.judge == "local" and not args.judge_model:
-        raise ValueError("--judge local needs --judge_model FOLDER_OR_NAME")
     limits = dict(max_tokens=args.max_tokens, concurrency=args.concurrency, timeout=args.timeout)
     return make_judge(args.judge, args.base_url, args.judge_model, **limits)
 
@@ -123,8 +122,10 @@ def run_generate(args) -> int:
 def run_judge(args) -> int:
     prompts, out = find_prompts(args.prompts), Path(args.out)
     template = Path(args.template).read_text(encoding="utf-8-sig") if args.template else None
-    journal = journal_of(out)
-    mllm, (lanes, batch) = judge_of(args), lanes_of(args)
+    journal, mllm, (lanes, batch) = journal_of(out), judge_of(args), lanes_of(args)
+    new = args.judge != "shapes" and not journal.exists()
+    if new and (doubt := check_sight(mllm, pairs_first=False)):
+        print(f"warning: {doubt}", file=sys.stderr)
     results = judge_images(mllm, prompts, args.images, journal, template, lanes, batch, args.limit)
     write_results(results, out)
     made, prompts = Path(args.images) / "settings.json", prompts[: args.limit]

@@ -33,7 +33,9 @@ def make_judge(
         return ShapesMLLM()
     if kind == "local":
         if not model:
-            raise ValueError("a local judge needs the folder or hub name of its model")
+            raise ValueError(
+                "--judge local needs --judge_model, the folder or hub name of its model"
+            )
         from judges.local import LocalMLLM
 
         return LocalMLLM(model, max_new_tokens=max_tokens)

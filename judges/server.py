@@ -218,10 +218,12 @@ class OpenAIMLLM(StreamingMLLM):
         self._batches = 0  # how many are being asked now
         self._idle_since = clock()  # when the last of them ended
         self._last_success, self._last_failure = self._idle_since, "none"
-        self._max_tokens, self._seed = max_tokens, seed
+        self._max_tokens = max_tokens
         self._request = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
         if seed is not None:
             self._request["seed"] = seed
+        settings = f"temperature {temperature}, seed {seed}, max_tokens {max_tokens}"
+        self.name = f"{model} at {self._where} ({settings})"  # as asked for, whatever is refused
 
         # One event loop in one daemon thread for as long as the process lives: connections are
         # reused from batch to batch, an interrupt cancels every call in flight, and nothing keeps
@@ -231,14 +233,6 @@ class OpenAIMLLM(StreamingMLLM):
         self._slots = Slots(concurrency)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="mllm", daemon=True).start()
-
-    @property
-    def name(self) -> str:
-        """The model, and the settings that its server takes."""
-        asked = {"temperature": "refused", "seed": "refused" if self._seed is not None else None}
-        asked |= {name: value for name, value in self._request.items() if name != "model"}
-        settings = ", ".join(f"{name} {value}" for name, value in asked.items())
-        return f"{self.model} at {self._where} ({settings})"
 
     def as_answered(self, queries: Sequence[Query]) -> Iterator[tuple[int, Answer]]:
         """(index, answer) of each query as they come; several threads may ask at once."""
@@ -321,7 +315,10 @@ class OpenAIMLLM(StreamingMLLM):
         refused = sorted(self._request.keys() - request.keys())
         if request is not first and refused:  # not found out by a call beside this one
             self._request = request
-            log.warning("the server refuses %s; now asked: %s", " and ".join(refused), self.name)
+            named = ", ".join(f"{key} {value}" for key, value in request.items() if key != "model")
+            log.warning(
+                "the server refuses %s; now sent: %s", " and ".join(refused), named or "none"
+            )
         return answer
 
     def _hint(self, error: Exception) -> str:

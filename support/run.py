@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from judges import scorers
 from judges.make import make_judge
 from judges.record import Recorded
+from judges.sight import check_sight
 from judges.verdicts import PAIRWISE_TEMPLATE
 from models import base
 from models.base import check_finite
@@ -105,25 +105,13 @@ def judge_of(cfg: Config, world: int = 1):
 
 
 def try_judge(cfg: Config, judge) -> str:
-    """Asks about one plain pair, in both orders, before anything expensive is begun.
+    """Asks about a red and a blue circle before anything expensive is begun.
 
-    Returns what to warn of: answers that cannot be read, or that miss what anyone sees; "" if
-    nothing. Raises ValueError if no answer comes.
+    Returns what to warn of. Raises ValueError if no answer comes, or the judge does not see.
     """
     if cfg.judge == "shapes":
         return ""
-    caption, pair = "a large red circle", []
-    for color in ("red", "blue"):
-        pair.append(Image.new("RGB", (cfg.size, cfg.size), "white"))
-        corners = [cfg.size // 4] * 2 + [3 * cfg.size // 4] * 2
-        ImageDraw.Draw(pair[-1]).ellipse(corners, color)
-    values, counts, error = comparison_of(cfg, judge)([caption], [pair])
-    if counts["failed"] == counts["wanted"]:
-        raise ValueError(f"the judge cannot be asked: {judge.name}: {error}")
-    if values[0, 0] > 0.5:
-        return ""
-    why = error or "it goes by their order, or does not see pictures"
-    return f"{judge.name} was shown a red and a blue circle and does not prefer the red: {why}"
+    return check_sight(judge, comparison_of(cfg, judge).template, cfg.soft)
 
 
 def read_template(path: str) -> str:

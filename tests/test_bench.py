@@ -93,7 +93,9 @@ def test_a_server_is_asked_once_an_image_and_says_what_its_model_does(drawn):
         url = f"http://127.0.0.1:{server.server_port}/v1"
         judge = "judge --prompts shapes --limit 3 --images images --out there.csv --judge openai"
         assert run(f"{judge} --base_url {url} --concurrency 3") == 0
-        assert server.calls == 12
+        assert server.calls == 12 + 2  # and whether it sees
+        assert run(f"{judge} --base_url {url} --concurrency 3") == 0
+        assert server.calls == 14  # neither is asked again
         server.shutdown()
     here, there = ([r.scores for r in read_results(f"{name}.csv")] for name in ("here", "there"))
     assert here == there and len(here) == 12
@@ -122,6 +124,22 @@ def test_a_judge_that_judged_nothing_says_why_and_exits_non_zero(
     assert "0 judged" in capsys.readouterr().out
     told = caplog.records[-1].getMessage()
     assert told.startswith("12 images were asked about in vain: ") and re.search(why, told)
+
+
+def test_a_blind_judge_is_refused_before_it_judges(drawn, monkeypatch):
+    class Blind:
+        name, asked = "blind", []
+
+        def ask(self, queries):
+            self.asked += queries
+            return [Answer("<score>[1]</score>") for _ in queries]
+
+    monkeypatch.setattr(bench, "make_judge", lambda *args, **settings: Blind())
+    line = "judge --prompts shapes --limit 3 --images images --out r.csv --judge openai"
+    for _ in range(2):  # nor is it taken for checked
+        with pytest.raises(ValueError, match="the judge blind does not see its pictures"):
+            run(line)
+    assert not Path("r.csv").exists() and len(Blind.asked) == 2 * (2 + 2 * 2)
 
 
 def test_an_incomplete_run_says_so_first_and_exits_non_zero(drawn, capsys):

@@ -21,7 +21,9 @@ def test_a_servers_settings_reach_it():
 
 
 def test_a_local_judge_needs_a_model_that_is_there(tmp_path):
-    with pytest.raises(ValueError, match="needs the folder or hub name of its model"):
+    with pytest.raises(
+        ValueError, match="needs --judge_model, the folder or hub name of its model"
+    ):
         make_judge("local", max_tokens=5)
     with pytest.raises(ValueError, match="cannot load a multimodal model from"):
         make_judge("local", model=str(tmp_path), max_tokens=5)

@@ -311,13 +311,15 @@ class Says:
         return [Answer(self.text) for _ in queries]
 
 
-@pytest.mark.parametrize(
-    "text", [f"<answer>{said}</answer>" for said in ("Image 1 is better", "Both are equal", "No.")]
-)
-def test_a_judge_that_does_not_see_is_warned_of_before_the_first_step(text, tmp_path):
-    with served(judge=Says(text)) as server:
+@pytest.mark.parametrize("said", ["Image 1 is better", "Both are equal", "No."])
+def test_a_judge_that_does_not_see_is_told_before_the_first_step(said, tmp_path):
+    with served(judge=Says(f"<answer>{said}</answer>")) as server:
         cfg = config(server, tmp_path)
-        assert "does not prefer the red" in try_judge(cfg, judge_of(cfg))
+        try:
+            told = try_judge(cfg, judge_of(cfg))
+        except ValueError as error:
+            told = str(error)
+        assert "see" in told and "says" in told
     with served() as server:
         cfg = config(server, tmp_path)
         assert try_judge(cfg, judge_of(cfg)) == ""
