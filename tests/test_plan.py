@@ -16,9 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import sampler
 import train
-from judges.mllm import Answer
 from models import base, flux
 from shapes.server import JudgeServer
+from shapes.verifier import ShapesMLLM
 from support import config, footprint, plan
 from support.prompts import Batch
 
@@ -296,19 +296,12 @@ def ready(tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("".join(f"prompt {i}\n" for i in range(200)))
     monkeypatch.setattr(plan, "main_memory", lambda: 1e12)
     monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=1e13))
-    server = JudgeServer(Yes(), 0)
+    server = JudgeServer(ShapesMLLM(), 0)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
     yield [f"--prompts={tmp_path / 'prompts.txt'}", f"--base_url={url}", f"--out={tmp_path}"]
     server.shutdown()
     server.server_close()
-
-
-class Yes:
-    name = "yes"
-
-    def ask(self, queries):
-        return [Answer("<answer>Both are equal</answer>") for _ in queries]
 
 
 def test_the_lora_recipe_fits_80_and_48_GB_and_with_offload_24(ready, capsys):
