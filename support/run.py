@@ -385,8 +385,7 @@ class Run:
 def start_run(cfg: Config, procs: Processes) -> Run:
     """Prepares the run directory, loads what the settings name, and takes up a checkpoint."""
     with contextlib.ExitStack() as held:
-        if procs.first:
-            held.enter_context(rundir.hold_run(cfg))
+        procs.alike(lambda: held.enter_context(rundir.hold_run(cfg)) if procs.first else None)
         run = prepared(cfg, procs)
         run.held = held.pop_all()  # the directory's lock, as long as the run lives
     return run
@@ -442,15 +441,15 @@ def check_shared(cfg: Config, contents: dict, last: Path | None) -> None:
 def started(cfg: Config):
     """The run that the settings name; whatever ends it is one sentence, told by rank 0, and a
     status that is not 0."""
-    check_config(cfg, int(os.environ.get("WORLD_SIZE", 1)))
     said, first = None, os.environ.get("RANK", "0") == "0"
     try:
+        check_config(cfg, int(os.environ.get("WORLD_SIZE", 1)))
         with processes.signals() as stop:
             run = start_run(cfg, processes.start_processes(cfg.device, cfg.shard))
             run.stop = stop
             with run.held, run.ends_well():
                 yield run
-    except (ValueError, ArithmeticError, OSError, JudgeError, StoppedError) as error:
+    except (*processes.TOLD, JudgeError, StoppedError) as error:
         said = str(error)
     except KeyboardInterrupt:
         said = "stopped before a step was made: nothing is lost, repeat the command"

@@ -65,9 +65,9 @@ def check_same_run(cfg, out: Path) -> None:
     record = json.loads((out / "config.json").read_text())
     old, now = record["config"], contents(cfg)
     changed = [
-        f"{f.name} ({old.get(f.name)} -> {getattr(cfg, f.name)})"
+        f"{f.name} ({old.get(f.name, f.default)} -> {getattr(cfg, f.name)})"
         for f in dataclasses.fields(cfg)
-        if not f.metadata["free"] and old.get(f.name) != getattr(cfg, f.name)
+        if not f.metadata["free"] and old.get(f.name, f.default) != getattr(cfg, f.name)
     ] + [
         f"{name} (what stands in it has changed)"
         for name, found in record.get("contents", now).items()
