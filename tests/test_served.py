@@ -311,15 +311,17 @@ class Says:
         return [Answer(self.text) for _ in queries]
 
 
-@pytest.mark.parametrize("said", ["Image 1 is better", "Both are equal", "No."])
-def test_a_judge_that_does_not_see_is_told_before_the_first_step(said, tmp_path):
-    with served(judge=Says(f"<answer>{said}</answer>")) as server:
+@pytest.mark.parametrize("said", ["Image 1 is better", "Both are equal"])
+def test_a_blind_judge_is_refused_before_the_first_step(said, tmp_path):
+    judge, refused = Says(f"<answer>{said}</answer>"), "does not see its pictures"
+    with served(judge=judge) as server, pytest.raises(ValueError, match=refused):
+        start(config(server, tmp_path))
+
+
+def test_a_judge_that_cannot_be_read_is_warned_of_and_one_that_sees_is_not(tmp_path):
+    with served(judge=Says("<answer>No.</answer>")) as server:
         cfg = config(server, tmp_path)
-        try:
-            told = try_judge(cfg, judge_of(cfg))
-        except ValueError as error:
-            told = str(error)
-        assert "see" in told and "says" in told
+        assert "cannot be told: no " in try_judge(cfg, judge_of(cfg))
     with served() as server:
         cfg = config(server, tmp_path)
         assert try_judge(cfg, judge_of(cfg)) == ""
