@@ -29,10 +29,7 @@ import torch
 from judges.mllm import MLLM, Query
 from judges.verdicts import PAIRWISE_TEMPLATE, Verdict, ask, parse_verdict  # noqa: F401
 
-JUDGED = (
-    "pairwise",
-    "pointwise",
-)  # what --reward may name besides scorers; support/run.py makes it
+JUDGED = ("pairwise", "pointwise")  # of --reward; support/build.py makes them
 
 
 class JudgeError(RuntimeError):

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from judges.make import make_judge
 from models import flux
 from rewards import pair_schedule
-from support import processes, run, rundir
+from support import build, processes, rundir
 from support.config import (
     CHECKS,
     Config,
@@ -452,12 +452,12 @@ def check_outside(cfg: Config, findings: Findings) -> None:
     """What a run tries before it loads weights, on this machine: device, folder, prompts, judge."""
     findings.of(processes.check_device, cfg.device)
     findings.of(rundir.check_run, cfg)
-    findings.of(run.prompts_of, cfg)
+    findings.of(build.prompts_of, cfg)
     findings.of(check_folders, cfg)
-    findings.of(run.comparison_of, cfg, make_judge("shapes", max_tokens=1))  # its template
+    findings.of(build.comparison_of, cfg, make_judge("shapes", max_tokens=1))  # its template
     served = cfg.judge == "openai" and (cfg.base_url or os.environ.get("OPENAI_BASE_URL"))
-    judge = findings.of(run.judge_of, cfg) if served else None
-    if judge and (doubt := findings.of(run.try_judge, cfg, judge)):
+    judge = findings.of(build.judge_of, cfg) if served else None
+    if judge and (doubt := findings.of(build.try_judge, cfg, judge)):
         print(f"warning: {doubt}")
 
 

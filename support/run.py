@@ -1,4 +1,4 @@
-"""What stands around the loop: all that a run's settings name, its steps, its log and its end.
+"""What stands around the loop: a run's steps, its log, its checkpoints and its end.
 
 run = start_run(cfg, procs)                 # cfg: config.Config; loads, and measures the base
 for step in run.steps(): ...; run.log(step, ...)
@@ -6,7 +6,6 @@ run.finish()                                # final/, pictures, the result in wo
 """
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import math
@@ -18,143 +17,17 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from judges import scorers
-from judges.make import make_judge
 from judges.record import Recorded
-from judges.sight import check_sight
-from judges.verdicts import PAIRWISE_TEMPLATE
-from models import base
 from models.base import check_finite
-from rewards import JUDGED, JudgeError, PairwiseReward, PointwiseReward
-from support import diagnostics, explain, pictures, processes, rundir
+from rewards import JudgeError
+from support import build, diagnostics, explain, pictures, processes, rundir
 from support.config import Config, check_config, micro_batch_of, parse_rewards
 from support.files import writing
 from support.heldout import Heldout
-from support.processes import DTYPES, Processes
-from support.prompts import Prompts, TextCache, make_batch, read_prompts, seed_of
+from support.processes import Processes
+from support.prompts import Prompts, make_batch
 
 log = rundir.log
-
-
-# ----------------------------------------------------------------------------- what learns
-
-
-def load_model(cfg: Config, procs: Processes) -> base.Model:
-    """The base model with what is trained of it: a float32 LoRA, or all weights and a frozen copy.
-
-    On the device, or spread over the ranks (FSDP2), or waiting in main memory (--offload).
-    """
-    dtype = DTYPES[cfg.dtype]
-    elsewhere = cfg.shard or cfg.offload  # the device never holds the whole transformer
-    model = base.load(
-        cfg.model, cfg.size, cfg.guidance, "cpu" if elsewhere else procs.device, dtype
-    )
-    if cfg.vae_slicing:
-        model.pipe.vae.enable_slicing()
-    if cfg.lora_rank:
-        torch.manual_seed(seed_of(cfg.seed, "lora"))  # its first matrices are random
-        model.kind.add_lora(model.pipe, cfg.lora_rank, cfg.lora_alpha)
-    else:
-        model.frozen = copy.deepcopy(model.transformer)
-        model.transformer.requires_grad_(True)
-    if cfg.gradient_checkpointing:
-        model.transformer.enable_gradient_checkpointing()
-    if cfg.compile:  # each in place, so that no weight changes its name
-        for block in processes.blocks(model.transformer):
-            block.compile()
-    if cfg.shard:
-        processes.shard(model.transformer, procs, dtype)
-        processes.shard(model.frozen, procs, dtype, master=dtype)
-    elif cfg.offload:
-        processes.offload(model.transformer, procs.device)
-    if elsewhere:
-        for name, part in model.pipe.components.items():
-            if isinstance(part, torch.nn.Module) and name != "transformer":
-                part.to(procs.device)
-    return model
-
-
-def cache_text(model: base.Model, cfg: Config, procs: Processes, texts: list[str]) -> None:
-    """Encodes all texts of the run now, each rank its share, and puts the encoders away."""
-    cache = TextCache(cfg.text_cache, cfg.model, DTYPES[cfg.dtype])
-    texts = list(dict.fromkeys(texts))
-    cache.prepare(texts[procs.rank :: procs.world], model.text_of)
-    procs.wait()
-    for name, part in model.pipe.components.items():
-        if name.startswith("text_encoder") and part is not None:
-            part.to("cpu")
-    model.text_of = lambda prompts: cache.load(prompts, model.kind.Text, procs.device)
-
-
-# ----------------------------------------------------------------------------- what judges
-
-
-def judge_of(cfg: Config, world: int = 1):
-    """The judge that the settings name. The calls in flight are shared over `world` processes."""
-    return make_judge(
-        cfg.judge,
-        cfg.base_url or None,
-        cfg.judge_model or None,
-        max_tokens=cfg.judge_tokens,
-        seed=cfg.judge_seed if cfg.judge_seed >= 0 else None,
-        max_calls=cfg.max_calls or None,
-        concurrency=max(1, cfg.concurrency // world),
-        timeout=cfg.call_timeout,
-        patience=cfg.patience,
-    )
-
-
-def try_judge(cfg: Config, judge) -> str:
-    """Asks about a red and a blue circle before anything expensive is begun.
-
-    Returns what to warn of. Raises ValueError if no answer comes, or the judge does not see.
-    """
-    if cfg.judge == "shapes":
-        return ""
-    return check_sight(judge, comparison_of(cfg, judge).template, cfg.soft)
-
-
-def read_template(path: str) -> str:
-    """The file word for word, line breaks included. Raises ValueError if it is not UTF-8."""
-    try:
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"--judge_prompt '{path}' is not UTF-8 text ({error.reason} at byte {error.start})"
-        )
-
-
-def comparison_of(cfg: Config, judge, **settings) -> PairwiseReward:
-    """The run's pairwise reward; settings: other than its own, such as opponents."""
-    template = read_template(cfg.judge_prompt) if cfg.judge_prompt else PAIRWISE_TEMPLATE
-    return PairwiseReward(judge, template=template, soft=cfg.soft, **settings)
-
-
-def rewards_of(cfg: Config, judge, device) -> dict:
-    """The rewards of --reward by name; scorers on `device`."""
-
-    def named(name: str, source: str):
-        if name == "pairwise":
-            return comparison_of(
-                cfg, judge, both_orders=cfg.both_orders, opponents=cfg.opponents or None
-            )
-        if name == "pointwise":
-            return PointwiseReward(scorers.MLLMScorer(judge))
-        return PointwiseReward(scorers.load(name, source, device))
-
-    return {name: named(name, part.source) for name, part in parse_rewards(cfg.reward).items()}
-
-
-def call_budget(cfg: Config, rewards: dict, heldout: int) -> str:
-    """The questions that a whole run puts to its judge, repeats left aside."""
-    evaluations = -(-cfg.steps // cfg.eval_every)  # also after the last step; not of the base
-    group = sum(r.calls(cfg.group_size) for name, r in rewards.items() if name in JUDGED)
-    steps, held = group * cfg.prompts_per_step * cfg.steps, 2 * heldout * evaluations
-    return (
-        f"calls to the judge: {group} a group x {cfg.prompts_per_step} prompts x {cfg.steps} steps "
-        f"= {steps:,}, and 2 orders x {heldout} held-out prompts x {evaluations} evaluations = "
-        f"{held:,}; {steps + held:,} in all, and once more for each that is lost"
-    )
 
 
 # ----------------------------------------------------------------------------- the run
@@ -172,7 +45,7 @@ class Run:
     ):
         """rewards: by name; compare: the PairwiseReward that progress is measured with."""
         self.cfg, self.procs, self.out, self.rewards = cfg, procs, Path(cfg.out), rewards
-        self.model = procs.alike(load_model, cfg, procs)
+        self.model = procs.alike(build.load_model, cfg, procs)
         transformer = self.model.transformer
         self.policy = transformer if cfg.shard else processes.replicate(transformer, procs)
         self.optimizer = torch.optim.AdamW(
@@ -197,9 +70,9 @@ class Run:
         if cfg.text_cache:
             steps = range(1, cfg.steps + 1)
             drawn = [text for s in steps for text in draw(s).prompts]  # of all ranks
-            cache_text(self.model, cfg, procs, drawn + self.heldout.texts)
+            build.cache_text(self.model, cfg, procs, drawn + self.heldout.texts)
         if procs.first and cfg.judge != "shapes":
-            log.info(call_budget(cfg, self.rewards, len(self.heldout.texts)))
+            log.info(build.call_budget(cfg, self.rewards, len(self.heldout.texts)))
         self.heldout.measure_base()
         self.metrics = [{"step": 0, **self.heldout.base.metrics()}]
         self.write = lambda row: None
@@ -257,7 +130,8 @@ class Run:
         self.doubted["step"] += 1
 
     def evaluate(self, step: int) -> None:
-        scene = self.cfg.judge == "shapes" and self.heldout.scenes and self.heldout.scenes[0]
+        shown = self.cfg.judge == "shapes" and self.heldout.scenes  # where a verdict costs nothing
+        scene = self.heldout.scenes[0] if shown else None
         with self.average.in_place():
             self.last = self.heldout.evaluate(), self.heldout.grid_images(self.model.transformer)
             group = scene and explain.draw_group(self.model, self.cfg, scene, self.cfg.seed)
@@ -366,9 +240,10 @@ class Run:
             result,
             {"base": heldout.base.metrics(), "trained": held.metrics()},
         )
-        columns, rows = heldout.grid_columns, map(list.__add__, heldout.base_grid, grid)
+        columns = heldout.grid_columns
+        both = [before + after for before, after in zip(heldout.base_grid, grid)]
         pictures.sample_grid(
-            both := list(rows),
+            both,
             heldout.grid_prompts,
             self.out / "before_after.png",
             ["before"] * columns + ["after"] * columns,
@@ -397,13 +272,13 @@ def prepared(cfg: Config, procs: Processes) -> Run:
     out = procs.from_first(rundir.prepare_run, cfg)
     last = procs.from_first(processes.newest_checkpoint, out / "checkpoint") if cfg.resume else None
     procs.alike(check_shared, cfg, procs.from_first(rundir.contents, cfg), last)
-    prompts = procs.alike(prompts_of, cfg)
-    judge = procs.alike(judge_of, cfg, procs.world)
+    prompts = procs.alike(build.prompts_of, cfg)
+    judge = procs.alike(build.judge_of, cfg, procs.world)
     if procs.first and cfg.judge != "shapes":
         judge = Recorded(judge, out / "verdicts")
-    rewards = procs.alike(rewards_of, cfg, judge, procs.device)
-    compare = procs.alike(comparison_of, cfg, judge)
-    doubt = procs.alike(try_judge, cfg, judge)
+    rewards = procs.alike(build.rewards_of, cfg, judge, procs.device)
+    compare = procs.alike(build.comparison_of, cfg, judge)
+    doubt = procs.alike(build.try_judge, cfg, judge)
     if procs.first and doubt:
         log.warning("%s", doubt)
     logger, settings = cfg.logger if procs.first else "", dataclasses.asdict(cfg)
@@ -417,10 +292,6 @@ def prepared(cfg: Config, procs: Processes) -> Run:
     if procs.first:
         rundir.write_metrics(out, run.metrics)
     return run
-
-
-def prompts_of(cfg: Config) -> Prompts | None:
-    return read_prompts(cfg.prompts, cfg.heldout, cfg.prompts_per_step) if cfg.prompts else None
 
 
 def check_shared(cfg: Config, contents: dict, last: Path | None) -> None:

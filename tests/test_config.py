@@ -18,6 +18,7 @@ from judges.scorers import MLLMScorer
 from judges.verdicts import PAIRWISE_TEMPLATE
 from rewards import PairwiseReward, PointwiseReward, Rewards
 from shapes.verifier import ShapesMLLM
+from support.build import call_budget, comparison_of, rewards_of
 from support.config import (
     GROUPS,
     RECIPES,
@@ -29,7 +30,7 @@ from support.config import (
     parse_rewards,
 )
 from support.processes import Processes
-from support.run import call_budget, comparison_of, rewards_of, start_run
+from support.run import start_run
 from support.rundir import judge_rates, judging_of
 
 TINY, CLIP = ROOT / "assets" / "tiny-flux", ROOT / "assets" / "tiny-clip"

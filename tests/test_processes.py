@@ -23,11 +23,11 @@ from models.base import Model
 from shapes.server import JudgeServer
 from shapes.verifier import ShapesMLLM
 from support import processes
+from support.build import load_model
 from support.config import Config
 from support.diagnostics import check_on_policy
 from support.footprint import Alive
 from support.prompts import Batch
-from support.run import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {

@@ -21,9 +21,10 @@ from judges.server import OpenAIMLLM
 from rewards import JudgeError, PairwiseReward, join
 from shapes.server import Faults, JudgeServer
 from shapes.verifier import ShapesMLLM
+from support.build import judge_of, try_judge
 from support.config import Config, check_config
 from support.processes import Processes, in_background
-from support.run import judge_of, start_run, try_judge
+from support.run import start_run
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 WAIT = 60  # seconds after which a test fails that waits for another thread
@@ -289,7 +290,7 @@ def test_what_is_outside_is_tried_before_weights_are_loaded(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.txt").write_text("no place")
-    monkeypatch.setattr("support.run.load_model", Refusing)
+    monkeypatch.setattr("support.build.load_model", Refusing)
     monkeypatch.setattr("judges.server.retry_delay", lambda *_: 0.0)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with served() as server:

@@ -635,7 +635,7 @@ class Says(StreamingMLLM):
 
 
 def judged_by(judge, out, monkeypatch, **settings):
-    monkeypatch.setattr("support.run.judge_of", lambda *_: judge)
+    monkeypatch.setattr("support.build.judge_of", lambda *_: judge)
     return in_process(out, **(dict(steps=1, heldout=3) | settings))
 
 
