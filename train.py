@@ -187,9 +187,9 @@ def main() -> None:
     log.setLevel(logging.INFO)
     cfg = parse_config()
     if cfg.dry_run:
-        from support import plan
+        from support import dry_run
 
-        return plan.main(cfg)
+        return dry_run.main(cfg)
     with started(cfg) as run:  # whatever ends it says in one sentence why, and what is kept
         train(cfg, run.procs, run)
         run.finish()

@@ -45,6 +45,12 @@ def hold(path):
     return file
 
 
+def free_bytes(path) -> int:
+    """Room on the disk of a path, or of the nearest folder above it that is there."""
+    path = Path(path).absolute()
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+
+
 @contextlib.contextmanager
 def writing(path):
     """What a full or broken disk raises, in the libraries' many ways, as one OSError."""
@@ -52,8 +58,7 @@ def writing(path):
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
-        folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
-        free = shutil.disk_usage(folder).free / 1e9
+        free = free_bytes(path) / 1e9
         raise OSError(f"cannot write '{path}': {reason} ({free:.2f} GB are free there)") from None
 
 

@@ -1,6 +1,6 @@
 """What progress is measured on: prompts and noise that stay the same and are never trained on.
 
-The win rate that Pref-GRPO optimises averages one half by construction, so it cannot show progress.
+The win rate that Pref-GRPO optimizes averages one half by construction, so it cannot show progress.
 Held-out prompts do: the share of testpoints that hold, the share of pictures wholly right,
 fidelity, and the win rate of the current model against the frozen base under the same judge.
 For prompts from a file nothing can be verified: the win rate alone is measured, by the judge that

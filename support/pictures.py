@@ -15,7 +15,7 @@ from typing import NamedTuple
 from support.files import write_atomic
 from support.rgb import to_rgb
 
-CELL = 96  # pixels: images smaller than this are enlarged by nearest neighbour
+CELL = 96  # pixels: images smaller than this are enlarged by nearest neighbor
 GAP = 6  # pixels between the cells of a grid
 DOT = 9  # pixels: diameter of a testpoint's mark
 INK, PAPER, MUTED = "#1f2328", "#ffffff", "#6e7781"
@@ -28,7 +28,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def enlarge(image, side=CELL):
-    """An RGB copy, enlarged by a whole factor (nearest neighbour) to a side of about `side`."""
+    """An RGB copy, enlarged by a whole factor (nearest neighbor) to a side of about `side`."""
     from PIL import Image
 
     image = to_rgb(image)

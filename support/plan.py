@@ -1,36 +1,28 @@
 """What a run will need, before anything is downloaded: parameters, bytes per rank, passes, calls.
 
-Lasting bytes follow from the configuration and from who holds what (parallel.py); those of a pass
+Lasting bytes follow from the configuration and from who holds what (processes.py); those of a pass
 are counted by footprint.py. Assumed: AdamW with float32 states, in its foreach form on a GPU, which
 holds one more copy of the trained weights while it steps; FSDP2 gathers a block ahead of the one at
 work. Not counted: the CUDA context, cuBLAS and cuDNN workspaces and fragmentation, for which MARGIN
 of the GPU is left; torch.compile, which mostly saves; a judge in process (--judge local), whose
 size is not known here.
 
-    python train.py --recipe flux-lora --dry_run --gpu_memory 80
     print(table(make_plan("assets/tiny-flux", Config(size=32), world=2)))
 """
 
 import math
-import os
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from judges.make import make_judge
 from models import flux
 from rewards import pair_schedule
-from support import build, processes, rundir
+from support import processes
 from support.config import (
-    CHECKS,
     Config,
-    check_numbers,
-    main_memory,
     micro_batch_of,
-    parse_config,
     parse_rewards,
 )
 from support.footprint import (
@@ -73,7 +65,7 @@ class Bytes(NamedTuple):
 
     weights: int  # as stored: bf16 base and float32 LoRA, or float32 masters (a shard of them)
     frozen: int  # the copy that is the KL reference; none for LoRA
-    optimiser: int  # AdamW's two moments, float32
+    optimizer: int  # AdamW's two moments, float32
     ema: int
     vae: int
     text_encoders: int  # while training; 0 with a text cache
@@ -144,7 +136,7 @@ def count(pipe) -> Counts:
 def train_bytes(
     counts: Counts, stored: int, s: Config, world: int, backwards: int
 ) -> dict[str, int]:
-    """Bytes on one rank that last (weights, optimiser, average), of gradients and of their buffers.
+    """Bytes on one rank that last (weights, optimizer, average), of gradients and of their buffers.
 
     stored: bytes of the transformer as loaded, adapter included. backwards: passes an update adds
     up. DDP replicates all of it and keeps buckets of the gradients' size; FSDP2 spreads all of it
@@ -160,7 +152,7 @@ def train_bytes(
         return dict(
             weights=stored - outside,
             frozen=stored if full else 0,
-            optimiser=2 * FLOAT * n,
+            optimizer=2 * FLOAT * n,
             ema=FLOAT * n if s.ema else 0,
             gradients=FLOAT * n,
             buffers=FLOAT * n if world > 1 else 0,
@@ -170,7 +162,7 @@ def train_bytes(
     return dict(
         weights=FLOAT * part,
         frozen=itemsize * part,
-        optimiser=2 * FLOAT * part,
+        optimizer=2 * FLOAT * part,
         ema=FLOAT * part if s.ema else 0,
         gradients=FLOAT * part,
         buffers=(FLOAT * n if backwards > 1 else 0) + (FLOAT + itemsize) * counts.block,
@@ -197,7 +189,7 @@ def scorer_bytes(s: Config) -> int:
 def phase_bytes(b: Bytes, cached: bool) -> dict[str, int]:
     """The most bytes alive in each phase of a step, and while text is encoded before all steps."""
     model = b.weights + b.frozen + b.ema + b.vae
-    lasting = model + b.optimiser + b.text_encoders + b.scorers
+    lasting = model + b.optimizer + b.text_encoders + b.scorers
     step = lasting + b.trajectories + b.text
     return {
         "encode": (model if cached else lasting) + b.encode,
@@ -205,7 +197,7 @@ def phase_bytes(b: Bytes, cached: bool) -> dict[str, int]:
         "rollout": step + b.trajectories + b.gathered + b.forward,
         "decode": step + b.decode,
         "update": step + b.gradients + b.buffers + b.gathered + b.activations,
-        "optimiser": step + 2 * b.gradients,
+        "optimizer": step + 2 * b.gradients,
     }
 
 
@@ -321,7 +313,7 @@ def table(plan: Plan) -> str:
     for label, value in [
         ("weights", b.weights),
         ("frozen reference", b.frozen),
-        ("optimiser (AdamW)", b.optimiser),
+        ("optimizer (AdamW)", b.optimizer),
         ("moving average", b.ema),
         ("VAE", b.vae),
         ("text encoders while training", b.text_encoders),
@@ -359,12 +351,12 @@ def remedies(plan: Plan) -> list[str]:
         "encode": [("--text_cache FOLDER", not s.text_cache)],
         "decode": [("--vae_slicing", not s.vae_slicing)],
         "rollout": [(f"--micro_batch {max(1, plan.micro_batch // 2)}", plan.micro_batch > 1)],
-        "optimiser": [],
+        "optimizer": [],
     }
     lasting = [
         ("--text_cache FOLDER", not s.text_cache),
         ("--lora_rank 16", not s.lora_rank),
-        ("--lora_rank 4", s.lora_rank > 4 and phase in ("update", "optimiser")),
+        ("--lora_rank 4", s.lora_rank > 4 and phase in ("update", "optimizer")),
         ("--offload", s.lora_rank and not s.offload),
         ("--shard on several ranks", not s.shard and not s.lora_rank),
         ("more ranks", s.shard),
@@ -391,101 +383,3 @@ def refuse(plan: Plan, gpu_memory: float) -> None:
             "not counted); "
             f"what would help: {', '.join(remedies(plan))}"
         )
-
-
-def resources(plan: Plan) -> list[tuple[str, float, float]]:
-    """Main memory of a rank and disk of the run, in bytes: (what, needed, what this machine has).
-
-    A pipeline is loaded into main memory in --dtype before it goes to a GPU; with --shard so is the
-    frozen copy.
-    """
-    s, n = plan.settings, plan.counts
-    loaded = DTYPES[s.dtype].itemsize * (n.transformer * (2 if s.shard else 1) + n.text + n.vae)
-    pictures = 3 * s.size**2 * (plan.prompts // plan.world * s.group_size + 2 * s.heldout)
-    out = Path(s.out).absolute()
-    there = next(path for path in (out, *out.parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    return [
-        ("main memory, each rank", loaded + pictures, main_memory()),
-        (
-            "disk, for checkpoints and final/",
-            rundir.disk_bytes(n.trainable, s.ema, s.steps),
-            free,
-        ),
-    ]
-
-
-def calls_in_flight(s: Config, world: int, calls: int) -> str:
-    """What a judge server has to bear."""
-    each = max(1, s.concurrency // world)
-    return (
-        f"judge server: {each * world} calls in flight, {each} a rank; at 10 s a call a step's "
-        f"{calls} take {math.ceil(calls / (each * world)) * 10 / 60:.1f} minutes"
-    )
-
-
-class Findings:
-    """What would end the run: the sentences of checks that were made one after another."""
-
-    def __init__(self):
-        self.said = []
-
-    def of(self, check, *args):
-        """check(*args), or None where it ends in a sentence, which is kept."""
-        try:
-            return check(*args)
-        except (ValueError, OSError, SystemExit) as error:
-            self.said.append(str(error))
-
-
-def check_folders(cfg: Config) -> None:
-    """Raises ValueError for a scorer or a judge in process whose folder is not there."""
-    named = [("--reward", part.source) for part in parse_rewards(cfg.reward).values()]
-    named += [("--judge_model", cfg.judge_model)] if cfg.judge == "local" else []
-    for flag, name in named:
-        hub = name.count("/") == 1 and not name.startswith((".", "/", "~", "assets", "runs"))
-        if name and not hub and not Path(name).is_dir():
-            raise ValueError(f"{flag}: no folder '{name}'")
-
-
-def check_outside(cfg: Config, findings: Findings) -> None:
-    """What a run tries before it loads weights, on this machine: device, folder, prompts, judge."""
-    findings.of(processes.check_device, cfg.device)
-    findings.of(rundir.check_run, cfg)
-    findings.of(build.prompts_of, cfg)
-    findings.of(check_folders, cfg)
-    findings.of(build.comparison_of, cfg, make_judge("shapes", max_tokens=1))  # its template
-    served = cfg.judge == "openai" and (cfg.base_url or os.environ.get("OPENAI_BASE_URL"))
-    judge = findings.of(build.judge_of, cfg) if served else None
-    if judge and (doubt := findings.of(build.try_judge, cfg, judge)):
-        print(f"warning: {doubt}")
-
-
-def main(cfg: Config | None = None) -> None:
-    """Prints what the run needs, and the verdict; SystemExit where it could not run.
-
-    Every check of the run is made that needs no weights; with --ranks, which plans for other
-    machines, what this one has (GPU, memory, disk) is not held against it.
-    """
-    cfg, findings = cfg or parse_config(), Findings()
-    check_numbers(cfg)  # without which nothing can be planned
-    world = cfg.ranks or int(os.environ.get("WORLD_SIZE", 1))
-    for check in CHECKS:
-        findings.of(check, cfg, world)
-    check_outside(cfg, findings)
-    if planned := findings.of(make_plan, cfg.model, cfg, world):
-        print(table(planned))
-        if cfg.judge == "openai":
-            print(calls_in_flight(cfg, world, planned.work.judge_calls))
-        for what, needed, here in resources(planned):
-            print(f"{what}: {needed / 1e9:.2f} GB (this machine has {here / 1e9:.2f})")
-            if needed > here and not cfg.ranks:
-                findings.said.append(f"{what}: too little here; --ranks plans for other machines")
-        findings.of(refuse, planned, cfg.gpu_memory)
-    if findings.said:
-        raise SystemExit("verdict: this run would be refused: " + "; ".join(findings.said))
-    print("verdict: this run can start; access to weights was not tried, nor a judge in process")
-
-
-if __name__ == "__main__":
-    main()

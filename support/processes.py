@@ -218,7 +218,7 @@ def shard(
     for child in transformer.children():
         if not isinstance(child, torch.nn.ModuleList):
             child.to(procs.device, master)
-    # FSDP2 would leave the root gathered after a forward pass: an optimiser, average or checkpoint
+    # FSDP2 would leave the root gathered after a forward pass: an optimizer, average or checkpoint
     # that then takes the module's parameters holds copies; the next pass misses a changed shard.
     fully_shard(transformer, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
@@ -355,7 +355,7 @@ def training_state(transformer, optimizer, average: MovingAverage) -> dict:
 def save_checkpoint(
     folder: Path, procs: Processes, transformer, optimizer, average, step: int, keep=()
 ) -> None:
-    """Trainable weights, optimiser state and average, each rank its part.
+    """Trainable weights, optimizer state and average, each rank its part.
 
     Then drops older ones, but for the last before it and those of the steps in `keep`.
     """

@@ -2,7 +2,7 @@
 
 config.json      every setting, versions, the command
 metrics.jsonl    one JSON object a step; step 0 is the base
-checkpoint/      step_N/: trainable weights, optimiser state, moving average (parallel.py)
+checkpoint/      step_N/: trainable weights, optimizer state, moving average (processes.py)
 final/           what plain diffusers loads, with a model card
 """
 
@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import math
-import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from support.config import parse_rewards
-from support.files import hold, write_atomic
+from support.files import free_bytes, hold, write_atomic
 
 log = logging.getLogger("train")
 
@@ -133,8 +132,7 @@ def disk_bytes(trained: int, ema: float, steps: int) -> int:
 
 def check_disk(out: Path, needed: int) -> None:
     """Raises ValueError if the disk of the run directory has no room for so many bytes."""
-    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = free_bytes(out)
     if needed > free:
         raise ValueError(
             f"--out '{out}': checkpoints and final/ take up to {needed / 1e9:.2f} GB, and "

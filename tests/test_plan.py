@@ -1,11 +1,6 @@
 """The memory plan against real allocations of small models of the real classes; what it says."""
 
 import gc
-import os
-import subprocess
-import sys
-import threading
-import types
 from dataclasses import replace
 
 import pytest
@@ -17,8 +12,6 @@ from torch.profiler import ProfilerActivity, profile
 import sampler
 import train
 from models import base, flux
-from shapes.server import JudgeServer
-from shapes.verifier import ShapesMLLM
 from support import config, footprint, plan
 from support.prompts import Batch
 
@@ -167,16 +160,16 @@ def test_lasting_bytes_are_those_of_the_real_tensors(lora_rank, tiny_flux):
     pipe = small_pipe(heads=4, double=2, single=4, lora=lora_rank)
     for parameter in flux.trainable(pipe):
         parameter.grad = torch.zeros_like(parameter)
-    optimiser = torch.optim.AdamW(flux.trainable(pipe))
-    optimiser.step()
-    moments = [x for state in optimiser.state.values() for x in state.values() if x.ndim]
+    optimizer = torch.optim.AdamW(flux.trainable(pipe))
+    optimizer.step()
+    moments = [x for state in optimizer.state.values() for x in state.values() if x.ndim]
 
     def size(tensors):
         return sum(x.untyped_storage().nbytes() for x in tensors)
 
     assert planned.weights == size(pipe.transformer.parameters())
     assert planned.gradients == planned.ema == size(p.grad for p in flux.trainable(pipe))
-    assert planned.optimiser == size(moments)
+    assert planned.optimizer == size(moments)
     assert planned.frozen == (0 if lora_rank else planned.weights)
     assert planned.vae == size(tiny_flux.vae.parameters())
 
@@ -199,7 +192,7 @@ def test_shards_buckets_and_accumulated_gradients():
     )
     full = settings_of(shard=True, ema=0.9)
     one, eight = (plan.train_bytes(counts, 2000, full, world, 1) for world in (1, 8))
-    for name in ("weights", "frozen", "optimiser", "ema", "gradients"):
+    for name in ("weights", "frozen", "optimizer", "ema", "gradients"):
         assert one[name] == 8 * eight[name] > 0
     assert one["gathered"] == eight["gathered"] == 2 * (20 + 2 * 100)
     adding_up = plan.train_bytes(counts, 2000, full, 8, 2)
@@ -290,28 +283,8 @@ def test_recipes_are_the_released_settings(recipe, own):
     config.check_config(replace(cfg, prompts="prompts.txt", base_url="http://judge/v1"), world)
 
 
-@pytest.fixture
-def ready(tmp_path, monkeypatch):
-    """What a FLUX run needs besides weights: prompts, a judge, and a machine large enough."""
-    (tmp_path / "prompts.txt").write_text("".join(f"prompt {i}\n" for i in range(200)))
-    monkeypatch.setattr(plan, "main_memory", lambda: 1e12)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=1e13))
-    server = JudgeServer(ShapesMLLM(), 0)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield [f"--prompts={tmp_path / 'prompts.txt'}", f"--base_url={url}", f"--out={tmp_path}"]
-    server.shutdown()
-    server.server_close()
-
-
-def test_the_lora_recipe_fits_80_and_48_GB_and_with_offload_24(ready, capsys):
-    flags = ["--recipe", "flux-lora", "--dry_run", "--gpu_memory", "48"]
-    cfg = config.parse_config([*flags, *ready])
-    plan.main(cfg)
-    said = capsys.readouterr().out
-    assert "transformer 11,935,028,288 (33,619,968 trained)" in said
-    assert "16 calls in flight, 16 a rank" in said and "main memory, each rank: 34." in said
-    assert said.splitlines()[-1].startswith("verdict: this run can start")
+def test_the_lora_recipe_fits_80_and_48_GB_and_with_offload_24():
+    cfg = config.parse_config(["--recipe", "flux-lora"])
     made = plan.make_plan(cfg.model, cfg)
     assert "transformer 11,935,028,288 (33,619,968 trained)" in plan.table(made)
     assert made.bytes.activations < made.bytes.activations_other / 5  # checkpointing
@@ -322,69 +295,6 @@ def test_the_lora_recipe_fits_80_and_48_GB_and_with_offload_24(ready, capsys):
     offloaded = plan.make_plan(cfg.model, replace(cfg, offload=True))
     plan.refuse(offloaded, 24)
     assert offloaded.bytes.weights < 0.6e9 < offloaded.bytes.gathered
-
-
-def test_the_full_recipe_fits_64_GPUs_and_its_dry_run_takes_less_than_4_GB(ready, tmp_path):
-    with open(tmp_path / "plan.txt", "w") as out:
-        flags = ["--recipe", "flux-full", "--ranks", "64", "--dry_run", *ready]
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *flags], stdout=out, stderr=subprocess.DEVNULL
-        )
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0 and used.ru_maxrss < 4e6  # KB
-    said = (tmp_path / "plan.txt").read_text()
-    assert "64 rank(s), 64 prompts x 8 images" in said and "128 calls in flight, 2 a rank" in said
-
-
-def test_a_dry_run_makes_every_check_of_the_run_and_tells_all_that_fail(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.jsonl").write_text("{}")
-    (tmp_path / "t.txt").write_text("no place for it")
-    odd = dict(
-        device="gpu",
-        prompts="none.txt",
-        heldout=3,
-        out="run",
-        judge="openai",
-        base_url="nonsense",
-        judge_prompt="t.txt",
-        opponents=1,
-        updates=5,
-        lora_rank=300,
-        sde_kind="ode",
-        reward="pairwise,clip=./none",
-    )
-    with pytest.raises(SystemExit, match="^verdict: this run would be refused: ") as stop:
-        plan.main(config.Config(model=TINY, dry_run=True, **odd))
-    for part in (
-        "--device 'gpu'",
-        "--prompts 'none.txt'",
-        "already holds a run",
-        "begin with http",
-        "lacks {prompt}",
-        "--opponents 1",
-        "--updates 5",
-        "--lora_rank 300",
-        "--sde_kind 'ode'",
-        "no folder './none'",
-    ):
-        assert part in str(stop.value)
-    for name, value in (("gpu_memory", -1.0), ("ranks", -2), ("size", 0), ("lr", float("nan"))):
-        with pytest.raises(SystemExit, match=f"--{name} .*: must be a number"):
-            plan.main(config.Config(model=TINY, dry_run=True, **{name: value}))
-
-
-def test_memory_and_disk_of_this_machine_count_unless_it_plans_for_another(monkeypatch, capsys):
-    cfg = config.Config(model=TINY, dry_run=True, gpu_memory=1.0, out="none")
-    plan.main(cfg)
-    assert "main memory, each rank: 0.0" in capsys.readouterr().out
-    monkeypatch.setattr(plan, "main_memory", lambda: 1e5)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=1e5))
-    with pytest.raises(SystemExit, match="main memory, .*too little here.*; disk, .*too little"):
-        plan.main(cfg)
-    plan.main(replace(cfg, ranks=2))
 
 
 def test_the_table_and_the_refusal():

@@ -1,0 +1,108 @@
+"""A dry run: every check of a run that needs no weights, its plan of memory, and a verdict.
+
+python train.py --recipe flux-lora --prompts prompts.txt --base_url URL --dry_run --gpu_memory 80
+torchrun is not needed: --ranks 64 plans for as many processes
+"""
+
+import math
+import os
+from pathlib import Path
+
+from judges.make import make_judge
+from support import build, processes, rundir
+from support.config import CHECKS, Config, check_numbers, main_memory, parse_config, parse_rewards
+from support.files import free_bytes
+from support.plan import Plan, make_plan, refuse, table
+from support.processes import DTYPES
+
+
+def resources(plan: Plan) -> list[tuple[str, float, float]]:
+    """Main memory of a rank and disk of the run, in bytes: (what, needed, what this machine has).
+
+    A pipeline is loaded into main memory in --dtype before it goes to a GPU; with --shard so is the
+    frozen copy.
+    """
+    s, n = plan.settings, plan.counts
+    loaded = DTYPES[s.dtype].itemsize * (n.transformer * (2 if s.shard else 1) + n.text + n.vae)
+    pictures = 3 * s.size**2 * (plan.prompts // plan.world * s.group_size + 2 * s.heldout)
+    written = rundir.disk_bytes(n.trainable, s.ema, s.steps)
+    return [
+        ("main memory, each rank", loaded + pictures, main_memory()),
+        ("disk, for checkpoints and final/", written, free_bytes(Path(s.out))),
+    ]
+
+
+def calls_in_flight(s: Config, world: int, calls: int) -> str:
+    """What a judge server has to bear."""
+    each = max(1, s.concurrency // world)
+    return (
+        f"judge server: {each * world} calls in flight, {each} a rank; at 10 s a call a step's "
+        f"{calls} take {math.ceil(calls / (each * world)) * 10 / 60:.1f} minutes"
+    )
+
+
+class Findings:
+    """What would end the run: the sentences of checks that were made one after another."""
+
+    def __init__(self):
+        self.said = []
+
+    def of(self, check, *args):
+        """check(*args), or None where it ends in a sentence, which is kept."""
+        try:
+            return check(*args)
+        except (ValueError, OSError, SystemExit) as error:
+            self.said.append(str(error))
+
+
+def check_folders(cfg: Config) -> None:
+    """Raises ValueError for a scorer or a judge in process whose folder is not there."""
+    named = [("--reward", part.source) for part in parse_rewards(cfg.reward).values()]
+    named += [("--judge_model", cfg.judge_model)] if cfg.judge == "local" else []
+    for flag, name in named:
+        hub = name.count("/") == 1 and not name.startswith((".", "/", "~", "assets", "runs"))
+        if name and not hub and not Path(name).is_dir():
+            raise ValueError(f"{flag}: no folder '{name}'")
+
+
+def check_outside(cfg: Config, findings: Findings) -> None:
+    """What a run tries before it loads weights, on this machine: device, folder, prompts, judge."""
+    findings.of(processes.check_device, cfg.device)
+    findings.of(rundir.check_run, cfg)
+    findings.of(build.prompts_of, cfg)
+    findings.of(check_folders, cfg)
+    findings.of(build.comparison_of, cfg, make_judge("shapes", max_tokens=1))  # its template
+    served = cfg.judge == "openai" and (cfg.base_url or os.environ.get("OPENAI_BASE_URL"))
+    judge = findings.of(build.judge_of, cfg) if served else None
+    if judge and (doubt := findings.of(build.try_judge, cfg, judge)):
+        print(f"warning: {doubt}")
+
+
+def main(cfg: Config | None = None) -> None:
+    """Prints what the run needs, and the verdict; SystemExit where it could not run.
+
+    Every check of the run is made that needs no weights; with --ranks, which plans for other
+    machines, what this one has (GPU, memory, disk) is not held against it.
+    """
+    cfg, findings = cfg or parse_config(), Findings()
+    check_numbers(cfg)  # without which nothing can be planned
+    world = cfg.ranks or int(os.environ.get("WORLD_SIZE", 1))
+    for check in CHECKS:
+        findings.of(check, cfg, world)
+    check_outside(cfg, findings)
+    if planned := findings.of(make_plan, cfg.model, cfg, world):
+        print(table(planned))
+        if cfg.judge == "openai":
+            print(calls_in_flight(cfg, world, planned.work.judge_calls))
+        for what, needed, here in resources(planned):
+            print(f"{what}: {needed / 1e9:.2f} GB (this machine has {here / 1e9:.2f})")
+            if needed > here and not cfg.ranks:
+                findings.said.append(f"{what}: too little here; --ranks plans for other machines")
+        findings.of(refuse, planned, cfg.gpu_memory)
+    if findings.said:
+        raise SystemExit("verdict: this run would be refused: " + "; ".join(findings.said))
+    print("verdict: this run can start; access to weights was not tried, nor a judge in process")
+
+
+if __name__ == "__main__":
+    main()

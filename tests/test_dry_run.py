@@ -1,0 +1,106 @@
+"""A dry run checks all that needs no weights, and says in the end whether the run can start."""
+
+import os
+import subprocess
+import sys
+import threading
+import types
+from dataclasses import replace
+
+import pytest
+from conftest import ROOT
+
+from shapes.server import JudgeServer
+from shapes.verifier import ShapesMLLM
+from support import config, dry_run
+
+TINY = str(ROOT / "assets" / "tiny-flux")
+
+
+@pytest.fixture
+def ready(tmp_path, monkeypatch):
+    """What a FLUX run needs besides weights: prompts, a judge, and a machine large enough."""
+    (tmp_path / "prompts.txt").write_text("".join(f"prompt {i}\n" for i in range(200)))
+    monkeypatch.setattr(dry_run, "main_memory", lambda: 1e12)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=1e13))
+    server = JudgeServer(ShapesMLLM(), 0)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    yield [f"--prompts={tmp_path / 'prompts.txt'}", f"--base_url={url}", f"--out={tmp_path}"]
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_lora_recipe_can_start_on_48_GB(ready, capsys):
+    flags = ["--recipe", "flux-lora", "--dry_run", "--gpu_memory", "48"]
+    cfg = config.parse_config([*flags, *ready])
+    dry_run.main(cfg)
+    said = capsys.readouterr().out
+    assert "transformer 11,935,028,288 (33,619,968 trained)" in said
+    assert "16 calls in flight, 16 a rank" in said and "main memory, each rank: 34." in said
+    assert said.splitlines()[-1].startswith("verdict: this run can start")
+
+
+def test_the_full_recipe_fits_64_GPUs_and_its_dry_run_takes_less_than_4_GB(ready, tmp_path):
+    with open(tmp_path / "plan.txt", "w") as out:
+        flags = ["--recipe", "flux-full", "--ranks", "64", "--dry_run", *ready]
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *flags], stdout=out, stderr=subprocess.DEVNULL
+        )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0 and used.ru_maxrss < 4e6  # KB
+    said = (tmp_path / "plan.txt").read_text()
+    assert "64 rank(s), 64 prompts x 8 images" in said and "128 calls in flight, 2 a rank" in said
+
+
+def test_a_dry_run_makes_every_check_of_the_run_and_tells_all_that_fail(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}")
+    (tmp_path / "t.txt").write_text("no place for it")
+    odd = dict(
+        device="gpu",
+        prompts="none.txt",
+        heldout=3,
+        out="run",
+        judge="openai",
+        base_url="nonsense",
+        judge_prompt="t.txt",
+        opponents=1,
+        updates=5,
+        lora_rank=300,
+        sde_kind="ode",
+        reward="pairwise,clip=./none",
+    )
+    with pytest.raises(SystemExit, match="^verdict: this run would be refused: ") as stop:
+        dry_run.main(config.Config(model=TINY, dry_run=True, **odd))
+    for part in (
+        "--device 'gpu'",
+        "--prompts 'none.txt'",
+        "already holds a run",
+        "begin with http",
+        "lacks {prompt}",
+        "--opponents 1",
+        "--updates 5",
+        "--lora_rank 300",
+        "--sde_kind 'ode'",
+        "no folder './none'",
+    ):
+        assert part in str(stop.value)
+    for name, value in (("gpu_memory", -1.0), ("ranks", -2), ("size", 0), ("lr", float("nan"))):
+        with pytest.raises(SystemExit, match=f"--{name} .*: must be a number"):
+            dry_run.main(config.Config(model=TINY, dry_run=True, **{name: value}))
+
+
+def test_memory_and_disk_of_this_machine_count_unless_it_plans_for_another(monkeypatch, capsys):
+    cfg = config.Config(model=TINY, dry_run=True, gpu_memory=1.0, out="none")
+    made = dry_run.make_plan(TINY, cfg)
+    monkeypatch.setattr(dry_run, "make_plan", lambda *_: made)  # takes seconds each time
+    dry_run.main(cfg)
+    assert "main memory, each rank: 0.0" in capsys.readouterr().out
+    monkeypatch.setattr(dry_run, "main_memory", lambda: 1e5)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=1e5))
+    with pytest.raises(SystemExit, match="main memory, .*too little here.*; disk, .*too little"):
+        dry_run.main(cfg)
+    dry_run.main(replace(cfg, ranks=2))
