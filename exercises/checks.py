@@ -1,0 +1,94 @@
+"""What the checks of all exercises share: how a failure is told, and whose function is used.
+
+A check is a function without arguments that calls `expect` once for each number it looks at. The
+inputs are chosen so that each usual mistake gives a number of its own, by which it is recognized.
+
+    expect("sigma in the middle", sigmas[2], 0.75, {0.5: "shift forgotten: ..."}, "part 2")
+    sde_step = student("sde_step")          # in a later exercise: the student's if it passes
+"""
+
+import importlib
+import math
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# exercise -> the module in which our solution stands, and the names that the student writes
+EXERCISES = {
+    "01_sigmas": ("sampler", ["sigma_schedule"]),
+}
+USED = {}  # name -> whose function later exercises build on, for the last lines of the output
+
+
+def expect(what: str, got, wanted, mistakes: dict, read: str, tol: float = 1e-4) -> None:
+    """Fails unless got is wanted, and then says which mistake gives what came.
+
+    got: a number, a tensor that holds one, or anything with ==. mistakes: what a mistake gives ->
+    its name and cause. read: where to read about it. tol: relative, and absolute below 1.
+    """
+    got = got.item() if getattr(got, "numel", lambda: 0)() == 1 else got
+    assert not any(alike(value, wanted, tol) for value in mistakes), f"a mistake gives {wanted}"
+    if not alike(got, wanted, tol):
+        unknown = "none of the usual mistakes. Work this one number out by hand, term by term."
+        likely = next((said for v, said in mistakes.items() if alike(got, v, tol)), unknown)
+        lines = dict(expected=shown(wanted), got=shown(got), likely=likely, read=read)
+        told = "\n".join(f"  {name:<10}{text}" for name, text in lines.items())
+        pytest.fail(f"{what}\n{told}", pytrace=False)
+
+
+def alike(one, other, tol: float) -> bool:
+    """Equal; for numbers, up to tol. NaN is like NaN here."""
+    if not all(isinstance(x, int | float) for x in (one, other)):
+        return type(one) is type(other) and one == other
+    return math.isclose(one, other, rel_tol=tol, abs_tol=tol) or (one != one and other != other)
+
+
+def shown(value) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    shape = getattr(value, "shape", None)
+    return str(value) if shape is None else f"a tensor of shape {tuple(shape)}, not one number"
+
+
+def failure_of(check: Callable) -> str | None:
+    """What a failing check has to say, a stub included; None if it passes.
+
+    Any other exception comes from the student's lines and is left as it is, for its traceback.
+    """
+    try:
+        check()
+    except pytest.fail.Exception as failure:
+        return failure.msg
+    except NotImplementedError as stub:
+        file, line, name, _ = traceback.extract_tb(stub.__traceback__)[-1]
+        return (
+            f"{name} is not written yet.\n  Its docstring in exercises/{Path(file).name} says what "
+            f"it returns; your lines take the place of\n  `raise NotImplementedError` in line "
+            f"{line}. Then run this command again."
+        )
+    return None
+
+
+def first_failure(exercise: str) -> str | None:
+    """What the first failing check of an exercise says; None if all pass."""
+    checks = vars(importlib.import_module(f"exercises.test_{exercise}"))
+    for name in [name for name in checks if name.startswith("test_")]:
+        try:
+            failure = failure_of(checks[name])
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"
+        if failure:
+            return failure
+    return None
+
+
+def student(name: str) -> Callable:
+    """The student's function of an earlier exercise if it passes its checks, else ours."""
+    exercise = next(ex for ex, (_, names) in EXERCISES.items() if name in names)
+    passes = first_failure(exercise) is None
+    command = f"python -m pytest exercises/test_{exercise}.py"
+    USED[name] = "yours" if passes else f"ours; yours does not pass yet ({command})"
+    module = f"exercises.ex_{exercise}" if passes else EXERCISES[exercise][0]
+    return getattr(importlib.import_module(module), name)
