@@ -18,6 +18,7 @@ import pytest
 # exercise -> the module in which our solution stands, and the names that the student writes
 EXERCISES = {
     "01_sigmas": ("sampler", ["sigma_schedule"]),
+    "02_sde_step": ("sampler", ["sde_step"]),
 }
 USED = {}  # name -> whose function later exercises build on, for the last lines of the output
 

@@ -60,7 +60,7 @@ def test_a_stub_says_what_is_to_be_written(exercise):
 @pytest.mark.parametrize("row", MISTAKES, ids=lambda row: f"{row['exercise']}: {row['mistake']}")
 def test_a_mistake_gets_its_own_message(row, monkeypatch):
     hand_in(monkeypatch, row["exercise"], with_mistake(row))
-    told = first_failure(row["exercise"])
+    told = first_failure(row["exercise"]) or "all checks pass"
     rows = [other for other in MISTAKES if other["exercise"] == row["exercise"]]
     assert [r["mistake"] for r in rows if r["message"] in told] == [row["mistake"]], told
 

@@ -1,0 +1,170 @@
+"""Checks of exercise 2, in the order of the work: python -m pytest exercises/test_02_sde_step.py
+
+By hand, for the step from 0.6 to 0.3: d = 0.7 * sqrt(0.6 / 0.4) = 0.8573 and std = d * sqrt(0.3).
+"""
+
+import math
+
+import torch
+
+from exercises import ex_02_sde_step as ex
+from exercises.checks import expect
+
+SIGMAS = torch.tensor([1.0, 0.8, 0.6, 0.3, 0.0])
+PART = "part {} of the docstring of sde_step in exercises/ex_02_sde_step.py"
+FLOAT32, DIFFUSION, GAUSSIAN, DRAW, LOG_PROB = map(PART.format, range(1, 6))
+
+
+def each(*values, size=(3, 5)):
+    """Latents of two samples, each with one value everywhere."""
+    return torch.as_tensor(values)[:, None, None].expand(2, *size)
+
+
+def step_of(index, noise_level=0.7, size=(3, 5), **given):
+    latents, velocity = each(1.2, -0.4, size=size), each(-0.5, 1.5, size=size)
+    return ex.sde_step(latents, velocity, SIGMAS, index, noise_level, **given)
+
+
+def test_the_standard_deviation_of_a_step():
+    std = step_of(2).std
+    expect("the shape of std", tuple(std.shape), (2, 1, 1), {}, GAUSSIAN)
+    mistakes = {
+        0.857321: "sqrt(-dsigma) forgotten: this is d, the noise of a step of length 1.",
+        0.257196: "sqrt(-dsigma) applied twice: dsigma stands here without its root.",
+        0.2205: "variance for standard deviation: std is the root of this number.",
+        math.nan: "the root of dsigma, which is negative: take the root of -dsigma.",
+        0.575109: "root forgotten in d: d has the root of sigma / (1 - sigma).",
+        0.313050: "upside down in d: sigma / (1 - sigma) is meant, and grows with the noise.",
+        0.383406: "fraction forgotten in d: noise_level alone is another SDE, DanceGRPO's.",
+        0.670820: "noise_level forgotten in d.",
+        0.250998: "sigma_next for sigma: d belongs to the level at which the step begins.",
+    }
+    expect("std of the step from 0.6 to 0.3", std[0], 0.469574, mistakes, GAUSSIAN)
+
+
+def test_the_mean_of_a_step():
+    mean = step_of(2).mean
+    expect("the shape of mean", tuple(mean.shape), (2, 3, 5), {}, GAUSSIAN)
+    mistakes = {
+        1.35: "drift forgotten: this is the Euler step.",
+        1.53375: "sign of the drift: minus 0.5 * d**2 * score * dsigma, and minus in the score.",
+        0.9825: "factor one half of the drift forgotten.",
+        1.294875: "std for d in the drift: it would hold the length of the step twice.",
+        1.135670: "square of d forgotten in the drift.",
+        1.23375: "sign of dsigma: it is sigma_next - sigma, and noise falls.",
+        1.221375: "1 - sigma forgotten in the score.",
+        1.184625: "sigma for 1 - sigma in the score.",
+        1.23975: "division by sigma forgotten in the score.",
+        1.04375: "division by sigma twice in the score.",
+        1.092750: "sign within the score: latents plus (1 - sigma) * velocity, then minus all.",
+    }
+    expect("mean of the step from 0.6 to 0.3", mean[0, 0, 0], 1.16625, mistakes, GAUSSIAN)
+    mixed = {1.16625: "samples mixed: each has a mean of its own."}
+    expect("mean of the same step, sample 1", mean[1, 0, 0], -0.88675, mixed, GAUSSIAN)
+
+
+def test_the_next_latents_are_drawn():
+    step = step_of(2, size=(100, 100), generator=torch.Generator().manual_seed(0))
+    noise = (step.next_latents - step.mean)[0]
+    mistakes = {
+        0.0: "no noise: the mean is returned in the place of a draw.",
+        0.2205: "variance for standard deviation: noise is multiplied by std, not by its square.",
+        1.0: "std forgotten: noise is multiplied by it.",
+        0.1356: "torch.rand for torch.randn: the noise is a Gaussian's.",
+    }
+    expect("deviation of 10,000 drawn elements", noise.std(), 0.4696, mistakes, DRAW, tol=0.03)
+    again = step_of(2, size=(100, 100), generator=torch.Generator().manual_seed(0))
+    same = torch.equal(step.next_latents, again.next_latents)
+    ignored = {False: "generator ignored: pass it on to torch.randn."}
+    expect("whether one seed gives one draw", same, True, ignored, DRAW)
+
+
+def test_the_next_latents_that_are_given_are_kept():
+    given = each(1.4, -1.0)
+    kept = torch.equal(step_of(2, next_latents=given).next_latents, given)
+    lost = {False: "given next_latents ignored: a draw is made only where they are None."}
+    expect("whether given next latents come back as they are", kept, True, lost, DRAW)
+
+
+def test_the_log_prob_of_a_step():
+    log_prob = step_of(2, next_latents=each(1.4, -1.0)).log_prob
+    shapes = {
+        (): "mean over the batch too: each sample has a log_prob of its own.",
+        (2, 3): "mean over channels only: tokens are elements too.",
+        (2, 5): "mean over tokens only: channels are elements too.",
+        (2, 3, 5): "mean over the elements forgotten.",
+    }
+    expect("the shape of log_prob", tuple(log_prob.shape), (2,), shapes, LOG_PROB)
+    mistakes = {
+        -4.303618: "sum for mean over the 15 elements.",
+        -0.860724: "sum for mean over the 3 tokens.",
+        -1.434539: "sum for mean over the 5 channels.",
+        -0.410806: "factor one half of the square forgotten.",
+        -0.724906: "variance for standard deviation in the square: std to the fourth power.",
+        -0.221189: "std for its square in the denominator.",
+        0.469021: "log of the variance for log(std).",
+        -1.042837: "log(std) forgotten: a draw from a narrow Gaussian is denser.",
+        -1.798765: "sign of log(std): a draw from a narrow Gaussian is denser.",
+        0.632031: "0.5 * log(2 * pi) forgotten.",
+        -1.205846: "one half of log(2 * pi) forgotten.",
+        0.286908: "sign of log_prob: it grows as x comes nearer to the mean.",
+        0.750581: "density for its logarithm.",
+    }
+    expect("log_prob of 1.4, 0.4978 std from its mean", log_prob[0], -0.286908, mistakes, LOG_PROB)
+    expect("log_prob of the other sample", log_prob[1], -0.192082, {}, LOG_PROB)
+
+
+def test_the_first_step_whose_sigma_is_1():
+    clamped = "1 - sigma made a little more than 0: sigmas[1] belongs there."
+    small = (10**-k for k in range(2, 9))
+    mistakes = {
+        math.inf: "sigma = 1: the denominator is 0; sigmas[1] belongs there.",
+        math.nan: "sigma = 1: the denominator is 0; sigmas[1] belongs there.",
+        0.626099: "sigmas[1] twice: in the denominator only, sigma itself is 1.",
+        0.0: "no noise in the first step: only the last one is an Euler step.",
+    } | {0.7 * math.sqrt(0.2 / little): clamped for little in small}
+    std = step_of(0).std[0]
+    expect("std of the step from 1 to 0.8", std, 0.7, mistakes, DIFFUSION)
+    mistakes = {0.963125: "sigmas[1] in the score too: it belongs in the denominator of d only."}
+    expect("mean of the step from 1 to 0.8", step_of(0).mean[0, 0, 0], 1.006, mistakes, GAUSSIAN)
+
+
+def test_the_last_step_is_an_euler_step():
+    step = step_of(3)
+    noisy = "noise in the last step: it would stay in the picture, so d is 0 there."
+    expect("std of the step from 0.3 to 0", step.std[0], 0.0, {0.251: noisy}, DIFFUSION)
+    mistakes = {1.26075: "drift in the last step: d is 0 there, in the mean too."}
+    expect("mean of the step from 0.3 to 0", step.mean[0, 0, 0], 1.35, mistakes, DIFFUSION)
+    same = (step.next_latents - step.mean).abs().max()
+    expect("how far that step's next latents are from its mean", same, 0.0, {}, DIFFUSION)
+    expect("the shape of its log_prob", tuple(step.log_prob.shape), (2,), {}, LOG_PROB)
+    undefined = "std = 0: there is no density, and log_prob is 0."
+    mistakes = {math.nan: undefined, math.inf: undefined, -math.inf: undefined}
+    expect("log_prob of the step from 0.3 to 0", step.log_prob[0], 0.0, mistakes, LOG_PROB)
+    quiet = step_of(2, noise_level=0.0).log_prob[0]
+    expect("log_prob of any step with noise_level 0", quiet, 0.0, mistakes, LOG_PROB)
+
+
+def test_the_log_prob_has_a_gradient():
+    velocity = torch.full((1, 3, 5), -0.5, requires_grad=True)
+    latents, given = each(1.2, 1.2)[:1], each(1.4, 1.4)[:1]
+    log_prob = ex.sde_step(latents, velocity, SIGMAS, 2, 0.7, next_latents=given).log_prob
+    cut = "detached: no .detach(), .item(), torch.no_grad() or torch.tensor(...) around velocity."
+    expect("whether log_prob has a gradient", log_prob.requires_grad, True, {False: cut}, LOG_PROB)
+    log_prob[0].backward()
+    slope = velocity.grad.sum()
+    expect(
+        "the slope of log_prob, summed over the elements of velocity",
+        slope,
+        -0.395928,
+        {0.0: cut},
+        LOG_PROB,
+    )
+
+
+def test_the_arithmetic_is_float32():
+    small = torch.ones(1, 4, 4, dtype=torch.bfloat16)
+    step = ex.sde_step(small, small, SIGMAS, 2, 0.7, next_latents=small)
+    half = {"torch.bfloat16": "16 bits: latents.float() and velocity.float() come first."}
+    dtype = str(step.mean.dtype)
+    expect("the dtype of the mean, all in 16 bits", dtype, "torch.float32", half, FLOAT32)
