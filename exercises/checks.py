@@ -19,6 +19,7 @@ import pytest
 EXERCISES = {
     "01_sigmas": ("sampler", ["sigma_schedule"]),
     "02_sde_step": ("sampler", ["sde_step"]),
+    "03_rollout": ("sampler", ["rollout", "replay"]),
 }
 USED = {}  # name -> whose function later exercises build on, for the last lines of the output
 

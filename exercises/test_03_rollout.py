@@ -1,0 +1,124 @@
+"""Checks of exercise 3, in the order of the work: python -m pytest exercises/test_03_rollout.py
+
+The network has one weight: velocity = weight * latents + sigma. What it is asked is written down.
+"""
+
+import torch
+
+from exercises import ex_03_rollout as ex
+from exercises.checks import expect
+
+SIGMAS = torch.tensor([1.0, 0.8, 0.6, 0.3, 0.0])
+ROLLOUT = "the docstring of rollout in exercises/ex_03_rollout.py"
+REPLAY = "the docstring of replay in exercises/ex_03_rollout.py"
+RATIO = "the head of exercises/ex_03_rollout.py"
+
+
+class Network:
+    def __init__(self):
+        self.weight, self.asked = torch.tensor(-0.5, requires_grad=True), []
+
+    def __call__(self, latents, sigma):
+        self.asked.append((latents, sigma))
+        return self.weight * latents + sigma.view(-1, 1, 1)
+
+
+def drawn(network, noise_level=0.7):
+    """A rollout of two samples: one begins with 1.2 everywhere, the other with -0.4."""
+    noise = torch.tensor([1.2, -0.4])[:, None, None].expand(2, 30, 50)
+    generator = torch.Generator().manual_seed(0)
+    return ex.rollout(network, noise, SIGMAS, noise_level, generator=generator)
+
+
+def test_rollout_asks_the_network_once_a_step():
+    network = Network()
+    drawn(network)
+    calls = {5: "a step too many: K + 1 levels make K steps.", 3: "the last step forgotten."}
+    expect("how often the network is asked in 4 steps", len(network.asked), 4, calls, ROLLOUT)
+    latents, sigma = network.asked[1]
+    expect("the shape of the sigma it is told", tuple(sigma.shape), (2,), {}, ROLLOUT)
+    late = "one level late: the network is told the sigma with which the step begins."
+    first = "the first sigma in every step."
+    expect("the sigma of the second step", sigma[0], 0.8, {0.6: late, 1.0: first}, ROLLOUT)
+    same = torch.equal(latents, network.asked[0][0])
+    stuck = {True: "latents not moved on: a step begins where the one before it ended."}
+    expect("whether the second step begins where the first did", same, False, stuck, ROLLOUT)
+
+
+def test_rollout_without_noise_follows_the_ode():
+    clean = drawn(Network(), noise_level=0.0).latents[-1]
+    expect("where 4 Euler steps from 1.2 end", clean[0, 0, 0], 1.12072, {}, ROLLOUT)
+
+
+def test_rollout_keeps_every_step():
+    trajectory = drawn(Network())
+    levels = len(trajectory.latents)
+    lost = "one end lost: the noise is the first of K + 1 latents, the clean latents the last."
+    expect("how many latents 4 steps keep", levels, 5, {4: lost}, ROLLOUT)
+    expect("the first of them, sample 0", trajectory.latents[0, 0, 0, 0], 1.2, {}, ROLLOUT)
+    spread = trajectory.latents[1, 0].std()
+    mean = {0.0: "the mean for the draw: next_latents of the Step go on, not its mean."}
+    expect("the spread of the latents after step 0", spread, 0.7, mean, ROLLOUT, tol=0.05)
+    expect("the shape of log_probs", tuple(trajectory.log_probs.shape), (4, 2), {}, ROLLOUT)
+    expect("log_prob of the last step", trajectory.log_probs[3, 0], 0.0, {}, ROLLOUT)
+
+
+def test_rollout_draws_with_the_generator():
+    same = torch.equal(drawn(Network()).latents, drawn(Network()).latents)
+    ignored = {False: "generator ignored: pass it on to sde_step."}
+    expect("whether one seed gives one rollout", same, True, ignored, ROLLOUT)
+
+
+def test_replay_asks_about_what_the_rollout_stored():
+    network = Network()
+    trajectory = drawn(network)
+    del network.asked[:]
+    ex.replay(network, trajectory, 1)
+    calls = {0: "no call: the present weights speak only where the network is asked again."}
+    expect("how often replay asks the network", len(network.asked), 1, calls, REPLAY)
+    latents, sigma = network.asked[0]
+    late = "one step late: the network is asked about the latents with which the step began."
+    mistakes = {trajectory.latents[2, 0, 0, 0].item(): late}
+    stored = trajectory.latents[1, 0, 0, 0].item()
+    expect("the first element that it sees in step 1", latents[0, 0, 0], stored, mistakes, REPLAY)
+    late = "one level late: the network is told the sigma with which the step began."
+    expect("the sigma that it is told in step 1", sigma[0], 0.8, {0.6: late}, REPLAY)
+
+
+def test_replay_draws_nothing():
+    network = Network()
+    trajectory = drawn(network)
+    step = ex.replay(network, trajectory, 1)
+    mistakes = {0.469574: "one step late: sde_step is given index itself.", 0.7: "one step early."}
+    expect("std of the replayed step 1", step.std[0], 0.626099, mistakes, REPLAY)
+    began = torch.equal(step.next_latents, trajectory.latents[1])
+    before = {True: "latents for next_latents: latents[index + 1] came next."}
+    expect("whether it scores the latents with which the step began", began, False, before, REPLAY)
+    drew = torch.equal(step.next_latents, trajectory.latents[2])
+    fresh = {False: "a fresh draw: pass what came next to sde_step as next_latents."}
+    expect("whether it scores what the rollout drew", drew, True, fresh, REPLAY)
+
+
+def test_the_ratio_is_exactly_1_while_the_weights_stay():
+    network = Network()
+    trajectory = drawn(network)
+    other = {
+        False: "other arithmetic: replay takes the rollout's own numbers, none of them rounded."
+    }
+    for k in range(3):
+        step = ex.replay(network, trajectory, k)
+        ratio = (step.log_prob - trajectory.log_probs[k]).exp()
+        what = f"whether the ratio of step {k}, {ratio[0]:.6f}, is exactly 1"
+        expect(what, ratio[0].item() == 1, True, other, RATIO)
+
+
+def test_the_ratio_moves_with_the_weights():
+    network = Network()
+    trajectory = drawn(network)
+    log_prob = ex.replay(network, trajectory, 1).log_prob
+    cut = {False: "without gradient: replay is what is trained through, so it has no no_grad."}
+    expect("whether replay has a gradient", log_prob.requires_grad, True, cut, REPLAY)
+    network.weight = torch.tensor(-0.6)
+    moved = (ex.replay(network, trajectory, 1).log_prob - trajectory.log_probs[1]).abs()[0] > 1e-4
+    stored = {False: "the stored log_prob: replay returns what the present weights say."}
+    expect("whether the ratio moves when the weight does", moved.item(), True, stored, REPLAY)
