@@ -20,6 +20,7 @@ EXERCISES = {
     "01_sigmas": ("sampler", ["sigma_schedule"]),
     "02_sde_step": ("sampler", ["sde_step"]),
     "03_rollout": ("sampler", ["rollout", "replay"]),
+    "04_win_rates": ("rewards", ["mean_points", "win_rates", "PairwiseReward"]),
 }
 USED = {}  # name -> whose function later exercises build on, for the last lines of the output
 

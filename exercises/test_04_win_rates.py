@@ -1,0 +1,154 @@
+"""Checks of exercise 4, in the order of work: python -m pytest exercises/test_04_win_rates.py"""
+
+import itertools
+import math
+
+from exercises import ex_04_win_rates as ex
+from exercises.checks import expect
+from judges.mllm import Answer
+
+POINTS = "the docstring of mean_points in exercises/ex_04_win_rates.py"
+RATES = "the docstring of win_rates in exercises/ex_04_win_rates.py"
+REWARD = "the docstring of PairwiseReward.__call__ in exercises/ex_04_win_rates.py"
+LOSSES = "'Losses' at the head of exercises/ex_04_win_rates.py"
+
+
+class Judge:
+    """Images are (prompt, quality). It prefers the better one; says: what it says instead."""
+
+    name = "a judge of the check"
+
+    def __init__(self, says=lambda first, second: None):
+        self.says, self.asked = says, []
+
+    def ask(self, queries):
+        self.asked += queries
+        return [Answer(self.answer(*query.images)) for query in queries]
+
+    def answer(self, first, second):
+        better = "Image 1" if first[1] > second[1] else "Image 2"
+        return self.says(first, second) or f"<answer>{better} is better</answer>"
+
+
+def rewarded(judge):
+    """Two groups of three: of the dogs the first is best, of the cats the last is."""
+    images = [[("dog", 3), ("dog", 2), ("dog", 1)], [("cat", 4), ("cat", 5), ("cat", 6)]]
+    return ex.PairwiseReward(judge)(["dog", "cat"], images).values
+
+
+def test_points_are_the_mean_of_both_orders():
+    mistakes = {
+        0.9: "one order only: the judge may just favor what it sees first.",
+        0.6: "one order only, and the second one.",
+        0.65: "turned twice: backward is of the same image i already.",
+        1.5: "sum for mean: points are from 0 to 1.",
+    }
+    expect("points of a pair from 0.9 and 0.6", ex.mean_points(0.9, 0.6), 0.75, mistakes, POINTS)
+    false = "0 for None: 0 is a defeat, None is no answer. Ask whether it `is None`."
+    got = ex.mean_points(0.0, 1.0)
+    expect("points of a pair from 0 and 1", got, 0.5, {None: false}, POINTS)
+
+
+def test_a_pair_that_lost_one_order_is_lost():
+    mistakes = {
+        0.8: "the other order alone: what it says may be the order's doing.",
+        0.65: "an unparsable answer as half a win: it is no answer.",
+        0.4: "an unparsable answer as a defeat: it is no answer.",
+        0.5: "a lost pair as a tie: the judge did not say so.",
+    }
+    for order in ((None, 0.8), (0.8, None)):
+        got = ex.mean_points(*order)
+        expect(f"points of a pair from {order[0]} and {order[1]}", got, None, mistakes, LOSSES)
+
+
+def test_a_win_rate_is_the_share_of_comparisons_won():
+    """The paper's example: image 2 beats all, 1 beats 0 and 3, 3 beats 0."""
+    pairs = list(itertools.combinations(range(4), 2))
+    rates = ex.win_rates(pairs, [0, 0, 0, 0, 1, 1], 4)
+    expect("the shape of 4 win rates", tuple(rates.shape), (4,), {}, RATES)
+    turned = {1.0: "upside down: points are the first image's."}
+    expect("win rate of image 0, which loses all", rates[0], 0.0, turned, RATES)
+    mistakes = {
+        0.0: "second image forgotten: j gets 1 - points.",
+        0.5: "second image forgotten: j gets 1 - points.",
+        2 / 3: "points of i given to j: j gets 1 - points.",
+        1.0: "wins for win rate: divide by the number of comparisons.",
+        0.25: "divided by G: an image meets the G - 1 others.",
+        1 / 6: "divided by all pairs: an image is in G - 1 of them.",
+    }
+    expect("win rate of image 3, which wins 1 of 3", rates[3], 1 / 3, mistakes, RATES)
+
+
+def test_a_tie_is_half_a_win():
+    rate = ex.win_rates([(0, 1), (0, 2), (0, 3), (0, 4)], [0.5, 1, 1, 0], 5)[0]
+    mistakes = {
+        2 / 3: "ties left out: a tie is a comparison, and half a win.",
+        0.5: "ties as defeats: half a win for each.",
+        0.75: "ties as wins: half a win for each.",
+    }
+    expect("win rate of 2 wins, a tie and a defeat", rate, 0.625, mistakes, RATES)
+
+
+def test_a_lost_comparison_is_not_counted():
+    rates = ex.win_rates([(0, 1), (0, 2), (0, 3), (0, 4)], [None, 1, 1, 0], 5)
+    mistakes = {
+        0.625: "an unparsable answer as half a win: None is left out.",
+        0.5: "lost comparisons in the denominator: divide by those that count.",
+        0.75: "lost comparisons as wins: None is left out.",
+    }
+    expect("win rate of 2 wins, a defeat and a loss", rates[0], 2 / 3, mistakes, LOSSES)
+    mistakes = {math.nan: "0 divided by 0.", 0.0: "nothing said as all lost: it gets 0.5."}
+    expect("win rate of an image without a comparison", rates[1], 0.5, mistakes, RATES)
+
+
+def test_each_pair_is_asked_about_in_both_orders_and_within_its_prompt():
+    judge = Judge()
+    values = rewarded(judge)
+    asked = len(judge.asked)
+    many = "pairs too many: pair_schedule lists each pair once, and no image with itself."
+    mistakes = {
+        6: "one order only: each pair is asked about twice.",
+        15: "comparing across prompts, and in one order.",
+        30: "comparing across prompts: only images of one prompt have something in common.",
+        18: many,
+        24: many,
+    }
+    expect("questions about 2 groups of 3 images", asked, 12, mistakes, REWARD)
+    shown = {tuple(query.images) for query in judge.asked}
+    both = {6: "the same order twice: the second time image j is shown first."}
+    expect("how many of them are not the same", len(shown), 12, both, REWARD)
+    foreign = sum(f"Caption: {query.images[0][0]}\n" not in query.text for query in judge.asked)
+    other = "the prompt of another group: each group is asked about with its own."
+    expect("questions with the wrong prompt", foreign, 0, {6: other, 12: other}, REWARD)
+    expect("the shape of the values", tuple(values.shape), (2, 3), {}, REWARD)
+
+
+def test_the_order_in_which_images_are_shown_decides_nothing():
+    values = rewarded(Judge(lambda first, second: "<answer>Image 1 is better</answer>"))
+    mistakes = {
+        1.0: "second answers not turned: they are the points of j.",
+        0.0: "first answers turned: they are the points of i already.",
+    }
+    what = "win rate of the first image, by a judge that always says the first"
+    expect(what, values[0, 0], 0.5, mistakes, REWARD)
+
+
+def test_the_better_image_wins():
+    values = rewarded(Judge())
+    turned = {0.0: "upside down: the points of i and j are exchanged."}
+    expect("win rate of the best dog", values[0, 0], 1.0, turned, REWARD)
+    same = {1.0: "one group for all: each prompt has its own comparisons."}
+    expect("win rate of the worst cat", values[1, 0], 0.0, same, REWARD)
+
+
+def test_a_pair_of_which_one_answer_is_lost_is_left_out():
+    """The best dog, shown second to the next best: the judge says nothing of use."""
+    lost = (("dog", 2), ("dog", 3))
+    judge = Judge(lambda *shown: "I cannot say." if shown == lost else None)
+    mistakes = {
+        0.5: "the other order alone: a pair that lost one order is lost.",
+        0.625: "an unparsable answer as half a win: None stays None.",
+        0.75: "a lost pair as a tie: it is left out.",
+    }
+    what = "win rate of the second dog, whose defeat by the first is lost"
+    expect(what, rewarded(judge)[0, 1], 1.0, mistakes, LOSSES)
