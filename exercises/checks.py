@@ -21,6 +21,7 @@ EXERCISES = {
     "02_sde_step": ("sampler", ["sde_step"]),
     "03_rollout": ("sampler", ["rollout", "replay"]),
     "04_win_rates": ("rewards", ["mean_points", "win_rates", "PairwiseReward"]),
+    "05_verdicts": ("judges.verdicts", ["parse_verdict"]),
 }
 USED = {}  # name -> whose function later exercises build on, for the last lines of the output
 
