@@ -66,11 +66,14 @@ def failure_of(check: Callable) -> str | None:
     except pytest.fail.Exception as failure:
         return failure.msg
     except NotImplementedError as stub:
-        file, line, name, _ = traceback.extract_tb(stub.__traceback__)[-1]
+        *_, (frame, line) = traceback.walk_tb(stub.__traceback__)
+        file, name = Path(frame.f_code.co_filename), frame.f_code.co_name
+        if not file.name.startswith("ex_"):
+            raise
         return (
-            f"{name} is not written yet.\n  Its docstring in exercises/{Path(file).name} says what "
-            f"it returns; your lines take the place of\n  `raise NotImplementedError` in line "
-            f"{line}. Then run this command again."
+            f"{name} is not written yet.\n  Its docstring in exercises/{file.name} says what it "
+            f"returns; your lines take the place of\n  `raise NotImplementedError` in line {line}. "
+            "Then run this command again."
         )
     return None
 

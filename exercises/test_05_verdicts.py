@@ -72,7 +72,7 @@ def test_the_phrase_counts_as_a_whole():
     part = "part of a sentence for the whole: compare with ==, not with `in`."
     neither = "<answer>Neither Image 1 nor Image 2 is better</answer>"
     reads(neither, "UNPARSABLE", {"FIRST": part, "SECOND": part, "TIE": part}, WHOLE)
-    twelve = {"FIRST": "part of a number: Image 12 is not Image 1.", "SECOND": "part of a number."}
+    twelve = {"FIRST": "part of a number: Image 12 is not Image 1."}
     reads("<answer>Image 12 is better</answer>", "UNPARSABLE", twelve, WHOLE)
 
 
