@@ -57,7 +57,7 @@ def shown(value) -> str:
 
 
 def failure_of(check: Callable) -> str | None:
-    """What a failing check has to say, a stub included; None if it passes.
+    """What a failing check has to say, a stub or a missing return included; None if it passes.
 
     Any other exception comes from the student's lines and is left as it is, for its traceback.
     """
@@ -65,16 +65,20 @@ def failure_of(check: Callable) -> str | None:
         check()
     except pytest.fail.Exception as failure:
         return failure.msg
-    except NotImplementedError as stub:
-        *_, (frame, line) = traceback.walk_tb(stub.__traceback__)
-        file, name = Path(frame.f_code.co_filename), frame.f_code.co_name
-        if not file.name.startswith("ex_"):
-            raise
-        return (
-            f"{name} is not written yet.\n  Its docstring in exercises/{file.name} says what it "
-            f"returns; your lines take the place of\n  `raise NotImplementedError` in line {line}. "
-            "Then run this command again."
-        )
+    except (NotImplementedError, AttributeError, TypeError) as error:
+        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        file, name = Path(frame.f_code.co_filename).name, frame.f_code.co_name
+        if isinstance(error, NotImplementedError) and file.startswith("ex_"):
+            return (
+                f"{name} is not written yet.\n  Its docstring in exercises/{file} says what it "
+                f"returns; your lines take the place of\n  `raise NotImplementedError` in line "
+                f"{line}. Then run this command again."
+            )
+        if "NoneType" in str(error) and file.startswith("test_"):
+            return (
+                f"Your function returned None: its `return` is missing (exercises/{file}:{line})."
+            )
+        raise
     return None
 
 

@@ -21,7 +21,7 @@ Gaussian is the policy. Other code calls noise_level `a` or `eta`, and dsigma `d
     python -m pytest exercises/test_02_sde_step.py
 """
 
-import math  # noqa: F401
+import math
 
 import torch
 

@@ -21,14 +21,14 @@ The paper, section on pairwise preference rewards; it does not say in which orde
     python -m pytest exercises/test_04_win_rates.py
 """
 
-from collections import Counter  # noqa: F401
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 
 from judges.mllm import Query
 from judges.verdicts import PAIRWISE_TEMPLATE, ask
-from rewards import Rewards, pair_schedule  # noqa: F401
+from rewards import Rewards, pair_schedule
 
 
 def mean_points(forward: float | None, backward: float | None) -> float | None:
@@ -79,6 +79,7 @@ class PairwiseReward:
         2. compare them with image i shown first, and once more with image j shown first;
         3. the second answers speak of j: turn them into points of i (but None stays None);
         4. mean_points of each pair, then win_rates of the group, (G,).
-        Returns Rewards(torch.stack(of all groups), Counter()): values (P, G), and no counts.
+        Returns Rewards(torch.stack(rates), Counter()), where rates is the list of the P groups' win
+        rates: values (P, G), and nothing counted.
         """
         raise NotImplementedError

@@ -17,7 +17,7 @@ The paper, section on pairwise preference rewards, and the prompt of its judge i
     python -m pytest exercises/test_05_verdicts.py
 """
 
-import re  # noqa: F401
+import re
 
 from judges.verdicts import Verdict  # FIRST, SECOND, TIE, UNPARSABLE, FAILED
 

@@ -65,6 +65,11 @@ def test_a_mistake_gets_its_own_message(row, monkeypatch):
     assert [r["mistake"] for r in rows if r["message"] in told] == [row["mistake"]], told
 
 
+def test_a_forgotten_return_is_told(monkeypatch):
+    hand_in(monkeypatch, "02_sde_step", {"sde_step": lambda *args, **kwargs: None})
+    assert "`return` is missing" in first_failure("02_sde_step")
+
+
 def test_a_later_exercise_builds_on_what_passes(monkeypatch):
     import sampler
     from exercises import ex_01_sigmas
