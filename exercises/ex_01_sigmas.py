@@ -8,7 +8,7 @@ by one number, `sigma`: 1 is noise alone, 0 is the clean picture, and in between
 You write the table of these numbers. Everything that follows looks its sigmas up in it by the
 number of the step: step k goes from sigmas[k] to sigmas[k + 1].
 
-The paper, section on flow matching as a decision process: its time t is our sigma.
+The paper: flow matching as a decision process; its time t is our sigma.
 
     python -m pytest exercises/test_01_sigmas.py
 """

@@ -8,14 +8,15 @@ predicts `velocity`, its estimate of noise - clean. The plain way to take a step
 This is an Euler step of an ODE, an equation without chance: from the same noise it always leads to
 the same picture. Reinforcement learning needs chance, so that it can try things and make more
 probable what went well. So fresh noise is added in each step, and the mean is corrected by what is
-called a drift, which takes away as much noise as was added. Such an equation is an SDE: its
-latents are spread as those of the ODE are at every sigma, but each step is a draw from a Gaussian,
+called a drift, which takes away as much noise as was added. Such an equation is an SDE. If steps
+are small, its latents are spread as those of the ODE are, at every sigma; but each step is a draw
+from a Gaussian,
 
     next_latents = mean + std * fresh noise
 
 and a Gaussian's density is known. That is all that GRPO needs of a sampler.
 
-The paper, section on flow matching as a decision process, after Flow-GRPO: a step is an action, the
+The paper: flow matching as a decision process, after Flow-GRPO. A step is an action, the
 Gaussian is the policy. Other code calls noise_level `a` or `eta`, and dsigma `dt`.
 
     python -m pytest exercises/test_02_sde_step.py

@@ -7,10 +7,11 @@ scored a second time under the weights as they are by then; this is called repla
     ratio = exp(log_prob under the present weights - log_prob in the rollout)
 
 As long as the weights have not changed, every ratio is exactly 1. A ratio that is off by a
-thousandth there is a defect, since clipping (exercise 7) begins at a ten-thousandth. So rollout and
-replay do the very same arithmetic on the very same numbers: both call `sde_step` of exercise 2.
+thousandth there is a defect: the released recipe for FLUX treats a ten-thousandth as a large change
+(exercise 7). So rollout and replay do the very same arithmetic on the very same numbers: both call
+`sde_step` of exercise 2.
 
-The paper, section on flow matching as a decision process: state, action, policy, trajectory.
+The paper: flow matching as a decision process, with its states, actions and trajectories.
 
     python -m pytest exercises/test_03_rollout.py
 """

@@ -5,18 +5,20 @@ better. All pairs of a group, the G images of one prompt, are compared, and the 
 comparisons that an image wins, its win rate, is its reward. On the way, three things go wrong
 easily:
 
-  Order.   Many judges favor the image that they see first. So each pair is asked about twice, with
-           the images in either order; where the two answers disagree the pair is a tie.
-  Ties.    A tie is half a win for each. If every difference counted, a win rate would be a rank,
-           and a difference that nobody can see would weigh as much as a decisive one.
-  Losses.  Some answers never come, or say nothing that can be read. Such a comparison is lost; it
-           is left out. It is no tie, since a tie would pull both images toward one half for nothing
-           that the judge has said.
+  Order.         Many judges favor the image that they see first. So each pair is asked about
+                 twice, with the images in either order; where the two answers disagree, the pair
+                 is a tie.
+  Ties.          A tie is half a win for each. If every difference counted, a win rate would be a
+                 rank, and a difference that nobody can see would weigh as much as a decisive one.
+  Lost answers.  Some answers never come, or say nothing that can be read. Such a comparison is left
+                 out. It is no tie: a tie would pull both images toward one half, though the judge
+                 has said nothing of the kind.
 
 What an image gets of one comparison are its points: 1, 1/2 or 0, or a probability in between; None
 if the comparison was lost. The two images' points add up to 1.
 
-The paper, section on pairwise preference rewards; it does not say in which orders it asks.
+The paper: comparisons of all pairs of a group, and win rates as rewards. In which order the two
+images are shown it does not say; the released code asks in one order only.
 
     python -m pytest exercises/test_04_win_rates.py
 """
@@ -37,7 +39,7 @@ def mean_points(forward: float | None, backward: float | None) -> float | None:
     forward: the points of i when i was shown first; backward: the points of i, too, when j was
     shown first. Both in 0 to 1, or None if lost.
     Returns their mean. None if either was lost: the order that is left may be what decided.
-    Hint: 0 counts as false in Python, and so does None, but 0 is a loss and None is no answer.
+    Hint: 0 counts as false in Python, and so does None, but 0 is a defeat and None is no answer.
     """
     raise NotImplementedError
 

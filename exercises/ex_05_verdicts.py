@@ -12,7 +12,7 @@ guesses to training as if the judge had said them. Thus nothing is taken from th
 judge gives on its way, and whatever is not clearly one of the three phrases is `UNPARSABLE`, no
 answer at all (exercise 4 leaves it out). The released code counts it as half a win for each image.
 
-The paper, section on pairwise preference rewards, and the prompt of its judge in the appendix.
+The paper: a multimodal language model as the judge of a pair.
 
     python -m pytest exercises/test_05_verdicts.py
 """

@@ -10,7 +10,7 @@ from judges.mllm import Answer
 POINTS = "the docstring of mean_points in exercises/ex_04_win_rates.py"
 RATES = "the docstring of win_rates in exercises/ex_04_win_rates.py"
 REWARD = "the docstring of PairwiseReward.__call__ in exercises/ex_04_win_rates.py"
-LOSSES = "'Losses' at the head of exercises/ex_04_win_rates.py"
+LOST = "'Lost answers' at the head of exercises/ex_04_win_rates.py"
 
 
 class Judge:
@@ -58,7 +58,7 @@ def test_a_pair_that_lost_one_order_is_lost():
     }
     for order in ((None, 0.8), (0.8, None)):
         got = ex.mean_points(*order)
-        expect(f"points of a pair from {order[0]} and {order[1]}", got, None, mistakes, LOSSES)
+        expect(f"points of a pair from {order[0]} and {order[1]}", got, None, mistakes, LOST)
 
 
 def test_a_win_rate_is_the_share_of_comparisons_won():
@@ -96,7 +96,7 @@ def test_a_lost_comparison_is_not_counted():
         0.5: "lost comparisons in the denominator: divide by those that count.",
         0.75: "lost comparisons as wins: None is left out.",
     }
-    expect("win rate of 2 wins, a defeat and a loss", rates[0], 2 / 3, mistakes, LOSSES)
+    expect("win rate of 2 wins, a defeat and a lost answer", rates[0], 2 / 3, mistakes, LOST)
     mistakes = {math.nan: "0 divided by 0.", 0.0: "nothing said as all lost: it gets 0.5."}
     expect("win rate of an image without a comparison", rates[1], 0.5, mistakes, RATES)
 
@@ -151,4 +151,4 @@ def test_a_pair_of_which_one_answer_is_lost_is_left_out():
         0.75: "a lost pair as a tie: it is left out.",
     }
     what = "win rate of the second dog, whose defeat by the first is lost"
-    expect(what, rewarded(judge)[0, 1], 1.0, mistakes, LOSSES)
+    expect(what, rewarded(judge)[0, 1], 1.0, mistakes, LOST)
