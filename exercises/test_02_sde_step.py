@@ -27,7 +27,9 @@ def step_of(index, noise_level=0.7, size=(3, 5), **given):
 
 def test_the_standard_deviation_of_a_step():
     std = step_of(2).std
-    expect("the shape of std", tuple(std.shape), (2, 1, 1), {}, GAUSSIAN)
+    shape = tuple(torch.as_tensor(std).shape)
+    number = {(): "one number for a tensor: each sample has its std, torch.full((B, 1, 1), std)."}
+    expect("the shape of std", shape, (2, 1, 1), number, GAUSSIAN)
     mistakes = {
         0.857321: "sqrt(-dsigma) forgotten: this is d, the noise of a step of length 1.",
         0.257196: "sqrt(-dsigma) applied twice: dsigma stands here without its root.",
@@ -137,7 +139,9 @@ def test_the_last_step_is_an_euler_step():
     expect("mean of the step from 0.3 to 0", step.mean[0, 0, 0], 1.35, mistakes, DIFFUSION)
     same = (step.next_latents - step.mean).abs().max()
     expect("how far that step's next latents are from its mean", same, 0.0, {}, DIFFUSION)
-    expect("the shape of its log_prob", tuple(step.log_prob.shape), (2,), {}, LOG_PROB)
+    shape = tuple(torch.as_tensor(step.log_prob).shape)
+    number = {(): "one 0 for all: each sample has its log_prob, torch.zeros(B)."}
+    expect("the shape of its log_prob", shape, (2,), number, LOG_PROB)
     undefined = "std = 0: there is no density, and log_prob is 0."
     mistakes = {math.nan: undefined, math.inf: undefined, -math.inf: undefined}
     expect("log_prob of the step from 0.3 to 0", step.log_prob[0], 0.0, mistakes, LOG_PROB)
