@@ -85,7 +85,7 @@ class Config:
     # of each file or folder that is named here, config.json keeps what stands in it, not where
     model: str = free("assets/tiny-flux", "pipeline folder or hub name")
     out: str = free("runs/shapes", "the run directory")
-    steps: int = free(96, "training steps, one update each", "[1, 999999]")
+    steps: int = free(80, "training steps, one update each", "[1, 999999]")
     seed: int = option(0, "seed of prompts and noise", "[-1e18, 1e18]")
     resume: bool = free(False, "continue the run in --out from its last checkpoint")
     # what is sampled
@@ -204,7 +204,7 @@ class Config:
     offload: bool = free(False, "a LoRA's frozen blocks wait in main memory, fetched to run")
     compile: bool = free(False, "torch.compile of the transformer's blocks")
     # what is written
-    eval_every: int = free(32, "steps between held-out evaluations", "[1, 1e9]")
+    eval_every: int = free(8, "steps between held-out evaluations", "[1, 1e9]")
     heldout: int = option(
         0, "held-out prompts to evaluate on; 0: all of the shapes world's", "[0, 1e9]"
     )
