@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 import grpo
 import models.base
@@ -29,6 +29,7 @@ from rewards import PairwiseReward, PointwiseReward, mean_points, pair_schedule,
 from shapes import scenes, verifier
 from support.config import Config
 from support.files import write_atomic
+from support.fonts import pillow_fonts
 from support.pictures import (
     CELL,
     GAP,
@@ -111,7 +112,8 @@ class Sheet:
         self.draw = ImageDraw.Draw(self.canvas)
 
     def text(self, x, y, text: str, color=INK, size=14, anchor="lm") -> None:
-        self.draw.text((x, y), text, color, ImageFont.load_default(size), anchor=anchor)
+        (font,) = pillow_fonts([text], size)
+        self.draw.text((x, y), text, color, font, anchor=anchor)
 
     def paste(self, x, y, image) -> None:
         self.canvas.paste(enlarge(image), (int(x), int(y)))

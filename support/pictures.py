@@ -8,11 +8,13 @@ Every function takes plain data (PIL images, strings, numbers) and writes one fi
 
 import math
 import textwrap
+import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from typing import NamedTuple
 
 from support.files import write_atomic
+from support.fonts import dress, pillow_fonts
 from support.rgb import to_rgb
 
 CELL = 96  # pixels: images smaller than this are enlarged by nearest neighbor
@@ -46,6 +48,16 @@ def draw_marks(draw, x, y, met) -> None:
         draw.ellipse(box, fill=color if holds else PAPER, outline=color, width=2)
 
 
+def wrapped(text: str, font, width: float, lines: int) -> str:
+    """The text in at most so many lines, none wider than `width` pixels: letters of some scripts
+    are twice as wide as others."""
+    for letters in range(max(8, int(width / font.getlength("n"))), 0, -1):
+        found = textwrap.wrap(text, letters, max_lines=lines, placeholder=" …")
+        if all(font.getlength(line) <= width for line in found):
+            break
+    return "\n".join(found)
+
+
 def sample_grid(rows, captions, path, columns=None, marks=None) -> None:
     """One PNG: a row of images for each caption, the caption at the row's left.
 
@@ -53,7 +65,7 @@ def sample_grid(rows, captions, path, columns=None, marks=None) -> None:
     marks: for each image of each row, which testpoints hold in it: drawn as dots below it
     Raises ValueError if the counts do not match.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     width = max((len(row) for row in rows), default=0)
     if not width or len(captions) != len(rows) or columns and len(columns) != width:
@@ -65,8 +77,8 @@ def sample_grid(rows, captions, path, columns=None, marks=None) -> None:
     rows = [[enlarge(image) for image in row] for row in rows]
     cell_w = max(image.width for row in rows for image in row)
     cell_h = max(image.height for row in rows for image in row)
-    font = ImageFont.load_default(size=max(12, cell_w // 8))
-    letter, line = font.getlength("n"), font.size * 1.25
+    fonts = pillow_fonts([*captions, *(columns or [])], max(12, cell_w // 8))
+    line = fonts[0].size * 1.25
     margin = max(150, int(1.6 * cell_w))  # the caption's column
     head = int(2 * line) if columns else 0
     row_h = cell_h + GAP + (DOT + GAP if marks else 0)
@@ -74,18 +86,13 @@ def sample_grid(rows, captions, path, columns=None, marks=None) -> None:
     size = (margin + width * (cell_w + GAP) + GAP, head + len(rows) * row_h + GAP)
     canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
-    for c, heading in enumerate(columns or []):
+    for c, (heading, font) in enumerate(zip(columns or [], fonts[len(rows) :])):
         centre = margin + c * (cell_w + GAP) + GAP + cell_w / 2
         draw.text((centre, head / 2), heading, INK, font, anchor="mm")
-    for r, (row, caption) in enumerate(zip(rows, captions)):
+    for r, (row, caption, font) in enumerate(zip(rows, captions, fonts)):
         top = head + r * row_h + GAP
-        text = textwrap.wrap(
-            caption,
-            max(8, int((margin - 2 * GAP) / letter)),
-            max_lines=max(1, int(cell_h / line)),
-            placeholder=" …",
-        )
-        draw.multiline_text((GAP, top + cell_h / 2), "\n".join(text), INK, font, anchor="lm")
+        text = wrapped(caption, font, margin - 2 * GAP, max(1, int(cell_h / line)))
+        draw.multiline_text((GAP, top + cell_h / 2), text, INK, font, anchor="lm")
         for c, image in enumerate(row):
             left = margin + c * (cell_w + GAP) + GAP
             canvas.paste(image, (left, top))
@@ -172,8 +179,11 @@ def new_figure(*args, **kwargs):
 
 
 def save_figure(figure, path) -> None:
+    dress(figure)
     data = BytesIO()
-    figure.savefig(data, format="png", dpi=110, metadata={"Software": None})
+    with warnings.catch_warnings():  # a line for each letter, of what dress has told
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(data, format="png", dpi=110, metadata={"Software": None})
     write_atomic(path, data.getvalue())
 
 

@@ -1,0 +1,107 @@
+"""fonts.py: what an installed font can draw is drawn; what none can is said once."""
+
+import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from PIL import Image
+
+from support import fonts
+from support.pictures import sample_grid, wrapped
+from unigenbench.report import radar
+
+BEAR, CAT = "\u718a", "\u732b"
+EMOJI = "\U0001f408"
+
+
+def make_font(path, shapes: dict[str, list]) -> str:
+    """A font file with a polygon for each of some letters, twice as wide as Latin ones are."""
+    glyphs = {".notdef": TTGlyphPen(None).glyph()}
+    for letter, corners in shapes.items():
+        pen = TTGlyphPen(None)
+        pen.moveTo(corners[0])
+        for corner in corners[1:]:
+            pen.lineTo(corner)
+        pen.closePath()
+        glyphs[f"u{ord(letter):X}"] = pen.glyph()
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder(list(glyphs))
+    builder.setupCharacterMap({ord(letter): f"u{ord(letter):X}" for letter in shapes})
+    builder.setupGlyf(glyphs)
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": path.stem, "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+    return str(path)
+
+
+@pytest.fixture
+def no_font(monkeypatch):
+    """A machine that has matplotlib's own font alone."""
+    monkeypatch.setattr(fonts, "installed", lambda: [fonts.usual_font()])
+    monkeypatch.setattr(fonts, "told", set())
+
+
+@pytest.fixture
+def a_font(no_font, monkeypatch, tmp_path):
+    """A machine that has a damaged font file too, and one for two Chinese letters."""
+    (tmp_path / "damaged.ttf").write_bytes(b"no font")
+    square, wedge = [(0, 0), (0, 800), (900, 800), (900, 0)], [(0, 0), (450, 800), (900, 0)]
+    chinese = make_font(tmp_path / "chinese.ttf", {BEAR: square, CAT: wedge})
+    files = [fonts.usual_font(), str(tmp_path / "damaged.ttf"), chinese]
+    monkeypatch.setattr(fonts, "installed", lambda: files)
+    return chinese
+
+
+def grid(tmp_path, caption):
+    sample_grid([[Image.new("RGB", (32, 32), "red")]], [caption], tmp_path / "g.png")
+    return Image.open(tmp_path / "g.png").tobytes()
+
+
+def legend(tmp_path, name):
+    radar({name: {"Style": 85.0, "Grammar": 62.3, "Action": 10.0}}, tmp_path / "r.png")
+    return Image.open(tmp_path / "r.png").tobytes()
+
+
+@pytest.mark.parametrize("draw", [grid, legend])
+def test_letters_look_different_where_a_font_draws_them(draw, a_font, tmp_path, caplog):
+    assert draw(tmp_path, BEAR) != draw(tmp_path, CAT)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("draw", [grid, legend])
+def test_letters_without_a_font_are_boxes_and_each_script_is_told_once(
+    draw, no_font, tmp_path, caplog, recwarn
+):
+    assert draw(tmp_path, BEAR) == draw(tmp_path, CAT)
+    draw(tmp_path, BEAR + EMOJI)
+    first, second = [record.getMessage() for record in caplog.records]
+    assert f"for {BEAR} (CJK): no" in first and f"for {EMOJI} (CAT): no" in second
+    assert not recwarn.list  # nor does matplotlib repeat it for each letter
+
+
+@pytest.mark.parametrize(
+    "text", ["a plain text", "carr\u00e9", "\u043a\u0440\u0443\u0433", "a\u200d\ufe0f\n"]
+)
+def test_of_what_is_drawn_nothing_is_told(text, no_font, tmp_path, caplog):
+    grid(tmp_path, text)
+    assert not caplog.records
+
+
+def test_the_font_that_draws_the_most_is_taken(a_font):
+    usual = fonts.usual_font()
+    assert fonts.font_files([f"a {BEAR}{CAT}", f"many {BEAR}", BEAR + EMOJI, ""]) == [
+        a_font,  # two letters of three
+        usual,  # four of five
+        a_font,
+        usual,
+    ]
+
+
+@pytest.mark.parametrize("text", [BEAR * 40, f"one {BEAR} " * 20, "www " * 40, "iii " * 40])
+def test_no_line_is_wider_than_its_column(text, a_font):
+    (font,) = fonts.pillow_fonts([text], 12)
+    lines = wrapped(text, font, 120, 5).split("\n")
+    assert 2 <= len(lines) <= 5 and all(font.getlength(line) <= 120 for line in lines)
+    assert wrapped(text, font, 1, 5)  # a column too narrow for one letter
