@@ -17,12 +17,19 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from judges.mllm import Answer, Query, StreamingMLLM
+from judges.mllm import Answer, Query, StreamingMLLM, without_echo
 from judges.verdicts import parse_ratings, read
 from support.pictures import sample_grid
 
 SIZE = 16_000_000  # bytes of one file of lines, of which there are two
 PICTURES = 100
+
+
+def reading(query: Query, answer: Answer) -> str | float | None:
+    """How an answer is read: a verdict's name of two images, the mean rating of one."""
+    if answer.text and len(query.images) == 1:
+        return parse_ratings(without_echo(answer.text, query.text), answer.unfinished)
+    return read(query, answer).verdict.value
 
 
 class Recorded(StreamingMLLM):
@@ -36,10 +43,7 @@ class Recorded(StreamingMLLM):
     def as_answered(self, queries: Sequence[Query]) -> Iterator[tuple[int, Answer]]:
         shown = self._show(queries)
         for k, answer in self.mllm.as_answered(queries):
-            if answer.text and len(queries[k].images) == 1:
-                found = parse_ratings(answer.text, answer.unfinished)
-            else:
-                found = read(queries[k], answer).verdict.value
+            found = reading(queries[k], answer)
             self._write(queries[k], "" if k else shown, found, answer._asdict())
             yield k, answer
 

@@ -17,12 +17,14 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+import grpo
 from judges.record import Recorded
 from models.base import check_finite
 from rewards import JudgeError
 from support import build, diagnostics, explain, pictures, processes, rundir
 from support.config import Config, check_config, micro_batch_of, parse_rewards
 from support.files import writing
+from support.gallery import Witness
 from support.heldout import Heldout
 from support.processes import Processes
 from support.prompts import Prompts, make_batch
@@ -59,7 +61,7 @@ class Run:
         self.weights = {name: part.weight for name, part in parse_rewards(cfg.reward).items()}
         # A server's judging goes on behind the rollout; another judge is asked when its answer is.
         served = cfg.judge == "openai"
-        self.submit = processes.in_background if served else functools.partial
+        self.begin = processes.in_background if served else functools.partial
         # Parts of whole groups and whole micro-batches: the update's are those of the rollout.
         whole = math.lcm(self.micro_batch, cfg.group_size) // cfg.group_size
         groups = whole if served else samples
@@ -79,6 +81,7 @@ class Run:
         self.at, self.stop = 0, processes.Stop()  # the step at work; whether it is to be the last
         self.doubted = Counter()  # warnings of each kind, and steps
         self.last = None  # the last evaluation of this process: (Held, grid)
+        self.witness = None  # of rank 0: what its judge says of the groups that the gallery keeps
 
     @property
     def state(self) -> tuple:
@@ -106,6 +109,16 @@ class Run:
             if asked and step < self.cfg.steps:
                 raise StoppedError(asked[0])
 
+    def witnessed(self, step: int) -> bool:
+        """Whether the gallery keeps the groups of this step."""
+        return self.witness is not None and (step == 1 or self.evaluates(step))
+
+    def submit(self, reward, prompts: list[str], images: list[list]):
+        """Begins to judge groups; returns what waits for their rewards."""
+        if self.witnessed(self.at):
+            self.witness.show(prompts, images)
+        return self.begin(reward, prompts, images)
+
     def log(self, step: int, scored: dict, frac_floor, losses, norms, kl, seconds) -> None:
         """Adds the step's line to metrics.jsonl; evaluates and saves where it is time to.
 
@@ -119,7 +132,17 @@ class Run:
         row = {"step": step, **rundir.judging_of(scored), "frac_floor": frac_floor}
         self.metrics.append(row | rundir.over_ranks(ranks))
         self.doubt(self.metrics[-1])
+        if self.witnessed(step):
+            values = {name: result.values for name, result in scored.items()}
+            self.witness.keep(step, values, self.advantages(values))
         self.evaluate(step) if self.evaluates(step) else self.save(step)
+
+    def advantages(self, values: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(P, G): what train.normalize makes of the rewards."""
+        floor, clip = self.cfg.std_floor, self.cfg.adv_clip
+        if len(values) == 1:
+            return grpo.group_advantages(*values.values(), floor, clip)
+        return grpo.combine_advantages(values, self.weights, floor, clip)
 
     def doubt(self, row: dict) -> None:
         """Warns of what says that nothing is learned; of each kind the 1st, 2nd, 4th, ... time."""
@@ -250,8 +273,8 @@ class Run:
             heldout.marks(both),
         )
         print(
-            f"{result}\nlook at {self.out / 'before_after.png'} and {self.out / 'curves.png'}; "
-            f"the model is in {self.out / 'final'}"
+            f"{result}\nlook at {self.out / 'before_after.png'}, {self.out / 'curves.png'} and "
+            f"{self.out / 'gallery.html'}; the model is in {self.out / 'final'}"
         )
         if not held.known:
             raise SystemExit("the judge could not be read: whether this run learned is not known")
@@ -276,6 +299,7 @@ def prepared(cfg: Config, procs: Processes) -> Run:
     judge = procs.alike(build.judge_of, cfg, procs.world)
     if procs.first and cfg.judge != "shapes":
         judge = Recorded(judge, out / "verdicts")
+    judge = witness = Witness(judge, out)
     rewards = procs.alike(build.rewards_of, cfg, judge, procs.device)
     compare = procs.alike(build.comparison_of, cfg, judge)
     doubt = procs.alike(build.try_judge, cfg, judge)
@@ -290,6 +314,7 @@ def prepared(cfg: Config, procs: Processes) -> Run:
         run.metrics = rundir.read_metrics(out, processes.step_of(last))
     run.write = write
     if procs.first:
+        run.witness = witness
         rundir.write_metrics(out, run.metrics)
     return run
 

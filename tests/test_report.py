@@ -3,10 +3,9 @@
 import html.parser
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
+from browser import needs_browser, seen
 from PIL import Image
 
 from support.pictures import PALETTE
@@ -107,14 +106,10 @@ def test_markdown_table():
     assert table == "| Dim | a\\|b |\n|---|---:|\n| Style | 50.00 |\n\na note\n"
 
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed (apt-get install chromium)")
+@needs_browser
 def test_page_filters_in_a_real_browser(page, tmp_path):
-    """A script put at the end of a copy works the filters and writes down what is on the screen."""
-    probe = """<script>
-      const seen = [], look = () => seen.push(
+    """A script works the filters and writes down what is on the screen."""
+    script = """const look = () => seen.push(
         [...document.querySelectorAll(".group")].map(g => g.querySelectorAll("figure").length));
       const set = (id, value) => { const e = document.getElementById(id); e.value = value;
         e.dispatchEvent(new Event("input", {bubbles: true})); look(); };
@@ -126,27 +121,8 @@ def test_page_filters_in_a_real_browser(page, tmp_path):
       const seeable = id => getComputedStyle(document.getElementById(id)).display !== "none";
       seen.push(seeable("model-label"), seeable("more"), seeable("words"));  // one model, one page
       document.querySelector(".view").click();
-      seen.push(document.querySelector("dialog").open, document.title);
-      document.body.replaceChildren("SEEN" + JSON.stringify(seen) + "END");
-      </script></body>"""
-    copy = tmp_path / "probe.html"
-    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-sync",
-        "--disable-background-networking",
-        "--disable-component-update",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--dump-dom",
-    ]
-    dom = subprocess.run(
-        [BROWSER, *flags, copy.as_uri()], capture_output=True, text=True, timeout=120
-    ).stdout
-    seen = json.loads(re.search(r">SEEN(.*?)END", dom, re.DOTALL)[1])
-    assert seen == [
+      seen.push(document.querySelector("dialog").open, document.title);"""
+    assert seen(page, script, tmp_path) == [
         [2, 1],
         [1],
         [1],

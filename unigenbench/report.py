@@ -9,15 +9,15 @@ write_report does all of it from result files.
 
 import base64
 import html
-import json
 import math
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 from support.files import write_atomic
+from support.page import image_uri, write_page
 from support.pictures import PALETTE, new_figure, save_figure
-from support.rgb import to_rgb
 from unigenbench.images import FORMATS
 from unigenbench.results import Result, Scores, read_results, score
 from unigenbench.tables import SCORE_HEADER, coverage_line, markdown_table, score_rows
@@ -79,23 +79,12 @@ class Card(NamedTuple):
     points: list[Point]
 
 
-THUMBNAIL = 384  # pixels: larger images are shrunk to this before they are put into the page
-
-
 def data_uri(path) -> str | None:
-    """An image file for an <img>: PNG, or WebP shrunk from larger ones; None if unreadable."""
-    from PIL import Image
-
+    """An image file for an <img>; None if it cannot be read."""
     try:
-        image = to_rgb(Image.open(path, formats=FORMATS))
+        return image_uri(Image.open(path, formats=FORMATS))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
-    small = max(image.size) <= THUMBNAIL
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    data = BytesIO()
-    kind = "png" if small else "webp"  # half of JPEG: a page may hold 2,400 of them
-    image.save(data, kind, quality=75)
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def gallery_data(cards_by_model: dict[str, list[Card]]) -> list[dict]:
@@ -135,18 +124,15 @@ def html_report(path, header, rows, notes, radar_png: bytes, cards_by_model) -> 
     def cells(tag, row):
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
 
-    data = json.dumps(gallery_data(cards_by_model), ensure_ascii=False)
-    parts = {
-        "NOTES": "".join(f"<p>{html.escape(note)}</p>" for note in notes),
-        "RADAR": base64.b64encode(radar_png).decode(),
-        "HEAD": cells("th", header),
-        "ROWS": "".join(cells("td", row) for row in rows),
-        "DATA": data.replace("<", "\\u003c"),  # no "</script>", no "<!--" can end or open a tag
-    }
-    page = PAGE.read_text(encoding="utf-8")
-    before, *slots = page.split("@@")  # text, name, text, name, ..., text
-    filled = [parts[piece] if i % 2 == 0 else piece for i, piece in enumerate(slots)]
-    write_atomic(path, (before + "".join(filled)).encode())
+    write_page(
+        path,
+        PAGE,
+        gallery_data(cards_by_model),
+        NOTES="".join(f"<p>{html.escape(note)}</p>" for note in notes),
+        RADAR=base64.b64encode(radar_png).decode(),
+        HEAD=cells("th", header),
+        ROWS="".join(cells("td", row) for row in rows),
+    )
 
 
 # ----------------------------------------------------------------------------- from result files

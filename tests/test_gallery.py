@@ -1,0 +1,347 @@
+"""gallery.py: what a run keeps is what it learned from, and the page shows it."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from browser import needs_browser, seen
+from conftest import ROOT
+from PIL import Image
+
+import train
+from judges.mllm import Answer, Query
+from judges.scorers import MLLMScorer
+from judges.verdicts import PAIRWISE_TEMPLATE
+from rewards import JudgeError, PairwiseReward, PointwiseReward, Rewards
+from support import gallery
+from support.config import Config
+from support.gallery import Witness
+from support.processes import Processes
+from support.prompts import make_batch
+from support.run import start_run
+
+HOSTILE = "</script><script>document.title='owned'</script><!-- \" ' & <b>bold</b> @@DATA@@"
+
+
+class Judge:
+    """Prefers the brighter picture; says so with words that tell the pictures apart."""
+
+    name = "brightness"
+
+    def __init__(self, refuses=(), first=False):
+        """refuses: brightness of pictures about which nothing is said; first: always the first."""
+        self.refuses, self.first = refuses, first
+
+    def ask(self, queries):
+        return [self.answer([image.getpixel((0, 0))[0] for image in q.images]) for q in queries]
+
+    def answer(self, light):
+        if set(self.refuses) & set(light):
+            return Answer(error="refused")
+        if len(light) == 1:
+            kinds = ("Alignment", "Coherence", "Style")
+            return Answer("\n".join(f"{kind} Score (1-5): {1 + light[0] / 100}" for kind in kinds))
+        better = "Image 1 is better" if self.first or light[0] > light[1] else "Image 2 is better"
+        return Answer(f"{light[0]} and {light[1]} {HOSTILE}\n<answer>{better}</answer>")
+
+    def first_probability(self, queries):
+        return [None if self.refuses else 0.25 for _ in queries]
+
+
+def gray(*light, side=8):
+    return [Image.new("RGB", (side, side), (value, value, value)) for value in light]
+
+
+PROMPTS = ["up", "down"]
+GROUPS = [gray(10, 20, 30, 40), gray(80, 70, 60, 50)]
+
+
+def kept(tmp_path, judge, rewards, step=1, prompts=PROMPTS, groups=GROUPS):
+    """What is kept of a step with these rewards, by name, and the rewards themselves.
+
+    rewards: from an MLLM to a reward.
+    """
+    witness = Witness(judge, tmp_path)
+    witness.show(prompts, groups)
+    found = {name: make(witness)(prompts, groups).values for name, make in rewards.items()}
+    witness.keep(step, found, torch.zeros(len(prompts), len(groups[0])))
+    record = json.loads((tmp_path / "gallery" / f"step_{step:06}.json").read_text())
+    return record["groups"], found
+
+
+@pytest.mark.parametrize(
+    "judge, settings",
+    [
+        (Judge(), {}),
+        (Judge(), {"both_orders": False}),
+        (Judge(), {"opponents": 2}),
+        (Judge(first=True), {}),  # contradicts itself: all ties
+        (Judge(first=True), {"both_orders": False}),
+        (Judge(refuses=[20]), {}),
+        (Judge(), {"soft": True}),
+    ],
+)
+def test_a_win_rate_is_the_mean_of_its_row_in_the_table(judge, settings, tmp_path):
+    groups, found = kept(tmp_path, judge, {"pairwise": lambda m: PairwiseReward(m, **settings)})
+    for group, rates in zip(groups, found["pairwise"].tolist(), strict=True):
+        assert group["rewards"] == {"win rate": pytest.approx(rates, abs=1e-4)}
+        for row, rate in zip(group["points"], rates):
+            known = [points for points in row if points is not None]
+            assert rate == pytest.approx(sum(known) / len(known) if known else 0.5)
+
+
+def test_the_words_are_those_that_the_judge_says_of_the_pictures_as_shown(tmp_path):
+    judge = Judge(refuses=[20])
+    groups, _ = kept(
+        tmp_path,
+        judge,
+        {"pairwise": PairwiseReward, "pointwise": lambda m: PointwiseReward(MLLMScorer(m))},
+    )
+    for group, images in zip(groups, GROUPS, strict=True):
+        assert len(group["said"]) == 4 * 3 + 4  # each pair in both orders, each picture alone
+        for said in group["said"]:
+            (answer,) = judge.ask([Query(tuple(images[i] for i in said["shown"]), "")])
+            assert said["words"] == (answer.text or "refused")
+    read = {tuple(said["shown"]): said["read_as"] for said in groups[0]["said"]}
+    assert (read[0, 2], read[2, 0], read[0, 1], read[1,]) == ("second", "first", "failed", "failed")
+    assert read[0,] == pytest.approx(1.1)
+
+
+def test_what_is_asked_again_stands_with_its_last_answer(tmp_path):
+    class Hesitant(Judge):
+        def ask(self, queries):
+            plain = PAIRWISE_TEMPLATE.replace("{prompt}", "up")
+            return [
+                Answer("well") if query.text == plain else answer
+                for query, answer in zip(queries, super().ask(queries))
+            ]
+
+    groups, _ = kept(tmp_path, Hesitant(), {"pairwise": PairwiseReward})
+    assert all(said["words"] != "well" for said in groups[0]["said"])
+    assert [said["read_as"] for said in groups[0]["said"]].count("unparsable") == 0
+
+
+def test_pictures_that_were_not_shown_leave_no_trace_and_a_step_none_in_the_next(tmp_path):
+    witness = Witness(Judge(), tmp_path)
+    reward = PairwiseReward(witness)
+    for step, (prompt, group) in enumerate(zip(PROMPTS, GROUPS)):
+        witness.show([prompt], [group])
+        reward(["other"], [gray(1, 2, 3)])
+        witness.keep(step, {"pairwise": reward([prompt], [group]).values}, torch.zeros(1, 4))
+        (found,) = json.loads((tmp_path / f"gallery/step_00000{step}.json").read_text())["groups"]
+        assert found["prompt"] == prompt and len(found["said"]) == 12
+    assert not witness.said and not witness.places
+
+
+def test_a_step_keeps_the_groups_that_fit_and_one_at_least(tmp_path, monkeypatch):
+    whole, _ = kept(tmp_path, Judge(), {"pairwise": PairwiseReward})
+    for room, count in ((1, 1), (len(json.dumps(whole)) + 9, 2), (len(json.dumps(whole[0])), 1)):
+        monkeypatch.setattr(gallery, "STEP", room)
+        groups, _ = kept(tmp_path, Judge(), {"pairwise": PairwiseReward})
+        assert groups == whole[:count]
+
+
+def test_many_steps_are_thinned_evenly(tmp_path, monkeypatch):
+    kept(tmp_path, Judge(), {})
+    size = (tmp_path / "gallery" / "step_000001.json").stat().st_size
+    monkeypatch.setattr(gallery, "ALL", 9 * (size + 20))
+    for step in range(2, 65):
+        kept(tmp_path, Judge(), {}, step)
+    steps = [int(file.stem[-6:]) for file in gallery.steps_in(tmp_path / "gallery")]
+    gaps = [after - before for before, after in zip(steps, steps[1:])]
+    assert steps[0] == 1 and steps[-1] == 64 and len(steps) >= 8 and max(gaps) <= 16
+
+
+def test_large_pictures_are_shrunk(tmp_path):
+    noise = Image.effect_noise((1024, 1024), 80).convert("RGB")
+    groups, _ = kept(tmp_path, Judge(), {}, prompts=["a"], groups=[[noise] * 8])
+    assert len(json.dumps(groups)) < 8 * 1024 * 1024 / 10
+    assert all(uri.startswith("data:image/webp") for uri in groups[0]["images"])
+
+
+# ----------------------------------------------------------------------------- a run
+
+CFG = Config(
+    model=str(ROOT / "assets" / "tiny-flux"),
+    prompts_per_step=2,
+    group_size=4,
+    heldout=8,
+    num_steps=3,
+    eval_every=2,
+    checkpoint_every=1,
+    steps=3,
+)
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def whole_run(out, **settings):
+    run = start_run(replace(CFG, out=str(out), **settings), ALONE)
+    with run.ends_well():
+        train.train(run.cfg, ALONE, run)
+        run.finish()
+
+
+@pytest.fixture(scope="module")
+def a_run(tmp_path_factory):
+    """A run, and the rewards and advantages of each of its steps."""
+    learned, normalize = [], train.normalize
+
+    def noted(scored, *settings):
+        advantages, frac_floor = normalize(scored, *settings)
+        learned.append((scored, advantages))
+        return advantages, frac_floor
+
+    out = tmp_path_factory.mktemp("run") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "normalize", noted)
+        whole_run(out, reward="pairwise:0.4,redness:0.6")
+    return out, learned
+
+
+def test_a_run_keeps_what_it_learned_from_at_its_first_step_and_where_it_evaluates(a_run):
+    out, learned = a_run
+    files = gallery.steps_in(out / "gallery")
+    assert [file.name for file in files] == [f"step_00000{n}.json" for n in (1, 2, 3)]
+    prompts = [make_batch(CFG, None, step).prompts for step in (1, 2, 3)]
+    for file, texts, (scored, advantages) in zip(files, prompts, learned, strict=True):
+        assert [group["prompt"] for group in json.loads(file.read_text())["groups"]] == texts
+        for p, group in enumerate(json.loads(file.read_text())["groups"]):
+            assert group["advantages"] == pytest.approx(advantages[p].tolist(), abs=1e-4)
+            assert group["rewards"] == {
+                "win rate": pytest.approx(scored["pairwise"][p].tolist(), abs=1e-4),
+                "redness": pytest.approx(scored["redness"][p].tolist(), abs=1e-4),
+            }
+            assert len(group["said"]) == 12  # of the pairs alone: a scorer says nothing
+            assert all("Image 1 shows" in said["words"] for said in group["said"])
+
+
+def test_one_reward_is_normalized_as_training_does_it(a_run):
+    out, _ = a_run
+    run = start_run(replace(CFG, out=str(out.with_name("other"))), ALONE)
+    values = {"pairwise": torch.tensor([[0.1, 0.2, 0.9, 0.8], [0.5, 0.5, 0.5, 0.51]])}
+    settings = (run.weights, run.cfg.std_floor, run.cfg.adv_clip)
+    assert run.advantages(values).equal(train.normalize(values, *settings)[0])
+
+
+def test_a_run_that_is_resumed_keeps_the_same(a_run, tmp_path):
+    out, _ = a_run
+    for steps in (1, 3):
+        mixture = "pairwise:0.4,redness:0.6"
+        whole_run(tmp_path / "run", steps=steps, resume=steps > 1, reward=mixture)
+    assert (tmp_path / "run/gallery.html").read_text() == (out / "gallery.html").read_text()
+
+
+def test_a_run_that_ends_early_has_its_page(tmp_path, monkeypatch):
+    class Mortal(Judge):
+        asked = 0
+
+        def ask(self, queries):
+            self.asked += 1
+            return super().ask(queries) if self.asked < 2 else [Answer(error="down")] * len(queries)
+
+    monkeypatch.setattr("support.build.judge_of", lambda *_: Mortal())
+    with pytest.raises(JudgeError, match="the state after step 1 is saved"):
+        whole_run(tmp_path / "run")
+    assert '"step": 1' in (tmp_path / "run/gallery.html").read_text()
+    assert [file.stem for file in gallery.steps_in(tmp_path / "run/gallery")] == ["step_000001"]
+
+
+def test_the_command_makes_the_page_again(a_run, tmp_path, monkeypatch, capsys):
+    out, _ = a_run
+    page = (out / "gallery.html").read_text()
+    (out / "gallery.html").unlink()
+    monkeypatch.setattr("sys.argv", ["gallery", str(out)])
+    gallery.main()
+    assert (out / "gallery.html").read_text() == page and "gallery.html" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["gallery", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        gallery.main()
+    assert stop.value.code == 2 and "keeps no groups" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------- the page
+
+
+@pytest.fixture
+def page(tmp_path):
+    """Two steps: of two prompts, of which one is hostile, compared by two judges' ways; and of one
+    that was scored alone."""
+    texts = [HOSTILE, "down \ud83d"]  # the second ends in half of a pair of surrogates
+    kept(tmp_path, Judge(refuses=[20]), {"pairwise": PairwiseReward}, 1, prompts=texts)
+    alone = {"pointwise": lambda m: PointwiseReward(MLLMScorer(m)), "clip": lambda m: Constant()}
+    kept(tmp_path, Judge(), alone, 32, ["alone"], GROUPS[:1])
+    return tmp_path / "gallery.html"
+
+
+class Constant:
+    def __call__(self, prompts, images):
+        return Rewards(torch.full((len(prompts), len(images[0])), 0.3457), Counter())
+
+
+def test_the_page_is_whole_offline_and_holds_hostile_text_as_text(page):
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<script") == 2 and "<b>bold" not in text
+    assert not re.findall(r"(?:src|href)=", text) and "http" not in text.replace("http-equiv", "")
+    data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
+    steps = json.loads(data)["steps"]
+    assert [group["prompt"] for step in steps for group in step["groups"]] == [
+        HOSTILE,
+        "down \ud83d",
+        "alone",
+    ]
+
+
+@needs_browser
+def test_the_page_turns_in_a_real_browser(page, tmp_path):
+    """A script turns through steps and prompts, chooses pairs and pictures, and writes down what is
+    on the screen."""
+    script = """
+      const text = id => document.getElementById(id).textContent;
+      const signs = () => [...document.querySelectorAll("#table button")].map(b => b.textContent);
+      const heard = () => [...document.querySelectorAll("article")].map(a =>
+        [a.querySelector(".shown").textContent, a.querySelector("b").textContent]);
+      const key = k => document.dispatchEvent(new KeyboardEvent("keydown", {key: k}));
+      const cards = n => document.querySelectorAll("#images figure")[n].textContent;
+      seen.push(text("caption"), cards(3), signs().join(""), text("chosen"), heard());
+      document.querySelectorAll("#table button")[1].click();  // picture 1 against picture 3
+      seen.push(text("chosen"), heard(), document.querySelector("article pre").textContent);
+      document.getElementById("prompt-on").click();
+      seen.push(text("chosen"), signs().join(""), document.getElementById("prompt-on").disabled);
+      document.querySelectorAll("#images button")[3].click();
+      seen.push(text("chosen"), heard().length);
+      key("l");
+      seen.push(text("caption"), text("chosen"), heard(), cards(0));
+      seen.push(document.getElementById("pairs").hidden);
+      key("h"); key("k");
+      seen.push(document.getElementById("step").value, document.title);"""
+    assert seen(page, script, tmp_path) == [
+        HOSTILE,
+        "Picture 4win rate 1.00advantage 0.00",
+        "?LL???W?LW?W",  # every pair of the second picture is lost
+        "Picture 1 against picture 2, judged by brightness",
+        [
+            ["Image 1: picture 1Image 2: picture 2", "No answer"],
+            ["Image 1: picture 2Image 2: picture 1", "No answer"],
+        ],
+        "Picture 1 against picture 3, judged by brightness",
+        [
+            ["Image 1: picture 1Image 2: picture 3", "Image 2 is better"],
+            ["Image 1: picture 3Image 2: picture 1", "Image 1 is better"],
+        ],
+        f"10 and 30 {HOSTILE}\n<answer>Image 2 is better</answer>",
+        "Picture 1 against picture 3, judged by brightness",
+        "WWWLWWLLWLLL",
+        True,
+        "Picture 4, judged by brightness",
+        6,
+        "alone",
+        "Picture 4, judged by brightness",
+        [["picture 4", "Mean rating: 1.40"]],
+        "Picture 1score 1.1000clip 0.3457advantage 0.00",
+        True,
+        "1",
+        f"Gallery of {tmp_path.name}",
+    ]
