@@ -48,6 +48,7 @@ from support.prompts import seed_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TIED = "#dddddd"
+TEXT, TITLE = 22, 28  # pixels: still 7 points in the widest picture, printed 16 cm wide
 
 
 class Group(NamedTuple):
@@ -111,7 +112,7 @@ class Sheet:
         self.canvas = Image.new("RGB", (int(width), int(height)), PAPER)
         self.draw = ImageDraw.Draw(self.canvas)
 
-    def text(self, x, y, text: str, color=INK, size=14, anchor="lm") -> None:
+    def text(self, x, y, text: str, color=INK, size=TEXT, anchor="lm") -> None:
         (font,) = pillow_fonts([text], size)
         self.draw.text((x, y), text, color, font, anchor=anchor)
 
@@ -127,29 +128,30 @@ class Sheet:
 def group_picture(group: Group, prompt: verifier.Caption, cfg: Config, path) -> None:
     """One row an image: film strip, its comparisons, win rate, advantage, testpoints."""
     advantages = grpo.group_advantages(group.rates[None], cfg.std_floor, cfg.adv_clip)[0]
-    size, step, top = len(group.images), CELL + GAP, 96
+    size, step, top = len(group.images), CELL + GAP, 136
     strips = [*group.frames, group.images]
-    matrix = 2 * GAP + len(strips) * step + 24  # where each part begins, from the left
-    numbers = matrix + size * 40 + 32
-    marks = numbers + 300
-    foot = top + size * step + 16
-    sheet = Sheet(marks + 140, foot + 22 * len(prompt.testpoints))
-    sheet.text(2 * GAP, 22, prompt.text, size=20)
-    sheet.text(2 * GAP, 50, "the clean picture predicted at each step", MUTED)
-    sheet.text(matrix, 50, "against image (W won, = tied, L lost)", MUTED)
-    heads = [f"sigma {sigma:.2f}" for sigma in group.sigmas[:-1]] + ["judged"]
+    matrix = 2 * GAP + len(strips) * step + 36  # where each part begins, from the left
+    rates = matrix + size * 40 + 24
+    zero = rates + 170  # of the bars
+    marks = zero + 140
+    foot = top + size * step + 24
+    sheet = Sheet(marks + 70, foot + 34 * len(prompt.testpoints))
+    sheet.text(2 * GAP, 28, prompt.text, size=TITLE)
+    sheet.text(2 * GAP, 72, "the clean picture predicted at each noise level sigma", MUTED)
+    sheet.text(matrix, 72, "against image (W won, = tied, L lost)", MUTED)
+    heads = [f"{sigma:.2f}" for sigma in group.sigmas[:-1]] + ["judged"]
     for k, head in enumerate(heads):
-        sheet.text(2 * GAP + k * step + CELL / 2, 78, head, MUTED, anchor="mm")
+        sheet.text(2 * GAP + k * step + CELL / 2, 112, head, MUTED, anchor="mm")
     for j in range(size):
-        sheet.text(matrix + j * 40 + 17, 78, str(j + 1), MUTED, anchor="mm")
-    for x, head in ((0, "win rate"), (110, "advantage"), (300, "testpoints met")):
-        sheet.text(numbers + x, 78, head, MUTED)
+        sheet.text(matrix + j * 40 + 17, 112, str(j + 1), MUTED, anchor="mm")
+    for x, head in ((rates + 40, "win rate"), (zero, "advantage"), (marks, "testpoints")):
+        sheet.text(x, 112, head, MUTED, anchor="mm")
     for i in range(size):
         y = top + i * step
         middle, advantage = y + CELL / 2, advantages[i].item()
         for k, strip in enumerate(strips):
             sheet.paste(2 * GAP + k * step, y, strip[i])
-        sheet.text(matrix - 18, middle, str(i + 1), MUTED, anchor="mm")
+        sheet.text(matrix - 20, middle, str(i + 1), MUTED, anchor="mm")
         for j in range(size):
             if i != j:
                 fill, word = outcome(group.points[i, j])
@@ -157,14 +159,14 @@ def group_picture(group: Group, prompt: verifier.Caption, cfg: Config, path) -> 
                 sheet.draw.rectangle([x, middle - 17, x + 34, middle + 17], fill=fill)
                 ink = INK if fill == TIED else PAPER
                 sheet.text(x + 17, middle, word, ink, anchor="mm")
-        sheet.text(numbers, middle, f"{group.rates[i]:.2f}")
-        zero, end = numbers + 155, numbers + 155 + 24 * advantage
+        sheet.text(rates + 40, middle, f"{group.rates[i]:.2f}", anchor="mm")
+        end = zero + 28 * advantage
         color = WON if advantage > 0 else LOST
-        sheet.draw.rectangle([min(zero, end), middle - 8, max(zero, end), middle + 8], fill=color)
-        sheet.text(numbers + 225, middle, f"{advantage:+.2f}")
-        draw_marks(sheet.draw, marks + 40, middle - 5, group.met[i])
+        sheet.text(zero, middle - 14, f"{advantage:+.2f}", anchor="mm")
+        sheet.draw.rectangle([min(zero, end), middle + 6, max(zero, end), middle + 20], fill=color)
+        draw_marks(sheet.draw, marks, middle - 8, group.met[i], 16)
     for n, (sub, description) in enumerate(prompt.testpoints):
-        sheet.text(2 * GAP, foot + 22 * n, f"testpoint {n + 1}, {sub}: {description}", MUTED)
+        sheet.text(2 * GAP, foot + 34 * n, f"testpoint {n + 1}, {sub}: {description}", MUTED)
     sheet.save(path)
 
 
@@ -187,17 +189,18 @@ def denoising_picture(model, cfg: Config, prompt: str, seed: int, path) -> None:
     ]
     latents = torch.cat([way.latents for way in ways], dim=1)
     seen, predicted = states(model, text, ways[0]._replace(latents=latents))
-    names, step, left, top = ("ODE", "SDE, first draw", "SDE, second draw"), CELL + GAP, 150, 70
+    names, step, left, top = ("ODE", "SDE, draw 1", "SDE, draw 2"), CELL + GAP, 142, 96
     sheet = Sheet(left + (len(seen) + 1) * step + GAP, top + 3 * (2 * step + 14))
-    sheet.text(GAP, 20, prompt, size=20)
+    sheet.text(GAP, 24, prompt, size=TITLE)
+    sheet.text(GAP, 74, "sigma", MUTED)
     for k, sigma in enumerate(sigmas):
-        head = f"sigma {sigma:.2f}" if sigma else "picture"
-        sheet.text(left + k * step + CELL / 2, 52, head, MUTED, anchor="mm")
+        head = f"{sigma:.2f}" if sigma else "picture"
+        sheet.text(left + k * step + CELL / 2, 74, head, MUTED, anchor="mm")
     final = model.decode(latents[-1])
     for row, name in enumerate(names):
         y = top + row * (2 * step + 14)
-        sheet.text(GAP, y + CELL / 2, name)
-        sheet.text(GAP, y + CELL / 2 + 20, "latents", MUTED)
+        sheet.text(GAP, y + CELL / 2 - 14, name)
+        sheet.text(GAP, y + CELL / 2 + 14, "latents", MUTED)
         sheet.text(GAP, y + step + CELL / 2, "predicted", MUTED)
         for k in range(len(seen)):
             sheet.paste(left + k * step, y, seen[k][row])
@@ -209,7 +212,7 @@ def denoising_picture(model, cfg: Config, prompt: str, seed: int, path) -> None:
 def advantages_picture(group: Group, cfg: Config, path) -> None:
     """Scores and win rates of the same images, and what normalizing makes of each."""
     numbers = torch.arange(1, len(group.images) + 1)
-    figure = new_figure(figsize=(9.6, 5.6))
+    figure = new_figure(figsize=(7.2, 4.8))
     rows = (("pointwise scores", group.scores), ("win rates", group.rates))
     for (left, right), color, (name, values) in zip(figure.subplots(2, 2), PALETTE, rows):
         # No floor: what it would hide here is what the picture is to show.

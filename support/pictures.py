@@ -39,11 +39,11 @@ def enlarge(image, side=CELL):
     return image.resize(size, Image.Resampling.NEAREST)
 
 
-def draw_marks(draw, x, y, met) -> None:
+def draw_marks(draw, x, y, met, dot=DOT) -> None:
     """A dot for each testpoint, centered at x: filled and green where it holds, else a ring."""
-    left = x - DOT * (1.5 * len(met) - 0.5) / 2
+    left = x - dot * (1.5 * len(met) - 0.5) / 2
     for n, holds in enumerate(met):
-        box = [left + 1.5 * DOT * n, y, left + 1.5 * DOT * n + DOT, y + DOT]
+        box = [left + 1.5 * dot * n, y, left + 1.5 * dot * n + dot, y + dot]
         color = WON if holds else LOST
         draw.ellipse(box, fill=color if holds else PAPER, outline=color, width=2)
 
