@@ -106,16 +106,16 @@ def points_of(said: list[dict], size: int) -> list[list[float | None]]:
     """(G, G): what the image of a row got of its comparison with that of a column, over the orders
     that were asked; None where it was lost, or there was none."""
     turned = lambda points: None if points is None else 1 - points
-    one_order = {}
+    first = {}  # points of the first of two images, as they were shown
     for answer in said:
         if len(answer["shown"]) == 2:
             found = answer["read_as"]
             points = Verdict(found).points if isinstance(found, str) else found
-            one_order[tuple(answer["shown"])] = points
+            first[tuple(answer["shown"])] = points
     table = [[None] * size for _ in range(size)]
-    for (i, j), points in one_order.items():
-        other = turned(one_order[j, i]) if (j, i) in one_order else points
-        table[i][j] = mean_points(points, other)
+    for (i, j), points in first.items():
+        backward = turned(first[j, i]) if (j, i) in first else points
+        table[i][j] = mean_points(points, backward)
         table[j][i] = turned(table[i][j])
     return table
 
