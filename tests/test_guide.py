@@ -33,6 +33,7 @@ SMALL_GROUP = dataclasses.replace(Config(), group_size=3, num_steps=3)
 MODULES = [p for p in (*ROOT.glob("*.py"), *ROOT.glob("*/*.py")) if p.parent.name != "tests"]
 # Of names alone: in the code, or among the numbers of a run, some of whose names are put together.
 NAMED = "\n".join(path.read_text() for path in (*MODULES, ROOT / "docs" / "runs.md"))
+EXERCISES = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("exercises/ex_*.py")}
 FLAGS = {field.name for field in dataclasses.fields(Config)}
 FLAGS |= set(re.findall(r'"--(\w+)"', (ROOT / "bench.py").read_text()))
 
@@ -63,8 +64,8 @@ def test_what_stands_in_backticks_exists(token):
         assert flag[2:].removeprefix("no-") in FLAGS
         if values:
             parse_config(token.split())  # of train.py; SystemExit for an unknown recipe
-    elif token.startswith("exercises/") and not (ROOT / "exercises").exists():
-        pytest.skip("there are no exercises yet")
+    elif token.startswith("exercises/") and token > max(EXERCISES, default=""):
+        pytest.skip("not there yet: exercises come in their order")
     elif is_file(token):
         assert (ROOT / token).is_file()
     elif "." in token:
@@ -72,6 +73,10 @@ def test_what_stands_in_backticks_exists(token):
     else:
         assert re.fullmatch(r"\w+", token), "neither a flag, a file, a command nor a name"
         assert re.search(rf"\b{token}\b", NAMED)
+
+
+def test_each_exercise_has_its_part():
+    assert set(TOKENS) >= EXERCISES
 
 
 def test_links_and_pictures_exist():
