@@ -124,13 +124,13 @@ def step(cfg, procs, run: Run, sigmas, number: int) -> None:
         rewards.check_lost(run.rewards[name].name, result, cfg.max_failed)
     answered = time.perf_counter()
 
-    # 3. Normalize: advantages (P, G) of all ranks, of which these are ours: (B,)
+    # 3. Normalize: advantages (P, G) of all ranks, and of them our own: (B,)
     values = {name: result.values for name, result in scored.items()}  # (P, G) each
     advantages, frac_floor = normalize(values, run.weights, cfg.std_floor, cfg.adv_clip)
-    advantages = advantages.chunk(procs.world)[procs.rank].flatten().to(procs.device)
+    own = advantages.chunk(procs.world)[procs.rank].flatten().to(procs.device)
 
     # 4. Descend: replay some of the stochastic steps of every sample under the present weights.
-    replayed, batches = part.replayed, micro_batches(len(advantages), run.micro_batch)
+    replayed, batches = part.replayed, micro_batches(len(own), run.micro_batch)
     losses, norms = [], []
     how = (cfg.clip_range, cfg.guard, cfg.kl_coef)
     for n in range(cfg.updates):  # with several, each sees images of every group
@@ -138,7 +138,7 @@ def step(cfg, procs, run: Run, sigmas, number: int) -> None:
         samples = sum(rows.stop - rows.start for _, rows in parts)
         for i, (k, rows) in enumerate(parts, 1):
             with processes.gradients(run.policy, average=i == len(parts)):
-                loss = objective(model, run.policy, rollout, advantages[rows], k, rows, *how)
+                loss = objective(model, run.policy, rollout, own[rows], k, rows, *how)
                 ((rows.stop - rows.start) / samples * loss.loss).backward()
             losses.append(grpo.Loss(*(x.detach() for x in loss)))
         procs.alike(check_finite, [("the loss", torch.stack([x.loss for x in losses]))])
@@ -147,7 +147,7 @@ def step(cfg, procs, run: Run, sigmas, number: int) -> None:
         run.optimizer.zero_grad(set_to_none=True)
     run.average.update()
     seconds = (sampled - start, answered - asked, time.perf_counter() - answered)
-    run.log(number, scored, frac_floor, losses, norms, kl, seconds)
+    run.log(number, scored, advantages, frac_floor, losses, norms, kl, seconds)
 
 
 def objective(

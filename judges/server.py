@@ -68,7 +68,12 @@ def _text_of(content) -> str:
         parts = [part if isinstance(part, dict) else {"text": part} for part in content]
         texts = [p.get("text") for p in parts if p.get("type") in (None, "text", "output_text")]
         content = "".join(text for text in texts if isinstance(text, str))
-    return content if isinstance(content, str) else ""
+    return _encodable(content) if isinstance(content, str) else ""
+
+
+def _encodable(text: str) -> str:
+    """The text with "?" for half a surrogate pair, such as a cut emoji: no file could hold that."""
+    return text.encode(errors="replace").decode()
 
 
 def _read_reply(reply, max_tokens: int) -> Answer:
@@ -87,7 +92,11 @@ def _read_reply(reply, max_tokens: int) -> Answer:
     unfinished = _unfinished(reason, tokens if isinstance(tokens, int) else None, max_tokens)
     if not text.strip():
         refusal = getattr(message, "refusal", None)
-        empty = f"refused: {refusal}" if refusal else f"empty answer (finish_reason: {reason})"
+        empty = (
+            f"refused: {_encodable(str(refusal))}"
+            if refusal
+            else f"empty answer (finish_reason: {reason})"
+        )
         unfinished = f"{empty}: {unfinished}" if unfinished else empty
         return Answer(error=unfinished, unfinished=unfinished)
     if unfinished and any(
@@ -336,4 +345,4 @@ class OpenAIMLLM(StreamingMLLM):
         """The message in one line of at most 300 characters, without key and URL's password."""
         for secret in self._secrets:
             message = message.replace(secret, "***")
-        return " ".join(message.split())[:300]
+        return _encodable(" ".join(message.split())[:300])

@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-import grpo
 from judges.record import Recorded
 from models.base import check_finite
 from rewards import JudgeError
@@ -119,11 +118,14 @@ class Run:
             self.witness.show(prompts, images)
         return self.begin(reward, prompts, images)
 
-    def log(self, step: int, scored: dict, frac_floor, losses, norms, kl, seconds) -> None:
+    def log(
+        self, step: int, scored: dict, advantages, frac_floor, losses, norms, kl, seconds
+    ) -> None:
         """Adds the step's line to metrics.jsonl; evaluates and saves where it is time to.
 
-        scored: rewards.Rewards of all ranks by name; losses: grpo.Loss of each backward pass;
-        norms: of the gradient, one an update; seconds: of rollout, judge and update.
+        scored: rewards.Rewards by name, advantages: (P, G), both of all ranks; losses: grpo.Loss of
+        each backward pass; norms: of the gradient, one an update; seconds: of rollout, judge and
+        update.
         Raises FloatingPointError, before anything is written, if weights are no longer finite.
         """
         trained = [("the trained weights", weight) for weight in self.model.trainable()]
@@ -134,15 +136,8 @@ class Run:
         self.doubt(self.metrics[-1])
         if self.witnessed(step):
             values = {name: result.values for name, result in scored.items()}
-            self.witness.keep(step, values, self.advantages(values))
+            self.witness.keep(step, values, advantages)
         self.evaluate(step) if self.evaluates(step) else self.save(step)
-
-    def advantages(self, values: dict[str, torch.Tensor]) -> torch.Tensor:
-        """(P, G): what train.normalize makes of the rewards."""
-        floor, clip = self.cfg.std_floor, self.cfg.adv_clip
-        if len(values) == 1:
-            return grpo.group_advantages(*values.values(), floor, clip)
-        return grpo.combine_advantages(values, self.weights, floor, clip)
 
     def doubt(self, row: dict) -> None:
         """Warns of what says that nothing is learned; of each kind the 1st, 2nd, 4th, ... time."""

@@ -218,14 +218,6 @@ def test_a_run_keeps_what_it_learned_from_at_its_first_step_and_where_it_evaluat
             assert all("Image 1 shows" in said["words"] for said in group["said"])
 
 
-def test_one_reward_is_normalized_as_training_does_it(a_run):
-    out, _ = a_run
-    run = start_run(replace(CFG, out=str(out.with_name("other"))), ALONE)
-    values = {"pairwise": torch.tensor([[0.1, 0.2, 0.9, 0.8], [0.5, 0.5, 0.5, 0.51]])}
-    settings = (run.weights, run.cfg.std_floor, run.cfg.adv_clip)
-    assert run.advantages(values).equal(train.normalize(values, *settings)[0])
-
-
 def test_a_run_that_is_resumed_keeps_the_same(a_run, tmp_path):
     out, _ = a_run
     for steps in (1, 3):

@@ -420,6 +420,7 @@ def choice(content, **others):
         ([{"type": "thinking", "thinking": [{"text": "no"}]}, {"type": "text", "text": "x"}], "x"),
         ([{"type": "reasoning", "text": "no"}, {"type": "output_text", "text": "x"}], "x"),
         (["one", {"text": " two"}, {"type": "image_url"}, 5], "one two"),
+        ("a cut emoji \ud83d, in one text", "a cut emoji ?, in one text"),  # no file could hold it
     ],
 )
 def test_content_may_be_a_list_of_parts(content, text):
