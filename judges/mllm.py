@@ -9,6 +9,7 @@ the verifier's; record.py writes down what another one says.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -98,14 +99,14 @@ def ask_again(ask: Callable, queries: Sequence[Query], again: Callable, retries:
     return heard
 
 
-class StreamingMLLM:
+class StreamingMLLM(ABC):
     """An MLLM that gives each answer as soon as it is there, to be written down at once."""
 
     name: str
 
+    @abstractmethod
     def as_answered(self, queries: Sequence[Query]) -> Iterator[tuple[int, Answer]]:
         """(index, answer) of each query, in the order in which the answers come."""
-        raise NotImplementedError
 
     def ask(self, queries: Sequence[Query]) -> list[Answer]:
         return in_order(self.as_answered(queries))

@@ -156,6 +156,16 @@ def retry_delay(error: Exception, attempt: int, backoff: float) -> float:
     return min(backoff * 2.0 ** min(attempt, 60), 30.0) * _jitter.uniform(0.5, 1.0)
 
 
+def _checked_url(base_url: str):
+    """A judge's address in its parts, and as text without credentials. Raises ValueError."""
+    url = urlsplit(base_url)
+    if url.scheme not in ("http", "https") or not url.netloc:  # not quoted: may hold a password
+        raise ValueError("the judge's base URL must begin with http:// or https:// and a host")
+    if url.path.rstrip("/").endswith("/chat/completions"):
+        raise ValueError("the judge's base URL must end before /chat/completions, with /v1")
+    return url, f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+
+
 class OpenAIMLLM(StreamingMLLM):
     """Any OpenAI-compatible server: vLLM, SGLang, a cloud API.
 
@@ -202,25 +212,16 @@ class OpenAIMLLM(StreamingMLLM):
         # A server of one's own asks for no key, but the client insists on one; and no header takes
         # the line break at the end of a key that was read from a file.
         key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip() or "none"
-        url = urlsplit(base_url)
-        if url.scheme not in ("http", "https") or not url.netloc:  # not quoted: may hold a password
-            raise ValueError("the judge's base URL must begin with http:// or https:// and a host")
+        url, self._where = _checked_url(base_url)
         self._secrets = [secret for secret in (key, url.password) if secret and secret != "none"]
-        self._where = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"  # no credentials
         self._path = url.path.rstrip("/")
-        if self._path.endswith("/chat/completions"):
-            raise ValueError("the judge's base URL must end before /chat/completions, with /v1")
         self._has_key = key != "none"
         # One retry policy and one deadline, ours: the client's deadline is for each read of a call.
         options = {"base_url": base_url, "api_key": key, "max_retries": 0}
         # The client itself raises the last two for some garbled bodies.
         self._errors = (openai.APIError, TimeoutError, ValueError, RecursionError)
         if model is None:
-            try:
-                model = openai.OpenAI(**options, timeout=timeout).models.list().data[0].id
-            except (*self._errors, AttributeError, IndexError, TypeError) as error:
-                said = f"{self._where} lists no model, name one: {self._hint(error)}{_words(error)}"
-                raise ValueError(self._scrubbed(said)) from None
+            model = self._first_model(openai.OpenAI(**options, timeout=timeout))
         self.model, self.timeout = model, timeout
         self.max_retries, self.backoff, self.patience = max_retries, backoff, patience
         self.max_calls, self.calls, self._clock = max_calls, 0, clock
@@ -242,6 +243,14 @@ class OpenAIMLLM(StreamingMLLM):
         self._slots = Slots(concurrency)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="mllm", daemon=True).start()
+
+    def _first_model(self, client) -> str:
+        """The name that the server lists first. Raises ValueError if it lists none."""
+        try:
+            return client.models.list().data[0].id
+        except (*self._errors, AttributeError, IndexError, TypeError) as error:
+            said = f"{self._where} lists no model, name one: {self._hint(error)}{_words(error)}"
+            raise ValueError(self._scrubbed(said)) from None
 
     def as_answered(self, queries: Sequence[Query]) -> Iterator[tuple[int, Answer]]:
         """(index, answer) of each query as they come; several threads may ask at once."""

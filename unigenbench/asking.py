@@ -150,6 +150,72 @@ def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, lanes: int, batch: int) -> 
             stop.set()
 
 
+class Heard:
+    """What a judge says of images: what its journal holds of earlier, and what comes."""
+
+    def __init__(self, journal: Journal, texts: dict):
+        """texts: the question about each prompt, by its index."""
+        self.journal, self.texts = journal, texts
+        self.answers = {  # by image and digest
+            (line["image"], line["digest"]): Answer(
+                line["output"] or None, line["error"], None, line.get("unfinished")
+            )
+            for line in journal.lines
+        }
+        self.digests = {}  # of the images that could be opened with their questions, by name
+        self.broken = []  # why others could not
+
+    def keep(self, task: Task, answer: Answer) -> None:
+        self.answers[task.name, task.digest] = answer
+        self.journal.write(
+            {
+                "image": task.name,
+                "digest": task.digest,
+                "output": answer.text or "",
+                "error": answer.error,
+                "unfinished": answer.unfinished,
+            }
+        )
+
+    def judgement(self, prompt: Prompt, name: str) -> tuple[Answer, Judgement]:
+        none = Answer(error="no such image")
+        answer = self.answers.get((name, self.digests.get(name)), none)
+        return answer, read_judgement(answer, self.texts[prompt.index], len(prompt.testpoints))
+
+    def tasks(self, prompts: list[Prompt], folder: Path) -> Iterator[Task]:
+        """What is left to be asked; an image is opened when its turn comes."""
+        bar = tqdm([(p, i) for p in prompts for i in range(IMAGES)], desc="judge")
+        for prompt, i in bar:
+            name, text = image_name(prompt.index, i), self.texts[prompt.index]
+            try:
+                image, data = open_image(folder / name)
+            except ValueError as error:
+                self.broken.append(str(error))
+                continue
+            digest = hashlib.sha256(data + text.encode()).hexdigest()[:16]
+            self.digests[name] = digest
+            if self.judgement(prompt, name)[1].scores is None:
+                yield Task(name, image, digest, text, len(prompt.testpoints))
+
+    def results(self, prompts: list[Prompt], folder: Path) -> list[Result]:
+        """One for each image of each prompt; says in the log why those asked in vain were lost."""
+        results, lost, said = [], Counter(), ""
+        for p in prompts:
+            subs, descriptions = map(list, zip(*p.testpoints))
+            for name in (image_name(p.index, i) for i in range(IMAGES)):
+                answer, (scores, reasons, why) = self.judgement(p, name)
+                if why and name in self.digests:
+                    lost[why], said = lost[why] + 1, answer.text or said
+                image, output = str(folder / name), answer.text or ""
+                judged = (subs, image, scores, output, reasons, descriptions)
+                results.append(Result(p.index, p.text, *judged, p.language))
+        if lost:
+            why = "; ".join(f"{count} x {why}" for why, count in lost.most_common())
+            ends = f"; the last of these answers ends with {said[-80:]!r}" if said else ""
+            log.warning("%d images were asked about in vain: %s%s", lost.total(), why, ends)
+        return results
+
+
 def judge_images(
     mllm: MLLM,
     prompts: list[Prompt],
@@ -177,71 +243,10 @@ def judge_images(
             ", ".join(odd),
         )
     prompts = prompts[:limit]
-    journal, broken, digests = Journal(journal_path, {"judge": mllm.name}), [], {}
-    kept = {  # by image and digest
-        (line["image"], line["digest"]): Answer(
-            line["output"] or None, line["error"], None, line.get("unfinished")
-        )
-        for line in journal.lines
-    }
-
-    def keep(task: Task, answer: Answer) -> None:
-        kept[task.name, task.digest] = answer
-        journal.write(
-            {
-                "image": task.name,
-                "digest": task.digest,
-                "output": answer.text or "",
-                "error": answer.error,
-                "unfinished": answer.unfinished,
-            }
-        )
-
-    def judgement(prompt: Prompt, name: str) -> tuple[Answer, Judgement]:
-        answer = kept.get((name, digests.get(name)), Answer(error="no such image"))
-        return answer, read_judgement(answer, texts[prompt.index], len(prompt.testpoints))
-
-    def tasks() -> Iterator[Task]:
-        bar = tqdm([(p, i) for p in prompts for i in range(IMAGES)], desc="judge")
-        for prompt, i in bar:
-            name, text = image_name(prompt.index, i), texts[prompt.index]
-            try:
-                image, data = open_image(folder / name)
-            except ValueError as error:
-                broken.append(str(error))
-                continue
-            digests[name] = digest = hashlib.sha256(data + text.encode()).hexdigest()[:16]
-            if judgement(prompt, name)[1].scores is None:
-                yield Task(name, image, digest, text, len(prompt.testpoints))
-
-    texts = {p.index: question(p, template) for p in prompts}
+    journal = Journal(journal_path, {"judge": mllm.name})
+    heard = Heard(journal, {p.index: question(p, template) for p in prompts})
     with journal.file:  # closed, and so unlocked, also where this is cut short
-        ask_all(mllm, tasks(), keep, lanes, batch)
-    if broken:
-        log.warning("%d images cannot be judged: %s", len(broken), "; ".join(broken))
-    results, lost, said = [], Counter(), ""
-    for p in prompts:
-        subs, descriptions = map(list, zip(*p.testpoints))
-        for name in (image_name(p.index, i) for i in range(IMAGES)):
-            answer, (scores, reasons, why) = judgement(p, name)
-            if why and name in digests:
-                lost[why], said = lost[why] + 1, answer.text or said
-            output = answer.text or ""
-            results.append(
-                Result(
-                    p.index,
-                    p.text,
-                    subs,
-                    str(folder / name),
-                    scores,
-                    output,
-                    reasons,
-                    descriptions,
-                    p.language,
-                )
-            )
-    if lost:
-        why = "; ".join(f"{count} x {why}" for why, count in lost.most_common())
-        ends = f"; the last of these answers ends with {said[-80:]!r}" if said else ""
-        log.warning("%d images were asked about in vain: %s%s", lost.total(), why, ends)
-    return results
+        ask_all(mllm, heard.tasks(prompts, folder), heard.keep, lanes, batch)
+    if heard.broken:
+        log.warning("%d images cannot be judged: %s", len(heard.broken), "; ".join(heard.broken))
+    return heard.results(prompts, folder)
