@@ -222,7 +222,7 @@ class AestheticScorer:
 
 
 class Redness:
-    """Mean over pixels of red less the mean of green and blue, in grey levels: -255 to 255.
+    """Mean over pixels of red less the mean of green and blue, in gray levels: -255 to 255.
 
     It ignores the prompt. Trained on alone, it shows reward hacking (docs/runs.md).
     """

@@ -32,7 +32,7 @@ class Held(NamedTuple):
     """Held-out results, one entry a prompt."""
 
     met: list[list[bool]]  # which of its testpoints hold; empty for prompts from a file
-    fidelity: list[float]  # grey levels, lower is better; empty for prompts from a file
+    fidelity: list[float]  # gray levels, lower is better; empty for prompts from a file
     wins: list[float | None]  # win rate against the base's picture; None: comparison lost
     subs: Sequence[Sequence[str]] = ()  # the sub dimension that each testpoint tests
 
@@ -92,7 +92,7 @@ class Held(NamedTuple):
             f"{now['heldout_accuracy']:.3f}: gain {gain:+.3f} "
             f"(95 % interval {low:+.3f} .. {high:+.3f}), "
             f"wholly right {before['heldout_perfect']:.2f} -> {now['heldout_perfect']:.2f}, "
-            f"fidelity {before['heldout_fidelity']:.2f} -> {now['heldout_fidelity']:.2f} grey "
+            f"fidelity {before['heldout_fidelity']:.2f} -> {now['heldout_fidelity']:.2f} gray "
             "levels, " + text + self.worse_than(base)
         )
 
