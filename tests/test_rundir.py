@@ -75,6 +75,14 @@ def test_no_logger_says_nothing(tmp_path):
     assert make_logger("", tmp_path, {})(ROW) is None
 
 
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_a_logger_that_is_not_installed_is_named(kind, tmp_path, monkeypatch):
+    for module in ("wandb", "tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit, match=f"pip install {kind}"):
+        make_logger(kind, tmp_path, {})
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux):
     """Run as it stands, with the placeholder filled in, in float32 on the CPU."""
