@@ -20,6 +20,7 @@ from support.rundir import (
     best_step,
     check_disk,
     disk_bytes,
+    judge_rates,
     judging_of,
     learning_of,
     make_logger,
@@ -265,17 +266,37 @@ def test_what_a_judge_says_by_hand():
     }
 
 
-def test_rewards_of_a_mixture_keep_their_own_units():
-    win = Rewards(torch.tensor([[0.0, 1.0]]), Counter(comparisons=4))
-    logit = Rewards(torch.tensor([[20.0, 24.0]]), Counter(comparisons=2, failed=1))
-    row = judging_of({"pairwise": win, "clip": logit})
+def test_the_log_of_a_mixture_names_its_parts_and_adds_counts_up():
+    compared = Counter(wanted=4, comparisons=4, failed=0, first=2, second=2, pairs=2, ties=1)
+    row = judging_of(
+        {
+            "pairwise": Rewards(torch.tensor([[0.0, 1.0], [0.5, 0.5]]), compared),
+            "clip": Rewards(
+                torch.tensor([[20.0, 24.0], [30.0, 30.0]]), Counter(comparisons=3, failed=1)
+            ),
+        }
+    )
     assert row == {
         "groups_lost": 0,
         "pairwise_mean": 0.5,
-        "pairwise_std": 0.5,
-        "clip_mean": 22.0,
-        "clip_std": 2.0,
-        "comparisons": 6,
+        "pairwise_std": 0.25,
+        "clip_mean": 26.0,
+        "clip_std": 1.0,
+        "comparisons": 7,
         "unparsable": 0,
         "failed": 1,
+        "tie_rate": 0.5,
+        "first_rate": 0.5,
+    }
+
+
+def test_rates_where_nothing_was_decided():
+    nothing = Counter(comparisons=2, failed=2, first=0, second=0, pairs=0, ties=0, agree=0)
+    rates = judge_rates(nothing)
+    assert (rates["tie_rate"], rates["first_rate"], rates["order_agreement"]) == (0, 0.5, 0)
+    assert set(judge_rates(Counter(comparisons=2))) == {
+        "comparisons",
+        "unparsable",
+        "failed",
+        "groups_lost",
     }
