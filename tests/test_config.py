@@ -2,9 +2,11 @@
 template, the calls to the judge, and settings that cannot work."""
 
 import dataclasses
+import itertools
 import math
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ import grpo
 import train
 from judges.scorers import MLLMScorer
 from judges.verdicts import PAIRWISE_TEMPLATE
-from rewards import PairwiseReward, PointwiseReward
+from rewards import PairwiseReward, PointwiseReward, pair_schedule
 from shapes.verifier import ShapesMLLM
 from support.build import call_budget, comparison_of, rewards_of
 from support.config import (
@@ -221,7 +223,11 @@ def test_wrong_settings_of_judging_get_one_sentence(settings, sentence):
 
 @pytest.mark.parametrize("settings", [{"opponents": 1, "group_size": 2}, {"opponents": 7}])
 def test_settings_at_the_edge_that_work(settings):
-    check_config(Config(**settings), 1)
+    """And the schedule of such a run gives each image as many others as were asked for."""
+    cfg = Config(**settings)
+    check_config(cfg, 1)
+    met = Counter(itertools.chain(*pair_schedule(cfg.group_size, cfg.opponents)))
+    assert met == dict.fromkeys(range(cfg.group_size), cfg.opponents)
 
 
 def test_help_shows_every_setting_in_its_group_and_loads_no_library():
