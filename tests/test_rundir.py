@@ -176,7 +176,10 @@ def test_a_run_is_of_what_stood_in_its_files(name, with_files):
 
 def test_what_may_be_lost_and_how_a_judge_is_reached_may_change(with_files):
     cfg, _ = with_files
-    prepare_run(replace(cfg, max_failed=0.6, judge_tokens=4096, base_url="http://h", patience=9.0))
+    new = dict(max_failed=0.6, judge_tokens=4096, base_url="http://h", patience=9.0)
+    out = prepare_run(replace(cfg, **new))
+    kept = json.loads((out / "config.json").read_text())["config"]
+    assert {name: kept[name] for name in new} == new
 
 
 def test_the_log_is_json_whatever_was_measured(tmp_path):
