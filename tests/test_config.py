@@ -2,7 +2,7 @@
 template, the calls to the judge, and settings that cannot work."""
 
 import dataclasses
-import json
+import itertools
 import math
 import subprocess
 import sys
@@ -11,12 +11,13 @@ from collections import Counter
 import pytest
 import torch
 from conftest import ROOT
+from real_runs import stepped
 
 import grpo
 import train
 from judges.scorers import MLLMScorer
 from judges.verdicts import PAIRWISE_TEMPLATE
-from rewards import PairwiseReward, PointwiseReward, Rewards
+from rewards import PairwiseReward, PointwiseReward, pair_schedule
 from shapes.verifier import ShapesMLLM
 from support.build import call_budget, comparison_of, rewards_of
 from support.config import (
@@ -29,11 +30,8 @@ from support.config import (
     parse_config,
     parse_rewards,
 )
-from support.processes import Processes
-from support.run import start_run
-from support.rundir import judge_rates, judging_of
 
-TINY, CLIP = ROOT / "assets" / "tiny-flux", ROOT / "assets" / "tiny-clip"
+CLIP = ROOT / "assets" / "tiny-clip"
 
 # ---- --reward ----
 
@@ -150,87 +148,13 @@ def test_a_mixtures_share_at_the_floor_is_counted_in_each_rewards_own_units():
     assert train.normalize(scored, dict.fromkeys(scored, 1.0), 0.05, 5.0)[1] == 0.25
 
 
-# ---- what the log says of rewards ----
-
-
-def test_the_log_of_one_reward():
-    values = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
-    counts = Counter(
-        wanted=8,
-        comparisons=9,
-        failed=1,
-        unparsable=2,
-        first=1,
-        second=3,
-        pairs=4,
-        ties=1,
-        agree=2,
-    )
-    assert judging_of({"clip": Rewards(values, counts, "an error")}) == {
-        "groups_lost": 0,
-        "reward_mean": 0.5,
-        "reward_std": 0.25,  # within groups: 0.5 and 0
-        "comparisons": 9,
-        "unparsable": 2,
-        "failed": 1,
-        "tie_rate": 0.25,
-        "first_rate": 0.25,
-        "order_agreement": 0.5,
-    }
-
-
-def test_the_log_of_a_mixture_names_its_parts_and_adds_counts_up():
-    compared = Counter(wanted=4, comparisons=4, failed=0, first=2, second=2, pairs=2, ties=1)
-    row = judging_of(
-        {
-            "pairwise": Rewards(torch.tensor([[0.0, 1.0], [0.5, 0.5]]), compared),
-            "clip": Rewards(
-                torch.tensor([[20.0, 24.0], [30.0, 30.0]]), Counter(comparisons=3, failed=1)
-            ),
-        }
-    )
-    assert row == {
-        "groups_lost": 0,
-        "pairwise_mean": 0.5,
-        "pairwise_std": 0.25,
-        "clip_mean": 26.0,
-        "clip_std": 1.0,
-        "comparisons": 7,
-        "unparsable": 0,
-        "failed": 1,
-        "tie_rate": 0.5,
-        "first_rate": 0.5,
-    }
-
-
-def test_rates_where_nothing_was_decided():
-    nothing = Counter(comparisons=2, failed=2, first=0, second=0, pairs=0, ties=0, agree=0)
-    rates = judge_rates(nothing)
-    assert (rates["tie_rate"], rates["first_rate"], rates["order_agreement"]) == (0, 0.5, 0)
-    assert set(judge_rates(Counter(comparisons=2))) == {
-        "comparisons",
-        "unparsable",
-        "failed",
-        "groups_lost",
-    }
-
-
 def test_a_step_on_two_rewards(tmp_path):
-    cfg = Config(
-        model=str(TINY),
-        out=str(tmp_path / "run"),
-        steps=1,
-        prompts_per_step=2,
-        group_size=4,
-        heldout=2,
-        reward=f"pairwise:0.4,clip={CLIP}:0.6",
-    )
+    small = dict(prompts_per_step=2, group_size=4, heldout=1, out=str(tmp_path))
+    cfg = Config(**small, reward=f"pairwise:0.4,clip={CLIP}:0.6")
     check_config(cfg, 1)
-    procs = Processes(0, 1, torch.device("cpu"))
-    run = start_run(cfg, procs)
+    run = stepped(cfg)
     assert run.weights == {"pairwise": 0.4, "clip": 0.6}
-    train.train(cfg, procs, run)
-    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
+    row = run.metrics[1]
     assert row["pairwise_mean"] == pytest.approx(0.5)
     assert row["clip_std"] > 0 and row["grad_norm"] > 0
     assert row["comparisons"] == 2 * 4 * 3 + 2 * 4  # pairs in both orders, and each image once
@@ -299,7 +223,11 @@ def test_wrong_settings_of_judging_get_one_sentence(settings, sentence):
 
 @pytest.mark.parametrize("settings", [{"opponents": 1, "group_size": 2}, {"opponents": 7}])
 def test_settings_at_the_edge_that_work(settings):
-    check_config(Config(**settings), 1)
+    """And the schedule of such a run gives each image as many others as were asked for."""
+    cfg = Config(**settings)
+    check_config(cfg, 1)
+    met = Counter(itertools.chain(*pair_schedule(cfg.group_size, cfg.opponents)))
+    assert met == dict.fromkeys(range(cfg.group_size), cfg.opponents)
 
 
 def test_help_shows_every_setting_in_its_group_and_loads_no_library():
@@ -311,12 +239,6 @@ def test_help_shows_every_setting_in_its_group_and_loads_no_library():
     )
     assert all(f"{title}:" in done.stdout for title in GROUPS.values())
     assert all(f"--{f.name}" in done.stdout for f in dataclasses.fields(Config))
-
-
-def test_flags_stand_above_the_recipe_and_the_recipe_above_the_defaults():
-    cfg = parse_config(["--recipe", "flux-lora", "--lr", "3e-4", "--no-guard"])
-    assert (cfg.lr, cfg.guard, cfg.size, cfg.clip_range) == (3e-4, False, 720, 1e-4)
-    assert cfg.reward == "pairwise:0.4,clip:0.6"
 
 
 NUMBERS = [f for f in dataclasses.fields(Config) if f.type in (int, float)]

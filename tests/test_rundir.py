@@ -20,6 +20,7 @@ from support.rundir import (
     best_step,
     check_disk,
     disk_bytes,
+    judge_rates,
     judging_of,
     learning_of,
     make_logger,
@@ -73,6 +74,14 @@ def test_wandb_gets_the_settings_and_every_number_at_its_step(tmp_path, monkeypa
 
 def test_no_logger_says_nothing(tmp_path):
     assert make_logger("", tmp_path, {})(ROW) is None
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_a_logger_that_is_not_installed_is_named(kind, tmp_path, monkeypatch):
+    for module in ("wandb", "tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit, match=f"pip install {kind}"):
+        make_logger(kind, tmp_path, {})
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -167,7 +176,10 @@ def test_a_run_is_of_what_stood_in_its_files(name, with_files):
 
 def test_what_may_be_lost_and_how_a_judge_is_reached_may_change(with_files):
     cfg, _ = with_files
-    prepare_run(replace(cfg, max_failed=0.6, judge_tokens=4096, base_url="http://h", patience=9.0))
+    new = dict(max_failed=0.6, judge_tokens=4096, base_url="http://h", patience=9.0)
+    out = prepare_run(replace(cfg, **new))
+    kept = json.loads((out / "config.json").read_text())["config"]
+    assert {name: kept[name] for name in new} == new
 
 
 def test_the_log_is_json_whatever_was_measured(tmp_path):
@@ -257,17 +269,37 @@ def test_what_a_judge_says_by_hand():
     }
 
 
-def test_rewards_of_a_mixture_keep_their_own_units():
-    win = Rewards(torch.tensor([[0.0, 1.0]]), Counter(comparisons=4))
-    logit = Rewards(torch.tensor([[20.0, 24.0]]), Counter(comparisons=2, failed=1))
-    row = judging_of({"pairwise": win, "clip": logit})
+def test_the_log_of_a_mixture_names_its_parts_and_adds_counts_up():
+    compared = Counter(wanted=4, comparisons=4, failed=0, first=2, second=2, pairs=2, ties=1)
+    row = judging_of(
+        {
+            "pairwise": Rewards(torch.tensor([[0.0, 1.0], [0.5, 0.5]]), compared),
+            "clip": Rewards(
+                torch.tensor([[20.0, 24.0], [30.0, 30.0]]), Counter(comparisons=3, failed=1)
+            ),
+        }
+    )
     assert row == {
         "groups_lost": 0,
         "pairwise_mean": 0.5,
-        "pairwise_std": 0.5,
-        "clip_mean": 22.0,
-        "clip_std": 2.0,
-        "comparisons": 6,
+        "pairwise_std": 0.25,
+        "clip_mean": 26.0,
+        "clip_std": 1.0,
+        "comparisons": 7,
         "unparsable": 0,
         "failed": 1,
+        "tie_rate": 0.5,
+        "first_rate": 0.5,
+    }
+
+
+def test_rates_where_nothing_was_decided():
+    nothing = Counter(comparisons=2, failed=2, first=0, second=0, pairs=0, ties=0, agree=0)
+    rates = judge_rates(nothing)
+    assert (rates["tie_rate"], rates["first_rate"], rates["order_agreement"]) == (0, 0.5, 0)
+    assert set(judge_rates(Counter(comparisons=2))) == {
+        "comparisons",
+        "unparsable",
+        "failed",
+        "groups_lost",
     }

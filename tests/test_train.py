@@ -1,97 +1,68 @@
 """The loop for real, small: one process, two, killed and resumed, and every wrong setting."""
 
-import contextlib
 import errno
-import functools
-import json
+import io
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
-import types
-from collections import Counter
+from contextlib import redirect_stdout
 from dataclasses import replace
-from typing import NamedTuple
 
 import pytest
 import torch
 from conftest import ROOT
 from diffusers import FluxPipeline
+from real_runs import ALONE, log_of, stepped
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-import grpo
-import sampler
 import train
 from judges.mllm import Answer, StreamingMLLM
-from models import base
-from rewards import Rewards
 from support import processes
 from support.config import Config
-from support.diagnostics import check_on_policy, doubts
 from support.files import hold
-from support.processes import Processes
-from support.prompts import Batch
 from support.run import StoppedError, start_run
-from support.rundir import make_logger
 
-SMALL = dict(
-    model=str(ROOT / "assets" / "tiny-flux"),
-    prompts_per_step=2,
-    group_size=4,
-    heldout=8,
-    eval_every=2,
-    checkpoint_every=1,
-)
+SMALL = dict(prompts_per_step=2, group_size=4, heldout=8, eval_every=2, checkpoint_every=1)
 
 
 def flags(**settings):
     return [text for key, value in settings.items() for text in (f"--{key}", str(value))]
 
 
-def command(out, **settings):
-    return [sys.executable, str(ROOT / "train.py"), *flags(**(SMALL | settings), out=out)]
+WHOLE = flags(**SMALL, steps=3)
+WEIGHTS = "final/transformer/diffusion_pytorch_model.safetensors"
 
 
-def log_of(out):
-    """metrics.jsonl without the times."""
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+def small(out, **settings):
+    """Settings of a run that is not measured on the way."""
+    usual = SMALL | dict(steps=9, eval_every=9, heldout=1, out=str(out))
+    return Config(**(usual | settings))
 
 
-def moment_of(out):
-    """AdamW's first moment in the last checkpoint: after one step 0.1 times the clipped, averaged
-    gradient."""
-    file = out / "moments.pt"
-    dcp_to_torch_save(processes.newest_checkpoint(out / "checkpoint"), file)
-    state = torch.load(file, weights_only=True)["optimizer"]["state"]
-    return torch.cat([state[name]["exp_avg"].flatten() for name in sorted(state)])
-
-
-def in_process(out, **settings):
-    cfg = Config(**(SMALL | {"steps": 2, "out": str(out)} | settings))
-    run = start_run(cfg, Processes(0, 1, torch.device("cpu")))
-    train.train(cfg, run.procs, run)
+def whole_run(cfg):
+    run = start_run(cfg, ALONE)
+    train.train(cfg, ALONE, run)
     run.finish()
-    return log_of(out)
+    return run
+
+
+def train_in(folder, *arguments):
+    """`python train.py` from a folder, but in this process, which has loaded the libraries: where
+    the run is by default, and what was printed."""
+    with pytest.MonkeyPatch.context() as here, redirect_stdout(io.StringIO()) as printed:
+        here.chdir(folder)
+        here.setattr(sys, "argv", ["train.py", *arguments])
+        train.main()
+    return folder / "runs" / "shapes", printed.getvalue()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The command from another folder, with its defaults for model and run directory."""
-    folder = tmp_path_factory.mktemp("elsewhere")
-    settings = flags(**{k: v for k, v in SMALL.items() if k != "model"}, steps=4)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *settings],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "runs" / "shapes", done.stdout
+    return train_in(tmp_path_factory.mktemp("elsewhere"), *WHOLE)
 
 
 def test_a_run_leaves_what_the_readme_promises(undisturbed):
@@ -101,15 +72,15 @@ def test_a_run_leaves_what_the_readme_promises(undisturbed):
         "metrics.jsonl",
         "curves.png",
         "before_after.png",
-        "checkpoint/step_000004/.metadata",
+        "checkpoint/step_000003/.metadata",
         "samples/step_00002.png",
-        "samples/step_00004.png",
+        "samples/step_00003.png",
         "final/model_index.json",
     ):
         assert (out / name).stat().st_size > 0, name
     assert "held-out accuracy" in printed
     rows = log_of(out)
-    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
     wanted = {
         "reward_mean",
         "reward_std",
@@ -127,10 +98,10 @@ def test_a_run_leaves_what_the_readme_promises(undisturbed):
     }
     assert all(wanted <= set(row) for row in rows[1:])
     held = {"heldout_accuracy", "heldout_perfect", "heldout_fidelity", "win_rate_vs_base"}
-    assert [held <= set(row) for row in rows] == [True, False, True, False, True]
+    assert [held <= set(row) for row in rows] == [True, False, True, True]  # and the last
     assert all(row["reward_mean"] == pytest.approx(0.5) for row in rows[1:])
     # 0 but for rounding: another batch shape
-    assert rows[1]["kl_to_base"] < 1e-9 < rows[4]["kl_to_base"]
+    assert rows[1]["kl_to_base"] < 1e-9 < rows[3]["kl_to_base"]
     assert rows[1]["ratio_min"] == rows[1]["ratio_max"] == 1.0
 
 
@@ -142,382 +113,73 @@ def test_final_is_what_plain_diffusers_loads(undisturbed):
 
 
 def test_killed_and_resumed_is_bit_identical(undisturbed, tmp_path):
-    whole, _ = undisturbed
-    out = tmp_path / "killed"
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(out, steps=4), env=env, **quiet)
+    out = tmp_path / "runs" / "shapes"
+    command = [sys.executable, str(ROOT / "train.py"), *WHOLE]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.time() + 120
     while time.time() < deadline and not list(out.glob("checkpoint/*/.metadata")):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert len(log_of(out)) < 5  # it was still at work
+    _, said = process.communicate()
+    assert process.returncode == -signal.SIGKILL, said
+    assert len(log_of(out)) < 4  # it was still at work
     with open(out / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "rew')  # as a kill within a write leaves it
-    done = subprocess.run([*command(out, steps=4), "--resume"], env=env, **quiet)
-    assert done.returncode == 0, done.stderr
+    train_in(tmp_path, *WHOLE, "--resume")
+    whole, _ = undisturbed
     assert log_of(out) == log_of(whole)
-    weights = "final/transformer/diffusion_pytorch_model.safetensors"
-    assert (out / weights).read_bytes() == (whole / weights).read_bytes()
+    assert (out / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
 
 
-def test_a_run_stopped_before_its_first_checkpoint_resumes_from_the_start(tmp_path):
-    settings = SMALL | dict(steps=1, heldout=2, checkpoint_every=10)
-    cfg = Config(**settings, out=str(tmp_path / "run"))
-    start_run(cfg, Processes(0, 1, torch.device("cpu")))  # and no step is made
-    assert len(log_of(tmp_path / "run")) == 1  # the base
-    assert in_process(tmp_path / "run", **settings, resume=True) == in_process(
-        tmp_path / "other", **settings
-    )
-
-
-def test_two_processes_average_to_the_gradient_of_one(tmp_path):
-    small = dict(steps=1, prompts_per_step=4, heldout=2)
-    ranks = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}
-    started = [
-        subprocess.Popen(
-            command(tmp_path / "two", **small),
-            env=os.environ | {"OMP_NUM_THREADS": "1", "RANK": str(rank)} | ranks,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    in_process(tmp_path / "one", **small)
-    said = [process.communicate()[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
-    moments = [moment_of(tmp_path / name) for name in ("one", "two")]
-    assert moments[0].norm() > 0
-    assert (moments[0] - moments[1]).norm() <= 1e-4 * moments[0].norm()
-    assert len(log_of(tmp_path / "two")) == 2  # one log, not one a rank
-    rows = [log_of(tmp_path / name)[1] for name in ("one", "two")]
-    assert rows[0]["reward_std"] == pytest.approx(rows[1]["reward_std"])
-    assert rows[0]["comparisons"] == rows[1]["comparisons"]
-
-
-def test_micro_batches_give_the_gradient_of_the_whole(tmp_path):
-    norms = [
-        in_process(tmp_path / str(size), steps=1, heldout=1, micro_batch=size)[1]["grad_norm"]
-        for size in (0, 2)
-    ]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+def test_a_run_stopped_before_its_first_checkpoint_resumes_from_the_start(undisturbed, tmp_path):
+    cfg = Config(**SMALL, steps=3, out=str(tmp_path))
+    start_run(cfg, ALONE).held.close()  # and no step is made
+    assert log_of(tmp_path) == log_of(undisturbed[0])[:1]  # the base
+    stepped(replace(cfg, resume=True))
+    assert log_of(tmp_path) == log_of(undisturbed[0])[:2]
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"reward": "pointwise", "same_noise": True},
+        {"reward": "pointwise", "same_noise": True, "sde_kind": "dance"},
         {"lora_rank": 4, "lora_alpha": 8, "window": 2, "window_range": "1:4"},
-        {"sde_kind": "dance"},
     ],
     ids=str,
 )
 def test_the_variants_train(settings, tmp_path):
-    rows = in_process(tmp_path / "run", heldout=2, **settings)
+    rows = stepped(small(tmp_path, **settings), 2).metrics
     assert rows[1]["ratio_max"] == 1.0 and rows[2]["grad_norm"] > 0 and rows[2]["kl_to_base"] > 0
     if "reward" in settings:
         assert 1 <= rows[1]["reward_mean"] <= 5
-    if "lora_rank" in settings:
-        assert list((tmp_path / "run" / "final").glob("*.safetensors"))
-
-
-def test_a_mixture_trains_and_counts_both(tmp_path):
-    mixture = f"pairwise:0.4,clip={ROOT / 'assets' / 'tiny-clip'}:0.6"
-    row = in_process(tmp_path / "run", reward=mixture, steps=1)[1]
-    assert row["pairwise_mean"] == pytest.approx(0.5) and row["clip_std"] > 0
-    assert row["comparisons"] == 2 * 4 * 3 + 2 * 4  # pairs in both orders, and each image once
-    assert row["grad_norm"] > 0 and "reward_mean" not in row
-
-
-# ----------------------------------------------------------------------------- the update
-
-
-class Slope(torch.nn.Module):
-    """velocity = weight * latents: a policy of one number."""
-
-    def __init__(self, weight=0.0):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.tensor(weight))
-
-    def forward(self, latents, sigma):
-        return self.weight * latents
-
-
-class Rows(NamedTuple):
-    text: torch.Tensor
-
-    def rows(self, rows):
-        return Rows(self.text[rows])
-
-
-class Toy:
-    """A base model of one number, as the loop sees it."""
-
-    def __init__(self, weight=0.0, base=0.0):
-        self.transformer, self.frozen = Slope(weight), Slope(base)
-
-    def encode(self, prompts, group_size):
-        return Rows(torch.zeros(len(prompts) * group_size, 1))
-
-    def noise(self, seeds):
-        noise = [torch.randn(4, 3, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        return torch.stack(noise)
-
-    def velocity(self, text, transformer=None):
-        return transformer or self.transformer
-
-    def decode(self, clean):
-        return list(clean)
-
-    def base(self):
-        return contextlib.nullcontext(self.frozen)
-
-    def trainable(self):
-        return [self.transformer.weight]
-
-
-SIGMAS = sampler.sigma_schedule(4)
-
-
-def rolled(model, group_size=2):
-    seeds = list(range(group_size))
-    batch = Batch(["p"], seeds, [100 + s for s in seeds], [0, 1, 2])
-    return train.sample(model, batch, SIGMAS, 0.7, "flow", group_size)
-
-
-def objective(model, rollout, advantages, k, **settings):
-    values = dict(clip_range=10.0, guard=False, kl_coef=0.0) | settings
-    rows = slice(0, len(advantages))
-    return train.objective(model, model.transformer, rollout, advantages, k, rows, **values).loss
-
-
-def slope_of(loss, model):
-    model.transformer.weight.grad = None
-    loss.backward()
-    return model.transformer.weight.grad.item()
-
-
-@pytest.mark.parametrize("guard", [True, False])
-@pytest.mark.parametrize("k", [0, 1, 2])
-def test_one_update_makes_the_better_image_likelier_and_the_worse_less_so(guard, k):
-    model = Toy()
-    rollout = rolled(model)
-    advantages = torch.tensor([1.0, -1.0])
-    before = sampler.replay(model.transformer, rollout.trajectory, k).log_prob.detach()
-    weight = model.transformer.weight
-    slope = slope_of(objective(model, rollout, advantages, k, guard=guard), model)
-    with torch.no_grad():
-        weight -= 1e-3 * math.copysign(1, slope)
-    after = sampler.replay(model.transformer, rollout.trajectory, k).log_prob.detach()
-    assert ((after - before) * advantages).sum() > 0
-
-
-def test_the_guards_gradient_is_scaled_and_divided_by_the_step():
-    """At the rollout's own weights: its ratio is step_std times the plain one, its loss is divided
-    by -dsigma."""
-    model, k = Toy(), 1
-    rollout, advantages = rolled(model), torch.tensor([1.0, -1.0])
-    plain = slope_of(objective(model, rollout, advantages, k), model)
-    guarded = slope_of(objective(model, rollout, advantages, k, guard=True), model)
-    std = rollout.trajectory.stds[k, 0].item()
-    assert guarded == pytest.approx(plain * std / (SIGMAS[k] - SIGMAS[k + 1]).item(), rel=1e-4)
-
-
-@pytest.mark.parametrize(("weight", "sign"), [(0.5, 1), (-0.5, -1)])
-def test_the_kl_pulls_towards_the_base(weight, sign):
-    model = Toy(weight=weight, base=0.0)
-    rollout, nothing = rolled(model), torch.zeros(2)
-    slope = slope_of(objective(model, rollout, nothing, 1, kl_coef=1.0), model)
-    assert slope * sign > 0  # descending it brings the weight nearer to 0
-    with pytest.raises(AssertionError):  # and without it nothing pulls
-        assert slope_of(objective(model, rollout, nothing, 1), model) * sign > 0
-
-
-def test_past_the_clip_range_an_image_pulls_no_more():
-    model = Toy()
-    rollout, k = rolled(model), 1
-    better = torch.tensor([1.0, -1.0])
-    slope = slope_of(objective(model, rollout, better, k), model)
-    with torch.no_grad():  # far towards what the advantages ask for
-        model.transformer.weight -= 0.5 * math.copysign(1, slope)
-    assert slope_of(objective(model, rollout, better, k, clip_range=1e-6), model) == 0.0
-    assert slope_of(objective(model, rollout, -better, k, clip_range=1e-6), model) != 0.0
-
-
-class Bigger:
-    """A reward: of two pictures, the one with the larger sum wins."""
-
-    name = "bigger"
-
-    def __call__(self, prompts, images):
-        sums = [[image.sum().item() for image in group] for group in images]
-        values = [[float(s == max(group)) for s in group] for group in sums]
-        return Rewards(torch.tensor(values), Counter(wanted=len(prompts) * 2, comparisons=2))
-
-
-def toy_run(model, optimizer, average=None, micro_batch=2):
-    batch = Batch(["p", "q"], [0, 1, 2, 3], [100, 101, 102, 103], [0, 1, 2])
-    rows = []
-    return types.SimpleNamespace(
-        model=model,
-        policy=model.transformer,
-        optimizer=optimizer,
-        micro_batch=micro_batch,
-        average=average or types.SimpleNamespace(update=lambda: None),
-        parts=lambda step: [batch],
-        rewards={"pairwise": Bigger()},
-        weights={"pairwise": 1.0},
-        submit=functools.partial,
-        steps=lambda: [2],
-        log=lambda *row: rows.append(row),
-        rows=rows,
-    )
-
-
-TOY = Config(
-    num_steps=4, group_size=2, prompts_per_step=2, guard=False, max_grad_norm=1e9, clip_range=10.0
-)
-ALONE = Processes(0, 1, torch.device("cpu"))
-
-
-def test_only_a_windows_steps_are_stochastic_and_all_of_them_are_replayed():
-    batch = Batch(["p"], [0, 1], [100, 101], [1, 2], [1, 2])
-    rollout = train.sample(Toy(0.5), batch, SIGMAS, 0.7, "flow", 1)
-    trajectory = rollout.trajectory
-    assert trajectory.sde_steps == (1, 2)
-    assert [(trajectory.stds[k] > 0).all().item() for k in range(4)] == [False, True, True, False]
-    assert torch.equal(trajectory.latents[1], trajectory.means[0])  # the ODE's own
-
-
-def one_toy_step(cfg=TOY, lr=1e-3, **settings):
-    model = Toy()
-    optimizer = torch.optim.SGD(model.trainable(), lr=lr)
-    run = toy_run(model, optimizer, **settings)
-    train.train(cfg, ALONE, run)
-    return model.transformer.weight.item(), run
-
-
-def test_a_step_of_the_loop_draws_what_the_judge_likes():
-    """More of the steps that led to the larger picture: pictures grow on the same noise."""
-    moved, _ = one_toy_step(lr=1e-2)
-    before, after = (
-        train.sample(Toy(w), Batch(["p"], [0, 1], [100, 101], []), SIGMAS, 0.7, "flow", 2)
-        for w in (0.0, moved)
-    )
-    wins = grpo.group_advantages(Bigger()(["p"], before.images).values).flatten()
-    sums = [torch.stack(r.images[0]).sum((1, 2)) for r in (before, after)]
-    assert moved != 0.0 and ((sums[1] - sums[0]) * wins).sum() > 0
-
-
-def test_a_step_is_the_mean_over_samples_and_replayed_steps_whatever_the_micro_batch():
-    model = Toy()
-    rollout = train.sample(model, toy_run(model, None).parts(2)[0], SIGMAS, 0.7, "flow", 4)
-    advantages = grpo.group_advantages(Bigger()(["p", "q"], rollout.images).values, 0.05).flatten()
-    parts = [objective(model, rollout, advantages, k) for k in (0, 1, 2)]
-    expected = -1e-3 * slope_of(sum(parts) / 3, model)
-    for micro_batch in (4, 2, 3, 1):  # 3: one of three samples, one of one
-        moved, run = one_toy_step(micro_batch=micro_batch)
-        assert moved == pytest.approx(expected, rel=1e-4)
-        assert len(run.rows) == 1 and run.model.transformer.weight.grad is None
-
-
-def test_several_updates_each_see_their_part():
-    moved, run = one_toy_step(cfg=replace(TOY, updates=2), micro_batch=2)
-    assert len(run.rows[0][4]) == 2 and moved != one_toy_step(micro_batch=2)[0]  # two norms
-
-
-def test_a_gradient_is_clipped_to_its_largest_norm():
-    moved, run = one_toy_step(cfg=replace(TOY, max_grad_norm=1e-6), lr=1.0)
-    assert abs(moved) == pytest.approx(1e-6, rel=1e-3) and run.rows[0][4][0] > 1e-6
-
-
-def test_the_moving_average_follows_each_step():
-    updated = []
-    one_toy_step(average=types.SimpleNamespace(update=lambda: updated.append(1)))
-    assert updated == [1]
-
-
-def test_each_rank_descends_its_own_advantages():
-    """Two ranks with the same prompts and other pictures: of the gathered rewards, each takes its
-    own."""
-    theirs = Rewards(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), Counter(wanted=4))
-    moved = []
-    for rank in range(2):
-
-        class Two(Processes):
-            def gather(self, items, rank=rank):
-                if not isinstance(items[0], dict):  # how the other one fares: well
-                    return items * 2
-                other = {"pairwise": theirs}
-                return [items[0], other] if rank == 0 else [other, items[0]]
-
-        model = Toy()
-        run = toy_run(model, torch.optim.SGD(model.trainable(), lr=1e-3))
-        train.train(TOY, Two(rank, 2, torch.device("cpu")), run)
-        moved.append(model.transformer.weight.item())
-    assert moved[0] == moved[1] == one_toy_step()[0] != 0.0  # not the others' zeros
-
-
-# ------------------------------------------------------------------- numbers that are not finite
-
-
-class Poisoned(Toy):
-    """The toy, with something in it that is not finite: NaN latents, or NaN gradients."""
-
-    def __init__(self, what, odd=math.nan):
-        super().__init__()
-        if what == "weight":
-            self.transformer.weight.data.fill_(odd)
-        if what == "gradient":
-            self.transformer.weight.register_hook(lambda grad: grad * odd)
-
-
-@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("what", ["weight", "gradient", "loss", "log-prob"])
-def test_what_is_not_finite_stops_the_step_before_the_optimizer(what, odd, monkeypatch):
-    model = Poisoned(what, odd)
-    if what == "loss":
-        clipped = grpo.clipped_loss
-        bad = lambda *a: clipped(*a)._replace(loss=clipped(*a).loss * 0 + odd)
-        monkeypatch.setattr(grpo, "clipped_loss", bad)
-    if what == "log-prob":
-        join_ = sampler.concatenate
-        bad = lambda parts: join_(parts)._replace(log_probs=join_(parts).log_probs + odd)
-        monkeypatch.setattr(sampler, "concatenate", bad)
-    run = toy_run(model, types.SimpleNamespace(step=lambda: pytest.fail("the optimizer's step")))
-    with pytest.raises(FloatingPointError):
-        train.train(TOY, ALONE, run)
-    assert not run.rows  # and nothing was logged or saved
 
 
 def test_one_bad_gradient_in_a_healthy_run_costs_no_checkpoint(tmp_path):
-    out = tmp_path / "run"
-    cfg = Config(**(SMALL | {"steps": 5, "eval_every": 9, "out": str(out)}))
+    cfg = small(tmp_path)
     run = start_run(cfg, ALONE)
     weight, log = run.model.trainable()[0], run.log
 
-    def poison_the_fourth(step, *rest):
+    def poison_the_third(step, *rest):
         log(step, *rest)
-        if step == 3:
+        if step == 2:
             weight.register_hook(lambda grad: grad * math.nan)
 
-    run.log = poison_the_fourth
+    run.log = poison_the_third
     with pytest.raises(FloatingPointError) as told, run.ends_well():
         train.train(cfg, ALONE, run)
-    for part in ("step 4,", "the gradient's norm is nan", "--lr 0.0001", "after step 2, 3"):
+    for part in ("step 3,", "the gradient's norm is nan", "--lr 0.0001", "after step 1, 2"):
         assert part in str(told.value)
-    assert [row["step"] for row in log_of(out)] == [0, 1, 2, 3]
-    assert processes.checkpoint_steps(out / "checkpoint") == [2, 3]
+    assert [row["step"] for row in log_of(tmp_path)] == [0, 1, 2]
+    assert processes.checkpoint_steps(tmp_path / "checkpoint") == [1, 2]
     run.held.close()
     again = start_run(replace(cfg, resume=True), ALONE)
     assert all(torch.isfinite(p).all() for p in again.model.trainable())
 
 
 def test_weights_that_ran_away_are_not_saved(tmp_path):
-    cfg = Config(**(SMALL | {"steps": 3, "eval_every": 9, "out": str(tmp_path / "run")}))
+    cfg = small(tmp_path)
     run = start_run(cfg, ALONE)
     made = run.optimizer.step
 
@@ -531,7 +193,7 @@ def test_weights_that_ran_away_are_not_saved(tmp_path):
         run.ends_well(),
     ):
         train.train(cfg, ALONE, run)
-    assert [row["step"] for row in log_of(tmp_path / "run")] == [0]
+    assert [row["step"] for row in log_of(tmp_path)] == [0]
 
 
 # ----------------------------------------------------------------------------- odds and ends
@@ -545,7 +207,7 @@ def test_prompts_from_a_file_in_bfloat16_with_all_that_saves_memory(tmp_path):
             for shape in ("circle", "square", "triangle")
         )
     )
-    rows = in_process(
+    cfg = small(
         tmp_path / "run",
         prompts=str(tmp_path / "prompts.txt"),
         heldout=2,
@@ -560,6 +222,7 @@ def test_prompts_from_a_file_in_bfloat16_with_all_that_saves_memory(tmp_path):
         updates=2,
         text_cache=str(tmp_path / "texts"),
     )
+    rows = whole_run(cfg).metrics
     assert set(rows[0]) == {"step", "win_rate_vs_base"} and rows[1]["grad_norm"] > 0
     assert abs(rows[1]["ratio_max"] - 1) > 0  # the second update sees what the first one changed
     assert len(list((tmp_path / "texts").glob("*.safetensors"))) == 4  # 2 a step and 2 held out
@@ -571,53 +234,6 @@ def test_prompts_from_a_file_in_bfloat16_with_all_that_saves_memory(tmp_path):
         "| win_rate_vs_base | 0.500 |",
     ):
         assert part in card, card
-
-
-def checked(model, rollout, dtype="float32", clip_range=1e-4):
-    return check_on_policy(model, rollout, slice(0, 4), dtype, True, clip_range)
-
-
-@pytest.fixture
-def tiny_rollout():
-    model = base.load(SMALL["model"], size=32)
-    batch = Batch(["a large red circle"], [0, 1, 2, 3], [4, 5, 6, 7], [])
-    return model, train.sample(model, batch, sampler.sigma_schedule(6), 0.7, "flow", 4)
-
-
-def test_the_noise_floor_of_the_ratio_is_warned_of(tiny_rollout, caplog):
-    model, rollout = tiny_rollout
-    tight = dict(dtype="bfloat16", clip_range=1e-7)  # float32 weights under the wider bound
-    assert checked(model, rollout, **tight) == [0.0] * 5
-    # other tests may have switched this logger's INFO lines on
-    assert "noise floor" not in caplog.text
-    with torch.no_grad():
-        model.transformer.proj_out.bias += 1e-4
-    assert 1e-8 < max(checked(model, rollout, **tight)) < 1e-4
-    assert "noise floor" in caplog.text
-
-
-HEALTHY = dict(groups_lost=0, frac_floor=0.1, kl_to_base=0.01, tie_rate=0.3, first_rate=0.5)
-
-
-@pytest.mark.parametrize(
-    ("odd", "kind", "once"),
-    [
-        (dict(order_agreement=0.0, first_rate=1.0, tie_rate=1.0), "judge", True),  # position alone
-        (dict(order_agreement=0.1, first_rate=0.5), "judge", True),
-        (dict(first_rate=1.0), "judge", True),  # one order is asked
-        (dict(first_rate=0.0), "judge", True),
-        (dict(order_agreement=1.0, tie_rate=1.0), "judge", True),
-        (dict(frac_floor=1.0), "floor", False),
-        (dict(groups_lost=1), "lost", False),
-        (dict(kl_to_base=1e9), "far", False),
-    ],
-    ids=str,
-)
-def test_learning_nothing_is_said_aloud(odd, kind, once):
-    row = {"step": 1, "order_agreement": 0.9} | HEALTHY
-    assert doubts(row, first=True) == doubts(row, first=False) == {}
-    assert set(doubts(row | odd, first=True)) == {kind}
-    assert set(doubts(row | odd, first=False)) == (set() if once else {kind})
 
 
 class Says(StreamingMLLM):
@@ -634,25 +250,22 @@ class Says(StreamingMLLM):
             yield k, Answer(self.refusal if no else self.text)
 
 
-def judged_by(judge, out, monkeypatch, **settings):
-    monkeypatch.setattr("support.build.judge_of", lambda *_: judge)
-    return in_process(out, **(dict(steps=1, heldout=3) | settings))
-
-
 def test_a_judge_that_cannot_be_read_ends_with_no_claim_and_a_status(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("support.build.judge_of", lambda *_: Says("Nice."))
     with pytest.raises(SystemExit, match="whether this run learned is not known"):
-        judged_by(Says("Nice."), tmp_path / "run", monkeypatch, max_failed=1.0)
+        whole_run(small(tmp_path, steps=1, max_failed=1.0))
     said = capsys.readouterr().out
     assert "win rate against the base not measured" in said and "interval 0.5" not in said
     assert (
         "| win_rate_vs_base | 0.500 | not measured |"
-        in (tmp_path / "run" / "final" / "README.md").read_text()
+        in (tmp_path / "final" / "README.md").read_text()
     )
 
 
 def test_a_judge_that_says_one_thing_is_doubted_after_the_first_step(tmp_path, monkeypatch, caplog):
     judge = Says("<answer>Image 1 is better</answer>")
-    judged_by(judge, tmp_path / "run", monkeypatch, steps=2)
+    monkeypatch.setattr("support.build.judge_of", lambda *_: judge)
+    stepped(small(tmp_path), 2)
     assert caplog.text.count("contradicts itself in 100% of pairs") == 1
     assert "in no group do rewards differ" in caplog.text
 
@@ -660,24 +273,21 @@ def test_a_judge_that_says_one_thing_is_doubted_after_the_first_step(tmp_path, m
 def test_a_prompt_that_is_always_refused_ends_no_run(tmp_path, monkeypatch, caplog):
     (tmp_path / "p.txt").write_text("a red circle\na blue square\na red square\n")
     judge = Says("<answer>Image 1 is better</answer>", refused=["blue"])
-    settings = dict(prompts=str(tmp_path / "p.txt"), heldout=1, steps=2)
-    rows = judged_by(judge, tmp_path / "run", monkeypatch, **settings)
-    assert [row["groups_lost"] for row in rows[1:]] == [1, 1]
+    monkeypatch.setattr("support.build.judge_of", lambda *_: judge)
+    run = stepped(small(tmp_path / "run", prompts=str(tmp_path / "p.txt")), 2)
+    assert [row["groups_lost"] for row in run.metrics[1:]] == [1, 1]
     assert "of 1 group(s) no judgement could be read" in caplog.text
 
 
 @pytest.fixture
 def made(tmp_path):
-    """A run of which one step is made and kept, with its settings."""
-    cfg = Config(**(SMALL | {"steps": 9, "eval_every": 9, "out": str(tmp_path / "run")}))
-    run = start_run(cfg, ALONE)
-    steps = run.steps()
-    train.step(cfg, ALONE, run, sampler.sigma_schedule(cfg.num_steps), next(steps))
-    return cfg, run, steps
+    """A run of which one step is made and kept."""
+    return stepped(small(tmp_path))
 
 
 def test_a_first_signal_ends_after_the_step_and_a_second_at_once(made):
-    _, run, steps = made
+    run, steps = made, made.steps()
+    next(steps)
 
     def signalled(how_often):
         with run.ends_well():
@@ -694,7 +304,8 @@ def test_a_first_signal_ends_after_the_step_and_a_second_at_once(made):
 
 
 def test_a_signal_within_a_checkpoints_write_waits_for_its_end(made, monkeypatch):
-    _, run, steps = made
+    run, steps = made, made.steps()
+    next(steps)
     save = processes.dcp.save
 
     def interrupted(*args, **kwargs):
@@ -714,46 +325,26 @@ def test_a_signal_within_a_checkpoints_write_waits_for_its_end(made, monkeypatch
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize(
-    "failure",
-    [
-        FULL,
-        RuntimeError("PytorchStreamWriter failed"),
-        CheckpointException("save", {0: (FULL, [])}),
-    ],
-    ids=lambda failure: type(failure).__name__,
+FAILURES = (
+    FULL,
+    RuntimeError("PytorchStreamWriter failed"),
+    CheckpointException("save", {0: (FULL, [])}),
 )
-def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(failure, made, monkeypatch):
-    _, run, _ = made
-
-    def full(*_, checkpoint_id, **__):
-        os.makedirs(checkpoint_id)
-        raise failure
-
-    monkeypatch.setattr(processes.dcp, "save", full)
-    with pytest.raises(OSError, match="GB are free there") as told, run.ends_well():
-        run.checkpoint(2)
-    assert "step_000002" in str(told.value) and "keeps the state after step 1;" in str(told.value)
-    assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
-def test_a_logger_that_is_not_installed_is_named(kind, tmp_path, monkeypatch):
-    for module in ("wandb", "tensorboard", "torch.utils.tensorboard"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(SystemExit, match=f"pip install {kind}"):
-        make_logger(kind, tmp_path, {})
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(made, monkeypatch):
+    for failure in FAILURES:
 
+        def full(*_, checkpoint_id, failure=failure, **__):
+            os.makedirs(checkpoint_id)
+            raise failure
 
-def test_a_replay_that_differs_stops_the_run(tiny_rollout):
-    model, rollout = tiny_rollout
-    checked(model, rollout)
-    with torch.no_grad():
-        model.transformer.proj_out.bias += 1e-3
-    with pytest.raises(SystemExit, match="does not reproduce rollout"):
-        checked(model, rollout)
+        monkeypatch.setattr(processes.dcp, "save", full)
+        with pytest.raises(OSError, match="GB are free there") as told, made.ends_well():
+            made.checkpoint(2)
+        said = str(told.value)
+        assert "step_000002" in said and "keeps the state after step 1;" in said, failure
+        assert "\n" not in said
 
 
 def main_says(monkeypatch, *arguments):
@@ -824,6 +415,6 @@ def test_an_unwritable_folder_a_missing_checkpoint_and_other_settings(
             says = main_says(monkeypatch, "--out", str(tmp_path), *more)
             assert "another process trains in" in says
     out, _ = undisturbed
-    again = flags(**SMALL, out=out, steps=4)
+    again = [*WHOLE, "--out", str(out)]
     assert "already holds a run" in main_says(monkeypatch, *again)
     assert "lr (0.0001 -> 0.1)" in main_says(monkeypatch, *again, "--resume", "--lr", "0.1")

@@ -1,0 +1,29 @@
+"""What tests of real runs share: one process, a run of a few steps, and its log."""
+
+import itertools
+import json
+
+import torch
+
+import sampler
+import train
+from support.processes import Processes
+from support.run import Run, start_run
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def stepped(cfg, count=1, procs=ALONE) -> Run:
+    """A run of which so many steps are made. None is the last, after which held-out prompts are
+    measured and drawn: most tests are of what is learned, and that takes as long as two steps."""
+    run = start_run(cfg, procs)
+    sigmas = sampler.sigma_schedule(cfg.num_steps, cfg.shift)
+    for number in itertools.islice(run.steps(), count):
+        train.step(cfg, procs, run, sigmas, number)
+    return run
+
+
+def log_of(out) -> list[dict]:
+    """metrics.jsonl without the times."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]

@@ -1,0 +1,278 @@
+"""The loop's arithmetic on a policy of one number: what an update does, and where it stops."""
+
+import contextlib
+import functools
+import math
+import types
+from collections import Counter
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import grpo
+import sampler
+import train
+from rewards import Rewards
+from support.config import Config
+from support.processes import Processes
+from support.prompts import Batch
+
+
+class Slope(torch.nn.Module):
+    """velocity = weight * latents: a policy of one number."""
+
+    def __init__(self, weight=0.0):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight))
+
+    def forward(self, latents, sigma):
+        return self.weight * latents
+
+
+class Rows(NamedTuple):
+    text: torch.Tensor
+
+    def rows(self, rows):
+        return Rows(self.text[rows])
+
+
+class Toy:
+    """A base model of one number, as the loop sees it."""
+
+    def __init__(self, weight=0.0, base=0.0):
+        self.transformer, self.frozen = Slope(weight), Slope(base)
+
+    def encode(self, prompts, group_size):
+        return Rows(torch.zeros(len(prompts) * group_size, 1))
+
+    def noise(self, seeds):
+        noise = [torch.randn(4, 3, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return torch.stack(noise)
+
+    def velocity(self, text, transformer=None):
+        return transformer or self.transformer
+
+    def decode(self, clean):
+        return list(clean)
+
+    def base(self):
+        return contextlib.nullcontext(self.frozen)
+
+    def trainable(self):
+        return [self.transformer.weight]
+
+
+SIGMAS = sampler.sigma_schedule(4)
+
+
+def rolled(model, group_size=2):
+    seeds = list(range(group_size))
+    batch = Batch(["p"], seeds, [100 + s for s in seeds], [0, 1, 2])
+    return train.sample(model, batch, SIGMAS, 0.7, "flow", group_size)
+
+
+def objective(model, rollout, advantages, k, **settings):
+    values = dict(clip_range=10.0, guard=False, kl_coef=0.0) | settings
+    rows = slice(0, len(advantages))
+    return train.objective(model, model.transformer, rollout, advantages, k, rows, **values).loss
+
+
+def slope_of(loss, model):
+    model.transformer.weight.grad = None
+    loss.backward()
+    return model.transformer.weight.grad.item()
+
+
+@pytest.mark.parametrize("guard", [True, False])
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_one_update_makes_the_better_image_likelier_and_the_worse_less_so(guard, k):
+    model = Toy()
+    rollout = rolled(model)
+    advantages = torch.tensor([1.0, -1.0])
+    before = sampler.replay(model.transformer, rollout.trajectory, k).log_prob.detach()
+    weight = model.transformer.weight
+    slope = slope_of(objective(model, rollout, advantages, k, guard=guard), model)
+    with torch.no_grad():
+        weight -= 1e-3 * math.copysign(1, slope)
+    after = sampler.replay(model.transformer, rollout.trajectory, k).log_prob.detach()
+    assert ((after - before) * advantages).sum() > 0
+
+
+def test_the_guards_gradient_is_scaled_and_divided_by_the_step():
+    """At the rollout's own weights: its ratio is step_std times the plain one, its loss is divided
+    by -dsigma."""
+    model, k = Toy(), 1
+    rollout, advantages = rolled(model), torch.tensor([1.0, -1.0])
+    plain = slope_of(objective(model, rollout, advantages, k), model)
+    guarded = slope_of(objective(model, rollout, advantages, k, guard=True), model)
+    std = rollout.trajectory.stds[k, 0].item()
+    assert guarded == pytest.approx(plain * std / (SIGMAS[k] - SIGMAS[k + 1]).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("weight", "sign"), [(0.5, 1), (-0.5, -1)])
+def test_the_kl_pulls_towards_the_base(weight, sign):
+    model = Toy(weight=weight, base=0.0)
+    rollout, nothing = rolled(model), torch.zeros(2)
+    slope = slope_of(objective(model, rollout, nothing, 1, kl_coef=1.0), model)
+    assert slope * sign > 0  # descending it brings the weight nearer to 0
+    with pytest.raises(AssertionError):  # and without it nothing pulls
+        assert slope_of(objective(model, rollout, nothing, 1), model) * sign > 0
+
+
+def test_past_the_clip_range_an_image_pulls_no_more():
+    model = Toy()
+    rollout, k = rolled(model), 1
+    better = torch.tensor([1.0, -1.0])
+    slope = slope_of(objective(model, rollout, better, k), model)
+    with torch.no_grad():  # far towards what the advantages ask for
+        model.transformer.weight -= 0.5 * math.copysign(1, slope)
+    assert slope_of(objective(model, rollout, better, k, clip_range=1e-6), model) == 0.0
+    assert slope_of(objective(model, rollout, -better, k, clip_range=1e-6), model) != 0.0
+
+
+class Bigger:
+    """A reward: of two pictures, the one with the larger sum wins."""
+
+    name = "bigger"
+
+    def __call__(self, prompts, images):
+        sums = [[image.sum().item() for image in group] for group in images]
+        values = [[float(s == max(group)) for s in group] for group in sums]
+        return Rewards(torch.tensor(values), Counter(wanted=len(prompts) * 2, comparisons=2))
+
+
+def toy_run(model, optimizer, average=None, micro_batch=2):
+    batch = Batch(["p", "q"], [0, 1, 2, 3], [100, 101, 102, 103], [0, 1, 2])
+    rows = []
+    return types.SimpleNamespace(
+        model=model,
+        policy=model.transformer,
+        optimizer=optimizer,
+        micro_batch=micro_batch,
+        average=average or types.SimpleNamespace(update=lambda: None),
+        parts=lambda step: [batch],
+        rewards={"pairwise": Bigger()},
+        weights={"pairwise": 1.0},
+        submit=functools.partial,
+        steps=lambda: [2],
+        log=lambda *row: rows.append(row),
+        rows=rows,
+    )
+
+
+TOY = Config(
+    num_steps=4, group_size=2, prompts_per_step=2, guard=False, max_grad_norm=1e9, clip_range=10.0
+)
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def test_only_a_windows_steps_are_stochastic_and_all_of_them_are_replayed():
+    batch = Batch(["p"], [0, 1], [100, 101], [1, 2], [1, 2])
+    rollout = train.sample(Toy(0.5), batch, SIGMAS, 0.7, "flow", 1)
+    trajectory = rollout.trajectory
+    assert trajectory.sde_steps == (1, 2)
+    assert [(trajectory.stds[k] > 0).all().item() for k in range(4)] == [False, True, True, False]
+    assert torch.equal(trajectory.latents[1], trajectory.means[0])  # the ODE's own
+
+
+def one_toy_step(cfg=TOY, lr=1e-3, **settings):
+    model = Toy()
+    optimizer = torch.optim.SGD(model.trainable(), lr=lr)
+    run = toy_run(model, optimizer, **settings)
+    train.train(cfg, ALONE, run)
+    return model.transformer.weight.item(), run
+
+
+def test_a_step_of_the_loop_draws_what_the_judge_likes():
+    """More of the steps that led to the larger picture: pictures grow on the same noise."""
+    moved, _ = one_toy_step(lr=1e-2)
+    before, after = (
+        train.sample(Toy(w), Batch(["p"], [0, 1], [100, 101], []), SIGMAS, 0.7, "flow", 2)
+        for w in (0.0, moved)
+    )
+    wins = grpo.group_advantages(Bigger()(["p"], before.images).values).flatten()
+    sums = [torch.stack(r.images[0]).sum((1, 2)) for r in (before, after)]
+    assert moved != 0.0 and ((sums[1] - sums[0]) * wins).sum() > 0
+
+
+def test_a_step_is_the_mean_over_samples_and_replayed_steps_whatever_the_micro_batch():
+    model = Toy()
+    rollout = train.sample(model, toy_run(model, None).parts(2)[0], SIGMAS, 0.7, "flow", 4)
+    advantages = grpo.group_advantages(Bigger()(["p", "q"], rollout.images).values, 0.05).flatten()
+    parts = [objective(model, rollout, advantages, k) for k in (0, 1, 2)]
+    expected = -1e-3 * slope_of(sum(parts) / 3, model)
+    for micro_batch in (4, 2, 3, 1):  # 3: one of three samples, one of one
+        moved, run = one_toy_step(micro_batch=micro_batch)
+        assert moved == pytest.approx(expected, rel=1e-4)
+        assert len(run.rows) == 1 and run.model.transformer.weight.grad is None
+
+
+def test_several_updates_each_see_their_part():
+    moved, run = one_toy_step(cfg=replace(TOY, updates=2), micro_batch=2)
+    assert len(run.rows[0][4]) == 2 and moved != one_toy_step(micro_batch=2)[0]  # two norms
+
+
+def test_a_gradient_is_clipped_to_its_largest_norm():
+    moved, run = one_toy_step(cfg=replace(TOY, max_grad_norm=1e-6), lr=1.0)
+    assert abs(moved) == pytest.approx(1e-6, rel=1e-3) and run.rows[0][4][0] > 1e-6
+
+
+def test_the_moving_average_follows_each_step():
+    updated = []
+    one_toy_step(average=types.SimpleNamespace(update=lambda: updated.append(1)))
+    assert updated == [1]
+
+
+def test_each_rank_descends_its_own_advantages():
+    """Two ranks with the same prompts and other pictures: of the gathered rewards, each takes its
+    own."""
+    theirs = Rewards(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), Counter(wanted=4))
+    moved = []
+    for rank in range(2):
+
+        class Two(Processes):
+            def gather(self, items, rank=rank):
+                if not isinstance(items[0], dict):  # how the other one fares: well
+                    return items * 2
+                other = {"pairwise": theirs}
+                return [items[0], other] if rank == 0 else [other, items[0]]
+
+        model = Toy()
+        run = toy_run(model, torch.optim.SGD(model.trainable(), lr=1e-3))
+        train.train(TOY, Two(rank, 2, torch.device("cpu")), run)
+        moved.append(model.transformer.weight.item())
+    assert moved[0] == moved[1] == one_toy_step()[0] != 0.0  # not the others' zeros
+
+
+# ------------------------------------------------------------------- numbers that are not finite
+
+
+class Poisoned(Toy):
+    """The toy, with something in it that is not finite: NaN latents, or NaN gradients."""
+
+    def __init__(self, what, odd=math.nan):
+        super().__init__()
+        if what == "weight":
+            self.transformer.weight.data.fill_(odd)
+        if what == "gradient":
+            self.transformer.weight.register_hook(lambda grad: grad * odd)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("what", ["weight", "gradient", "loss", "log-prob"])
+def test_what_is_not_finite_stops_the_step_before_the_optimizer(what, odd, monkeypatch):
+    model = Poisoned(what, odd)
+    if what == "loss":
+        clipped = grpo.clipped_loss
+        bad = lambda *a: clipped(*a)._replace(loss=clipped(*a).loss * 0 + odd)
+        monkeypatch.setattr(grpo, "clipped_loss", bad)
+    if what == "log-prob":
+        join_ = sampler.concatenate
+        bad = lambda parts: join_(parts)._replace(log_probs=join_(parts).log_probs + odd)
+        monkeypatch.setattr(sampler, "concatenate", bad)
+    run = toy_run(model, types.SimpleNamespace(step=lambda: pytest.fail("the optimizer's step")))
+    with pytest.raises(FloatingPointError):
+        train.train(TOY, ALONE, run)
+    assert not run.rows  # and nothing was logged or saved
