@@ -205,7 +205,9 @@ def training_curves(metrics, path) -> None:
         if not any(drawn):
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=MUTED)
             continue
-        axes.legend(frameon=False, fontsize=8)
+        many = len(panel.lines) > 4  # such as one a dimension: below them, in two columns
+        place = {"loc": "lower right", "ncols": 2} if many else {}
+        axes.legend(frameon=False, fontsize=8, **place)
         if panel.truth and series(metrics, "heldout_accuracy")[0]:
             other = axes.twinx()
             draw_line(other, metrics, "heldout_accuracy", "testpoints right", len(drawn))
