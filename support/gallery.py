@@ -52,8 +52,9 @@ class Witness:
 
     def ask(self, queries: Sequence[Query]) -> list[Answer]:
         answers = self.mllm.ask(queries)
-        for query, answer in zip(queries, answers, strict=True):
-            self.note(query, reading(query, answer), answer.text or answer.error or "")
+        if self.places:  # else no group of this step is kept
+            for query, answer in zip(queries, answers, strict=True):
+                self.note(query, reading(query, answer), answer.text or answer.error or "")
         return answers
 
     def first_probability(self, queries: Sequence[Query]) -> list[float | None]:
