@@ -15,6 +15,7 @@ from judges.sight import check_sight
 from judges.verdicts import PAIRWISE_TEMPLATE
 from models import base
 from rewards import JUDGED, PairwiseReward, PointwiseReward
+from shapes.verifier import ShapesMLLM
 from support import processes
 from support.config import Config, parse_rewards
 from support.processes import DTYPES, Processes
@@ -118,21 +119,31 @@ def rewards_of(cfg: Config, judge, device) -> dict:
     """The rewards of --reward by name; scorers on `device`."""
 
     def named(name: str, source: str):
-        if name == "pairwise":
-            return comparison_of(
-                cfg, judge, both_orders=cfg.both_orders, opponents=cfg.opponents or None
-            )
-        if name == "pointwise":
-            return PointwiseReward(scorers.MLLMScorer(judge))
+        if name in JUDGED:
+            return judged_reward(cfg, name, judge)
         return PointwiseReward(scorers.load(name, source, device))
 
     return {name: named(name, part.source) for name, part in parse_rewards(cfg.reward).items()}
 
 
-def call_budget(cfg: Config, rewards: dict, heldout: int) -> str:
+def judged_reward(cfg: Config, name: str, judge) -> PairwiseReward | PointwiseReward:
+    if name == "pairwise":
+        opponents = cfg.opponents or None
+        return comparison_of(cfg, judge, both_orders=cfg.both_orders, opponents=opponents)
+    return PointwiseReward(scorers.MLLMScorer(judge))
+
+
+def calls_of(cfg: Config) -> int:
+    """The questions that the rewards put to the judge about one group; scorers ask nobody."""
+    judge = ShapesMLLM()  # any will do, since it is asked nothing
+    asked = [name for name in parse_rewards(cfg.reward) if name in JUDGED]
+    return sum(judged_reward(cfg, name, judge).calls(cfg.group_size) for name in asked)
+
+
+def call_budget(cfg: Config, heldout: int) -> str:
     """The questions that a whole run puts to its judge, repeats left aside."""
     evaluations = -(-cfg.steps // cfg.eval_every)  # also after the last step; not of the base
-    group = sum(r.calls(cfg.group_size) for name, r in rewards.items() if name in JUDGED)
+    group = calls_of(cfg)
     steps, held = group * cfg.prompts_per_step * cfg.steps, 2 * heldout * evaluations
     return (
         f"calls to the judge: {group} a group x {cfg.prompts_per_step} prompts x {cfg.steps} steps "

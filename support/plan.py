@@ -18,8 +18,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models import flux
-from rewards import pair_schedule
 from support import processes
+from support.build import calls_of
 from support.config import (
     Config,
     micro_batch_of,
@@ -210,10 +210,8 @@ def work_of(s: Config, prompts: int, batches: int) -> Work:
     backward = batches * replayed_steps(s)
     reference = backward if s.kl_coef else 0
     forward = batches * s.num_steps + (s.window or s.num_steps - 1) + backward + reference
-    pairs = len(pair_schedule(s.group_size, s.opponents or None)) * (2 if s.both_orders else 1)
-    asked = parse_rewards(s.reward)  # scorers ask nobody
-    calls = ("pairwise" in asked) * pairs + ("pointwise" in asked) * s.group_size
-    return Work(forward, backward if s.gradient_checkpointing else 0, backward, prompts * calls)
+    calls = prompts * calls_of(s)
+    return Work(forward, backward if s.gradient_checkpointing else 0, backward, calls)
 
 
 def counted_bytes(

@@ -73,7 +73,7 @@ class Run:
             drawn = [text for s in steps for text in draw(s).prompts]  # of all ranks
             build.cache_text(self.model, cfg, procs, drawn + self.heldout.texts)
         if procs.first and cfg.judge != "shapes":
-            log.info(build.call_budget(cfg, self.rewards, len(self.heldout.texts)))
+            log.info(build.call_budget(cfg, len(self.heldout.texts)))
         self.heldout.measure_base()
         self.metrics = [{"step": 0, **self.heldout.base.metrics()}]
         self.write = lambda row: None

@@ -202,7 +202,7 @@ def test_a_template_is_taken_word_for_word(tmp_path):
 )
 def test_the_call_budget_of_every_flag(settings, calls):
     cfg = Config(**({"steps": 110, "eval_every": 22} | settings))
-    said = call_budget(cfg, rewards_of(cfg, ShapesMLLM(), "cpu"), cfg.heldout or 314)
+    said = call_budget(cfg, cfg.heldout or 314)
     assert [f"= {n:,}" in said for n in calls] == [True, True] and f"{sum(calls):,} in all" in said
     assert "\n" not in said
 
