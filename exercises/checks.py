@@ -15,13 +15,17 @@ from pathlib import Path
 
 import pytest
 
-# exercise -> the module in which our solution stands, and the names that the student writes
+# exercise -> the names that the student writes, and the module in which our solution of each stands
 EXERCISES = {
-    "01_sigmas": ("sampler", ["sigma_schedule"]),
-    "02_sde_step": ("sampler", ["sde_step"]),
-    "03_rollout": ("sampler", ["rollout", "replay"]),
-    "04_win_rates": ("rewards", ["mean_points", "win_rates", "PairwiseReward"]),
-    "05_verdicts": ("judges.verdicts", ["parse_verdict"]),
+    "01_sigmas": {"sigma_schedule": "sampler"},
+    "02_sde_step": {"sde_step": "sampler"},
+    "03_rollout": dict.fromkeys(["rollout", "replay"], "sampler"),
+    "04_win_rates": dict.fromkeys(["mean_points", "win_rates", "PairwiseReward"], "rewards"),
+    "05_verdicts": {"parse_verdict": "judges.verdicts"},
+    "06_advantages": {"group_advantages": "grpo"},
+    "07_loss": dict.fromkeys(["clipped_loss", "normalized_log_ratio"], "grpo"),
+    "08_window": {"draw_window": "support.prompts", "rollout": "sampler"},
+    "09_bench_score": {"overall": "bench"},
 }
 USED = {}  # name -> whose function later exercises build on, for the last lines of the output
 
@@ -97,9 +101,9 @@ def first_failure(exercise: str) -> str | None:
 
 def student(name: str) -> Callable:
     """The student's function of an earlier exercise if it passes its checks, else ours."""
-    exercise = next(ex for ex, (_, names) in EXERCISES.items() if name in names)
+    exercise = next(ex for ex, names in EXERCISES.items() if name in names)
     passes = first_failure(exercise) is None
     command = f"python -m pytest exercises/test_{exercise}.py"
     USED[name] = "yours" if passes else f"ours; yours does not pass yet ({command})"
-    module = f"exercises.ex_{exercise}" if passes else EXERCISES[exercise][0]
+    module = f"exercises.ex_{exercise}" if passes else EXERCISES[exercise][name]
     return getattr(importlib.import_module(module), name)

@@ -104,6 +104,14 @@ def step_prompts(prompts: Prompts | None, count: int, step: int, seed: int, rng)
     return [prompts.train[epoch_order(size, seed, i // size)[i % size]] for i in positions]
 
 
+def draw_window(seed: int, step: int, low: int, high: int, width: int) -> list[int]:
+    """The stochastic steps of a training step, alike on all ranks: width in a row out of low to
+    high - 1."""
+    rng = np.random.default_rng(seed_of(seed, step, "window"))
+    start = int(rng.integers(low, high - width + 1))
+    return list(range(start, start + width))
+
+
 def make_batch(cfg, prompts: Prompts | None, step: int, rank: int = 0, ranks: int = 1) -> Batch:
     """What this rank samples and replays in a step: it depends on the seed and the step alone, so
     that a resumed run goes on as if it had not stopped. Each rank takes every ranks-th prompt."""
@@ -114,10 +122,7 @@ def make_batch(cfg, prompts: Prompts | None, step: int, rank: int = 0, ranks: in
     noise = [seed_of(cfg.seed, step, p, 0 if cfg.same_noise else g, "noise") for p, g in images]
     steps = [seed_of(cfg.seed, step, p, g, "steps") for p, g in images]
     if cfg.window:
-        low, high = window_range(cfg)
-        own = np.random.default_rng(seed_of(cfg.seed, step, "window"))
-        start = int(own.integers(low, high - cfg.window + 1))
-        window = list(range(start, start + cfg.window))
+        window = draw_window(cfg.seed, step, *window_range(cfg), cfg.window)
         return Batch([texts[p] for p in mine], noise, steps, window, window)
     stochastic = cfg.num_steps - 1
     count = max(1, round(cfg.timestep_fraction * stochastic))

@@ -18,22 +18,27 @@ with (FOLDER / "mistakes.csv").open(newline="") as file:
 def hand_in(monkeypatch, exercise, functions):
     """Puts functions in the place of the student's."""
     stub = importlib.import_module(f"exercises.ex_{exercise}")
-    for name in EXERCISES[exercise][1]:
-        monkeypatch.setattr(stub, name, functions[name])
+    for name, function in functions.items():
+        monkeypatch.setattr(stub, name, function)
 
 
 def ours(exercise):
-    return importlib.import_module(EXERCISES[exercise][0])
+    modules = EXERCISES[exercise].items()
+    return {name: getattr(importlib.import_module(module), name) for name, module in modules}
 
 
 def with_mistake(row):
-    """What our module defines when its source has the mistake in it."""
-    module = ours(row["exercise"])
-    source = Path(module.__file__).read_text()
-    assert source.count(row["old"]) == 1, f"{row['old']!r} must stand once in {module.__file__}"
-    names = {"__name__": module.__name__, "__file__": module.__file__}
-    exec(source.replace(row["old"], row["new"]), names)
-    return names
+    """Our functions, those of one module made from its source with the mistake in it."""
+    solution, modules = EXERCISES[row["exercise"]], {}
+    for module in sorted(set(solution.values())):
+        modules[module] = Path(importlib.import_module(module).__file__).read_text()
+    found = [module for module, source in modules.items() for _ in range(source.count(row["old"]))]
+    assert len(found) == 1, f"{row['old']!r} must stand once in {' and '.join(modules)}"
+    (wrong,) = found
+    names = {"__name__": wrong, "__file__": importlib.import_module(wrong).__file__}
+    exec(modules[wrong].replace(row["old"], row["new"]), names)
+    changed = {name: names[name] for name, module in solution.items() if module == wrong}
+    return ours(row["exercise"]) | changed
 
 
 def test_every_exercise_is_in_the_table():
@@ -45,7 +50,7 @@ def test_every_exercise_is_in_the_table():
 
 @pytest.mark.parametrize("exercise", EXERCISES)
 def test_our_solution_passes(exercise, monkeypatch):
-    hand_in(monkeypatch, exercise, vars(ours(exercise)))
+    hand_in(monkeypatch, exercise, ours(exercise))
     assert first_failure(exercise) is None
 
 

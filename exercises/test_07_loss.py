@@ -1,0 +1,134 @@
+"""Checks of exercise 7, in the order of the work: python -m pytest exercises/test_07_loss.py
+
+Six steps, clip range 0.2. By hand, max(-A ratio, -A clipped) of each:
+    ratio 1.5, A 1: -1.2       ratio 1.5, A -3: 4.5    ratio 0.5, A 0.6: -0.3
+    ratio 0.5, A -1.6: 1.28    ratio 1.1, A 3: -3.3    ratio 0.9, A -1: 0.9      together 1.88
+"""
+
+import math
+
+import torch
+
+from exercises import ex_07_loss as ex
+from exercises.checks import expect
+from sampler import Step
+
+RATIOS = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1, 0.9])
+ADVANTAGES = torch.tensor([1.0, -3.0, 0.6, -1.6, 3.0, -1.0])
+PART = "part {} of the docstring of {} in exercises/ex_07_loss.py"
+RATIO, CLIPPED, LOGGED = (PART.format(n, "clipped_loss") for n in (1, 2, 3))
+SHIFT, SCALE = (PART.format(n, "normalized_log_ratio") for n in (1, 2))
+
+
+def loss_of(ratios, advantages):
+    return ex.clipped_loss(torch.tensor(ratios).log(), torch.tensor(advantages), 0.2)
+
+
+def pull(ratio, advantage):
+    """The gradient of the loss of one step by its log ratio; None if there is none."""
+    log_ratio = torch.tensor([math.log(ratio)], requires_grad=True)
+    loss = ex.clipped_loss(log_ratio, torch.tensor([advantage]), 0.2).loss
+    return torch.autograd.grad(loss, log_ratio)[0] if loss.requires_grad else None
+
+
+def test_a_step_that_has_not_moved():
+    mistakes = {
+        2.0: "sign of the loss: it is made small, so it is the objective with a minus.",
+        0.0: "exp forgotten: log_ratio itself is 0 where nothing has moved.",
+        -0.4: "clipped to -clip_range ... clip_range: the range lies around 1.",
+    }
+    got = loss_of([1.0], [2.0]).loss
+    expect("loss of a step with ratio 1 and advantage 2", got, -2.0, mistakes, RATIO)
+
+
+def test_the_loss_of_six_steps():
+    mistakes = {
+        0.183333: "never clipped: this is the mean of -A * ratio.",
+        0.133333: "always clipped: this is the mean of -A * the clipped ratio.",
+        0.003333: "the better of both: of two losses the larger one counts.",
+        1.88: "sum for mean over the steps.",
+        0.314761: "log_ratio clipped: the ratio is, after exp.",
+        0.432862: "upside down: exp(-log_ratio) is the old probability over the new one.",
+        0.233333: "clipped above only: clamp(1 - clip_range, 1 + clip_range).",
+        0.263333: "clipped below only: clamp(1 - clip_range, 1 + clip_range).",
+        0.286832: "1 + log_ratio for exp(log_ratio): that holds near 1 only.",
+    }
+    got = ex.clipped_loss(RATIOS.log(), ADVANTAGES, 0.2).loss
+    expect("loss of the six steps", got, 1.88 / 6, mistakes, CLIPPED)
+
+
+def test_what_pulls_and_what_does_not():
+    detached = "detached ratio: without a gradient nothing is learnt."
+    got = pull(1.1, 3.0)
+    expect("gradient at ratio 1.1 and advantage 3", got, -3.3, {None: detached}, RATIO)
+    got = pull(1.5, 1.0)
+    expect("gradient at ratio 1.5 and advantage 1, risen enough", got, 0.0, {}, CLIPPED)
+    got = pull(1.5, -3.0)
+    expect("gradient at ratio 1.5 and advantage -3, to be pulled back", got, 4.5, {}, CLIPPED)
+
+
+def test_what_is_logged():
+    log_ratio = torch.tensor([1.5, 1.5, 1.3, 0.5, 0.9]).log().requires_grad_()
+    loss = ex.clipped_loss(log_ratio, torch.tensor([1.0, -2.0, -1.0, -1.0, 1.0]), 0.2)
+    numbers = "a Python number: the loop needs tensors of what is logged, so no .item()."
+    kind = type(loss.ratio_mean).__name__
+    expect("the type of ratio_mean", kind, "Tensor", {"float": numbers}, LOGGED)
+    clipped = "statistics of the clipped ratio: what is logged is the ratio itself."
+    expect("mean ratio", loss.ratio_mean, 1.14, {1.06: clipped}, LOGGED)
+    expect("least ratio", loss.ratio_min, 0.5, {1.5: "least and largest swapped."}, LOGGED)
+    expect("largest ratio", loss.ratio_max, 1.5, {}, LOGGED)
+    mistakes = {
+        0.4: "only those that nothing pulls at any more: count all outside, whatever their A.",
+        0.6: "those above only: a ratio can leave the range below, too.",
+        0.2: "the share inside: count those outside.",
+        4.0: "sum for mean: it is a share, 0 to 1.",
+    }
+    expect("clip_frac", loss.clip_frac, 0.8, mistakes, LOGGED)
+    got = loss.ratio_mean.requires_grad
+    attached = "attached: detach what is logged, else it keeps all that the network computed."
+    expect("whether what is logged has a gradient", got, False, {True: attached}, LOGGED)
+
+
+def steps(*means_and_log_probs, std=0.4):
+    """Each twice, as a batch of b = 2, with N = 2 tokens and C = 3 channels."""
+    for mean, log_prob in means_and_log_probs:
+        mean = torch.tensor([mean, mean])
+        yield Step(None, torch.tensor([log_prob] * 2), mean, torch.full((2, 1, 1), std))
+
+
+def guarded(std=0.4):
+    """By hand: squares sum to 0.31, mean 0.0516667, shift with std 0.4: 0.1614583."""
+    zero, moved = [[0.0] * 3] * 2, [[0.3, -0.1, 0.2], [0.0, 0.4, 0.1]]
+    old, new = steps((zero, 1.0), (moved, 0.96), std=std)
+    return ex.normalized_log_ratio(new, old)
+
+
+def test_guards_ratio():
+    broadcast = "std not flattened: (b,) and (b, 1, 1) together give (b, 1, b)."
+    shape = tuple(guarded().shape)
+    expect("the shape for 2 steps", shape, (2,), {(2, 1, 2): broadcast}, SCALE)
+    mistakes = {
+        -0.016: "shift forgotten.",
+        -0.080583: "shift subtracted: it is what the move cost, and is given back.",
+        0.3715: "sum for mean over the latents: log_prob is a mean, too.",
+        0.012125: "square of the mean difference: first square, then average.",
+        0.113167: "one half of the shift forgotten: 2 * std**2 divides.",
+        0.009833: "std for std**2 in the shift.",
+        0.121458: "not multiplied by std.",
+        0.019433: "multiplied by std**2, the variance: std is meant.",
+        0.303646: "divided by std: where std is small, the move counts for too much already.",
+        0.024583: "brackets: log_prob - old_log_prob is multiplied by std, too.",
+        0.145458: "brackets: the shift is multiplied by std, too.",
+        0.080583: "upside down: log_prob - old_log_prob, new less old.",
+        1.049783: "exp taken already: the function returns the logarithm.",
+    }
+    expect("log ratio of a step with std 0.4", guarded()[0], 0.048583, mistakes, SHIFT)
+
+
+def test_guards_ratio_has_a_gradient():
+    mean = torch.full((1, 2, 3), 0.3, requires_grad=True)
+    old = Step(None, torch.zeros(1), torch.zeros(1, 2, 3), torch.full((1, 1, 1), 0.4))
+    log_ratio = ex.normalized_log_ratio(old._replace(mean=mean), old)
+    detached = "detached: the shift has a gradient too, through the present mean."
+    got = log_ratio.requires_grad
+    expect("whether the shift has a gradient", got, True, {False: detached}, SHIFT)

@@ -1,0 +1,72 @@
+"""Checks of exercise 9, in the order of the work: python -m pytest exercises/test_09_bench_score.py
+
+By hand, what was judged: Style 1 of 1, Attribute 3 of 4, Relationship 0 of 2. With the pictures
+that were not: Style 1 of 2, Attribute 3 of 5, Relationship 0 of 3.
+"""
+
+from exercises import ex_09_bench_score as ex
+from exercises.checks import expect
+from unigenbench.results import Result
+
+COLOR, SHAPE, SIZE, BIGGER = (
+    "Attribute - Color",
+    "Attribute - Shape",
+    "Attribute - Size",
+    "Relationship - Comparison",
+)
+PART = "part {} of the docstring of overall in exercises/ex_09_bench_score.py"
+COLLECT, FAILED, MEAN = map(PART.format, (1, 2, 3))
+
+
+def result(subs, scores):
+    """Index, prompt and path of the picture play no part; the judge's words are there or not."""
+    return Result(1, "a prompt", subs, "1_0.png", scores, "?!?" if scores is None else "words")
+
+
+JUDGED = [
+    result(["Style", COLOR, SHAPE], [1, 1, 0]),
+    result([COLOR, SIZE], [1, 1]),
+    result([BIGGER, BIGGER], [0, 0]),
+]
+LOST = [result([COLOR, BIGGER, "Style"], None)]
+
+
+def test_the_score_of_what_was_judged():
+    mistakes = {
+        4 / 7: "mean over all testpoints: a dimension with many of them would weigh more.",
+        3 / 5: "mean over sub dimensions: first by primary dimension, then over these.",
+        5 / 9: "mean over pictures: testpoints are collected from all pictures first.",
+        1 / 3: "all or nothing: each testpoint counts, also where another of its picture fails.",
+        0.175: "divided by ten dimensions: only those that there are count.",
+        1.75: "sum for mean over the dimensions.",
+        175 / 3: "in percent: the score is from 0 to 1.",
+    }
+    got = ex.overall(JUDGED)
+    expect("score of three pictures", got, 1.75 / 3, mistakes, MEAN)
+
+
+def test_what_was_not_judged_is_left_out():
+    mistakes = {
+        1.1 / 3: "counted as wrong, though strict is not set.",
+    }
+    got = ex.overall(JUDGED + LOST)
+    expect("score with a picture not judged", got, 1.75 / 3, mistakes, FAILED)
+
+
+def test_strict_keeps_failures_in_the_denominator():
+    mistakes = {
+        1.75 / 3: "failures leaving the denominator: strict counts each of their testpoints as 0.",
+        1.6 / 3: "one 0 for the whole picture: it has a testpoint in each of three dimensions.",
+        1.616667 / 3: "half for what was not judged: nobody saw it hold.",
+    }
+    got = ex.overall(JUDGED + LOST, strict=True)
+    expect("strict score with a picture not judged", got, 1.1 / 3, mistakes, FAILED)
+
+
+def test_nothing_to_score():
+    zero = "0 for nothing: no score is something else than a bad one."
+    expect("score of no pictures", ex.overall([]), None, {0: zero}, MEAN)
+    expect("score of a picture not judged", ex.overall(LOST), None, {0: zero}, FAILED)
+    nothing = "nothing for 0: strict counts what was not judged as wrong."
+    got = ex.overall(LOST, strict=True)
+    expect("strict score of a picture not judged", got, 0.0, {None: nothing}, FAILED)
