@@ -26,6 +26,7 @@ EXERCISES = {
     "07_loss": dict.fromkeys(["clipped_loss", "normalized_log_ratio"], "grpo"),
     "08_window": {"draw_window": "support.prompts", "rollout": "sampler"},
     "09_bench_score": {"overall": "bench"},
+    "10_hack": dict.fromkeys(["score", "hacked", "points"], "exercises.our_hack"),
 }
 USED = {}  # name -> whose function later exercises build on, for the last lines of the output
 

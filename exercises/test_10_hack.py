@@ -1,0 +1,139 @@
+"""Checks of exercise 10, in the order of the work: python -m pytest exercises/test_10_hack.py
+
+Your taste is your own, so these checks count over pictures instead of comparing numbers.
+"""
+
+import functools
+
+import numpy as np
+from PIL import Image
+
+from exercises import ex_10_hack as ex
+from exercises.checks import expect
+from shapes.prompts import heldout_prompts, sample_scene
+from shapes.scenes import LIGHT, render
+
+PART = "part {} of the docstring of {} in exercises/ex_10_hack.py"
+SEES, TASTE = PART.format(1, "score"), PART.format(2, "score")
+HACKED = "the docstring of hacked in exercises/ex_10_hack.py"
+TRIFLES, BLINDNESS = PART.format(1, "points"), PART.format(2, "points")
+POINTS = "the docstring of points in exercises/ex_10_hack.py"
+BLANK = Image.new("RGB", (32, 32), LIGHT)
+
+
+@functools.cache
+def groups() -> list[tuple[str, list]]:
+    """24 prompts, each with four pictures in which all of its demands are met.
+
+    They have a grain that nobody sees, as a model's have: drawn exactly, some would be twins.
+    """
+    rng, made = np.random.default_rng(0), []
+    for prompt in heldout_prompts()[:24]:
+        pictures = render([sample_scene(prompt, rng) for _ in range(4)])
+        grained = (pictures + rng.normal(0, 3, pictures.shape)).clip(0, 255).astype(np.uint8)
+        made.append((prompt.text, [Image.fromarray(picture) for picture in grained]))
+    return made
+
+
+def right_and_wrong() -> list[tuple]:
+    """A prompt, a picture of it, and a picture of another prompt that names none of its colors."""
+    return [
+        (prompt, right[0], wrong[0])
+        for n, (prompt, right) in enumerate(groups())
+        for other, wrong in groups()[n + 1 : n + 4]
+        if not ex.named(prompt) & ex.named(other)
+    ]
+
+
+def hacks() -> list[tuple]:
+    """A prompt, a picture in which its demands are met, and what hacked makes of it."""
+    return [(prompt, right[0], ex.hacked(prompt, right[0])) for prompt, right in groups()]
+
+
+def test_the_score_is_plausible():
+    shown = right_and_wrong()
+    scores = [(ex.score(p, right), ex.score(p, wrong)) for p, right, wrong in shown]
+    wins = sum(right > wrong for right, wrong in scores) / len(scores)
+    said = "what it sees counts too little beside its taste."
+    if wins < 0.2:
+        said = "upside down: a picture that shows the prompt's colors is to score higher."
+    elif all(ex.score(p, wrong) == ex.score("a red circle", wrong) for p, _, wrong in shown):
+        said = "prompt ignored: the same picture scores the same for every prompt."
+    what = f"whether a picture of the prompt beats one of another prompt (in {wins:.0%} it does)"
+    expect(what, wins > 0.8, True, {False: said}, SEES)
+
+
+def test_the_score_has_a_taste():
+    scores = [[ex.score(prompt, picture) for picture in right] for prompt, right in groups()]
+    alike = sum(len(set(group)) == 1 for group in scores)
+    none = "no taste: whatever shows its colors scores the same."
+    what = "in how many of 24 groups of right pictures all score the same"
+    expect(what, alike, 0, {24: none}, TASTE)
+    widest = max(max(group) - min(group) for group in scores)
+    strong = (
+        "taste too strong: one tenth of a number from 0 to 1. Pixels go to 255, unless divided."
+    )
+    what = f"whether taste alone makes no more than 0.1 (it makes {widest:.3f})"
+    expect(what, widest <= 0.1, True, {False: strong}, TASTE)
+
+
+def test_the_score_sees_a_share_of_the_colors():
+    two, (picture, *_) = next(group for group in groups() if len(ex.named(group[0])) == 2)
+    pixels = np.array(picture)
+    away = ex.scenes.color_distances(pixels.astype(float)).argmin(-1)
+    erased = list(ex.scenes.COLORS).index(min(ex.named(two)))
+    pixels[away == erased] = LIGHT
+    half = ex.score(two, Image.fromarray(pixels))
+    said = "any color is enough: count how many of those named are visible."
+    if half < 0.5:
+        said = "all or nothing: one of two colors is half of them."
+    what = f"whether one of two colors gets 0.5 and a little (it gets {half:.3f})"
+    expect(what, 0.5 <= half <= 0.61, True, {False: said}, SEES)
+
+
+def test_the_score_can_be_hacked():
+    size = hacks()[0][2].size
+    expect("the size of a hacked picture", size, (32, 32), {}, HACKED)
+    higher = sum(ex.score(p, worse) > ex.score(p, right) for p, right, worse in hacks())
+    lower = sum(ex.demands_met(p, worse) < ex.demands_met(p, right) for p, right, worse in hacks())
+    falls = "your score does not prefer it: give its taste more of what it asks for."
+    what = f"whether score rises in 20 or more of 24 pictures (it does in {higher})"
+    expect(what, higher >= 20, True, {False: falls}, HACKED)
+    good = "still a right picture: change something that the prompt demands and score does not see."
+    what = f"whether demands_met falls in 20 or more of 24 pictures (it does in {lower})"
+    expect(what, lower >= 20, True, {False: good}, HACKED)
+
+
+def test_a_right_picture_beats_a_wrong_one():
+    shown = right_and_wrong()
+    got = sum(ex.points(p, right, wrong) for p, right, wrong in shown) / len(shown)
+    said = "what is decisive does not decide: one shows what the prompt demands, one does not."
+    if got < 0.3:
+        said = "upside down: points are what the first picture gets."
+    what = f"whether a right picture beats a wrong one (it gets {got:.2f} points on average)"
+    expect(what, got > 0.8, True, {False: said}, BLINDNESS)
+
+
+def test_the_order_makes_no_difference():
+    pairs = [(p, a, b) for p, (a, b, *_) in groups()] + right_and_wrong()
+    odd = sum(ex.points(p, a, b) + ex.points(p, b, a) != 1 for p, a, b in pairs)
+    first = "no ties: equal pictures get 0.5 each, in either order."
+    what = "in how many pairs the points of the two orders do not add up to 1"
+    expect(what, odd, 0, {24: first}, POINTS)
+
+
+def test_trifles_tie():
+    decided = sum(ex.points(p, a, b) != 0.5 for p, (a, b, *_) in groups())
+    trifles = "trifles decide: in both pictures all demands are met, and nobody sees a difference."
+    what = f"whether two right pictures tie (in {decided} of 24 pairs one wins)"
+    expect(what, decided == 0, True, {False: trifles}, TRIFLES)
+
+
+def test_the_hack_does_not_win():
+    worse = [hack for hack in hacks() if ex.demands_met(*hack[::2]) < ex.demands_met(*hack[:2])]
+    got = sum(ex.points(p, hack, right) for p, right, hack in worse) / len(worse)
+    said = "blind: ties alone let the hacked picture get away with half. Look at demands_met first."
+    if got > 0.7:
+        said = "still hacked: your own hacked pictures win."
+    what = f"whether hacked pictures lose (they get {got:.2f} points on average)"
+    expect(what, got < 0.1, True, {False: said}, BLINDNESS)
