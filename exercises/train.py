@@ -33,7 +33,7 @@ PLACES = {"sde_step": sampler, "win_rates": rewards, "group_advantages": grpo, "
 
 
 def for_the_loop(sde_step: Callable) -> Callable:
-    """A student's sde_step as the loop calls it: each sample has its own step and generator."""
+    """A student's sde_step as the loop calls it: samples have each their own step and generator."""
 
     def for_samples(
         latents,
@@ -47,13 +47,13 @@ def for_the_loop(sde_step: Callable) -> Callable:
     ) -> sampler.Step:
         if kind != "flow":
             raise ValueError("exercise 2 is about the flow SDE: leave --sde_kind as it is")
-        indices = torch.as_tensor(index).expand(len(latents)).tolist()
         steps = []
-        for n, k in enumerate(indices):
+        for n, k in enumerate(torch.as_tensor(index).expand(len(latents)).tolist()):
             row = slice(n, n + 1)
-            given = None if next_latents is None else next_latents[row]
-            own = generator[n] if isinstance(generator, list) else generator
-            steps.append(sde_step(latents[row], velocity[row], sigmas, k, noise_level, given, own))
+            given = {} if next_latents is None else {"next_latents": next_latents[row]}
+            if isinstance(generator, list):
+                given["generator"] = generator[n]
+            steps.append(sde_step(latents[row], velocity[row], sigmas, k, noise_level, **given))
         return sampler.Step(*map(torch.cat, zip(*steps)))
 
     return for_samples

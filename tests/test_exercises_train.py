@@ -1,0 +1,89 @@
+"""exercises.train and exercises.hack: whose functions the loop runs on, and what is drawn."""
+
+import importlib
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import grpo
+from exercises import hack, our_hack, train
+from exercises.checks import EXERCISES
+
+BRIEFEST = "--steps=1 --heldout=4 --prompts_per_step=1 --group_size=3 --num_steps=3"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs a command of exercises/ for two tiny steps."""
+
+    def run(module):
+        out = tmp_path / "run"
+        monkeypatch.setattr("sys.argv", ["", *BRIEFEST.split(), f"--out={out}"])
+        module.main()
+        return out
+
+    return run
+
+
+def metrics(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+
+
+def hand_in(monkeypatch, name, function):
+    """Puts a function in the place of the student's, and ours for the rest of its exercise."""
+    exercise, solution = next((ex, names) for ex, names in EXERCISES.items() if name in names)
+    for other, module in solution.items():
+        ours = getattr(importlib.import_module(module), other)
+        monkeypatch.setattr(f"exercises.ex_{exercise}.{other}", function if other == name else ours)
+
+
+def test_a_students_functions_train_as_ours_do(run, monkeypatch, capsys):
+    called, within = set(), {}
+
+    def counting(name, function):
+        return lambda *args, **more: called.add(name) or function(*args, **more)
+
+    for name, module in train.PLACES.items():
+        hand_in(monkeypatch, name, counting(name, getattr(module, name)))
+
+    def trained(cfg, name, run=train.trained):
+        called.clear()  # of the calls by the checks
+        done = run(cfg, name)
+        within[name] = called.copy()
+        return done
+
+    monkeypatch.setattr(train, "trained", trained)
+    out, said = run(train), capsys.readouterr().out
+    assert all(f"{name}: yours" in said for name in train.PLACES)
+    assert within == {"yours": set(train.PLACES), "ours": set()}
+    yours, ours = metrics(out / "yours")[-1], metrics(out / "ours")[-1]
+    assert yours == pytest.approx(ours, rel=1e-3, abs=1e-5)
+    assert Image.open(out / "curves.png").width > 400
+
+
+def test_what_does_not_pass_is_not_trained_on(run, monkeypatch, capsys):
+    hand_in(monkeypatch, "group_advantages", lambda rewards, *args: rewards - rewards.mean())
+    with pytest.raises(SystemExit, match="nothing of yours"):
+        run(train)
+    assert "group_advantages: ours; yours does not pass yet" in capsys.readouterr().out
+
+
+def test_an_error_leaves_ours_in_the_loop():
+    ours = grpo.clipped_loss
+    with pytest.raises(TypeError), train.in_place({"clipped_loss": lambda: None}):
+        grpo.clipped_loss(torch.zeros(1), torch.zeros(1), 0.2)
+    assert grpo.clipped_loss is ours
+
+
+def test_a_score_and_its_cure_are_trained_on(run, monkeypatch, capsys):
+    hand_in(monkeypatch, "points", our_hack.points)
+    out = run(hack)
+    assert "score and points: yours" in capsys.readouterr().out
+    score, points = metrics(out / "score")[-1], metrics(out / "points")[-1]
+    assert points["reward_mean"] == pytest.approx(0.5)  # win rates; a score has a mean of its own
+    assert score["reward_mean"] != pytest.approx(0.5)
+    assert "tie_rate" in points and "tie_rate" not in score
+    assert Image.open(out / "pictures.png").width > 400
