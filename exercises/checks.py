@@ -37,7 +37,8 @@ def expect(what: str, got, wanted, mistakes: dict, read: str, tol: float = 1e-4)
     got: a number, a tensor that holds one, or anything with ==. mistakes: what a mistake gives ->
     its name and cause. read: where to read about it. tol: relative, and absolute below 1.
     """
-    got = got.item() if getattr(got, "numel", lambda: 0)() == 1 else got
+    if math.prod(getattr(got, "shape", [0])) == 1:  # of torch or numpy
+        got = got.item()
     assert not any(alike(value, wanted, tol) for value in mistakes), f"a mistake gives {wanted}"
     if not alike(got, wanted, tol):
         unknown = "none of the usual mistakes. Work this one number out by hand, term by term."

@@ -14,7 +14,7 @@ When all checks pass,
     python -m exercises.hack
 
 trains the tiny model twice for a minute or two, once on your score and once on your comparison, and
-draws both. (Where a function does not pass yet, it takes ours, and says so.)
+draws both. (Before, it takes ours, and says so.)
 
 The paper: reward hacking, blamed on illusory advantage; and win rates as the cure.
 

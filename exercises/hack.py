@@ -1,9 +1,9 @@
 """Watches a reward being hacked, and cured: python -m exercises.hack
 
 Trains the tiny model twice: on the score of exercise 10, picture by picture, and on win rates from
-its comparison. Both are yours if all checks of the exercise pass, else ours. No floor holds the
-advantages down, as in the released code: what exercise 6 calls illusory advantage is in full force.
-Flags are those of train.py.
+its comparison. Both are yours if all checks of the exercise pass, else ours. Nothing holds training
+back: no floor under the deviation of a group, as in the released code, and no moving average of the
+weights. Flags are those of train.py.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from exercises.checks import USED, student
-from exercises.train import BRIEF, draw, trained
+from exercises.train import BRIEF, draw, held_out, trained
 from rewards import PairwiseReward, PointwiseReward
 from support import pictures
 from support.config import parse_config
@@ -44,23 +44,25 @@ class Judge:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    cfg = parse_config(["--out", "runs/hack", "--std_floor", "0", *BRIEF, *sys.argv[1:]])
+    cfg = parse_config(["--out=runs/hack", *BRIEF, "--std_floor=0", "--ema=0", *sys.argv[1:]])
     scorer, judge = Scorer(student("score")), Judge(student("points"))
     print(f"score and points: {USED['score']}")
     pointwise = dataclasses.replace(cfg, reward="pointwise")
     hacked = trained(pointwise, "score", PointwiseReward(scorer))
     cured = trained(cfg, "points", PairwiseReward(judge, template="{prompt}", soft=True))
     out = Path(cfg.out)
-    draw({"on points": cured.metrics, "on score": hacked.metrics}, out / "curves.png")
+    curves = {
+        "testpoints right, trained on points": held_out(cured),
+        "testpoints right, trained on score": held_out(hacked),
+        "the score itself, while trained on": pictures.series(hacked.metrics, "reward_mean"),
+    }
+    draw(curves, "What is wanted, on held-out prompts, and what is scored", out / "curves.png")
     grids = hacked.heldout.base_grid, hacked.last[1], cured.last[1]  # of each prompt, four pictures
     rows = [[picture for four in row for picture in four[:2]] for row in zip(*grids)]
     heads = [name for name in ("before", "on score", "on points") for _ in range(2)]
     pictures.sample_grid(rows, hacked.heldout.grid_prompts, out / "pictures.png", heads)
-    said = [row["reward_mean"] for row in hacked.metrics[1:]]
-    print(f"the score that was trained on: {said[0]:.2f} -> {said[-1]:.2f}")
-    for name, run in (("score", hacked), ("points", cured)):
-        held = pictures.series(run.metrics, "heldout_accuracy")[1]
-        print(f"testpoints right, trained on {name}: {held[0]:.2f} -> {held[-1]:.2f}")
+    for name, (_, values) in curves.items():
+        print(f"{name}: {values[0]:.2f} -> {values[-1]:.2f}")
     print(f"look at {out / 'curves.png'} and {out / 'pictures.png'}")
 
 

@@ -27,8 +27,7 @@ from support.config import Config, parse_config
 from support.run import Run, started
 
 # What ends in minutes on two cores, and still shows something; all other settings are train.py's.
-BRIEF = ["--steps=32", "--prompts_per_step=8", "--lr=2e-4", "--ema=0"]
-BRIEF += ["--eval_every=8", "--heldout=157"]
+BRIEF = ["--steps=32", "--prompts_per_step=8", "--lr=2e-4", "--heldout=157"]
 PLACES = {"sde_step": sampler, "win_rates": rewards, "group_advantages": grpo, "clipped_loss": grpo}
 
 
@@ -82,16 +81,19 @@ def trained(cfg: Config, name: str, reward=None) -> Run:
     return run
 
 
-def draw(runs: dict[str, list[dict]], path: Path) -> None:
-    """Held-out accuracy over the steps, a curve for each run's metrics, later ones on top."""
+def held_out(run: Run) -> tuple[list, list]:
+    """Steps, and the share of held-out testpoints that hold after each."""
+    return pictures.series(run.metrics, "heldout_accuracy")
+
+
+def draw(curves: dict[str, tuple[list, list]], title: str, path: Path) -> None:
+    """Steps and values of each curve, later ones over earlier ones, which stay visible below."""
     figure = pictures.new_figure(figsize=(6.4, 4))
     axes = figure.subplots()
-    for n, (name, metrics) in enumerate(runs.items()):
-        steps, values = pictures.series(metrics, "heldout_accuracy")
-        width = 7 if n == 0 else 2  # the first one can be seen below a second that is the same
-        color = pictures.PALETTE[n]
-        axes.plot(steps, values, "o-", color=color, label=name, lw=width, ms=width + 2)
-    axes.set(title="Held-out prompts", xlabel="step", ylabel="share of testpoints right")
+    styles = zip(pictures.PALETTE, ("-", "--", ":"))
+    for (name, (steps, values)), (color, style) in zip(curves.items(), styles):
+        axes.plot(steps, values, "o" + style, color=color, label=name, lw=2, ms=5)
+    axes.set(title=title, xlabel="step")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -110,10 +112,10 @@ def main() -> None:
     if "sde_step" in yours:
         yours["sde_step"] = for_the_loop(yours["sde_step"])
     with in_place(yours):
-        metrics = {"yours": trained(cfg, "yours").metrics}
-    metrics = {"ours": trained(cfg, "ours").metrics} | metrics
-    path = Path(cfg.out) / "curves.png"
-    draw(metrics, path)
+        theirs = trained(cfg, "yours")
+    runs, path = {"ours": trained(cfg, "ours"), "yours": theirs}, Path(cfg.out) / "curves.png"
+    title = "Held-out prompts: share of testpoints right"
+    draw({name: held_out(run) for name, run in runs.items()}, title, path)
     print(f"look at {path}: a right function gives the same curve")
 
 

@@ -72,13 +72,19 @@ def parse_request(body: dict) -> Query:
 
 
 class JudgeServer(ThreadingHTTPServer):
-    """Serves http://127.0.0.1:port/v1; port 0 takes a free one (see server_port)."""
+    """Serves http://host:port/v1; port 0 takes a free one (see server_port).
+
+    host: where it listens. No password is asked for: 127.0.0.1 answers this machine alone, 0.0.0.0
+    whoever can reach it.
+    """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, mllm: MLLM, port: int = 0, faults: Faults = Faults()):
-        super().__init__(("127.0.0.1", port), Handler)
+    def __init__(
+        self, mllm: MLLM, port: int = 0, faults: Faults = Faults(), host: str = "127.0.0.1"
+    ):
+        super().__init__((host, port), Handler)
         self.mllm, self.faults, self.calls = mllm, faults, 0
         self._random, self._lock = random.Random(faults.seed), threading.Lock()
 
@@ -164,6 +170,8 @@ class Handler(BaseHTTPRequestHandler):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--port", type=int, default=8000)
+    text = "127.0.0.1: this machine alone may ask; 0.0.0.0: whoever can reach it, without password"
+    parser.add_argument("--host", default="127.0.0.1", help=text)
     parser.add_argument("--error_rate", type=float, default=0.0, help="share of random verdicts")
     parser.add_argument(
         "--first_bias", type=float, default=0.0, help="share of 'Image 1' regardless"
@@ -173,10 +181,11 @@ def main() -> None:
     args = parser.parse_args()
     try:
         faults = Faults(**{k: v for k, v in vars(args).items() if hasattr(Faults, k)})
-        server = JudgeServer(ClassroomMLLM(args.error_rate, args.first_bias), args.port, faults)
+        mllm = ClassroomMLLM(args.error_rate, args.first_bias)
+        server = JudgeServer(mllm, args.port, faults, args.host)
     except (ValueError, OSError) as error:  # a share above 1; a port that is taken
         raise SystemExit(f"cannot serve on port {args.port}: {error}")
-    print(f"judging at http://127.0.0.1:{server.server_port}/v1", flush=True)
+    print(f"judging at http://{args.host}:{server.server_port}/v1", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:

@@ -347,6 +347,12 @@ def test_a_run_leaves_a_record_of_its_judge_and_asks_again_what_is_not_in_a_chec
 # ---- the classroom's server ----
 
 
+def test_the_server_lets_others_in_only_if_it_is_told_to():
+    for given, host in (({}, "127.0.0.1"), ({"host": "0.0.0.0"}, "0.0.0.0")):
+        with JudgeServer(ShapesMLLM(), **given) as server:
+            assert server.server_address[0] == host
+
+
 @pytest.mark.parametrize(
     "shares", [{"error_500": 10.0}, {"hang": -0.1}, {"garbage": 0.6, "hang": 0.6}]
 )
