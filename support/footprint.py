@@ -209,9 +209,10 @@ def micro_batch_input(pipe, size: int, batch: int, tokens: int):
     return flux.velocity_fn(pipe, text, size, size), latents[0], latents[1], torch.linspace(1, 0, 4)
 
 
-def replay_bytes(pipe, size: int, batch: int, tokens: int) -> tuple[int, int]:
+def replay_bytes(pipe, size: int, batch: int, tokens: int, descend: bool = True) -> tuple[int, int]:
     """Bytes alive (after the forward, at most) while one micro-batch is replayed and descended.
 
+    descend: False leaves the backward pass out, and the most that is alive is the forward's.
     Gradients of weights exist beforehand, as from the second micro-batch on: they do not count.
     """
     for parameter in flux.trainable(pipe):
@@ -230,7 +231,8 @@ def replay_bytes(pipe, size: int, batch: int, tokens: int) -> tuple[int, int]:
         )
         loss = grpo.clipped_loss(step.log_prob - advantages, advantages, 1e-4).loss
         saved = alive.now
-        loss.backward()
+        if descend:
+            loss.backward()
     for parameter in flux.trainable(pipe):
         parameter.grad = None
     return saved, alive.peak
@@ -270,7 +272,7 @@ def replay_peak(pipe, size: int, batch: int, tokens: int) -> int:
                 rest = [Joined()] if alive is None else []  # behind the doubles, which come first
                 shown = [part[0]] * depth if name == kept else rest
                 setattr(network, name, torch.nn.ModuleList(shown))
-            runs.append(replay_bytes(pipe, size, batch, tokens))
+            runs.append(replay_bytes(pipe, size, batch, tokens, descend=depth == 1))
         (saved, most), (saved_by_two, _) = runs
         each = saved_by_two - saved
         alive = (saved - each if alive is None else alive) + len(blocks) * each

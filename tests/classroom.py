@@ -4,12 +4,13 @@ import threading
 from contextlib import contextmanager
 
 from shapes.server import Faults, JudgeServer
+from shapes.verifier import ShapesMLLM
 
 
 @contextmanager
-def served(judge, port=0, **faults):
-    """A server of this judge; port 0 takes a free one."""
-    server = JudgeServer(judge, port, Faults(**faults))
+def served(judge=None, port=0, **faults):
+    """A server of this judge, or of the verifier; port 0 takes a free one."""
+    server = JudgeServer(judge or ShapesMLLM(), port, Faults(**faults))
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

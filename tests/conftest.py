@@ -23,3 +23,10 @@ def tiny_flux():
     from models import flux
 
     return flux.load(str(ROOT / "assets" / "tiny-flux"))
+
+
+@pytest.fixture
+def uncounted(monkeypatch):
+    """Plans of memory whose passes are not counted, which takes a second each."""
+    passes = ("activations", "activations_other", "forward", "decode", "encode")
+    monkeypatch.setattr("support.plan.counted_bytes", lambda *_: dict.fromkeys(passes, 0))

@@ -13,13 +13,24 @@ from support.run import Run, start_run
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
-def stepped(cfg, count=1, procs=ALONE) -> Run:
-    """A run of which so many steps are made. None is the last, after which held-out prompts are
-    measured and drawn: most tests are of what is learned, and that takes as long as two steps."""
-    run = start_run(cfg, procs)
-    sigmas = sampler.sigma_schedule(cfg.num_steps, cfg.shift)
+def few_steps(run: Run, count=1) -> Run:
+    """Makes so many steps of a run, and not its last, after which held-out prompts are measured and
+    drawn: most tests are of what is learned, and that takes as long as two steps."""
+    sigmas = sampler.sigma_schedule(run.cfg.num_steps, run.cfg.shift)
     for number in itertools.islice(run.steps(), count):
-        train.step(cfg, procs, run, sigmas, number)
+        train.step(run.cfg, run.procs, run, sigmas, number)
+    return run
+
+
+def stepped(cfg, count=1, procs=ALONE) -> Run:
+    return few_steps(start_run(cfg, procs), count)
+
+
+def whole_run(cfg) -> Run:
+    run = start_run(cfg, ALONE)
+    with run.ends_well():
+        train.train(cfg, ALONE, run)
+        run.finish()
     return run
 
 

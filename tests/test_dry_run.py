@@ -3,15 +3,13 @@
 import os
 import subprocess
 import sys
-import threading
 import types
 from dataclasses import replace
 
 import pytest
+from classroom import served, url_of
 from conftest import ROOT
 
-from shapes.server import JudgeServer
-from shapes.verifier import ShapesMLLM
 from support import config, dry_run
 
 TINY = str(ROOT / "assets" / "tiny-flux")
@@ -23,16 +21,13 @@ def ready(tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("".join(f"prompt {i}\n" for i in range(200)))
     monkeypatch.setattr(dry_run, "main_memory", lambda: 1e12)
     monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=1e13))
-    server = JudgeServer(ShapesMLLM(), 0)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield [f"--prompts={tmp_path / 'prompts.txt'}", f"--base_url={url}", f"--out={tmp_path}"]
-    server.shutdown()
-    server.server_close()
+    with served() as server:
+        files = [f"--prompts={tmp_path / 'prompts.txt'}", f"--out={tmp_path}"]
+        yield [*files, f"--base_url={url_of(server)}"]
 
 
-def test_the_lora_recipe_can_start_on_48_GB(ready, capsys):
-    flags = ["--recipe", "flux-lora", "--dry_run", "--gpu_memory", "48"]
+def test_the_lora_recipe_with_offload_can_start_on_24_GB(ready, capsys):
+    flags = ["--recipe", "flux-lora", "--dry_run", "--offload", "--gpu_memory", "24"]
     cfg = config.parse_config([*flags, *ready])
     dry_run.main(cfg)
     said = capsys.readouterr().out
@@ -93,10 +88,10 @@ def test_a_dry_run_makes_every_check_of_the_run_and_tells_all_that_fail(tmp_path
             dry_run.main(config.Config(model=TINY, dry_run=True, **{name: value}))
 
 
-def test_memory_and_disk_of_this_machine_count_unless_it_plans_for_another(monkeypatch, capsys):
+def test_memory_and_disk_of_this_machine_count_unless_it_plans_for_another(
+    uncounted, monkeypatch, capsys
+):
     cfg = config.Config(model=TINY, dry_run=True, gpu_memory=1.0, out="none")
-    made = dry_run.make_plan(TINY, cfg)
-    monkeypatch.setattr(dry_run, "make_plan", lambda *_: made)  # takes seconds each time
     dry_run.main(cfg)
     assert "main memory, each rank: 0.0" in capsys.readouterr().out
     monkeypatch.setattr(dry_run, "main_memory", lambda: 1e5)

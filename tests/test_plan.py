@@ -89,9 +89,7 @@ WIDE_LORA = dict(heads=8, double=2, single=3, lora=8)
 @pytest.mark.parametrize(
     "shape, size, tokens, dtype, checkpointing",
     [
-        (dict(heads=4), 128, 64, torch.float32, False),
         (dict(heads=4), 192, 12, torch.float32, True),
-        (LORA, 128, 256, torch.float32, True),
         (LORA, 128, 64, torch.bfloat16, False),
         (WIDE_LORA, 128, 64, torch.bfloat16, True),
         (DEEP, 128, 64, torch.bfloat16, False),
@@ -154,7 +152,7 @@ def test_decoding_and_encoding_allocate_what_is_planned():
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
-def test_lasting_bytes_are_those_of_the_real_tensors(lora_rank, tiny_flux):
+def test_lasting_bytes_are_those_of_the_real_tensors(lora_rank, tiny_flux, uncounted):
     settings = settings_of(**SMALL, lora_rank=lora_rank, dtype="float32", ema=0.9)
     planned = plan.make_plan(TINY, settings).bytes
     pipe = small_pipe(heads=4, double=2, single=4, lora=lora_rank)
@@ -174,7 +172,7 @@ def test_lasting_bytes_are_those_of_the_real_tensors(lora_rank, tiny_flux):
     assert planned.vae == size(tiny_flux.vae.parameters())
 
 
-def test_trajectories_and_text_are_those_of_a_real_rollout(tiny_flux):
+def test_trajectories_and_text_are_those_of_a_real_rollout(tiny_flux, uncounted):
     model = base.Model(tiny_flux, flux, size=32)
     batch = Batch(["a red circle", "a blue square"], [0, 1, 2, 3], [4, 5, 6, 7], [0])
     rollout = train.sample(model, batch, sampler.sigma_schedule(3), 0.7, "flow", 4)
@@ -235,7 +233,7 @@ def test_scorers_are_counted():
     assert published == pytest.approx(1.71e9, rel=0.01) and plan.scorer_bytes(settings_of()) == 0
 
 
-def test_micro_batch_0_is_what_train_makes_of_it():
+def test_micro_batch_0_is_what_train_makes_of_it(uncounted):
     settings = settings_of(**SMALL | {"micro_batch": 0})
     for judge, samples in (("openai", 2), ("shapes", 4)):
         assert plan.make_plan(TINY, replace(settings, judge=judge)).micro_batch == samples
@@ -283,7 +281,8 @@ def test_recipes_are_the_released_settings(recipe, own):
     config.check_config(replace(cfg, prompts="prompts.txt", base_url="http://judge/v1"), world)
 
 
-def test_the_lora_recipe_fits_80_and_48_GB_and_with_offload_24():
+def test_the_lora_recipe_fits_80_and_48_GB_and_24_only_with_offload():
+    """That it fits 24 then is test_dry_run.py's."""
     cfg = config.parse_config(["--recipe", "flux-lora"])
     made = plan.make_plan(cfg.model, cfg)
     assert "transformer 11,935,028,288 (33,619,968 trained)" in plan.table(made)
@@ -292,9 +291,8 @@ def test_the_lora_recipe_fits_80_and_48_GB_and_with_offload_24():
     plan.refuse(made, 48)
     with pytest.raises(SystemExit, match="--offload"):
         plan.refuse(made, 24)
-    offloaded = plan.make_plan(cfg.model, replace(cfg, offload=True))
-    plan.refuse(offloaded, 24)
-    assert offloaded.bytes.weights < 0.6e9 < offloaded.bytes.gathered
+    offloaded = plan.train_bytes(made.counts, made.bytes.weights, replace(cfg, offload=True), 1, 1)
+    assert offloaded["weights"] < 0.6e9 < offloaded["gathered"]
 
 
 def test_the_table_and_the_refusal():
@@ -349,7 +347,7 @@ def update_peak(prompts: int, group: int, micro_batch: int) -> int:
 
 
 def test_a_step_needs_more_memory_for_micro_batches_but_not_for_images_or_prompts():
-    base = update_peak(prompts=2, group=4, micro_batch=4)  # two micro-batches: gradients add up
-    assert update_peak(prompts=2, group=8, micro_batch=4) == pytest.approx(base, rel=0.02)
-    assert update_peak(prompts=4, group=4, micro_batch=4) == pytest.approx(base, rel=0.02)
-    assert update_peak(prompts=4, group=4, micro_batch=8) > 1.3 * base
+    base = update_peak(prompts=2, group=2, micro_batch=2)  # two micro-batches: gradients add up
+    assert update_peak(prompts=2, group=4, micro_batch=2) == pytest.approx(base, rel=0.02)
+    assert update_peak(prompts=4, group=2, micro_batch=2) == pytest.approx(base, rel=0.02)
+    assert update_peak(prompts=4, group=2, micro_batch=4) > 1.3 * base

@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from models import flux
-from shapes.verifier import ShapesMLLM
 from support import processes
 from support.config import Config
 from support.footprint import Alive
@@ -224,7 +223,7 @@ def recipe(tmp_path_factory):
     what was said. The judge's server is still there."""
     folder = tmp_path_factory.mktemp("recipe")
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29547"]
-    with pytest.MonkeyPatch.context() as here, served(ShapesMLLM()) as server:
+    with pytest.MonkeyPatch.context() as here, served() as server:
         here.setenv("OPENAI_API_KEY", "none")
         command = recipe_at_small_size(folder, url_of(server))
         done = subprocess.run(

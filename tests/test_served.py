@@ -12,30 +12,32 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from classroom import served, url_of
 from conftest import ROOT
 from PIL import Image
+from real_runs import ALONE, few_steps, log_of, whole_run
 
 import train
 from judges.mllm import Answer, Query
 from judges.server import OpenAIMLLM
 from rewards import JudgeError, PairwiseReward, join
-from shapes.server import Faults, JudgeServer
+from shapes.server import Faults
 from shapes.verifier import ShapesMLLM
 from support.build import judge_of, try_judge
 from support.config import Config, check_config
 from support.processes import Processes, in_background
 from support.run import start_run
 
-ALONE = Processes(0, 1, torch.device("cpu"))
 WAIT = 60  # seconds after which a test fails that waits for another thread
 SMALL = dict(
     model=str(ROOT / "assets" / "tiny-flux"),
     prompts_per_step=2,
     group_size=3,
     num_steps=3,
-    heldout=4,
-    eval_every=2,
-    checkpoint_every=10,
+    heldout=1,
+    steps=9,
+    eval_every=9,
+    checkpoint_every=9,
     judge="openai",
 )
 
@@ -56,23 +58,12 @@ class Mortal(ShapesMLLM):
 
 
 @contextmanager
-def served(port=0, calls=float("inf"), judge=None, **faults):
-    """A judge server in this process; port 0 takes a free one."""
-    judge = judge or Mortal()
-    server = JudgeServer(judge, port, Faults(**faults))
-    judge.left, judge.server = calls, server
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+def dying(port=0, calls=float("inf")):
+    """A server of the verifier that is gone after so many calls."""
+    judge = Mortal()
+    with served(judge, port) as server:
+        judge.left, judge.server = calls, server
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def url_of(server):
-    return f"http://127.0.0.1:{server.server_port}/v1"
 
 
 def config(server, out, **settings) -> Config:
@@ -82,18 +73,6 @@ def config(server, out, **settings) -> Config:
 def start(cfg: Config):
     check_config(cfg, 1)
     return start_run(cfg, ALONE)
-
-
-def whole_run(cfg: Config) -> None:
-    run = start(cfg)
-    with run.ends_well():
-        train.train(cfg, ALONE, run)
-        run.finish()
-
-
-def log_of(out):
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
 
 
 # ---- judging behind the rollout ----
@@ -131,7 +110,7 @@ class Recorder:
 
 def test_each_group_is_judged_while_the_next_one_is_sampled(tmp_path):
     with served() as server:
-        cfg = config(server, tmp_path, prompts_per_step=3, steps=1)
+        cfg = config(server, tmp_path, prompts_per_step=3)
         run = start(cfg)
         judging, sampling = [threading.Event() for _ in range(4)], threading.Semaphore(0)
 
@@ -151,33 +130,33 @@ def test_each_group_is_judged_while_the_next_one_is_sampled(tmp_path):
 
         run.model.text_of = encode
         run.rewards["pairwise"] = Recorder(run.rewards["pairwise"], begin_to_judge)
-        train.train(cfg, ALONE, run)
+        few_steps(run)
     assert begun[:3] == [part.prompts for part in run.parts(1)]
     assert [len(prompts) for prompts in begun[:3]] == [1, 1, 1]
 
 
 def test_a_judge_in_process_is_asked_once_a_step_when_all_is_sampled(tmp_path):
-    cfg = Config(**(SMALL | dict(judge="shapes", out=str(tmp_path), steps=1)))
+    cfg = Config(**(SMALL | dict(judge="shapes", out=str(tmp_path))))
     run = start(cfg)
     run.rewards["pairwise"] = recorder = Recorder(run.rewards["pairwise"])
     job = run.submit(recorder, ["a large red circle"], [[Image.new("RGB", (32, 32))] * 2])
     assert not recorder.made
     job()
-    train.train(cfg, ALONE, run)
+    few_steps(run)
     assert [len(prompts) for prompts, _, _ in recorder.made] == [1, 2]
 
 
 @pytest.mark.parametrize(
     ("micro_batch", "chunks"),
     # whole groups and whole micro-batches: 4 samples at a time do so with 4 groups of 3
-    [(0, [1, 1, 1, 1, 1]), (1, [1, 1, 1, 1, 1]), (6, [2, 2, 1]), (4, [4, 1]), (100, [5])],
+    [(1, [1, 1, 1, 1, 1]), (4, [4, 1]), (100, [5])],
 )
 def test_parts_change_neither_rewards_nor_ratio(micro_batch, chunks, tmp_path):
     with served() as server:
-        cfg = config(server, tmp_path, micro_batch=micro_batch, prompts_per_step=5, steps=1)
+        cfg = config(server, tmp_path, micro_batch=micro_batch, prompts_per_step=5)
         run = start(cfg)
         run.rewards["pairwise"] = recorder = Recorder(run.rewards["pairwise"])
-        train.train(cfg, ALONE, run)
+        few_steps(run)
     assert [len(part.prompts) for part in run.parts(1)] == chunks
     prompts, images, results = zip(*recorder.made)
     assert sorted(map(len, prompts)) == sorted(chunks)
@@ -199,9 +178,10 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
     whole, out = tmp_path / "whole", tmp_path / "disturbed"
     with served() as server:
         port = server.server_port
-        whole_run(config(server, whole, steps=3))
+        steps = dict(steps=3, eval_every=2, heldout=4)
+        whole_run(config(server, whole, **steps))
         calls = server.calls
-        cfg = config(server, out, steps=3, patience=2.0, call_timeout=2.0)  # soon taken for dead
+        cfg = config(server, out, **steps, patience=2.0, call_timeout=2.0)  # soon taken for dead
     assert calls <= 2 + 3 * 12 + 2 * 8  # one pair to try it, and what the call budget says
 
     flags = [
@@ -213,7 +193,7 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
     says = []
     for extra, left in (([], 2 + 2 * 12 + 2), (["--resume"], 2 + 10)):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, *extra])
-        with served(port, left), pytest.raises(SystemExit) as stop:
+        with dying(port, left), pytest.raises(SystemExit) as stop:
             train.main()
         says.append(stop.value.code)  # a text: exit status 1
     for said, of in zip(says, (8, 12), strict=True):
@@ -222,8 +202,8 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
         assert f"the state after step 2 is saved in '{out}'" in said
         assert said.endswith("repeat the command with --resume")
     assert [row["step"] for row in log_of(out)] == [0, 1, 2]
-    with served(port) as server:
-        whole_run(config(server, out, steps=3, resume=True))
+    with served(port=port) as server:
+        whole_run(config(server, out, **steps, resume=True))
     assert log_of(out) == log_of(whole)
     weights = "final/transformer/diffusion_pytorch_model.safetensors"
     assert (out / weights).read_bytes() == (whole / weights).read_bytes()

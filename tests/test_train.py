@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 from diffusers import FluxPipeline
-from real_runs import ALONE, log_of, stepped
+from real_runs import ALONE, log_of, stepped, whole_run
 from torch.distributed.checkpoint.api import CheckpointException
 
 import train
@@ -40,13 +40,6 @@ def small(out, **settings):
     """Settings of a run that is not measured on the way."""
     usual = SMALL | dict(steps=9, eval_every=9, heldout=1, out=str(out))
     return Config(**(usual | settings))
-
-
-def whole_run(cfg):
-    run = start_run(cfg, ALONE)
-    train.train(cfg, ALONE, run)
-    run.finish()
-    return run
 
 
 def train_in(folder, *arguments):
