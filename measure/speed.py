@@ -1,10 +1,22 @@
-"""What the loop costs beyond the bare network: prints four ratios, alternating within one process.
+"""What the loop costs: beyond the bare network, one image at a time, by size, by processes.
 
-python -m measure.speed        # about a minute; not a test: times on a shared machine vary
+    python -m measure.speed              # all of it, some ten minutes
+    python -m measure.speed floor        # one part: floor, batching, growth or commands
+
+What is compared alternates within one run, and each ratio comes with its spread. Not a test: times
+on a shared machine vary.
 """
 
+import dataclasses
+import json
+import math
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 
@@ -16,7 +28,7 @@ from rewards import PairwiseReward
 from shapes.prompts import heldout_prompts
 from shapes.verifier import ShapesMLLM
 from support.config import Config
-from support.prompts import Batch
+from support.prompts import Batch, make_batch
 
 AGAINST = {  # what is measured -> what it is held against
     "rollout": "K bare passes",
@@ -90,13 +102,123 @@ def measure(rounds: int, cfg: Config) -> dict[str, list[float]]:
     return ratios
 
 
-def main(rounds: int = 8) -> None:
+def floor(rounds: int = 8) -> None:
     for name, values in measure(rounds, Config()).items():
-        values = sorted(values)
-        print(
-            f"{name} / {AGAINST[name]}: median {statistics.median(values):.3f}, "
-            f"from {values[0]:.3f} to {values[-1]:.3f} over {rounds} rounds"
-        )
+        print(f"{name} / {AGAINST[name]}: {spread(values)}")
+
+
+def spread(values) -> str:
+    values = sorted(values)
+    median = statistics.median(values)
+    return f"median {median:.3f}, from {values[0]:.3f} to {values[-1]:.3f} in {len(values)} rounds"
+
+
+# ----------------------------------------------------------------------------- by size
+
+
+class Step:
+    """A step without judging, at any size: rollout, decoding, the replay of all that it replays."""
+
+    def __init__(self, cfg: Config):
+        self.cfg, self.model = cfg, base.load(cfg.model, cfg.size, cfg.guidance)
+        self.model.transformer.requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(self.model.trainable(), lr=0.0)
+
+    def seconds(self, micro_batch: int = 0, **sizes) -> float:
+        """micro_batch: samples through the network at once; 0: all. sizes: of Config's fields."""
+        cfg = dataclasses.replace(self.cfg, **sizes)
+        drawn = make_batch(cfg, None, 1)
+        count = len(drawn.noise_seeds)
+        advantages, at_once = torch.linspace(-1, 1, count), micro_batch or count
+        sigmas = sampler.sigma_schedule(cfg.num_steps)
+        start = time.perf_counter()
+        rollout = train.sample(self.model, drawn, sigmas, cfg.noise_level, cfg.sde_kind, at_once)
+        for rows in train.micro_batches(count, at_once):
+            for k in drawn.replayed:
+                how = (rows, cfg.clip_range, cfg.guard, cfg.kl_coef)
+                train.objective(
+                    self.model, self.model.transformer, rollout, advantages[rows], k, *how
+                ).loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return time.perf_counter() - start
+
+
+def batching(rounds: int = 3) -> None:
+    """All samples at once, against one image at a time, as released code runs."""
+    step = Step(Config())
+    step.seconds(prompts_per_step=1)  # warms up
+    for prompts in (4, 12, 24):
+        ratios = []
+        for _ in range(rounds):
+            whole = step.seconds(prompts_per_step=prompts)
+            ratios.append(step.seconds(micro_batch=1, prompts_per_step=prompts) / whole)
+        print(f"B = {8 * prompts}: one image at a time / all at once: {spread(ratios)}")
+
+
+def growth(rounds: int = 5) -> None:
+    """How time grows with K, G and P: the exponent of the power law from the least to the most."""
+    step = Step(Config())
+    sizes = {"num_steps": (4, 8, 16), "group_size": (4, 8, 16), "prompts_per_step": (4, 8, 16)}
+    for name, values in sizes.items():
+        others = {"prompts_per_step": 8} if name != "prompts_per_step" else {}
+        times = {value: [] for value in values}
+        for turn in range(rounds + 1):  # the first warms up
+            for value in values:
+                seconds = step.seconds(**(others | {name: value}))
+                times[value] += [seconds] if turn else []
+        exponents = [
+            math.log(last / first) / math.log(values[-1] / values[0])
+            for first, last in zip(times[values[0]], times[values[-1]])
+        ]
+        print(f"time grows with {name} to the power of: {spread(exponents)}")
+
+
+# ----------------------------------------------------------------------------- whole commands
+
+
+def run(out: Path, launcher: list[str], threads: int) -> tuple[float, list[dict]]:
+    """Seconds from the command to the first training step, and the lines of steps 2 to 4."""
+    process = subprocess.Popen(
+        [sys.executable, *launcher, "train.py", "--steps=4", "--eval_every=99", f"--out={out}"],
+        cwd=Path(__file__).resolve().parent.parent,
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    start, log = time.perf_counter(), out / "metrics.jsonl"
+    while not log.exists() and process.poll() is None:  # it is written when all is prepared
+        time.sleep(0.02)
+    seconds = time.perf_counter() - start
+    if process.wait():
+        raise SystemExit(f"train.py ended with status {process.returncode}")
+    return seconds, [json.loads(line) for line in log.read_text().splitlines()][2:]
+
+
+def commands(rounds: int = 3) -> None:
+    """When the first step begins; two ranks of one thread against one process of two."""
+    starts, ratios = [], []
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
+    seconds = lambda rows: sum(row["seconds_rollout"] + row["seconds_update"] for row in rows)
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(rounds):
+            start, one = run(Path(folder) / f"one{turn}", [], 2)
+            _, two = run(Path(folder) / f"two{turn}", torchrun, 1)
+            starts.append(start)
+            ratios.append(seconds(one) / seconds(two))
+    print(f"seconds from the command to the first training step: {spread(starts)}")
+    print(f"speed of two ranks of one thread / of one process of two threads: {spread(ratios)}")
+
+
+PARTS = {"floor": floor, "batching": batching, "growth": growth, "commands": commands}
+
+
+def main() -> None:
+    asked = sys.argv[1:] or list(PARTS)
+    if odd := set(asked) - set(PARTS):
+        raise SystemExit(f"no part {', '.join(sorted(odd))}: choose from {', '.join(PARTS)}")
+    for part in asked:
+        PARTS[part]()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,13 @@ def test_speed_measures_each_of_its_ratios():
     assert ratios["judging"][0] < 1
 
 
+def test_speed_steps_at_other_sizes_and_one_image_at_a_time():
+    step = speed.Step(SMALL)
+    for sizes in ({"num_steps": 3}, {"group_size": 3}, {"micro_batch": 1}):
+        assert step.seconds(**sizes) > 0
+    assert all(state["step"] == 3 for state in step.optimizer.state.values())
+
+
 def test_scaling_descends_all_samples():
     cfg = dataclasses.replace(SMALL, micro_batch=1, model=scaling.MODEL)
     model, optimizer = scaling.load(cfg)

@@ -21,7 +21,7 @@ import train
 from judges.mllm import Answer, Query
 from judges.server import OpenAIMLLM
 from rewards import JudgeError, PairwiseReward, join
-from shapes.server import Faults
+from shapes.server import Faults, JudgeServer
 from shapes.verifier import ShapesMLLM
 from support.build import judge_of, try_judge
 from support.config import Config, check_config
