@@ -1,0 +1,106 @@
+"""server.py: what is taken for an answer of the model, whole, unfinished or none."""
+
+import json
+import re
+
+import pytest
+from fake_server import choice, client, completion, serving, texts
+
+from judges.mllm import Query
+from judges.verdicts import Verdict, ask, parse_verdict
+
+
+@pytest.mark.parametrize(
+    ("reason", "tokens", "said"),
+    [
+        ("stop", 9, None),  # just so long
+        (None, 5, None),
+        ("eos_token", 5, None),
+        ("STOP", None, None),
+        ("length", 5, "cut off at 9 tokens.*--judge_tokens"),
+        ("MAX_TOKENS", None, "cut off at 9 tokens"),
+        (None, 9, "cut off at 9 tokens"),
+        ("content_filter", 5, "stopped by the server .content_filter."),
+    ],
+)
+def test_an_answer_that_the_model_did_not_end_is_told_apart(reason, tokens, said):
+    usage = {"completion_tokens": tokens, "prompt_tokens": 1, "total_tokens": 1}
+    body = json.loads(completion("a draft", reason)) | ({"usage": usage} if tokens else {})
+    with serving(body) as server:
+        (answer,) = client(server, max_tokens=9).ask([Query((), "x")])
+    assert answer.text == "a draft"
+    assert re.match(said, answer.unfinished) if said else answer.unfinished is None
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": "one"}], "one"),
+        ([{"type": "text", "text": "one "}, {"type": "text", "text": "two"}], "one two"),
+        ([{"type": "thinking", "thinking": [{"text": "no"}]}, {"type": "text", "text": "x"}], "x"),
+        ([{"type": "reasoning", "text": "no"}, {"type": "output_text", "text": "x"}], "x"),
+        (["one", {"text": " two"}, {"type": "image_url"}, 5], "one two"),
+        ("a cut emoji \ud83d, in one text", "a cut emoji ?, in one text"),  # no file could hold it
+    ],
+)
+def test_content_may_be_a_list_of_parts(content, text):
+    with serving(choice(content)) as server:
+        assert texts(client(server).ask([Query((), "x")])) == [text]
+
+
+@pytest.mark.parametrize("content", [None, "", " ", [], [{"type": "thinking", "text": "hm"}], 5])
+def test_an_answer_that_holds_nothing_is_asked_for_once(content):
+    with serving(choice(content)) as server:
+        (answer,) = client(server).ask([Query((), "x")])
+    assert answer.error == answer.unfinished == "empty answer (finish_reason: stop)"
+    assert len(server.requests) == 1
+
+
+def test_an_answer_that_ended_before_it_began_is_asked_for_once():
+    with serving(choice("", reason="length")) as server:
+        (answer,) = client(server).ask([Query((), "x")])
+    assert "empty answer (finish_reason: length)" in answer.error
+    assert len(server.requests) == 1  # at temperature 0 it would say the same again
+
+
+def test_a_refusal_is_told_in_the_models_words():
+    with serving(choice(None, refusal="I cannot help with that")) as server:
+        (answer,) = client(server).ask([Query((), "x")])
+    assert answer.error == "refused: I cannot help with that"
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_thinking_that_comes_by_itself_is_no_draft_in_the_answer(name):
+    verdict = "<answer>Image 2 is better</answer> and"
+    with serving(choice(verdict, reason="length", **{name: "a draft"})) as server:
+        (answer,) = client(server).ask([Query((), "x")])
+    assert parse_verdict(answer.text, answer.unfinished) is Verdict.SECOND
+
+
+@pytest.mark.parametrize(
+    ("body", "calls"),
+    [
+        ({"error": {"message": "no such model", "code": 404}}, 1),
+        ({"error": {"message": "no such model", "code": "insufficient_quota"}}, 1),
+        ({"object": "error", "message": "no such model", "code": 400}, 1),
+        ({"error": "no such model"}, 3),
+        ({"detail": "no such model"}, 3),
+        ({"error": {"message": "no such model", "code": 502}}, 3),
+        ({"choices": [{"error": {"message": "no such model", "code": 400}, "message": None}]}, 1),
+    ],
+)
+def test_an_error_with_http_200_is_told_in_its_own_words(body, calls):
+    with serving(*[body] * 3) as server:
+        (answer,) = client(server, max_retries=2).ask([Query((), "x")])
+    assert "the server says: no such model" in answer.error and len(server.requests) == calls
+
+
+@pytest.mark.parametrize("reason", ["length", "stop"])
+def test_eight_questions_that_cannot_be_read_cost_no_more_than_one_repeat_each(reason):
+    """Of a greedy, seeded judge, which would say the same again; and no two in the same words."""
+    for content in ("", "Both are equally nice, I'd say"):
+        with serving(*[choice(content, reason=reason)] * 100) as server:
+            heard = ask(client(server), [Query((), f"question {k}") for k in range(8)])
+        assert {said[-1].verdict for said in heard} == {Verdict.UNPARSABLE}
+        asked = [body["messages"][0]["content"][-1]["text"] for body, _ in server.requests]
+        assert len(asked) == len(set(asked)) == 16
