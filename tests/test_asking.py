@@ -252,8 +252,8 @@ def test_a_dead_judge_ends_the_work_with_one_sentence(tmp_path):
     dead = Judge(lambda pixel, text: Answer(error="503") if pixel[0] >= 5 else None)
     with pytest.raises(ValueError, match=r"^no answer to the last 3\d calls in \d+ s \(503\); w"):
         judge_images(dead, prompts, tmp_path / "images", journal, lanes=4, batch=1)
-    # a lane that is late with the last good answer sets the others' count back, once
-    assert 20 + 32 <= len(dead.asked) < 20 + 2 * 32 + 4
+    # each of the other lanes may be late with a good answer, which sets the count back, once
+    assert 20 + 32 <= len(dead.asked) <= 20 + 4 * 32
     again = Judge()
     results = judge_images(again, prompts, tmp_path / "images", journal, lanes=4, batch=1)
     assert {r.state for r in results} == {"judged"} and len(again.asked) == 140

@@ -4,19 +4,18 @@ import json
 import os
 import re
 import sys
-import threading
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from classroom import served, url_of
 from PIL import Image
 
 import bench
 from judges.mllm import Answer, cut_off
 from shapes import prompts as shapes_prompts
 from shapes import scenes, verifier
-from shapes.server import JudgeServer
 from support import heldout
 from unigenbench.asking import judge_images
 from unigenbench.construct import SUBTHEMES, alike
@@ -88,15 +87,12 @@ def test_the_judges_flags_reach_the_judge():
 
 def test_a_server_is_asked_once_an_image_and_says_what_its_model_does(drawn):
     run("judge --prompts shapes --limit 3 --images images --out here.csv")
-    with JudgeServer(verifier.ShapesMLLM()) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/v1"
-        judge = "judge --prompts shapes --limit 3 --images images --out there.csv --judge openai"
-        assert run(f"{judge} --base_url {url} --concurrency 3") == 0
+    judge = "judge --prompts shapes --limit 3 --images images --out there.csv --judge openai"
+    with served() as server:
+        assert run(f"{judge} --base_url {url_of(server)} --concurrency 3") == 0
         assert server.calls == 12 + 2  # and whether it sees
-        assert run(f"{judge} --base_url {url} --concurrency 3") == 0
+        assert run(f"{judge} --base_url {url_of(server)} --concurrency 3") == 0
         assert server.calls == 14  # neither is asked again
-        server.shutdown()
     here, there = ([r.scores for r in read_results(f"{name}.csv")] for name in ("here", "there"))
     assert here == there and len(here) == 12
 

@@ -3,14 +3,14 @@
 import itertools
 import json
 import re
-import threading
 from collections import Counter
 
 import pytest
+from classroom import served, url_of
 
 import bench
 from judges.mllm import Answer
-from shapes.server import ClassroomMLLM, JudgeServer
+from shapes.server import ClassroomMLLM
 from unigenbench import construct as C
 from unigenbench.testpoints import SUBS, Prompt, load_prompts, parse_scores
 
@@ -171,10 +171,8 @@ def test_a_dead_writer_ends_the_work(tmp_path):
 
 @pytest.fixture
 def server():
-    with JudgeServer(ClassroomMLLM()) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
-        yield served
-        served.shutdown()
+    with served(ClassroomMLLM()) as server:
+        yield server
 
 
 def test_the_classroom_server_writes_and_checks_over_the_network(tmp_path, server):
@@ -182,7 +180,7 @@ def test_the_classroom_server_writes_and_checks_over_the_network(tmp_path, serve
 
     def run():
         before = server.calls
-        url = f"http://127.0.0.1:{server.server_port}/v1"
+        url = url_of(server)
         assert (
             bench.run(
                 [
