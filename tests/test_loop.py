@@ -6,6 +6,7 @@ import math
 import types
 from collections import Counter
 from dataclasses import replace
+from inspect import signature
 from typing import NamedTuple
 
 import pytest
@@ -18,6 +19,7 @@ from rewards import Rewards
 from support.config import Config
 from support.processes import Processes
 from support.prompts import Batch
+from support.run import Run
 
 
 class Slope(torch.nn.Module):
@@ -157,7 +159,7 @@ def toy_run(model, optimizer, average=None, micro_batch=2):
         weights={"pairwise": 1.0},
         submit=functools.partial,
         steps=lambda: [2],
-        log=lambda *row: rows.append(row),
+        log=lambda *row: rows.append(dict(zip(signature(Run.log).parameters, (None, *row)))),
         rows=rows,
     )
 
@@ -211,12 +213,12 @@ def test_a_step_is_the_mean_over_samples_and_replayed_steps_whatever_the_micro_b
 
 def test_several_updates_each_see_their_part():
     moved, run = one_toy_step(cfg=replace(TOY, updates=2), micro_batch=2)
-    assert len(run.rows[0][4]) == 2 and moved != one_toy_step(micro_batch=2)[0]  # two norms
+    assert len(run.rows[0]["norms"]) == 2 and moved != one_toy_step(micro_batch=2)[0]  # two norms
 
 
 def test_a_gradient_is_clipped_to_its_largest_norm():
     moved, run = one_toy_step(cfg=replace(TOY, max_grad_norm=1e-6), lr=1.0)
-    assert abs(moved) == pytest.approx(1e-6, rel=1e-3) and run.rows[0][4][0] > 1e-6
+    assert abs(moved) == pytest.approx(1e-6, rel=1e-3) and run.rows[0]["norms"][0] > 1e-6
 
 
 def test_the_moving_average_follows_each_step():

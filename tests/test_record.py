@@ -92,6 +92,7 @@ def test_lines_of_several_threads_do_not_mix(tmp_path):
 def test_a_judge_without_probabilities_says_so(tmp_path):
     class Plain(StreamingMLLM):
         name = "plain"
+        as_answered = None  # it is not asked
 
     with pytest.raises(ValueError, match="plain gives no probabilities"):
         Recorded(Plain(), tmp_path).first_probability([])
