@@ -1,11 +1,11 @@
 """exercises.train and exercises.hack: whose functions the loop runs on, and what is drawn."""
 
 import importlib
-import json
 
 import pytest
 import torch
 from PIL import Image
+from real_runs import log_of
 
 import grpo
 from exercises import hack, our_hack, train
@@ -25,11 +25,6 @@ def run(monkeypatch, tmp_path):
         return out
 
     return run
-
-
-def metrics(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
 
 
 def hand_in(monkeypatch, name, function):
@@ -59,7 +54,7 @@ def test_a_students_functions_train_as_ours_do(run, monkeypatch, capsys):
     out, said = run(train), capsys.readouterr().out
     assert all(f"{name}: yours" in said for name in train.PLACES)
     assert within == {"yours": set(train.PLACES), "ours": set()}
-    yours, ours = metrics(out / "yours")[-1], metrics(out / "ours")[-1]
+    yours, ours = log_of(out / "yours")[-1], log_of(out / "ours")[-1]
     assert yours == pytest.approx(ours, rel=1e-3, abs=1e-5)
     assert Image.open(out / "curves.png").width > 400
 
@@ -82,7 +77,7 @@ def test_a_score_and_its_cure_are_trained_on(run, monkeypatch, capsys):
     hand_in(monkeypatch, "points", our_hack.points)
     out = run(hack)
     assert "score and points: yours" in capsys.readouterr().out
-    score, points = metrics(out / "score")[-1], metrics(out / "points")[-1]
+    score, points = log_of(out / "score")[-1], log_of(out / "points")[-1]
     assert points["reward_mean"] == pytest.approx(0.5)  # win rates; a score has a mean of its own
     assert score["reward_mean"] != pytest.approx(0.5)
     assert "tie_rate" in points and "tie_rate" not in score

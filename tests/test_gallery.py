@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from browser import needs_browser, seen
-from conftest import ROOT
 from PIL import Image
+from real_runs import stepped, whole_run
 
 import train
 from judges.mllm import Answer, Query
@@ -19,9 +19,7 @@ from rewards import JudgeError, PairwiseReward, PointwiseReward, Rewards
 from support import gallery
 from support.config import Config
 from support.gallery import Witness
-from support.processes import Processes
 from support.prompts import make_batch
-from support.run import start_run
 
 HOSTILE = "</script><script>document.title='owned'</script><!-- \" ' & <b>bold</b> @@DATA@@"
 
@@ -165,23 +163,15 @@ def test_large_pictures_are_shrunk(tmp_path):
 # ----------------------------------------------------------------------------- a run
 
 CFG = Config(
-    model=str(ROOT / "assets" / "tiny-flux"),
     prompts_per_step=2,
     group_size=4,
-    heldout=8,
+    heldout=1,
     num_steps=3,
     eval_every=2,
     checkpoint_every=1,
     steps=3,
 )
-ALONE = Processes(0, 1, torch.device("cpu"))
-
-
-def whole_run(out, **settings):
-    run = start_run(replace(CFG, out=str(out), **settings), ALONE)
-    with run.ends_well():
-        train.train(run.cfg, ALONE, run)
-        run.finish()
+MIXTURE = replace(CFG, reward="pairwise:0.4,redness:0.6")
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +187,7 @@ def a_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "normalize", noted)
-        whole_run(out, reward="pairwise:0.4,redness:0.6")
+        whole_run(replace(MIXTURE, out=str(out)))
     return out, learned
 
 
@@ -220,9 +210,9 @@ def test_a_run_keeps_what_it_learned_from_at_its_first_step_and_where_it_evaluat
 
 def test_a_run_that_is_resumed_keeps_the_same(a_run, tmp_path):
     out, _ = a_run
-    for steps in (1, 3):
-        mixture = "pairwise:0.4,redness:0.6"
-        whole_run(tmp_path / "run", steps=steps, resume=steps > 1, reward=mixture)
+    cfg = replace(MIXTURE, out=str(tmp_path / "run"))
+    stepped(cfg).held.close()
+    whole_run(replace(cfg, resume=True))
     assert (tmp_path / "run/gallery.html").read_text() == (out / "gallery.html").read_text()
 
 
@@ -236,7 +226,7 @@ def test_a_run_that_ends_early_has_its_page(tmp_path, monkeypatch):
 
     monkeypatch.setattr("support.build.judge_of", lambda *_: Mortal())
     with pytest.raises(JudgeError, match="the state after step 1 is saved"):
-        whole_run(tmp_path / "run")
+        whole_run(replace(CFG, out=str(tmp_path / "run")))
     assert '"step": 1' in (tmp_path / "run/gallery.html").read_text()
     assert [file.stem for file in gallery.steps_in(tmp_path / "run/gallery")] == ["step_000001"]
 
