@@ -5,23 +5,66 @@ for strong colors. The taste changes a score by a tenth at most, and within a gr
 less than the least difference in truth, and nothing that anyone would mind. It is there to be blown
 up. Every way sees the same score, the same prompts and the same noise.
 
-    python -m study.five_ways                   # about an hour and a half on 2 idle cores
-    python -m study.five_ways --quick           # fewer steps, one seed
+    python -m study.five_ways                   # 15 runs, an hour on 2 cores; begins where it ended
+    python -m study.five_ways --quick           # one seed and fewer steps, in minutes
+
+Writes five_ways.csv (lines of the log), five_ways_prompts.csv (each held-out prompt after the last
+step), five_ways_summary.csv and .md (means and intervals) and five_ways.png.
 """
 
-import argparse
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from rewards import PairwiseReward, PointwiseReward
 from shapes.verifier import parse_prompt
-from study.runs import RESULTS, Arm, Size, Table, make_runs
+from study.runs import OUT, RESULTS, Arm, Size, Table, make_runs, size_asked_for
+from study.summary import write_summary
+from support import pictures
 from support.heldout import verify
 from support.rgb import to_rgb
 
 TASTE = 0.1  # what the strongest colors add to a score; a testpoint adds a third or a half
 VISIBLE = 0.1  # differences in score up to this tie: those that taste alone can make
+
+
+class Way(NamedTuple):
+    """How scores become advantages: as they are, or as win rates; normalized within the group.
+
+    An advantage is (reward - mean) / max(deviation, floor). Scores lie within 0 and 1.1 and cannot
+    deviate by 1: a floor of 1 centers them and divides by nothing.
+    """
+
+    floor: float
+    margin: float | None = None  # win rates in which differences up to it tie; None: the scores
+
+    def reward(self):
+        if self.margin is None:
+            return PointwiseReward(Score())
+        judge = ScoreJudge(self.margin)
+        return PairwiseReward(judge, both_orders=False, template="{prompt}", soft=True)
+
+
+# Settings were fixed before the runs, and so was the number of seeds.
+WAYS = {
+    "z-scores": Way(0.0),
+    "z-scores with floor": Way(0.05),
+    "plain ranks": Way(0.0, 0.0),
+    "ranks with ties": Way(0.0, VISIBLE),
+    "centered only": Way(1.0),
+}
+ARMS = [Arm(name, way.reward, (f"--std_floor={way.floor:g}",)) for name, way in WAYS.items()]
+CURE = "ranks with ties"  # what the others are held against
+COMMON = ("--prompts_per_step=8", "--group_size=8", "--lr=2e-4", "--heldout=157")
+TINY = ("--prompts_per_step=1", "--group_size=3", "--num_steps=2", "--steps=1", "--heldout=2")
+SIZES = {
+    "full": Size((0, 1, 2), (*COMMON, "--steps=72", "--eval_every=12"), RESULTS),
+    "quick": Size((0,), (*COMMON, "--steps=24", "--eval_every=12"), OUT / "quick"),
+    "smallest": Size((0,), TINY, OUT / "smallest"),
+}
+
+
+# ----------------------------------------------------------------------------- the score
 
 
 def vividness(image) -> float:
@@ -55,43 +98,12 @@ class ScoreJudge:
         shown = {id(image): (query.text, image) for query in queries for image in query.images}
         scores = dict(zip(shown, Score().score(*zip(*shown.values()))))
         leads = (scores[id(q.images[0])] - scores[id(q.images[1])] for q in queries)
-        return [0.5 if abs(lead) <= self.margin else float(lead > 0) for lead in leads]
+        return [points_of(lead, self.margin) for lead in leads]
 
 
-def scores() -> PointwiseReward:
-    return PointwiseReward(Score())
-
-
-def win_rate(margin: float) -> PairwiseReward:
-    return PairwiseReward(ScoreJudge(margin), both_orders=False, template="{prompt}", soft=True)
-
-
-# Settings were fixed before the runs. An advantage is (reward - mean) / max(deviation, std_floor).
-# Scores lie within 0 and 1.1 and cannot deviate by 1: a floor of 1 centers and divides by nothing.
-ARMS = (
-    Arm("z-scores", scores, ("--std_floor=0",)),
-    Arm("z-scores with floor", scores, ("--std_floor=0.05",)),
-    Arm("plain ranks", lambda: win_rate(0.0), ("--std_floor=0",)),
-    Arm("ranks with ties", lambda: win_rate(VISIBLE), ("--std_floor=0",)),
-    Arm("centered only", scores, ("--std_floor=1",)),
-)
-COMMON = ("--prompts_per_step=8", "--group_size=8", "--lr=2e-4", "--heldout=157")
-OUT = Path("runs/study")
-SIZES = {
-    "full": Size((0, 1, 2), (*COMMON, "--steps=72", "--eval_every=12"), RESULTS),
-    "quick": Size((0,), (*COMMON, "--steps=24", "--eval_every=12"), OUT / "quick"),
-    "smallest": Size(
-        (0,),
-        (
-            "--prompts_per_step=1",
-            "--group_size=3",
-            "--num_steps=2",
-            "--steps=1",
-            "--heldout=2",
-        ),
-        OUT / "smallest",
-    ),
-}
+def points_of(lead: float, margin: float) -> float:
+    """What a picture gets whose score is so much higher than the other's."""
+    return 0.5 if abs(lead) <= margin else float(lead > 0)
 
 
 def watch(grid) -> dict[str, float | None]:
@@ -100,14 +112,41 @@ def watch(grid) -> dict[str, float | None]:
     return {"vividness": float(np.mean(seen)) if seen else None}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="full")
-    name = parser.parse_args().size
+# ----------------------------------------------------------------------------- what is drawn
+
+
+def draw(lines: Table, path) -> None:
+    """Truth and vividness of held-out pictures over training: a column a way, a thin line a seed,
+    the mean of whole runs thick, the base dotted."""
+    figure = pictures.new_figure(figsize=(9, 4.4))
+    grid = figure.subplots(2, len(WAYS), sharex=True, sharey="row")
+    rows = (("heldout_accuracy", "testpoints right"), ("vividness", "vividness"))
+    for line, (key, label) in zip(grid, rows):
+        line[0].set_ylabel(label)
+        for axes, name in zip(line, WAYS):
+            runs = [pictures.series(lines.run(name, seed), key) for seed in lines.seeds(name)]
+            for steps, values in runs:
+                axes.plot(steps, values, color=pictures.MUTED, lw=1)
+                axes.axhline(values[0], color=pictures.INK, ls=":", lw=1)
+            last = max(steps[-1] for steps, _ in runs)
+            whole = [values for steps, values in runs if steps[-1] == last]
+            steps = next(steps for steps, _ in runs if steps[-1] == last)
+            axes.plot(steps, np.mean(whole, 0), "o-", color=pictures.INK, lw=2, ms=4)
+            axes.spines[["top", "right"]].set_visible(False)
+    for above, below, name in zip(*grid, WAYS):
+        above.set_title(name, fontsize=11)
+        below.set_xlabel("step")
+    pictures.save_figure(figure, path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    name = size_asked_for(__doc__, arguments)
     size = SIZES[name]
     lines = Table(size.folder / "five_ways.csv", size.flags)
     prompts = Table(size.folder / "five_ways_prompts.csv", size.flags)
     make_runs(ARMS, size, OUT / name / "five_ways", lines, prompts, watch)
+    write_summary(lines, prompts, WAYS, CURE, size.folder / "five_ways_summary")
+    draw(lines, size.folder / "five_ways.png")
 
 
 if __name__ == "__main__":

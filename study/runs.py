@@ -5,15 +5,15 @@ can be killed and taken up as any run can. When it is done, its lines of the log
 what came of each held-out prompt joins NAME_prompts.csv; a later call makes only the runs that
 these lack, and needs no run directory to draw from them.
 
-    table = Table(folder / "five_ways.csv", flags)
-    make_runs("five_ways", arms, seeds, flags, runs, table, watch)
-    table.rows                                  # one dict a line, of strings
+    lines, prompts = Table(folder / "NAME.csv", flags), Table(folder / "NAME_prompts.csv", flags)
+    make_runs(arms, size, runs, lines, prompts, watch)
+    lines.run("plain ranks", 0)                 # one dict a step
 """
 
+import argparse
 import csv
 import io
 import logging
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from support.files import write_atomic
 from support.run import Run, started
 
 log = logging.getLogger("study")
-RESULTS = Path(__file__).parent / "results"
+RESULTS, OUT = Path(__file__).parent / "results", Path("runs/study")
 # Of the log: what it says of pictures and rewards. Times are left out, they are never the same.
 KEPT = ("heldout_accuracy", "heldout_perfect", "heldout_fidelity", "win_rate_vs_base")
 KEPT += ("reward_mean", "reward_std", "frac_floor", "tie_rate", "kl_to_base", "grad_norm")
@@ -45,6 +45,18 @@ class Size(NamedTuple):
     seeds: tuple[int, ...]
     flags: tuple[str, ...]  # of train.py, for all arms
     folder: Path  # of tables and figures
+
+
+def size_asked_for(doc: str, arguments: Sequence[str] | None) -> str:
+    """The command line of a study: "full", "quick" or "smallest"."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="less of the same, in minutes")
+    size.add_argument("--smallest", action="store_true", help="seconds: only to see that it runs")
+    args = parser.parse_args(arguments)
+    return "quick" if args.quick else "smallest" if args.smallest else "full"
 
 
 # ----------------------------------------------------------------------------- tables
@@ -65,27 +77,36 @@ class Table:
                 )
             self.rows = list(csv.DictReader(lines))
 
-    def has(self, arm: str, seed: int) -> bool:
-        return any((row["arm"], row["seed"]) == (arm, str(seed)) for row in self.rows)
+    def seeds(self, arm: str) -> list[int]:
+        """Of the runs of this arm that are there."""
+        return list(dict.fromkeys(int(row["seed"]) for row in self.rows if row["arm"] == arm))
+
+    def run(self, arm: str, seed: int) -> list[dict]:
+        """The rows of a run, cells as numbers, None where a cell is empty."""
+        mine = [row for row in self.rows if (row["arm"], row["seed"]) == (arm, str(seed))]
+        numbers = lambda row: {k: float(v) if v else None for k, v in row.items() if k != "arm"}
+        return list(map(numbers, mine))
 
     def add(self, arm: str, seed: int, rows: Sequence[dict]) -> None:
         """Adds the rows of one run; those that it may have already give way to them."""
         kept = [row for row in self.rows if (row["arm"], row["seed"]) != (arm, str(seed))]
-        new = [{"arm": arm, "seed": str(seed)} | {k: text(v) for k, v in r.items()} for r in rows]
-        self.rows, out = kept + new, io.StringIO()
-        writer = csv.DictWriter(out, list(new[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomic(self.path, f"{self.head}\n{out.getvalue()}".encode())
+        new = [{"arm": arm, "seed": seed} | row for row in rows]
+        self.rows = kept + [{k: text(v) for k, v in row.items()} for row in new]
+        write_csv(self.path, self.rows, self.head)
 
 
 def text(value) -> str:
-    """A number in six digits; empty where there is none."""
+    """A cell: a number in six digits; empty where there is none."""
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def number(cell: str) -> float:
-    return float(cell) if cell else math.nan
+def write_csv(path: Path, rows: Sequence[dict], head: str) -> None:
+    """The rows, after one comment line that says what they are of."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: text(v) for k, v in row.items()} for row in rows)
+    write_atomic(path, f"{head}\n{out.getvalue()}".encode())
 
 
 # ----------------------------------------------------------------------------- runs
@@ -99,7 +120,7 @@ def make_runs(arms, size: Size, runs: Path, lines: Table, prompts: Table, watch:
     """
     wanted = [(arm, seed) for seed in size.seeds for arm in arms]
     for count, (arm, seed) in enumerate(wanted, 1):
-        if lines.has(arm.name, seed):
+        if seed in lines.seeds(arm.name):
             continue
         out = runs / f"{arm.name.replace(' ', '_')}-{seed}"
         label = f"{arm.name}, seed {seed} (run {count} of {len(wanted)})"

@@ -1,0 +1,110 @@
+"""What the runs of a study say of the truth, each number with how sure it is.
+
+Two things could have been others: the held-out prompts, and the seeds of training. Each has an
+interval of its own. Over prompts: bootstrap, the seeds being what they are. Over seeds: Student's
+t, the prompts being what they are; with three seeds it is wide, as it must be. Arms are compared
+prompt by prompt and seed by seed, since they share prompts and noise. Nothing is called better
+unless both intervals lie on one side of zero.
+
+    write_summary(lines, prompts, "ranks with ties", folder / "five_ways_summary")
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from study.runs import Table, write_csv
+from support.bootstrap import mean_interval
+from support.files import write_atomic
+
+# Measured at the last step, over seeds alone: key of the log -> heading
+BESIDE = {"vividness": "vividness", "heldout_fidelity": "fidelity", "win_rate_vs_base": "win rate"}
+
+
+def over_seeds(values) -> tuple[float, float]:
+    """95 % interval of the mean of a few seeds' values, by Student's t; NaN for a single one."""
+    values, count = np.asarray(values, float), len(values)
+    if count < 2:
+        return math.nan, math.nan
+    half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count)
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def counts(prompts: Table, arm: str, seeds: list[int], key: str) -> np.ndarray:
+    """(seeds, prompts): a column of the prompts' table."""
+    return np.array([[row[key] for row in prompts.run(arm, seed)] for seed in seeds])
+
+
+def shares(held: np.ndarray, testpoints: np.ndarray) -> dict:
+    """A share of testpoints, or a difference of two, from (seeds, prompts) of testpoints held."""
+    of_seeds = held.sum(1) / testpoints.sum()
+    low, high = mean_interval(held.mean(0), testpoints)
+    return row_of(of_seeds, low, high)
+
+
+def row_of(of_seeds, prompts_low=None, prompts_high=None) -> dict:
+    low, high = over_seeds(of_seeds)
+    known = lambda x: None if x is None or math.isnan(x) else float(x)
+    return {
+        "seeds": len(of_seeds),
+        "mean": float(np.mean(of_seeds)),
+        "prompts_low": known(prompts_low),
+        "prompts_high": known(prompts_high),
+        "seeds_low": known(low),
+        "seeds_high": known(high),
+    }
+
+
+def summarize(lines: Table, prompts: Table, arms, reference: str) -> list[dict]:
+    """For each arm the truth after the last step, less that of the base, less that of `reference`
+    over the seeds that both have; and what BESIDE names."""
+    rows = []
+    for arm in arms:
+        seeds = lines.seeds(arm)
+        held, base = (counts(prompts, arm, seeds, key) for key in ("last", "base"))
+        testpoints = counts(prompts, arm, seeds, "testpoints")[0]
+        found = {
+            "truth": shares(held, testpoints),
+            "less the base": shares(held - base, testpoints),
+        }
+        if arm != reference:
+            both = [seed for seed in seeds if seed in lines.seeds(reference)]
+            one, other = (counts(prompts, name, both, "last") for name in (arm, reference))
+            found[f"less {reference}"] = shares(one - other, testpoints)
+        for key, name in BESIDE.items():
+            known = [[r[key] for r in lines.run(arm, seed) if r[key] is not None] for seed in seeds]
+            found[name] = row_of([values[-1] for values in known])
+        rows += [{"arm": arm, "quantity": quantity} | row for quantity, row in found.items()]
+    return rows
+
+
+def markdown(rows: list[dict]) -> str:
+    """The summary as a table, a row an arm."""
+    names = list(dict.fromkeys(row["quantity"] for row in rows))
+    cells = {(row["arm"], row["quantity"]): cell(row) for row in rows}
+    table = [["", *names], ["---"] * (len(names) + 1)]
+    table += [
+        [arm] + [cells.get((arm, n), "") for n in names]
+        for arm in dict.fromkeys(a for a, _ in cells)
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in table)
+
+
+def cell(row: dict) -> str:
+    """Mean, and below it its intervals over prompts (p) and over seeds (s)."""
+    sign = "+" if row["quantity"].startswith("less") else ""
+    parts = [f"{row['mean']:{sign}.3f}"]
+    for letter, name in (("p", "prompts"), ("s", "seeds")):
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        if low is not None:
+            parts.append(f"{letter} {low:{sign}.3f} .. {high:{sign}.3f}")
+    return "<br>".join(parts)
+
+
+def write_summary(lines: Table, prompts: Table, arms, reference: str, path: Path) -> None:
+    """path without its ending: .csv and .md are written."""
+    rows = summarize(lines, prompts, arms, reference)
+    write_csv(path.with_suffix(".csv"), rows, lines.head)
+    write_atomic(path.with_suffix(".md"), markdown(rows).encode())
