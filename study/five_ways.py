@@ -9,7 +9,7 @@ up. Every way sees the same score, the same prompts and the same noise.
     python -m study.five_ways --quick           # one seed and fewer steps, in minutes
 
 Writes five_ways.csv (lines of the log), five_ways_prompts.csv (each held-out prompt after the last
-step), five_ways_summary.csv and .md (means and intervals) and five_ways.png.
+step), five_ways_summary and five_ways_spread (means and intervals, .csv and .md) and five_ways.png.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 from rewards import PairwiseReward, PointwiseReward
 from shapes.verifier import parse_prompt
 from study.runs import OUT, RESULTS, Arm, Size, Table, make_runs, size_asked_for
-from study.summary import write_summary
+from study.summary import spreads, summarize, write_rows
 from support import pictures
 from support.heldout import verify
 from support.rgb import to_rgb
@@ -145,7 +145,10 @@ def main(arguments: list[str] | None = None) -> None:
     lines = Table(size.folder / "five_ways.csv", size.flags)
     prompts = Table(size.folder / "five_ways_prompts.csv", size.flags)
     make_runs(ARMS, size, OUT / name / "five_ways", lines, prompts, watch)
-    write_summary(lines, prompts, WAYS, CURE, size.folder / "five_ways_summary")
+    shown = summarize(lines, prompts, WAYS, CURE)
+    write_rows(shown, lines.head, size.folder / "five_ways_summary.csv")
+    scales = {name: 1 + TASTE if way.margin is None else 1.0 for name, way in WAYS.items()}
+    write_rows(spreads(lines, scales), lines.head, size.folder / "five_ways_spread.csv")
     draw(lines, size.folder / "five_ways.png")
 
 

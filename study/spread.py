@@ -7,11 +7,12 @@ error, or a taste. STUDY.md derives the formulas; here each stands beside simula
     python -m study.spread                      # a minute
     python -m study.spread --quick              # fewer groups
 
-Writes spread.csv (formula and simulation), spread_pictures.csv (pictures of the base model, scored
-twice with noise) and spread.png.
+Writes spread.csv (formula and simulation), spread.png, and spread_pictures.csv and .md (pictures of
+the base model, scored twice with noise).
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +29,10 @@ from study.five_ways import OUT, RESULTS, WAYS, Score, Way, points_of
 from study.runs import size_asked_for, write_csv
 from support import pictures
 from support.config import parse_config
+from support.files import write_atomic
 from support.heldout import verify
 from support.prompts import make_batch, seed_of
+from unigenbench.tables import markdown_table
 
 TESTPOINT = 1 / 3  # the true difference d: one testpoint of three
 NOISES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # s
@@ -71,24 +74,37 @@ def mean_win_rates(truth: np.ndarray, noise: float, margin: float) -> np.ndarray
     return (points.sum(1) - 0.5) / (len(truth) - 1)  # less the picture against itself
 
 
+def expected_advantages(way: Way, truth: np.ndarray, noise: float) -> np.ndarray | None:
+    """Mean advantage of each picture of a group: what of it is signal.
+
+    Exact for plain ranks, and for centered scores as long as they deviate by less than 1; for
+    z-scores in the limit of large groups. None for ranks with ties, which have no closed form.
+    """
+    if way.margin == 0:
+        return (mean_win_rates(truth, noise, 0.0) - 0.5) / rank_deviation(len(truth))
+    if way.margin is not None:
+        return None
+    return (truth - truth.mean()) / max(way.floor, score_deviation(truth, noise))
+
+
 def rank_deviation(count: int) -> float:
     """Deviation of win rates within a group without ties, whatever the judge says."""
     return math.sqrt((count + 1) / (12 * (count - 1)))
 
 
-def noise_share(way: Way, truth: np.ndarray, noise: float) -> float | None:
-    """Share of the advantages' mean square that is variance, in a group with true differences.
+def score_deviation(truth: np.ndarray, noise: float) -> float:
+    """Root of the mean variance of scores within a group: that of truth, and that of noise."""
+    return math.sqrt(truth.var() + noise**2 * (1 - 1 / len(truth)))
 
-    Exact for plain ranks and for centered scores; for z-scores in the limit of large groups. None
-    where there is no formula: win rates with ties.
-    """
-    if way.margin == 0:
-        rates = mean_win_rates(truth, noise, 0.0)
-        return 1 - float(((rates - 0.5) ** 2).mean()) / rank_deviation(len(truth)) ** 2
-    if way.margin is not None:
+
+def noise_share(way: Way, truth: np.ndarray, noise: float) -> float | None:
+    """Share of the advantages' mean square that is not the square of their means; as above."""
+    expected = expected_advantages(way, truth, noise)
+    if expected is None:
         return None
-    variance = noise**2 * (1 - 1 / len(truth))
-    return variance / (variance + truth.var())
+    deviation = score_deviation(truth, noise)
+    size = 1.0 if way.margin == 0 else (deviation / max(way.floor, deviation)) ** 2
+    return 1 - float((expected**2).mean()) / size
 
 
 # ----------------------------------------------------------------------------- simulation
@@ -103,40 +119,52 @@ def advantages_of(way: Way, scores: torch.Tensor) -> torch.Tensor:
     return grpo.group_advantages(scores, way.floor, clip=math.inf)
 
 
-def judged_twice(way: Way, truth: np.ndarray, noise: float, seed: int) -> tuple[float, float]:
-    """Of groups (P, G) scored twice: the advantages' mean square, and the share of noise in it.
+class Twice(NamedTuple):
+    """What groups that are scored twice, with new noise, tell of advantages."""
 
-    The product of a picture's two advantages is, on average, the square of its expected one.
-    """
+    size: float  # their mean square
+    share: float  # of it that is noise
+    better: float  # mean advantage of the pictures that are the best of their group
+
+
+def judged_twice(way: Way, truth: np.ndarray, noise: float, seed: int) -> Twice:
+    """truth: (P, G). The product of a picture's two advantages is, on average, the square of its
+    expected one: what is missing to the mean square is noise."""
     rng = np.random.default_rng(seed_of(seed, noise, truth.shape))
     scored = (truth + noise * rng.standard_normal(truth.shape) for _ in range(2))
-    one, two = (advantages_of(way, torch.as_tensor(s)).double() for s in scored)
-    size = ((one**2).mean() + (two**2).mean()).item() / 2
-    return size, 1 - (one * two).mean().item() / size if size else math.nan
+    one, two = (advantages_of(way, torch.as_tensor(s)).double().numpy() for s in scored)
+    size = float((one**2 + two**2).mean()) / 2
+    share = 1 - float((one * two).mean()) / size if size else math.nan
+    best = truth == truth.max(1, keepdims=True)
+    return Twice(size, share, float((one[best] + two[best]).mean()) / 2)
 
 
 def simulated(groups: int) -> list[dict]:
-    """Each formula beside simulated groups: a row a way, noise and group size.
+    """Each formula beside simulated groups: a row a way, group size and noise.
 
-    size: mean square of advantages in groups without any true difference; share: of noise in groups
-    of which half the pictures are better by a testpoint.
+    size: mean square of advantages in groups without any true difference. In groups of which half
+    the pictures are better by a testpoint: better, the mean advantage of these, and share, how much
+    of the mean square is noise.
     """
     cases = [(TYPICAL, noise) for noise in NOISES] + [(count, LEAK) for count in GROUPS]
     rows = []
     for name, way in WAYS.items():
         for count, noise in dict.fromkeys(cases):
             half = TESTPOINT * (np.arange(count) < count // 2)
-            size, _ = judged_twice(way, np.zeros((groups, count)), noise, seed=0)
-            _, share = judged_twice(way, np.tile(half, (groups, 1)), noise, seed=1)
+            alike = judged_twice(way, np.zeros((groups, count)), noise, seed=0)
+            differ = judged_twice(way, np.tile(half, (groups, 1)), noise, seed=1)
+            expected = expected_advantages(way, half, noise)
             rows.append(
                 {
                     "way": name,
                     "group": count,
                     "noise": noise,
                     "size": size_without_truth(way, noise, count),
-                    "size_simulated": size,
+                    "size_simulated": alike.size,
+                    "better": None if expected is None else float(expected[0]),
+                    "better_simulated": differ.better,
                     "share": noise_share(way, half, noise),
-                    "share_simulated": share,
+                    "share_simulated": differ.share,
                 }
             )
     return rows
@@ -171,10 +199,18 @@ def of_pictures(truth: np.ndarray, score: np.ndarray) -> list[dict]:
     alike, rows = float((np.ptp(truth, axis=1) == 0).mean()), []
     for name, way in WAYS.items():
         advantages = advantages_of(way, torch.as_tensor(score)).double().numpy()
-        noise = {f"noise_{s}": judged_twice(way, score, s, seed=2)[1] for s in JUDGED}
+        noise = {f"noise_{s}": judged_twice(way, score, s, seed=2).share for s in JUDGED}
         taste = taste_share(advantages, truth)
         rows.append({"way": name, "groups_alike": alike, "taste": taste} | noise)
     return rows
+
+
+PICTURES_HEADER = ["", "taste", *(f"noise, s = {s}" for s in JUDGED)]
+
+
+def pictures_cells(row: dict) -> list[str]:
+    shares = [row["taste"], *(row[f"noise_{s}"] for s in JUDGED)]
+    return [row["way"], *(f"{share:.3f}" for share in shares)]
 
 
 # ----------------------------------------------------------------------------- what is drawn
@@ -194,10 +230,11 @@ def draw(rows: list[dict], path) -> None:
             mine = [row for row in rows if row["way"] == name and fixed.items() <= row.items()]
             mine.sort(key=lambda row: row[x])
             at = [row[x] for row in mine]
-            axes.plot(at, [row[f"{y}_simulated"] for row in mine], style[0], color=color, ms=5)
+            marks = dict(color=color, ms=9, mfc="none") if name == "z-scores" else dict(color=color)
+            axes.plot(at, [row[f"{y}_simulated"] for row in mine], style[0], **marks)
             if mine[0][y] is not None:
                 axes.plot(at, [row[y] for row in mine], style[1:], color=color)
-            axes.plot([], [], style, color=color, label=name)
+            axes.plot([], [], style, label=name, **marks)
         axes.set(title=title, ylabel=label, ylim=(-0.04, 1.08), xscale="log")
         axes.set_xlabel("noise s" if x == "noise" else "pictures in a group, G")
         axes.spines[["top", "right"]].set_visible(False)
@@ -220,10 +257,10 @@ def main(arguments: list[str] | None = None) -> None:
     rows = simulated(groups)
     write_csv(folder / "spread.csv", rows, f"# {groups} simulated groups")
     draw(rows, folder / "spread.png")
-    seen = of_pictures(*pictures_of_base(drawn))
-    write_csv(
-        folder / "spread_pictures.csv", seen, f"# {drawn} groups of the base model's pictures"
-    )
+    path, seen = folder / "spread_pictures.csv", of_pictures(*pictures_of_base(drawn))
+    write_csv(path, seen, f"# {drawn} groups of the base model's pictures")
+    table = markdown_table(PICTURES_HEADER, [pictures_cells(row) for row in seen])
+    write_atomic(path.with_suffix(".md"), table.encode())
 
 
 if __name__ == "__main__":

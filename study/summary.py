@@ -6,7 +6,8 @@ t, the prompts being what they are; with three seeds it is wide, as it must be. 
 prompt by prompt and seed by seed, since they share prompts and noise. Nothing is called better
 unless both intervals lie on one side of zero.
 
-    write_summary(lines, prompts, "ranks with ties", folder / "five_ways_summary")
+    rows = summarize(lines, prompts, arms, reference="ranks with ties")
+    write_rows(rows, lines.head, folder / "five_ways_summary.csv")
 """
 
 import math
@@ -18,9 +19,13 @@ from scipy import stats
 from study.runs import Table, write_csv
 from support.bootstrap import mean_interval
 from support.files import write_atomic
+from unigenbench.tables import markdown_table
 
 # Measured at the last step, over seeds alone: key of the log -> heading
 BESIDE = {"vividness": "vividness", "heldout_fidelity": "fidelity", "win_rate_vs_base": "win rate"}
+# Of the rewards that a step learns from: key of the log -> heading
+SPREAD = {"reward_std": "deviation", "tie_rate": "ties", "frac_floor": "groups below the floor"}
+AVERAGED = 12  # steps, at the start and at the end
 
 
 def over_seeds(values) -> tuple[float, float]:
@@ -80,16 +85,30 @@ def summarize(lines: Table, prompts: Table, arms, reference: str) -> list[dict]:
     return rows
 
 
+def spreads(lines: Table, arms: dict[str, float]) -> list[dict]:
+    """For each arm, over its first steps and over its last: the mean deviation of rewards within a
+    group, as a share of their scale; the share of pairs that tie, and of groups that deviate by
+    less than the floor, where these change at all. arms: the scale of each one's rewards."""
+    rows = []
+    for arm, scale in arms.items():
+        runs = [lines.run(arm, seed)[1:] for seed in lines.seeds(arm)]  # the base has no rewards
+        for key, name in SPREAD.items():
+            unit = scale if key == "reward_std" else 1.0
+            if key != "reward_std" and len({row[key] for run in runs for row in run}) == 1:
+                continue
+            for place, part in (("first", slice(AVERAGED)), ("last", slice(-AVERAGED, None))):
+                means = [np.mean([row[key] for row in run[part]]) / unit for run in runs]
+                rows.append({"arm": arm, "quantity": f"{name}, {place} steps"} | row_of(means))
+    return rows
+
+
 def markdown(rows: list[dict]) -> str:
-    """The summary as a table, a row an arm."""
-    names = list(dict.fromkeys(row["quantity"] for row in rows))
+    """A row an arm, a column a quantity."""
+    names, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("quantity", "arm"))
     cells = {(row["arm"], row["quantity"]): cell(row) for row in rows}
-    table = [["", *names], ["---"] * (len(names) + 1)]
-    table += [
-        [arm] + [cells.get((arm, n), "") for n in names]
-        for arm in dict.fromkeys(a for a, _ in cells)
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in table)
+    return markdown_table(
+        ["", *names], [[a] + [cells.get((a, n), "") for n in names] for a in arms]
+    )
 
 
 def cell(row: dict) -> str:
@@ -103,8 +122,7 @@ def cell(row: dict) -> str:
     return "<br>".join(parts)
 
 
-def write_summary(lines: Table, prompts: Table, arms, reference: str, path: Path) -> None:
-    """path without its ending: .csv and .md are written."""
-    rows = summarize(lines, prompts, arms, reference)
-    write_csv(path.with_suffix(".csv"), rows, lines.head)
+def write_rows(rows: list[dict], head: str, path: Path) -> None:
+    """path: of the CSV; the table in Markdown lies beside it."""
+    write_csv(path, rows, head)
     write_atomic(path.with_suffix(".md"), markdown(rows).encode())
