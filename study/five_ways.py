@@ -54,6 +54,7 @@ WAYS = {
     "centered only": Way(1.0),
 }
 ARMS = [Arm(name, way.reward, (f"--std_floor={way.floor:g}",)) for name, way in WAYS.items()]
+SCALES = {name: 1 + TASTE if way.margin is None else 1.0 for name, way in WAYS.items()}
 CURE = "ranks with ties"  # what the others are held against
 COMMON = ("--prompts_per_step=8", "--group_size=8", "--lr=2e-4", "--heldout=157")
 TINY = ("--prompts_per_step=1", "--group_size=3", "--num_steps=2", "--steps=1", "--heldout=2")
@@ -147,8 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     make_runs(ARMS, size, OUT / name / "five_ways", lines, prompts, watch)
     shown = summarize(lines, prompts, WAYS, CURE)
     write_rows(shown, lines.head, size.folder / "five_ways_summary.csv")
-    scales = {name: 1 + TASTE if way.margin is None else 1.0 for name, way in WAYS.items()}
-    write_rows(spreads(lines, scales), lines.head, size.folder / "five_ways_spread.csv")
+    write_rows(spreads(lines, SCALES), lines.head, size.folder / "five_ways_spread.csv")
     draw(lines, size.folder / "five_ways.png")
 
 

@@ -197,11 +197,12 @@ def taste_share(advantages: np.ndarray, truth: np.ndarray) -> float:
 def of_pictures(truth: np.ndarray, score: np.ndarray) -> list[dict]:
     """What each way makes of real scores: how much of it is taste, and how much would be noise."""
     alike, rows = float((np.ptp(truth, axis=1) == 0).mean()), []
+    known = {"groups_alike": alike, "taste_deviation": float((score - truth).std(1).mean())}
     for name, way in WAYS.items():
         advantages = advantages_of(way, torch.as_tensor(score)).double().numpy()
         noise = {f"noise_{s}": judged_twice(way, score, s, seed=2).share for s in JUDGED}
         taste = taste_share(advantages, truth)
-        rows.append({"way": name, "groups_alike": alike, "taste": taste} | noise)
+        rows.append({"way": name, **known, "taste": taste} | noise)
     return rows
 
 
