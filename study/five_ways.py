@@ -19,7 +19,7 @@ import numpy as np
 from rewards import PairwiseReward, PointwiseReward
 from shapes.verifier import parse_prompt
 from study.runs import OUT, RESULTS, Arm, Size, Table, make_runs, size_asked_for
-from study.summary import spreads, summarize, write_rows
+from study.summary import TRUTH, spreads, summarize, write_rows
 from support import pictures
 from support.heldout import verify
 from support.rgb import to_rgb
@@ -121,7 +121,7 @@ def draw(lines: Table, path) -> None:
     the mean of whole runs thick, the base dotted."""
     figure = pictures.new_figure(figsize=(9, 4.4))
     grid = figure.subplots(2, len(WAYS), sharex=True, sharey="row")
-    rows = (("heldout_accuracy", "testpoints right"), ("vividness", "vividness"))
+    rows = ((TRUTH, "testpoints right"), ("vividness", "vividness"))
     for line, (key, label) in zip(grid, rows):
         line[0].set_ylabel(label)
         for axes, name in zip(line, WAYS):
@@ -129,10 +129,9 @@ def draw(lines: Table, path) -> None:
             for steps, values in runs:
                 axes.plot(steps, values, color=pictures.MUTED, lw=1)
                 axes.axhline(values[0], color=pictures.INK, ls=":", lw=1)
-            last = max(steps[-1] for steps, _ in runs)
-            whole = [values for steps, values in runs if steps[-1] == last]
-            steps = next(steps for steps, _ in runs if steps[-1] == last)
-            axes.plot(steps, np.mean(whole, 0), "o-", color=pictures.INK, lw=2, ms=4)
+            longest, _ = max(runs, key=lambda run: len(run[0]))
+            whole = [values for steps, values in runs if steps == longest]
+            axes.plot(longest, np.mean(whole, 0), "o-", color=pictures.INK, lw=2, ms=4)
             axes.spines[["top", "right"]].set_visible(False)
     for above, below, name in zip(*grid, WAYS):
         above.set_title(name, fontsize=11)

@@ -19,8 +19,10 @@ from scipy import stats
 from study.runs import Table, write_csv
 from support.bootstrap import mean_interval
 from support.files import write_atomic
+from support.pictures import series
 from unigenbench.tables import markdown_table
 
+TRUTH = "heldout_accuracy"  # of the log
 # Measured at the last step, over seeds alone: key of the log -> heading
 BESIDE = {"vividness": "vividness", "heldout_fidelity": "fidelity", "win_rate_vs_base": "win rate"}
 # Of the rewards that a step learns from: key of the log -> heading
@@ -28,11 +30,11 @@ SPREAD = {"reward_std": "deviation", "tie_rate": "ties", "frac_floor": "groups b
 AVERAGED = 12  # steps, at the start and at the end
 
 
-def over_seeds(values) -> tuple[float, float]:
-    """95 % interval of the mean of a few seeds' values, by Student's t; NaN for a single one."""
+def over_seeds(values) -> tuple[float | None, float | None]:
+    """95 % interval of the mean of a few seeds' values, by Student's t; none of a single one."""
     values, count = np.asarray(values, float), len(values)
     if count < 2:
-        return math.nan, math.nan
+        return None, None
     half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count)
     return float(values.mean() - half), float(values.mean() + half)
 
@@ -51,20 +53,19 @@ def shares(held: np.ndarray, testpoints: np.ndarray) -> dict:
 
 def row_of(of_seeds, prompts_low=None, prompts_high=None) -> dict:
     low, high = over_seeds(of_seeds)
-    known = lambda x: None if x is None or math.isnan(x) else float(x)
     return {
         "seeds": len(of_seeds),
         "mean": float(np.mean(of_seeds)),
-        "prompts_low": known(prompts_low),
-        "prompts_high": known(prompts_high),
-        "seeds_low": known(low),
-        "seeds_high": known(high),
+        "prompts_low": prompts_low,
+        "prompts_high": prompts_high,
+        "seeds_low": low,
+        "seeds_high": high,
     }
 
 
 def summarize(lines: Table, prompts: Table, arms, reference: str) -> list[dict]:
     """For each arm the truth after the last step, less that of the base, less that of `reference`
-    over the seeds that both have; and what BESIDE names."""
+    over the seeds that both have; how far it is below its best; and what BESIDE names."""
     rows = []
     for arm in arms:
         seeds = lines.seeds(arm)
@@ -78,9 +79,11 @@ def summarize(lines: Table, prompts: Table, arms, reference: str) -> list[dict]:
             both = [seed for seed in seeds if seed in lines.seeds(reference)]
             one, other = (counts(prompts, name, both, "last") for name in (arm, reference))
             found[f"less {reference}"] = shares(one - other, testpoints)
+        runs = [lines.run(arm, seed) for seed in seeds]
+        seen = {key: [series(run, key)[1] for run in runs] for key in (TRUTH, *BESIDE)}
+        found["below its best"] = row_of([max(values) - values[-1] for values in seen[TRUTH]])
         for key, name in BESIDE.items():
-            known = [[r[key] for r in lines.run(arm, seed) if r[key] is not None] for seed in seeds]
-            found[name] = row_of([values[-1] for values in known])
+            found[name] = row_of([values[-1] for values in seen[key]])
         rows += [{"arm": arm, "quantity": quantity} | row for quantity, row in found.items()]
     return rows
 

@@ -210,7 +210,8 @@ def test_arms_are_compared_prompt_by_prompt_and_seed_by_seed(tmp_path):
     lines = Table(tmp_path / "l.csv", ["--flags"])
     for arm, seed in a | b:
         beside = dict.fromkeys(summary.BESIDE, 0.5)
-        lines.add(arm, seed, [{"step": 0} | beside, {"step": 1} | beside])
+        curve = enumerate((0.5, 0.75, 0.625))
+        lines.add(arm, seed, [{"step": n, summary.TRUTH: value} | beside for n, value in curve])
     rows = {
         (r["arm"], r["quantity"]): r for r in summary.summarize(lines, prompts, ["a", "b"], "a")
     }
@@ -221,10 +222,11 @@ def test_arms_are_compared_prompt_by_prompt_and_seed_by_seed(tmp_path):
     # two seeds, -1/2 and 0: Student's t with one degree of freedom is 12.706
     assert less["seeds_low"] == pytest.approx(-0.25 - 12.706 * 0.25, abs=1e-3)
     assert ("a", "less a") not in rows
+    assert rows["a", "below its best"]["mean"] == 0.125
 
 
 def test_one_seed_has_no_interval_over_seeds():
-    assert np.isnan(summary.over_seeds([0.5])).all()
+    assert summary.over_seeds([0.5]) == (None, None)
 
 
 # ----------------------------------------------------------------------------- STUDY.md
