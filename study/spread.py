@@ -88,7 +88,7 @@ def expected_advantages(way: Way, truth: np.ndarray, noise: float) -> np.ndarray
 
 
 def rank_deviation(count: int) -> float:
-    """Deviation of win rates within a group without ties, whatever the judge says."""
+    """Deviation of win rates within a group that they rank without ties, whatever the order."""
     return math.sqrt((count + 1) / (12 * (count - 1)))
 
 
