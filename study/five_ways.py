@@ -5,7 +5,7 @@ for strong colors. The taste changes a score by a tenth at most, and within a gr
 less than the least difference in truth, and nothing that anyone would mind. It is there to be blown
 up. Every way sees the same score, the same prompts and the same noise.
 
-    python -m study.five_ways                   # 15 runs, under an hour on 2 cores; only what is missing
+    python -m study.five_ways                   # 15 runs, an hour on 2 cores; only those missing
     python -m study.five_ways --quick           # one seed and fewer steps, in minutes
 
 Writes five_ways.csv (lines of the log), five_ways_prompts.csv (each held-out prompt after the last
