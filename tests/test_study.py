@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+import grpo
 from rewards import PointwiseReward
 from shapes.prompts import heldout_prompts, sample_scene
 from shapes.scenes import render
@@ -127,7 +128,7 @@ def test_truth_decides_before_taste_in_every_way():
     images.append(Image.new("RGB", (32, 32), (255, 0, 0)))
     for way in five_ways.WAYS.values():
         values = way.reward()([prompt], [images]).values
-        advantages = spread.grpo.group_advantages(values, way.floor)[0]
+        advantages = grpo.group_advantages(values, way.floor)[0]
         assert advantages.argmin() == 3 and advantages[3] < 0
 
 
