@@ -1,0 +1,174 @@
+"""Runs of a study: arms by seeds, each a run of train.py's own loop, and what they show as a CSV.
+
+An arm is a way to train: a reward, and flags of train.py. Each run has a directory of its own and
+can be killed and taken up as any run can. When it is done, its lines of the log join NAME.csv, and
+what came of each held-out prompt joins NAME_prompts.csv; a later call makes only the runs that
+these lack, and needs no run directory to draw from them.
+
+    lines, prompts = Table(folder / "NAME.csv", flags), Table(folder / "NAME_prompts.csv", flags)
+    make_runs(arms, size, runs, lines, prompts, watch)
+    lines.run("plain ranks", 0)                 # one dict a step
+"""
+
+import argparse
+import csv
+import io
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import sampler
+import train
+from support import rundir
+from support.config import parse_config
+from support.files import write_atomic
+from support.run import Run, started
+
+log = logging.getLogger("study")
+RESULTS, OUT = Path(__file__).parent / "results", Path("runs/study")
+# Of the log: what it says of pictures and rewards. Times are left out, they are never the same.
+KEPT = ("heldout_accuracy", "heldout_perfect", "heldout_fidelity", "win_rate_vs_base")
+KEPT += ("reward_mean", "reward_std", "frac_floor", "tie_rate", "kl_to_base", "grad_norm")
+
+
+class Arm(NamedTuple):
+    name: str
+    reward: Callable  # makes what is called as rewards.PairwiseReward is
+    flags: tuple[str, ...] = ()  # of train.py, beside those of all arms
+
+
+class Size(NamedTuple):
+    """How much of a study is made: all of it, or a short form that shows the same in kind."""
+
+    seeds: tuple[int, ...]
+    flags: tuple[str, ...]  # of train.py, for all arms
+    folder: Path  # of tables and figures
+
+
+def size_asked_for(doc: str, arguments: Sequence[str] | None) -> str:
+    """The command line of a study: "full", "quick" or "smallest"."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="less of the same, in minutes")
+    size.add_argument("--smallest", action="store_true", help="seconds: only to see that it runs")
+    args = parser.parse_args(arguments)
+    return "quick" if args.quick else "smallest" if args.smallest else "full"
+
+
+# ----------------------------------------------------------------------------- tables
+
+
+class Table:
+    """A CSV that grows by whole runs. Its first line is a comment: flags that all runs share."""
+
+    def __init__(self, path: Path, flags: Sequence[str]):
+        """Raises ValueError if the file is of runs with other flags."""
+        self.path, self.head, self.rows = Path(path), "# " + " ".join(flags), []
+        if self.path.exists():
+            head, *lines = self.path.read_text().splitlines()
+            if head != self.head:
+                raise ValueError(
+                    f"{path} is of runs with '{head[2:]}', not with '{self.head[2:]}': remove it "
+                    "to make them anew"
+                )
+            self.rows = list(csv.DictReader(lines))
+
+    def seeds(self, arm: str) -> list[int]:
+        """Of the runs of this arm that are there."""
+        return list(dict.fromkeys(int(row["seed"]) for row in self.rows if row["arm"] == arm))
+
+    def run(self, arm: str, seed: int) -> list[dict]:
+        """The rows of a run, cells as numbers, None where a cell is empty."""
+        mine = [row for row in self.rows if (row["arm"], row["seed"]) == (arm, str(seed))]
+        numbers = lambda row: {k: float(v) if v else None for k, v in row.items() if k != "arm"}
+        return list(map(numbers, mine))
+
+    def add(self, arm: str, seed: int, rows: Sequence[dict]) -> None:
+        """Adds the rows of one run; those that it may have already give way to them."""
+        kept = [row for row in self.rows if (row["arm"], row["seed"]) != (arm, str(seed))]
+        new = [{"arm": arm, "seed": seed} | row for row in rows]
+        self.rows = kept + [{k: text(v) for k, v in row.items()} for row in new]
+        write_csv(self.path, self.rows, self.head)
+
+
+def text(value) -> str:
+    """A cell: a number in six digits; empty where there is none."""
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def write_csv(path: Path, rows: Sequence[dict], head: str) -> None:
+    """The rows, after one comment line that says what they are of."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: text(v) for k, v in row.items()} for row in rows)
+    write_atomic(path, f"{head}\n{out.getvalue()}".encode())
+
+
+# ----------------------------------------------------------------------------- runs
+
+
+def make_runs(arms, size: Size, runs: Path, lines: Table, prompts: Table, watch: Callable) -> None:
+    """Makes the runs that the tables lack, one after the other, the first seed of all arms first.
+
+    runs: folder of run directories; watch: from held-out pictures to what else is to be known of
+    them, numbers by name.
+    """
+    wanted = [(arm, seed) for seed in size.seeds for arm in arms]
+    for count, (arm, seed) in enumerate(wanted, 1):
+        if seed in lines.seeds(arm.name):
+            continue
+        out = runs / f"{arm.name.replace(' ', '_')}-{seed}"
+        label = f"{arm.name}, seed {seed} (run {count} of {len(wanted)})"
+        run = trained(arm, [*size.flags, f"--seed={seed}", f"--out={out}"], label, watch)
+        columns = ("step", *KEPT, *watch([]))
+        prompts.add(arm.name, seed, of_prompts(run))
+        lines.add(arm.name, seed, [{k: row.get(k) for k in columns} for row in run.metrics])
+        shutil.rmtree(out / "checkpoint")  # 100 MB and more; the tables have what the study needs
+
+
+def trained(arm: Arm, flags: list[str], label: str, watch: Callable) -> Run:
+    """One run, begun or taken up. One whose numbers run away ends early, and counts as it is."""
+    cfg = parse_config([*flags, *arm.flags])
+    if (Path(cfg.out) / "metrics.jsonl").exists():
+        cfg = parse_config([*flags, *arm.flags, "--resume"])
+    with started(cfg) as run:
+        run.rewards = dict.fromkeys(run.rewards, arm.reward())
+        try:
+            descend(run, label, watch)
+            run.finish()
+        except FloatingPointError as error:
+            log.warning("%s: %s; the run ends there and counts", label, error)
+    return run
+
+
+def descend(run: Run, label: str, watch: Callable) -> None:
+    """train.train, with a bar that says which run it is, and `watch` at each evaluation."""
+    sigmas = sampler.sigma_schedule(run.cfg.num_steps, run.cfg.shift)
+    run.metrics[0] |= watch(run.heldout.base_grid)
+    for step in run.steps():
+        run.bar.set_description(label, refresh=False)
+        run.bar.leave = False  # one bar is seen at a time
+        train.step(run.cfg, run.procs, run, sigmas, step)
+        if run.evaluates(step):
+            run.metrics[-1] |= watch(run.last[1])
+            rundir.write_metrics(run.out, run.metrics)
+    if run.last is None:  # taken up after its last step
+        with run.average.in_place():
+            run.last = run.heldout.evaluate(), run.heldout.grid_images(run.model.transformer)
+
+
+def of_prompts(run: Run) -> list[dict]:
+    """For each held-out prompt how many of its testpoints held in the base's picture, and in that
+    of the last step: none, if the run broke down before it."""
+    whole = run.metrics[-1]["step"] == run.cfg.steps
+    base = run.heldout.base.met
+    last = run.last[0].met if whole else [[] for _ in base]
+    return [
+        {"prompt": n, "testpoints": len(before), "base": sum(before), "last": sum(after)}
+        for n, (before, after) in enumerate(zip(base, last, strict=True))
+    ]
