@@ -14,6 +14,7 @@ not.
 With several nodes the run directory must be on a file system that all of them see.
 """
 
+import atexit
 import contextlib
 import logging
 import math
@@ -135,9 +136,20 @@ def start_processes(device: str, shard: bool = False) -> Processes:
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     if world > 1:
         dist.init_process_group(backend)
+        outlive_wrappers(dist.group.WORLD)
     elif shard and not dist.is_initialized():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return Processes(rank, world, torch.device(device))
+
+
+def outlive_wrappers(group: dist.ProcessGroup) -> None:
+    """Holds a reference to the group until the process ends.
+
+    Else DistributedDataParallel holds the last one, and frees it with Python's lock in hand: that
+    ends the group's threads, and waits for ever for one that is about to take the lock, to free
+    what all_gather_object sent. The group's own Python object lets go of the lock first.
+    """
+    atexit.register(lambda _: None, group)
 
 
 class Stop:

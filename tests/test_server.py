@@ -289,6 +289,16 @@ def test_settings_are_checked(settings):
         OpenAIMLLM("http://127.0.0.1:1/v1", "judge", **settings)
 
 
+@pytest.fixture
+def sigint():
+    """Ctrl-C is heard, also by processes begun here: where a script runs the tests in the
+    background, its shell has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
 def test_interrupt_ends_a_waiting_process():
     program = (
         "import sys\n"
@@ -311,6 +321,7 @@ def test_interrupt_ends_a_waiting_process():
     assert process.returncode != 0 and "KeyboardInterrupt" in errors
 
 
+@pytest.mark.usefixtures("sigint")
 def test_interrupt_cancels_what_waits():
     with serving() as server:
         judge = client(server, concurrency=2)
