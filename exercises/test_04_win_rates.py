@@ -165,8 +165,7 @@ def test_a_pair_of_which_one_answer_is_lost_is_left_out():
         1.5 / 3: "the other order alone: a pair that lost one order is lost.",
         1.75 / 3: "an unparsable answer as half a win: None stays None.",
         1.25 / 3: "a lost answer as a defeat: `q or 0` makes a 0 of None, and None stays None.",
-        2.25
-        / 3: "a lost answer as a win: 1 - points only where there are points; None stays None.",
+        0.75: "a lost answer as a win: 1 - points only where there are points; None stays None.",
         2 / 3: "a lost pair as a tie: it is left out.",
     }
     what = "win rate of an image that lost an answer against two others, and beats the third"
