@@ -16,9 +16,9 @@ spread over all of 0 to 1, and the same division hardly stretches them:
     win rates    0       0.67    1       0.33       deviation 0.37
     advantages   -1.34   0.46    1.34    -0.46
 
-The figure's rewards are rounded, its advantages come from more digits: from the scores as they
-stand here a computer gets 1.384 where it has 1.39, and from the exact thirds 0.447 where it has
-0.46. When your function passes,
+The figure's rewards are rounded, so do not look for its last digit: from the HPS scores as they
+stand here one gets 1.384 where it has 1.39, and from the exact thirds 0.447 where it has 0.46. When
+your function passes,
 
     python -m exercises.ex_06_advantages
 
