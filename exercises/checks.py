@@ -28,6 +28,11 @@ EXERCISES = {
     "09_bench_score": {"overall": "bench"},
     "10_hack": dict.fromkeys(["score", "hacked", "points"], "exercises.our_hack"),
 }
+UNFORESEEN_NUMBER = "none of the usual mistakes. Work this one number out by hand, term by term."
+UNFORESEEN = (
+    "This mistake is not one that we foresaw. Compare expected with got, and read the lines that "
+    "are named below."
+)
 USED = {}  # name -> whose function later exercises build on, for the last lines of the output
 
 
@@ -41,7 +46,8 @@ def expect(what: str, got, wanted, mistakes: dict, read: str, tol: float = 1e-4)
         got = got.item()
     assert not any(alike(value, wanted, tol) for value in mistakes), f"a mistake gives {wanted}"
     if not alike(got, wanted, tol):
-        unknown = "none of the usual mistakes. Work this one number out by hand, term by term."
+        by_hand = all(isinstance(value, float) for value in (got, wanted))
+        unknown = UNFORESEEN_NUMBER if by_hand else UNFORESEEN
         likely = next((said for v, said in mistakes.items() if alike(got, v, tol)), unknown)
         lines = dict(expected=shown(wanted), got=shown(got), likely=likely, read=read)
         told = "\n".join(f"  {name:<10}{text}" for name, text in lines.items())
@@ -88,8 +94,20 @@ def failure_of(check: Callable) -> str | None:
     return None
 
 
+def unreadable(exercise: str) -> str | None:
+    """Where Python cannot read the student's file, in one line; None if it can."""
+    try:
+        importlib.import_module(f"exercises.ex_{exercise}")
+    except SyntaxError as error:  # an IndentationError is one
+        file = Path(error.filename).name
+        return f"exercises/{file}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    return None
+
+
 def first_failure(exercise: str) -> str | None:
     """What the first failing check of an exercise says; None if all pass."""
+    if failure := unreadable(exercise):
+        return failure
     checks = vars(importlib.import_module(f"exercises.test_{exercise}"))
     for name in [name for name in checks if name.startswith("test_")]:
         try:

@@ -44,15 +44,17 @@ def sde_step(
     sigmas: (K + 1,), falling from 1 to 0; this step goes from sigmas[index] to sigmas[index + 1]
     Returns Step: next_latents and mean (B, N, C), log_prob (B,), std (B, 1, 1); all are float32.
 
-    1. latents.float() and velocity.float(): a network may compute in 16 bits, which would round
-       away the small differences between log-probs that the loss is made of.
+    1. latents.float() and velocity.float(), and next_latents.float() if they are given: a network
+       may compute in 16 bits, which would round away the small differences between log-probs that
+       the loss is made of.
     2. The diffusion, noise per square root of sigma, a number:
 
            d = noise_level * sqrt(sigma / (1 - sigma))
 
        In the first step sigma is 1, and one would divide by 0. There, and in this denominator only,
        sigmas[1] takes its place. In the last step, whose sigma_next is 0, d is 0: it is always an
-       Euler step, so that the picture has no fresh noise left in it.
+       Euler step, so that the picture has no fresh noise left in it. With K = 1 the only step is
+       the first and the last: d is 0.
     3. The Gaussian. The score is the direction in which latents grow more probable; half of d
        squared times it is the drift. Mind the signs: dsigma is negative.
 
@@ -72,7 +74,8 @@ def sde_step(
 
        Where std is 0 there is no density: log_prob is 0 in an Euler step, for each sample.
 
-    Gradients flow from log_prob through mean into velocity. Hint: write d as a Python number, with
-    an if for each of its two special cases.
+    Gradients flow from log_prob through mean into velocity. Whether a draw is detached makes no
+    difference, since training scores next_latents that are given. Hint: write d as a Python number,
+    with an if for each of its two special cases.
     """
     raise NotImplementedError

@@ -52,8 +52,8 @@ def rollout(
     second argument holds the same sigma B times
     noise: (B, N, C), the latents with which the first step begins; sigmas: (K + 1,)
 
-    Step k, for k = 0, 1, ... K - 1: ask the network for the velocity at the latents and the sigma
-    with which the step begins; let
+    The list of latents begins with the noise. Step k, for k = 0, 1, ... K - 1: ask the network for
+    the velocity at the latents and the sigma with which the step begins; let
 
         sde_step(latents, velocity, sigmas, k, noise_level, generator=generator)
 

@@ -6,8 +6,9 @@ comparisons that an image wins, its win rate, is its reward. On the way, three t
 easily:
 
   Order.         Many judges favor the image that they see first. So each pair is asked about
-                 twice, with the images in either order; where the two answers disagree, the pair
-                 is a tie.
+                 twice, with the images in either order, and gets the mean of both answers: where
+                 they disagree, the mean of 1 and 0, which is a tie. Where a judge gives
+                 probabilities, it is their mean, and nothing else.
   Ties.          A tie is half a win for each. If every difference counted, a win rate would be a
                  rank, and a difference that nobody can see would weigh as much as a decisive one.
   Lost answers.  Some answers never come, or say nothing that can be read. Such a comparison is left
@@ -49,7 +50,7 @@ def win_rates(
 ) -> torch.Tensor:
     """The mean of the points that each of G = group_size images got: (G,) float32, from 0 to 1.
 
-    pairs: (i, j), two images by their numbers 0 ... G - 1
+    pairs: (i, j), two images by their numbers 0 ... G - 1; i may be above j
     points: of each pair, what its first image i gets; j gets 1 - points. None: not counted at all.
     An image without a single comparison that counts gets 0.5.
 
@@ -68,6 +69,7 @@ class PairwiseReward:
     def compare(self, prompt: str, shown: list[tuple]) -> list[float | None]:
         """Given: asks the judge about pairs of images of one prompt, (shown first, shown second).
 
+        These are the images themselves, not their numbers.
         Returns, for each pair, the points of the image that was shown first.
         """
         text = PAIRWISE_TEMPLATE.replace("{prompt}", prompt)
@@ -78,7 +80,8 @@ class PairwiseReward:
 
         For each prompt, and within its own group only:
         1. pair_schedule(G), which is given, lists all pairs (i, j) with i < j;
-        2. compare them with image i shown first, and once more with image j shown first;
+        2. compare them with image i shown first, and once more with image j shown first; whether in
+           two calls of compare or in one, which takes a list of any length, makes no difference;
         3. the second answers speak of j: turn them into points of i (but None stays None);
         4. mean_points of each pair, then win_rates of the group, (G,).
         Returns Rewards(torch.stack(rates), Counter()), where rates is the list of the P groups' win

@@ -23,21 +23,27 @@ from judges.verdicts import Verdict  # FIRST, SECOND, TIE, UNPARSABLE, FAILED
 
 
 def parse_verdict(text: str | None) -> Verdict:
-    """The verdict in a judge's answer.
+    r"""The verdict in a judge's answer.
 
     1. None means that no answer came: Verdict.FAILED.
-    2. Some judges think aloud between <think> and </think>, and draft answers there. What is
-       within counts for nothing; if </think> is missing, the thinking was cut off, and all that
-       follows <think> counts for nothing.
-    3. The verdict stands between <answer> and </answer>. If there are several, the last counts: the
-       judge has changed its mind. Tags and phrase may be in capitals, and line breaks may stand
-       between them.
-    4. What stands between the tags, without blanks and a full stop at its ends, must be one of the
-       three phrases as a whole: "Image 1 is better" is Verdict.FIRST, "Image 2 is better"
-       Verdict.SECOND, "Both are equal" Verdict.TIE. "Image 1 is not better" is none of them.
+    2. Some judges think aloud between <think> and </think>, and draft answers there. All that
+       stands before the last </think> counts for nothing, also if <think> is missing (some servers
+       put it at the end of the question). If <think> follows without a </think>, the thinking was
+       cut off, and all that follows <think> counts for nothing.
+    3. The verdict stands between <answer> and </answer>. If there are several, the last counts,
+       verdict or not: the judge has changed its mind, or taken its verdict back. Tags and phrase
+       may be in capitals, and line breaks may stand between them. (An <answer> that is never closed
+       is left out of this exercise: no check has one.)
+    4. What stands between the tags, without the blanks, line breaks and full stops at its two ends,
+       in whatever order they stand there, must be one of the three phrases as a whole:
+       "Image 1 is better" is Verdict.FIRST, "Image 2 is better" Verdict.SECOND, "Both are equal"
+       Verdict.TIE. "Image 1 is not better" is none of them.
     5. Everything else: Verdict.UNPARSABLE.
 
-    Hint: text.lower() first. re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL) lists all that
-    stands between tags, line breaks included; the question mark ends each at the next </answer>.
+    Hint: text.lower() first. text.rpartition(tag)[2] is what follows the last tag, or the whole
+    text if it has none; text.partition(tag)[0] is what stands before the first, or the whole text.
+    re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL) lists all that stands between tags, line
+    breaks included; the question mark ends each at the next </answer>. "...".strip(" .\n") takes
+    away any of these three characters at both ends.
     """
     raise NotImplementedError

@@ -16,7 +16,9 @@ spread over all of 0 to 1, and the same division hardly stretches them:
     win rates    0       0.67    1       0.33       deviation 0.37
     advantages   -1.34   0.46    1.34    -0.46
 
-(From the exact thirds it is 0.45; the figure has rounded rewards.) When your function passes,
+The figure's rewards are rounded, so do not look for its last digit: from the HPS scores as they
+stand here one gets 1.384 where it has 1.39, and from the exact thirds 0.447 where it has 0.46. When
+your function passes,
 
     python -m exercises.ex_06_advantages
 
@@ -41,12 +43,14 @@ def group_advantages(
        told otherwise. The code that the authors released does so; the paper's figure does not.)
     2. A floor: where the deviation is below std_floor, std_floor divides in its place, so that a
        spread that means nothing stays small. A group without any spread gets exactly 0 for each
-       image, never NaN, with any floor, 0 too. Equal rewards may miss their float32 mean in its
-       last digit, and a tiny deviation would blow that up: compute in float64, and let nothing
-       below 1e-12 divide.
+       image, never NaN, with any floor, 0 too. Equal rewards may miss their mean in its last digit,
+       and a tiny deviation would blow that up. So compute in float64 with rewards that have no more
+       digits than float32, whose sums are then exact, and let nothing below 1e-12 divide.
     3. At last the advantages are clipped to lie between -clip and clip.
 
-    Hint: rewards.double(), and of mean, std and clamp the arguments keepdim, correction and min.
+    Hint: rewards.float().double(), and of mean, std and clamp the arguments keepdim, correction and
+    min. Without keepdim=True the rows' means are (P,), which torch lines up with the G columns; as
+    (P, 1) each meets its own row.
     """
     raise NotImplementedError
 

@@ -35,8 +35,9 @@ def clipped_loss(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_range: 
     1. ratio = exp(log_ratio). The gradient flows through it, and through nothing else.
     2. loss, one number: the mean over the b steps of the larger of
 
-           -A * ratio      and      -A * ratio clipped to 1 - clip_range ... 1 + clip_range
+           -A * ratio      and      -A * clipped
 
+       where clipped is the ratio, not the product, clipped to 1 - clip_range ... 1 + clip_range.
        The larger of two losses is the smaller of two objectives.
        So nothing pulls any more at a step whose ratio has left the clip range in the direction that
        A asks for; one that left it in the other direction is pulled back.
@@ -55,9 +56,9 @@ def normalized_log_ratio(step: Step, old_step: Step) -> torch.Tensor:
     (b, N, C), std (b, 1, 1), which is the same in both
 
     1. An update that moves the mean of a step makes the drawn latents less probable on average,
-       even if the move is a good one. How much, is known, and is added back:
+       even if the move is a good one. How much, is known, and is added back, to each step its own:
 
-           shift = mean over N and C of (mean - old_mean)**2, divided by 2 * std**2
+           shift = mean over N and C of (mean - old_mean)**2, divided by 2 * std**2        (b,)
 
     2. Where std is small, the same move changes log_prob by more. Multiplied by std it does not:
 

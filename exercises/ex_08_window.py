@@ -33,7 +33,9 @@ def draw_window(seed: int, step: int, low: int, high: int, width: int) -> list[i
     """The stochastic steps of one training step, ascending: width steps in a row.
 
     seed: of the whole run; step: the number of the training step
-    low, high: the window lies in the denoising steps low, low + 1, ... high - 1
+    low, high: the window lies in the denoising steps low, low + 1, ... high - 1. The caller gives no
+        high above K - 1: the last step, number K - 1, is always an Euler step, and in no window
+    Returns whole numbers; those of numpy's own kind (np.int64) do as well as Python's.
 
     1. Each place where the window fits in is equally likely: it may begin with low, and it may end
        with high - 1.
@@ -78,8 +80,9 @@ def rollout(
 
         sde_step(latents, velocity, sigmas, k, level, generator=generator)
 
-    whose level is noise_level in the window. With level 0 its std and drift are 0: it is an Euler
-    step of the ODE. It cannot be left out, since the picture still has to get less noisy.
+    whose level is noise_level in the window, which never holds the last step, and 0 outside of it.
+    With level 0 its std and drift are 0: it is an Euler step of the ODE. It cannot be left out,
+    since the picture still has to get less noisy.
     Returns trajectory_of(...).
 
     Hint: sigmas[k].expand(B) holds one sigma B times.

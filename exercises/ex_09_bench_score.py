@@ -25,7 +25,8 @@ def overall(results: list[Result], strict: bool = False) -> float | None:
 
     results: what the judge said of each picture. Of a Result you need
         subs: the labels of its testpoints, for example ["Style", "Attribute - Color"]
-        scores: a 0 or 1 for each of them, or None where the judge's answer is missing
+        scores: a 0 or 1 for each of them; None in place of the whole list where the judge's answer
+        is missing
 
     1. Collect the 0s and 1s of all pictures by primary dimension. primary_of(label), which is
        given, makes "Attribute" of "Attribute - Color" and "Style" of "Style".

@@ -30,7 +30,10 @@ from shapes import scenes, verifier
 
 
 def named(prompt: str) -> set[str]:
-    """The colors that a prompt asks for: {"pink", "blue"}; that of a ripe banana is {"yellow"}."""
+    """The colors that a prompt asks for, at least one: {"pink", "blue"}.
+
+    The color of a ripe banana is {"yellow"}.
+    """
     for thing, color in verifier.THINGS.items():
         prompt = prompt.replace(thing, color)
     return set(prompt.split()) & set(scenes.COLORS)
@@ -79,6 +82,8 @@ def hacked(prompt: str, image: Image.Image) -> Image.Image:
 
     Returns a new picture, 32 x 32, RGB. score must be higher than that of the picture given, and
     demands_met lower. Think: what does score not look at, and what does its taste ask for more of?
+    Whatever does that will do, random noise too. But training does not choose at random: it finds
+    what raises score soonest, so look for the smallest change that does.
 
     Hint: pixels = np.array(image); change some of them, pixels[:8] = scenes.COLORS["red"], for
     example; Image.fromarray(pixels).
@@ -93,7 +98,8 @@ def points(prompt: str, first: Image.Image, second: Image.Image) -> float:
     1. Trifles. Within a group they are all that is left once every picture shows its colors, and
        normalizing blows them up. So pictures between which nobody sees a difference tie: 0.5.
     2. Blindness. Ties are no help against what score does not see. So the comparison has to look at
-       what the prompt demands, demands_met, before anything else.
+       what the prompt demands: demands_met, and nothing else is needed. One demand more that is met
+       is no trifle. It decides, also between two pictures both of which meet some demands only.
 
     Whichever picture is shown first: points(prompt, a, b) + points(prompt, b, a) = 1.
     """

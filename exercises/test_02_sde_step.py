@@ -31,8 +31,8 @@ def test_the_standard_deviation_of_a_step():
     number = {(): "one number for a tensor: each sample has its std, torch.full((B, 1, 1), std)."}
     expect("the shape of std", shape, (2, 1, 1), number, GAUSSIAN)
     mistakes = {
-        0.857321: "sqrt(-dsigma) forgotten: this is d, the noise of a step of length 1.",
-        0.257196: "sqrt(-dsigma) applied twice: dsigma stands here without its root.",
+        0.857321: "factor sqrt(-dsigma) forgotten: this is d, the noise of a step of length 1.",
+        0.257196: "root of -dsigma forgotten, or sqrt(-dsigma) applied twice: this is d * -dsigma.",
         0.2205: "variance for standard deviation: std is the root of this number.",
         math.nan: "the root of dsigma, which is negative: take the root of -dsigma.",
         0.575109: "root forgotten in d: d has the root of sigma / (1 - sigma).",
@@ -139,6 +139,10 @@ def test_the_last_step_is_an_euler_step():
     expect("mean of the step from 0.3 to 0", step.mean[0, 0, 0], 1.35, mistakes, DIFFUSION)
     same = (step.next_latents - step.mean).abs().max()
     expect("how far that step's next latents are from its mean", same, 0.0, {}, DIFFUSION)
+    one_step = torch.tensor([1.0, 0.0])
+    only = ex.sde_step(each(1.2, -0.4), each(-0.5, 1.5), one_step, 0, 0.7).std[0]
+    first = {0.7: "the first step before the last: with K = 1 the step is both, and d is 0."}
+    expect("std of the only step where K is 1", only, 0.0, first, DIFFUSION)
     shape = tuple(torch.as_tensor(step.log_prob).shape)
     number = {(): "one 0 for all: each sample has its log_prob, torch.zeros(B)."}
     expect("the shape of its log_prob", shape, (2,), number, LOG_PROB)

@@ -12,6 +12,8 @@ SIGMAS = torch.tensor([1.0, 0.8, 0.6, 0.3, 0.0])
 ROLLOUT = "the docstring of rollout in exercises/ex_03_rollout.py"
 REPLAY = "the docstring of replay in exercises/ex_03_rollout.py"
 RATIO = "the head of exercises/ex_03_rollout.py"
+ALL = "one sigma for all samples: the network wants it B times, sigmas[k].expand(B)."
+ONE_SIGMA = {(): ALL, (1,): ALL}
 
 
 class Network:
@@ -36,7 +38,7 @@ def test_rollout_asks_the_network_once_a_step():
     calls = {5: "a step too many: K + 1 levels make K steps.", 3: "the last step forgotten."}
     expect("how often the network is asked in 4 steps", len(network.asked), 4, calls, ROLLOUT)
     latents, sigma = network.asked[1]
-    expect("the shape of the sigma it is told", tuple(sigma.shape), (2,), {}, ROLLOUT)
+    expect("the shape of the sigma it is told", tuple(sigma.shape), (2,), ONE_SIGMA, ROLLOUT)
     late = "one level late: the network is told the sigma with which the step begins."
     first = "the first sigma in every step."
     expect("the sigma of the second step", sigma[0], 0.8, {0.6: late, 1.0: first}, ROLLOUT)
@@ -81,6 +83,8 @@ def test_replay_asks_about_what_the_rollout_stored():
     mistakes = {trajectory.latents[2, 0, 0, 0].item(): late}
     stored = trajectory.latents[1, 0, 0, 0].item()
     expect("the first element that it sees in step 1", latents[0, 0, 0], stored, mistakes, REPLAY)
+    shape = tuple(sigma.shape)
+    expect("the shape of the sigma that it is told", shape, (2,), ONE_SIGMA, REPLAY)
     late = "one level late: the network is told the sigma with which the step began."
     expect("the sigma that it is told in step 1", sigma[0], 0.8, {0.6: late}, REPLAY)
 

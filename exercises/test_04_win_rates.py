@@ -10,6 +10,7 @@ from judges.mllm import Answer
 POINTS = "the docstring of mean_points in exercises/ex_04_win_rates.py"
 RATES = "the docstring of win_rates in exercises/ex_04_win_rates.py"
 REWARD = "the docstring of PairwiseReward.__call__ in exercises/ex_04_win_rates.py"
+STAYS_LOST = "parts 3 and 4 of " + REWARD
 LOST = "'Lost answers' at the head of exercises/ex_04_win_rates.py"
 
 
@@ -77,6 +78,9 @@ def test_a_win_rate_is_the_share_of_comparisons_won():
         1 / 6: "divided by all pairs: an image is in G - 1 of them.",
     }
     expect("win rate of image 3, which wins 1 of 3", rates[3], 1 / 3, mistakes, RATES)
+    back = ex.win_rates([(1, 0)], [1], 2)[1]
+    low = {0.0: "the lower number taken for the first image: points are those of i in (i, j)."}
+    expect("win rate of image 1, which wins as the first of (1, 0)", back, 1.0, low, RATES)
 
 
 def test_a_tie_is_half_a_win():
@@ -116,10 +120,13 @@ def test_each_pair_is_asked_about_in_both_orders_and_within_its_prompt():
     expect("questions about 2 groups of 3 images", asked, 12, mistakes, REWARD)
     shown = {tuple(query.images) for query in judge.asked}
     both = {6: "the same order twice: the second time image j is shown first."}
-    expect("how many of them are not the same", len(shown), 12, both, REWARD)
+    what = "how many of these 12 questions differ in the images or in their order"
+    expect(what, len(shown), 12, both, REWARD)
     foreign = sum(f"Caption: {query.images[0][0]}\n" not in query.text for query in judge.asked)
     other = "the prompt of another group: each group is asked about with its own."
-    expect("questions with the wrong prompt", foreign, 0, {6: other, 12: other}, REWARD)
+    few = "the wrong prompt in some questions: both orders of a pair have the group's own."
+    mistakes = dict.fromkeys(range(1, 12), few) | {6: other, 12: other}
+    expect("how many questions have another group's prompt", foreign, 0, mistakes, REWARD)
     expect("the shape of the values", tuple(values.shape), (2, 3), {}, REWARD)
 
 
@@ -142,13 +149,24 @@ def test_the_better_image_wins():
 
 
 def test_a_pair_of_which_one_answer_is_lost_is_left_out():
-    """The best dog, shown second to the next best: the judge says nothing of use."""
-    lost = (("dog", 2), ("dog", 3))
-    judge = Judge(lambda *shown: "I cannot say." if shown == lost else None)
+    """The third of four dogs is beaten by the first, ties with the second and beats the last.
+
+    Shown before one of the better two, it gets no answer of use: what is left is its win.
+    """
+
+    def says(first, second):
+        if first[1] == 2 and second[1] > 2:
+            return "I cannot say."
+        return "<answer>Both are equal</answer>" if (first[1], second[1]) == (3, 2) else None
+
+    dogs = [("dog", quality) for quality in (4, 3, 2, 1)]
+    rate = ex.PairwiseReward(Judge(says))(["dog"], [dogs]).values[0, 2]
     mistakes = {
-        0.5: "the other order alone: a pair that lost one order is lost.",
-        0.625: "an unparsable answer as half a win: None stays None.",
-        0.75: "a lost pair as a tie: it is left out.",
+        1.5 / 3: "the other order alone: a pair that lost one order is lost.",
+        1.75 / 3: "an unparsable answer as half a win: None stays None.",
+        1.25 / 3: "a lost answer as a defeat: `q or 0` makes a 0 of None, and None stays None.",
+        0.75: "a lost answer as a win: 1 - points only where there are points; None stays None.",
+        2 / 3: "a lost pair as a tie: it is left out.",
     }
-    what = "win rate of the second dog, whose defeat by the first is lost"
-    expect(what, rewarded(judge)[0, 1], 1.0, mistakes, LOST)
+    what = "win rate of an image that lost an answer against two others, and beats the third"
+    expect(what, rate, 1.0, mistakes, STAYS_LOST)

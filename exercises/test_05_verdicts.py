@@ -55,6 +55,8 @@ def test_the_last_answer_counts():
         "UNPARSABLE": "both answers in one: .*? stops at the next </answer>, .* at the last.",
     }
     reads(f"{ONE} On reflection: {TWO}", "SECOND", mistakes, LAST)
+    back = {"FIRST": "the last answer that can be read for the last: the judge has taken it back."}
+    reads(f"{ONE} No: <answer>I cannot tell</answer>", "UNPARSABLE", back, LAST)
 
 
 def test_the_form_may_vary_a_little():
@@ -64,6 +66,8 @@ def test_the_form_may_vary_a_little():
     reads("<answer>\nImage 2 is better\n</answer>", "SECOND", broken, LAST)
     stop = {"UNPARSABLE": "full stop: it stands between the phrase and the tag."}
     reads("<answer>Image 2 is better.</answer>", "SECOND", stop, WHOLE)
+    order = {"UNPARSABLE": "the ends: a blank may stand behind the full stop, and before it."}
+    reads("<answer>\n Image 2 is better . \n</answer>", "SECOND", order, WHOLE)
 
 
 def test_the_phrase_counts_as_a_whole():
@@ -79,6 +83,10 @@ def test_the_phrase_counts_as_a_whole():
 def test_a_thought_is_no_answer():
     thought = {"FIRST": "a thought for the answer: what stands in <think> is a draft."}
     reads(f"<think>Perhaps {ONE}?</think> Hm.", "UNPARSABLE", thought, THINKING)
-    reads(f"<think>Perhaps {ONE}?</think>{TWO}", "SECOND", {}, THINKING)
+    greedy = "the answer thrown away with the thought: what follows </think> counts."
+    mistakes = thought | {"UNPARSABLE": greedy}
+    reads(f"<think>Perhaps {ONE}?</think>{TWO}", "SECOND", mistakes, THINKING)
     cut = {"FIRST": "a thought that was cut off for the answer: </think> is missing."}
     reads(f"<think>Perhaps {ONE}? Or rather", "UNPARSABLE", cut, THINKING)
+    headless = {"FIRST": "a thought whose <think> is missing for the answer: </think> ends it."}
+    reads(f"Perhaps {ONE}?</think> Hm.", "UNPARSABLE", headless, THINKING)

@@ -19,7 +19,17 @@ HEAD = "the examples at the head of exercises/ex_06_advantages.py"
 
 
 def test_advantages_are_normalized_in_their_own_group():
-    advantages = ex.group_advantages(GROUPS)
+    apart = "The size of tensor a (4) must match the size of tensor b (3)"  # so torch says it
+    try:
+        advantages, flat = ex.group_advantages(GROUPS), False
+    except RuntimeError as error:
+        if apart not in str(error):
+            raise
+        flat = True
+    keepdim = {True: "keepdim forgotten: a mean or deviation of each row is needed as (P, 1)."}
+    expect(
+        "whether (3, 4) rewards met the (3,) numbers of their rows", flat, False, keepdim, NORMAL
+    )
     expect("the shape of advantages", tuple(advantages.shape), (3, 4), {}, NORMAL)
     mistakes = {
         1.602709: ADDED,
@@ -27,6 +37,9 @@ def test_advantages_are_normalized_in_their_own_group():
         -0.486410: "comparing across prompts: mean and deviation are those of the row.",
         0.257511: "comparing across prompts: the deviation is that of all rows.",
         -0.842927: "comparing across prompts: this is normalized down a column.",
+        -3.028961: "comparing across prompts: the mean is that of all rows.",
+        -4.810702: "comparing across prompts: the mean is that of a column.",
+        0.280976: "comparing across prompts: the deviation is that of a column.",
         3.207135: "mean not subtracted: advantages of a group sum to 0.",
         3.0: "division by the deviation forgotten.",
         0.857143: "variance for standard deviation: the root is missing.",
@@ -75,6 +88,11 @@ def test_a_group_without_spread_teaches_nothing():
     expect(
         "largest advantage among seven rewards of 0.3, floor 0", blown, 0.0, {1.0: rounding}, FLOOR
     )
+    given = torch.full((1, 7), 22.42, dtype=torch.float64)
+    blown = ex.group_advantages(given, std_floor=0.0).abs().max()
+    digits = "float64 as it came: without rewards.float() seven times 22.42 has no exact sum."
+    what = "largest advantage among seven float64 rewards of 22.42, floor 0"
+    expect(what, blown, 0.0, {0.00355271: digits}, FLOOR)
 
 
 def test_advantages_are_clipped():

@@ -18,6 +18,7 @@ ADVANTAGES = torch.tensor([1.0, -3.0, 0.6, -1.6, 3.0, -1.0])
 PART = "part {} of the docstring of {} in exercises/ex_07_loss.py"
 RATIO, CLIPPED, LOGGED = (PART.format(n, "clipped_loss") for n in (1, 2, 3))
 SHIFT, SCALE = (PART.format(n, "normalized_log_ratio") for n in (1, 2))
+BOTH = "parts 1 and 2 of the docstring of {} in exercises/ex_07_loss.py"
 
 
 def loss_of(ratios, advantages):
@@ -36,18 +37,25 @@ def test_a_step_that_has_not_moved():
         2.0: "sign of the loss: it is made small, so it is the objective with a minus.",
         0.0: "exp forgotten: log_ratio itself is 0 where nothing has moved.",
         -0.4: "clipped to -clip_range ... clip_range: the range lies around 1.",
+        0.8: "the loss clipped: clip the ratio, and multiply by -A afterwards.",
+        -1.2: "the product clipped: clip the ratio, and multiply by -A afterwards.",
+        -1.6: "log_ratio in the place of the clipped ratio: clip exp(log_ratio).",
     }
-    got = loss_of([1.0], [2.0]).loss
-    expect("loss of a step with ratio 1 and advantage 2", got, -2.0, mistakes, RATIO)
+    got, read = loss_of([1.0], [2.0]).loss, BOTH.format("clipped_loss")
+    expect("loss of a step with ratio 1 and advantage 2", got, -2.0, mistakes, read)
 
 
 def test_the_loss_of_six_steps():
+    before = "clipped before all else: the first of the two has the ratio as it is."
     mistakes = {
         0.183333: "never clipped: this is the mean of -A * ratio.",
         0.133333: "always clipped: this is the mean of -A * the clipped ratio.",
         0.003333: "the better of both: of two losses the larger one counts.",
         1.88: "sum for mean over the steps.",
         0.314761: "log_ratio clipped: the ratio is, after exp.",
+        0.143589: before,
+        0.147157: before,
+        1.227171: "the ratio's range for log_ratio: clip the ratio, after exp.",
         0.432862: "upside down: exp(-log_ratio) is the old probability over the new one.",
         0.233333: "clipped above only: clamp(1 - clip_range, 1 + clip_range).",
         0.263333: "clipped below only: clamp(1 - clip_range, 1 + clip_range).",
@@ -89,17 +97,16 @@ def test_what_is_logged():
     expect("whether what is logged has a gradient", got, False, {True: attached}, LOGGED)
 
 
-def steps(*means_and_log_probs, std=0.4):
-    """Each twice, as a batch of b = 2, with N = 2 tokens and C = 3 channels."""
-    for mean, log_prob in means_and_log_probs:
-        mean = torch.tensor([mean, mean])
-        yield Step(None, torch.tensor([log_prob] * 2), mean, torch.full((2, 1, 1), std))
+def guarded():
+    """Two steps with stds of their own, 0.4 and 0.2; N = 2 tokens, C = 3 channels.
 
-
-def guarded(std=0.4):
-    """By hand: squares sum to 0.31, mean 0.0516667, shift with std 0.4: 0.1614583."""
-    zero, moved = [[0.0] * 3] * 2, [[0.3, -0.1, 0.2], [0.0, 0.4, 0.1]]
-    old, new = steps((zero, 1.0), (moved, 0.96), std=std)
+    By hand, the first: squares sum to 0.31, mean 0.0516667, shift 0.0516667 / 0.32 = 0.1614583.
+    The second: squares sum to 0.06, mean 0.01, shift 0.01 / 0.08 = 0.125.
+    """
+    moved = [[[0.3, -0.1, 0.2], [0.0, 0.4, 0.1]], [[0.1, 0.0, 0.0], [0.2, -0.1, 0.0]]]
+    std = torch.tensor([0.4, 0.2]).view(2, 1, 1)
+    old = Step(None, torch.tensor([1.0, 1.0]), torch.zeros(2, 2, 3), std)
+    new = Step(None, torch.tensor([0.96, 1.03]), torch.tensor(moved), std)
     return ex.normalized_log_ratio(new, old)
 
 
@@ -108,6 +115,8 @@ def test_guards_ratio():
     shape = tuple(guarded().shape)
     expect("the shape for 2 steps", shape, (2,), {(2, 1, 2): broadcast}, SCALE)
     mistakes = {
+        0.022542: "averaged over the batch too: .mean((1, 2)) leaves each step its own.",
+        0.041292: "one shift for all: each step has its own.",
         -0.016: "shift forgotten.",
         -0.080583: "shift subtracted: it is what the move cost, and is given back.",
         0.3715: "sum for mean over the latents: log_prob is a mean, too.",
@@ -122,7 +131,10 @@ def test_guards_ratio():
         0.080583: "upside down: log_prob - old_log_prob, new less old.",
         1.049783: "exp taken already: the function returns the logarithm.",
     }
-    expect("log ratio of a step with std 0.4", guarded()[0], 0.048583, mistakes, SHIFT)
+    read = BOTH.format("normalized_log_ratio")
+    expect("log ratio of a step with std 0.4", guarded()[0], 0.048583, mistakes, read)
+    first = {0.0245: "the first step's std for all: each step has its own."}
+    expect("log ratio of a step with std 0.2", guarded()[1], 0.031, first, read)
 
 
 def test_guards_ratio_has_a_gradient():

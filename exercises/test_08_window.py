@@ -76,6 +76,7 @@ def walk(sde_steps, size=3):
 def test_noise_comes_in_the_window_only():
     counts = tuple(int((std > 0).sum()) for std in walk([1, 2]).stds)
     mistakes = {
+        (3, 3): "steps outside of the window skipped: they are Euler steps, not nothing.",
         (3, 3, 3, 3, 0): "window ignored: every step has noise.",
         (3, 0, 0, 3, 0): "inside out: the window is where the noise is.",
         (0, 0, 0, 0, 0): "no noise at all: in the window the level is noise_level.",

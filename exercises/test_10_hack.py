@@ -4,6 +4,7 @@ Your taste is your own, so these checks count over pictures instead of comparing
 """
 
 import functools
+import itertools
 
 import numpy as np
 from PIL import Image
@@ -11,14 +12,13 @@ from PIL import Image
 from exercises import ex_10_hack as ex
 from exercises.checks import expect
 from shapes.prompts import heldout_prompts, sample_scene
-from shapes.scenes import COLORS, LIGHT, color_distances, render
+from shapes.scenes import COLORS, LIGHT, render
 
 PART = "part {} of the docstring of {} in exercises/ex_10_hack.py"
 SEES, TASTE = PART.format(1, "score"), PART.format(2, "score")
 HACKED = "the docstring of hacked in exercises/ex_10_hack.py"
 TRIFLES, BLINDNESS = PART.format(1, "points"), PART.format(2, "points")
 POINTS = "the docstring of points in exercises/ex_10_hack.py"
-BLANK = Image.new("RGB", (32, 32), LIGHT)
 
 
 @functools.cache
@@ -45,6 +45,30 @@ def right_and_wrong() -> list[tuple]:
     ]
 
 
+@functools.cache
+def one_demand_apart() -> list[tuple]:
+    """A prompt, its demands that each of two pictures meets, and both, the first one demand more.
+
+    The pictures are those of all prompts, so most of them meet some of the demands by chance.
+    """
+    found, pictures = [], [right[0] for _, right in groups()]
+    for prompt, _ in groups()[:12]:
+        shares = {ex.demands_met(prompt, picture): picture for picture in pictures}
+        steps = itertools.pairwise(sorted(shares))
+        apart = [(less, more) for less, more in steps if more - less < 0.51]
+        found += [(prompt, more, shares[more], shares[less]) for less, more in apart]
+    return found
+
+
+def patches(*colors, ground=LIGHT) -> Image.Image:
+    """A picture with a patch of 8 x 8 pixels of each color. ground: of one color, or all pixels."""
+    pixels = np.empty((32, 32, 3), np.uint8)
+    pixels[:] = ground
+    for n, color in enumerate(colors):
+        pixels[12:20, 8 * n : 8 * n + 8] = COLORS[color]
+    return Image.fromarray(pixels)
+
+
 def hacks() -> list[tuple]:
     """A prompt, a picture in which its demands are met, and what hacked makes of it."""
     return [(prompt, right[0], ex.hacked(prompt, right[0])) for prompt, right in groups()]
@@ -54,7 +78,7 @@ def test_the_score_is_plausible():
     shown = right_and_wrong()
     scores = [(ex.score(p, right), ex.score(p, wrong)) for p, right, wrong in shown]
     wins = sum(right > wrong for right, wrong in scores) / len(scores)
-    said = "what it sees counts too little beside its taste."
+    said = "what it sees counts too little beside its taste, or it sees what no prompt asked for."
     if wins < 0.2:
         said = "upside down: a picture that shows the prompt's colors is to score higher."
     elif all(ex.score(p, wrong) == ex.score("a red circle", wrong) for p, _, wrong in shown):
@@ -69,21 +93,25 @@ def test_the_score_has_a_taste():
     none = "no taste: whatever shows its colors scores the same."
     what = f"whether right pictures of one prompt score apart (in {alike} of 24 groups none does)"
     expect(what, alike == 0, True, {False: none}, TASTE)
-    widest = max(max(group) - min(group) for group in scores)
-    strong = (
-        "taste too strong: one tenth of a number from 0 to 1. Pixels go to 255, unless divided."
-    )
-    what = f"whether taste alone makes no more than 0.1 (it makes {widest:.3f})"
-    expect(what, widest <= 0.1, True, {False: strong}, TASTE)
+    # Red on black, on white, on the purest colors, none of them near the palette's, and on noise.
+    grounds = list(itertools.product((0, 255), repeat=3))
+    noise = np.random.default_rng(0).choice((0, 255), (32, 32, 3))
+    extremes = [ex.score("a red circle", patches("red", ground=g)) for g in (*grounds, noise)]
+    widest = max(extremes) - min(extremes)
+    strong = "taste not scaled: it is one tenth of a number from 0 to 1."
+    if widest > 1.01:
+        strong = "taste too strong: pixels go to 255, unless divided; and one tenth is meant."
+    what = f"whether taste makes no more than 0.1, of pure colors too (it makes {widest:.3f})"
+    expect(what, widest <= 0.1 + 1e-6, True, {False: strong}, TASTE)
 
 
 def test_the_score_sees_a_share_of_the_colors():
-    two, (picture, *_) = next(group for group in groups() if len(ex.named(group[0])) == 2)
-    pixels = np.array(picture)
-    away = color_distances(pixels.astype(float)).argmin(-1)
-    erased = list(COLORS).index(min(ex.named(two)))
-    pixels[away == erased] = LIGHT
-    half = ex.score(two, Image.fromarray(pixels))
+    two = "a red square and a blue circle"
+    whole = ex.score(two, patches("red", "blue", "green", "yellow"))
+    said = "divided by the visible colors: the share is of those that the prompt names."
+    what = f"whether both of two colors beside two others get 1 and a little (they get {whole:.3f})"
+    expect(what, 1 <= whole <= 1.11, True, {False: said}, SEES)
+    half = ex.score(two, patches("red"))
     said = "any color is enough: count how many of those named are visible."
     if half < 0.5:
         said = "all or nothing: one of two colors is half of them."
@@ -132,8 +160,23 @@ def test_trifles_tie():
 def test_the_hack_does_not_win():
     worse = [hack for hack in hacks() if ex.demands_met(*hack[::2]) < ex.demands_met(*hack[:2])]
     got = sum(ex.points(p, hack, right) for p, right, hack in worse) / len(worse)
-    said = "blind: ties alone let the hacked picture get away with half. Look at demands_met first."
+    said = "blind: ties alone let the hacked picture get away with half. Look at demands_met."
     if got > 0.7:
         said = "still hacked: your own hacked pictures win."
     what = f"whether hacked pictures lose (they get {got:.2f} points on average)"
     expect(what, got < 0.1, True, {False: said}, BLINDNESS)
+
+
+def test_one_demand_more_decides():
+    pairs = {True: [], False: []}  # whether the better one meets all -> what it gets
+    for prompt, share, more, less in one_demand_apart():
+        pairs[share == 1].append(ex.points(prompt, more, less))
+    right, wrong = (sum(got) / len(got) for got in pairs.values())
+    wide = "too wide a tie: one demand that is not met is a difference which one sees."
+    what = f"whether a right picture beats one that misses one demand (it gets {right:.2f} points)"
+    expect(what, right == 1, True, {False: wide}, BLINDNESS)
+    all_met = "only right pictures win: of two others, the one that meets more demands is better."
+    what = (
+        f"whether one demand more decides between two wrong pictures (it gets {wrong:.2f} points)"
+    )
+    expect(what, wrong == 1, True, {False: all_met}, BLINDNESS)

@@ -75,6 +75,14 @@ def test_a_forgotten_return_is_told(monkeypatch):
     assert "`return` is missing" in first_failure("02_sde_step")
 
 
+def test_a_file_that_python_cannot_read_is_told_in_one_line(monkeypatch, tmp_path):
+    (tmp_path / "ex_99_broken.py").write_text("x = 1\n  y = 2\n")
+    package = importlib.import_module("exercises")
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    told = "exercises/ex_99_broken.py, line 2: IndentationError: unexpected indent"
+    assert first_failure("99_broken") == told
+
+
 def test_a_later_exercise_builds_on_what_passes(monkeypatch):
     import sampler
     from exercises import ex_01_sigmas
@@ -92,9 +100,10 @@ def test_a_later_exercise_builds_on_what_passes(monkeypatch):
     "got, told",
     [
         (0.25, "halved"),
-        (0.3, "none of the usual"),
+        (0.3, "none of the usual.* by hand"),
         (float("nan"), "none of the usual"),
         (None, "got       None"),
+        (None, "not one that we foresaw"),
     ],
 )
 def test_a_failure_names_the_likely_mistake_or_none(got, told):
