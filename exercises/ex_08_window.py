@@ -33,7 +33,7 @@ def draw_window(seed: int, step: int, low: int, high: int, width: int) -> list[i
     """The stochastic steps of one training step, ascending: width steps in a row.
 
     seed: of the whole run; step: the number of the training step
-    low, high: the window lies in the denoising steps low, low + 1, ... high - 1. The caller gives no
+    low, high: the window lies in the denoising steps low, low + 1, ... high - 1. No caller gives a
         high above K - 1: the last step, number K - 1, is always an Euler step, and in no window
     Returns whole numbers; those of numpy's own kind (np.int64) do as well as Python's.
 

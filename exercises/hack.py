@@ -3,19 +3,17 @@
 Trains the tiny model twice: on the score of exercise 10, picture by picture, and on win rates from
 its comparison. Both are yours if all checks of the exercise pass, else ours. Nothing holds training
 back: no floor under the deviation of a group, as in the released code, and no moving average of the
-weights. Flags are those of train.py.
+weights. Every flag of train.py works (python train.py --help).
 """
 
 import dataclasses
 import logging
-import sys
 from pathlib import Path
 
 from exercises.checks import USED, student
-from exercises.train import BRIEF, draw, held_out, trained
+from exercises.train import BRIEF, draw, held_out, settings, trained
 from rewards import PairwiseReward, PointwiseReward
 from support import pictures
-from support.config import parse_config
 
 
 class Scorer:
@@ -44,7 +42,7 @@ class Judge:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    cfg = parse_config(["--out=runs/hack", *BRIEF, "--std_floor=0", "--ema=0", *sys.argv[1:]])
+    cfg = settings(__doc__, "--out=runs/hack", *BRIEF, "--std_floor=0", "--ema=0")
     scorer, judge = Scorer(student("score")), Judge(student("points"))
     print(f"score and points: {USED['score']}")
     pointwise = dataclasses.replace(cfg, reward="pointwise")

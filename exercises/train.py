@@ -3,7 +3,8 @@
 The loop is that of train.py, which knows nothing of exercises. Of the four functions in it that you
 write, sde_step (exercise 2), win_rates (4), group_advantages (6) and clipped_loss (7), those that
 pass their checks take the place of ours. Then it trains once more on ours alone, and draws both
-held-out curves. Every flag of train.py works, for example
+held-out curves. Each step has two updates, so that ratios leave 1 and are clipped in the second.
+Every flag of train.py works (python train.py --help), for example
 
     python -m exercises.train --seed 1 --out runs/second
 """
@@ -28,6 +29,7 @@ from support.run import Run, started
 
 # What ends in minutes on two cores, and still shows something; all other settings are train.py's.
 BRIEF = ["--steps=32", "--prompts_per_step=8", "--lr=2e-4", "--heldout=157"]
+TWO_UPDATES = ["--updates=2", "--micro_batch=32"]  # each sees half of the 64 samples of a step
 PLACES = {"sde_step": sampler, "win_rates": rewards, "group_advantages": grpo, "clipped_loss": grpo}
 
 
@@ -71,8 +73,17 @@ def in_place(functions: dict[str, Callable]):
             setattr(PLACES[name], name, function)
 
 
+def settings(about: str, *usual: str) -> Config:
+    """Those of the command line, over the usual ones. --help: what the command is about."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(about.strip())
+        raise SystemExit
+    return parse_config([*usual, *sys.argv[1:]])
+
+
 def trained(cfg: Config, name: str, reward=None) -> Run:
     """A whole run into the folder `name` of --out. reward: in place of what --reward names."""
+    print(f"\ntraining with {name}:", flush=True)
     with started(dataclasses.replace(cfg, out=str(Path(cfg.out) / name))) as run:
         if reward:
             run.rewards = dict.fromkeys(run.rewards, reward)
@@ -93,7 +104,8 @@ def draw(curves: dict[str, tuple[list, list]], title: str, path: Path) -> None:
     styles = zip(pictures.PALETTE, ("-", "--", ":"))
     for (name, (steps, values)), (color, style) in zip(curves.items(), styles):
         axes.plot(steps, values, "o" + style, color=color, label=name, lw=2, ms=5)
-    axes.set(title=title, xlabel="step")
+    highest = max([1.0, *(value for _, values in curves.values() for value in values)])
+    axes.set(title=title, xlabel="step", ylim=(0, highest))  # closer, chance would look like a rise
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -102,7 +114,7 @@ def draw(curves: dict[str, tuple[list, list]], title: str, path: Path) -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    cfg = parse_config(["--out", "runs/exercises", *BRIEF, *sys.argv[1:]])
+    cfg = settings(__doc__, "--out=runs/exercises", *BRIEF, *TWO_UPDATES)
     functions = {name: student(name) for name in PLACES}
     for name in functions:
         print(f"{name}: {USED[name]}")
@@ -111,12 +123,20 @@ def main() -> None:
         raise SystemExit("nothing of yours to train on yet: see exercises 2, 4, 6 and 7")
     if "sde_step" in yours:
         yours["sde_step"] = for_the_loop(yours["sde_step"])
+    print(
+        "Twice the same training, first with your functions, then with ours; the functions of the "
+        "other exercises are not used here."
+    )
     with in_place(yours):
         theirs = trained(cfg, "yours")
-    runs, path = {"ours": trained(cfg, "ours"), "yours": theirs}, Path(cfg.out) / "curves.png"
+    ours, path = trained(cfg, "ours"), Path(cfg.out) / "curves.png"
     title = "Held-out prompts: share of testpoints right"
-    draw({name: held_out(run) for name, run in runs.items()}, title, path)
-    print(f"look at {path}: a right function gives the same curve")
+    draw({"ours": held_out(ours), "yours": held_out(theirs)}, title, path)
+    gain, low, high = ours.last[0].gain_over(ours.heldout.base)
+    print(
+        f"\nlook at {path}. The same curve means right. So few steps need not rise: the interval "
+        f"of our gain, {gain:+.3f}, is {low:+.3f} .. {high:+.3f}."
+    )
 
 
 if __name__ == "__main__":

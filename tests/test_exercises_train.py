@@ -11,7 +11,7 @@ import grpo
 from exercises import hack, our_hack, train
 from exercises.checks import EXERCISES
 
-BRIEFEST = "--steps=1 --heldout=4 --prompts_per_step=1 --group_size=3 --num_steps=3"
+BRIEFEST = "--steps=1 --heldout=4 --prompts_per_step=1 --group_size=4 --num_steps=3 --micro_batch=2"
 
 
 @pytest.fixture
@@ -56,7 +56,18 @@ def test_a_students_functions_train_as_ours_do(run, monkeypatch, capsys):
     assert within == {"yours": set(train.PLACES), "ours": set()}
     yours, ours = log_of(out / "yours")[-1], log_of(out / "ours")[-1]
     assert yours == pytest.approx(ours, rel=1e-3, abs=1e-5)
+    assert ours["clip_frac"] > 0  # one update a step would never clip
     assert Image.open(out / "curves.png").width > 400
+
+
+@pytest.mark.parametrize("module", [train, hack])
+def test_help_says_first_what_the_command_does(module, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["", "--help"])
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    said = capsys.readouterr().out
+    assert end.value.code is None and "Trains the tiny model" in said
+    assert "python train.py --help" in said and len(said.splitlines()) < 15
 
 
 def test_what_does_not_pass_is_not_trained_on(run, monkeypatch, capsys):
