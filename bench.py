@@ -39,6 +39,7 @@ from unigenbench.asking import judge_images
 from unigenbench.construct import construct
 from unigenbench.generate import FIRST_SEED, generate  # noqa: F401
 from unigenbench.images import IMAGES, image_name  # noqa: F401
+from unigenbench.questions import parse_scores, question  # noqa: F401
 from unigenbench.report import write_report
 from unigenbench.results import (
     Result,
@@ -50,14 +51,7 @@ from unigenbench.results import (
     write_results,
     write_scores,
 )
-from unigenbench.testpoints import (  # noqa: F401
-    Prompt,
-    load_prompts,
-    parse_scores,
-    primary_of,
-    question,
-    write_prompts,
-)
+from unigenbench.testpoints import Prompt, load_prompts, primary_of, write_prompts
 
 HERE = Path(__file__).parent
 PROMPT_FILES = {"own": HERE / "assets" / "prompts_en.csv"}

@@ -12,7 +12,8 @@ import bench
 from judges.mllm import Answer
 from shapes.server import ClassroomMLLM
 from unigenbench import construct as C
-from unigenbench.testpoints import SUBS, Prompt, load_prompts, parse_scores
+from unigenbench.questions import parse_scores
+from unigenbench.testpoints import SUBS, Prompt, load_prompts
 
 
 class Writer:

@@ -8,7 +8,8 @@ import pytest
 from shapes import phrasebook
 from shapes.server import ClassroomMLLM
 from unigenbench import construct as C
-from unigenbench.testpoints import SUBS, Prompt, parse_reasons, parse_scores
+from unigenbench.questions import parse_reasons, parse_scores
+from unigenbench.testpoints import SUBS, Prompt
 
 DRAFT = C.Draft(0, "Art", "Other", "Animal", tuple(SUBS[:5]))
 

@@ -23,8 +23,9 @@ from tqdm import tqdm
 from judges.mllm import MLLM, Answer, Query, ask_again, without_echo
 from support.files import Journal
 from unigenbench.images import IMAGES, image_name, open_image
+from unigenbench.questions import parse_reasons, parse_scores, question
 from unigenbench.results import Result
-from unigenbench.testpoints import Prompt, parse_reasons, parse_scores, question
+from unigenbench.testpoints import Prompt
 
 log = logging.getLogger("bench")
 

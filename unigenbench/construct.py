@@ -18,15 +18,8 @@ from tqdm import tqdm
 from judges.mllm import MLLM, Answer, Query, final_part
 from support.files import Journal
 from unigenbench.asking import Patience
-from unigenbench.testpoints import (
-    DIMENSIONS,
-    SUBS,
-    Prompt,
-    answer_form,
-    last_json,
-    one_line,
-    parse_scores,
-)
+from unigenbench.questions import answer_form, last_json, one_line, parse_scores
+from unigenbench.testpoints import DIMENSIONS, SUBS, Prompt
 
 log = logging.getLogger("bench")
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from support.bootstrap import interval, resample
 from support.files import write_atomic
+from unigenbench.questions import read_literal
 from unigenbench.testpoints import (
     DIMENSIONS,
     PRIMARIES,
@@ -33,7 +34,6 @@ from unigenbench.testpoints import (
     canonical,
     language_of,
     primary_of,
-    read_literal,
     read_table,
 )
 
