@@ -16,12 +16,10 @@ Every part is the real class, so that `FluxPipeline.from_pretrained` loads the f
     python -m shapes.pretrain        # makes assets/tiny-flux again, in about an hour on 2 cores
     python -m shapes.pretrain --out runs/tiny --work runs/tiny-work --pictures 500 --vae_steps 40 \\
         --decoder_steps 20 --text_steps 20 --flow_steps 20 --web_steps 10          # does it run?
-    python -m shapes.pretrain --fairness assets/tiny-flux       # what its VAE costs each look
 """
 
 import argparse
 import copy
-import itertools
 import math
 import os
 import time
@@ -36,7 +34,6 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from tqdm import tqdm
 from transformers import (
@@ -419,46 +416,6 @@ def report_heldout(pipe: FluxPipeline, stage: str, prompts: list[Caption]) -> No
     )
 
 
-def print_fairness(model: str, count: int = 10) -> None:
-    """Prints what the VAE costs each look: mean fidelity of scenes of one thing, once decoded."""
-    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", dtype=torch.float32)
-    rng = np.random.default_rng(0)
-    looks = itertools.product(
-        scenes.SHAPES, scenes.COLORS, ("small", "large", "outline"), (False, True)
-    )
-    drawn = [
-        scenes.Scene(
-            (scenes.Thing(shape, color, *place(np.array([r]), rng)[0], r, size == "outline"),),
-            dark,
-        )
-        for shape, color, size, dark in looks
-        for _ in range(count)
-        for r in [RADII["large" if size == "outline" else size]]
-    ]
-    readings = []
-    for i in range(0, len(drawn), 100):
-        pixels = torch.from_numpy(scenes.render(drawn[i : i + 100])).permute(0, 3, 1, 2) / 127.5 - 1
-        with torch.no_grad():
-            decoded = vae.decode(vae.encode(pixels).latent_dist.mean, return_dict=False)[0]
-        pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        readings += scenes.read([Image.fromarray(p) for p in pixels])
-    rows = [
-        (
-            s.things[0].shape,
-            s.things[0].color,
-            "outline" if s.things[0].outline else "small" if s.things[0].r < 4.5 else "large",
-            "dark" if s.dark else "light",
-            r.fidelity,
-        )
-        for s, r in zip(drawn, readings)
-        if len(r.things) == 1
-    ]
-    print(f"{len(rows)} of {len(drawn)} scenes read; mean fidelity in gray levels:")
-    for column in range(4):
-        for look in dict.fromkeys(row[column] for row in rows):
-            print(f"{look:10} {np.mean([row[4] for row in rows if row[column] == look]):5.2f}")
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="assets/tiny-flux", help="the folder of the pipeline")
@@ -474,7 +431,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--web_steps", type=int, default=60, help="then on web-like data")
     parser.add_argument("--batch", type=int, default=96, help="of the transformer's steps")
     parser.add_argument("--heldout", type=int, default=60, help="prompts of a kind to report on")
-    parser.add_argument("--fairness", metavar="FOLDER", help="measure this pipeline's VAE and stop")
     return parser.parse_args(argv)
 
 
@@ -488,8 +444,6 @@ def save_half(model, folder) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.fairness:
-        return print_fairness(args.fairness)
     start = time.perf_counter()
     work = Path(args.work)
     work.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,10 @@
 """The scripts that measure run what the loop runs: a small round of each; times are not checked."""
 
 import dataclasses
+import re
 
-from measure import scaling, speed
+from measure import fairness, scaling, speed
+from shapes import scenes
 from support.config import Config
 
 SMALL = dataclasses.replace(Config(), prompts_per_step=1, group_size=2, num_steps=2)
@@ -28,3 +30,12 @@ def test_scaling_descends_all_samples():
     rollout = scaling.step(model, optimizer, cfg, 1)
     assert rollout.trajectory.latents.shape[:2] == (3, 2)
     assert all(state["step"] == 2 for state in optimizer.state.values())
+
+
+def test_fairness_covers_every_look(capsys):
+    fairness.main(["--pictures=1"])
+    first, *rows = capsys.readouterr().out.splitlines()
+    read, drawn = (int(n) for n in re.findall(r"\d+", first))
+    assert drawn == 3 * 6 * 3 * 2 and read > 0.9 * drawn
+    looks = [*scenes.SHAPES, *scenes.COLORS, "small", "large", "outline", "light", "dark"]
+    assert sorted(row.split()[0] for row in rows) == sorted(looks)
