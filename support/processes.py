@@ -114,6 +114,7 @@ def check_device(name: str) -> None:
         raise ValueError(f"--device '{name}' is none: cpu, cuda, cuda:1, mps or xpu")
     try:
         torch.empty(1, device=name or "cpu")
+    # All three are how PyTorch says it: no such device, a build without CUDA, one without XPU.
     except (RuntimeError, AssertionError, NotImplementedError):
         raise ValueError(f"--device '{name}': this machine, or its PyTorch, has none") from None
 
@@ -136,20 +137,14 @@ def start_processes(device: str, shard: bool = False) -> Processes:
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     if world > 1:
         dist.init_process_group(backend)
-        outlive_wrappers(dist.group.WORLD)
+        # Held until the process ends: else DistributedDataParallel holds the last reference, and
+        # frees it with Python's lock in hand. That ends the group's threads, and waits for ever for
+        # one that is about to take the lock, to free what all_gather_object sent. The group's own
+        # Python object lets go of the lock first.
+        atexit.register(lambda _: None, dist.group.WORLD)
     elif shard and not dist.is_initialized():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return Processes(rank, world, torch.device(device))
-
-
-def outlive_wrappers(group: dist.ProcessGroup) -> None:
-    """Holds a reference to the group until the process ends.
-
-    Else DistributedDataParallel holds the last one, and frees it with Python's lock in hand: that
-    ends the group's threads, and waits for ever for one that is about to take the lock, to free
-    what all_gather_object sent. The group's own Python object lets go of the lock first.
-    """
-    atexit.register(lambda _: None, group)
 
 
 class Stop:

@@ -84,13 +84,12 @@ def ends_of_one_rank_end_all(procs) -> None:
     assert procs.from_first(lambda: procs.rank) == 0
 
 
-def groups_end_after_their_wrappers(procs, folder: Path) -> None:
+def groups_end_after_their_wrappers() -> None:
     """Ends a group right after a collective of Python objects, and then what wrapped a network for
-    it, time and again: without the reference that is kept one of the first ten never ends."""
+    it, time and again: unless start_processes holds the group, one of the first ten never ends."""
     for number in range(30):
-        store = torch.distributed.FileStore(str(folder / f"store_{number}"), 2)
-        torch.distributed.init_process_group("gloo", store=store, rank=procs.rank, world_size=2)
-        processes.outlive_wrappers(torch.distributed.group.WORLD)
+        os.environ["MASTER_PORT"] = str(29600 + number)
+        procs = processes.start_processes("cpu")
         wrapped = processes.replicate(torch.nn.Linear(2, 2), procs)
         assert procs.gather(["here"] * 3) == ["here"] * 6
         torch.distributed.destroy_process_group()
@@ -124,7 +123,7 @@ def as_one_of_two(rank: int, folder: Path) -> None:
                 run.model.save(folder / "final", whole)
     ends_of_one_rank_end_all(procs)
     torch.distributed.destroy_process_group()
-    groups_end_after_their_wrappers(procs, folder)
+    groups_end_after_their_wrappers()
 
 
 @pytest.fixture(scope="module")
