@@ -3,6 +3,10 @@ own machinery: checks are plain functions."""
 
 import csv
 import importlib
+import os
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -75,12 +79,23 @@ def test_a_forgotten_return_is_told(monkeypatch):
     assert "`return` is missing" in first_failure("02_sde_step")
 
 
-def test_a_file_that_python_cannot_read_is_told_in_one_line(monkeypatch, tmp_path):
-    (tmp_path / "ex_99_broken.py").write_text("x = 1\n  y = 2\n")
-    package = importlib.import_module("exercises")
-    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-    told = "exercises/ex_99_broken.py, line 2: IndentationError: unexpected indent"
-    assert first_failure("99_broken") == told
+def test_a_file_that_python_cannot_read_is_told_in_one_line(tmp_path):
+    """By pytest, as a student calls it, and where another exercise would build on the file."""
+    shutil.copytree(FOLDER, tmp_path / "exercises", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "exercises" / "ex_02_sde_step.py").write_text("x = 1\n  y = 2\n")
+    told = "exercises/ex_02_sde_step.py, line 2: IndentationError: unexpected indent"
+    check = "exercises/test_02_sde_step.py"
+    built_on = "from exercises.checks import first_failure; print(first_failure('02_sde_step'))"
+    for command in (["-m", "pytest", check], ["-c", built_on]):
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{FOLDER.parent}"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert told in done.stdout.splitlines() and "Traceback" not in done.stdout + done.stderr
 
 
 def test_a_later_exercise_builds_on_what_passes(monkeypatch):
