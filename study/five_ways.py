@@ -107,7 +107,7 @@ def points_of(lead: float, margin: float) -> float:
     return 0.5 if abs(lead) <= margin else float(lead > 0)
 
 
-def watch(grid) -> dict[str, float | None]:
+def watch(prompts, grid) -> dict[str, float | None]:
     """Mean vividness of held-out pictures, rows of them; None of none."""
     seen = [vividness(image) for row in grid for image in row]
     return {"vividness": float(np.mean(seen)) if seen else None}

@@ -35,7 +35,7 @@ KEPT += ("reward_mean", "reward_std", "frac_floor", "tie_rate", "kl_to_base", "g
 
 class Arm(NamedTuple):
     name: str
-    reward: Callable  # makes what is called as rewards.PairwiseReward is
+    reward: Callable | None  # makes what is called as rewards.PairwiseReward is; None: by flags
     flags: tuple[str, ...] = ()  # of train.py, beside those of all arms
 
 
@@ -112,11 +112,13 @@ def write_csv(path: Path, rows: Sequence[dict], head: str) -> None:
 # ----------------------------------------------------------------------------- runs
 
 
-def make_runs(arms, size: Size, runs: Path, lines: Table, prompts: Table, watch: Callable) -> None:
+def make_runs(
+    arms, size: Size, runs: Path, lines: Table, prompts: Table, watch: Callable, kept=KEPT
+) -> None:
     """Makes the runs that the tables lack, one after the other, the first seed of all arms first.
 
-    runs: folder of run directories; watch: from held-out pictures to what else is to be known of
-    them, numbers by name.
+    runs: folder of run directories; watch: from prompts and rows of held-out pictures, one row a
+    prompt, to what else is to be known of them, numbers by name; kept: what of the log.
     """
     wanted = [(arm, seed) for seed in size.seeds for arm in arms]
     for count, (arm, seed) in enumerate(wanted, 1):
@@ -125,7 +127,7 @@ def make_runs(arms, size: Size, runs: Path, lines: Table, prompts: Table, watch:
         out = runs / f"{arm.name.replace(' ', '_')}-{seed}"
         label = f"{arm.name}, seed {seed} (run {count} of {len(wanted)})"
         run = trained(arm, [*size.flags, f"--seed={seed}", f"--out={out}"], label, watch)
-        columns = ("step", *KEPT, *watch([]))
+        columns = ("step", *kept, *watch([], []))
         prompts.add(arm.name, seed, of_prompts(run))
         lines.add(arm.name, seed, [{k: row.get(k) for k in columns} for row in run.metrics])
         shutil.rmtree(out / "checkpoint")  # 100 MB and more; the tables have what the study needs
@@ -137,7 +139,8 @@ def trained(arm: Arm, flags: list[str], label: str, watch: Callable) -> Run:
     if (Path(cfg.out) / "metrics.jsonl").exists():
         cfg = parse_config([*flags, *arm.flags, "--resume"])
     with started(cfg) as run:
-        run.rewards = dict.fromkeys(run.rewards, arm.reward())
+        if arm.reward:
+            run.rewards = dict.fromkeys(run.rewards, arm.reward())
         try:
             descend(run, label, watch)
             run.finish()
@@ -149,13 +152,13 @@ def trained(arm: Arm, flags: list[str], label: str, watch: Callable) -> Run:
 def descend(run: Run, label: str, watch: Callable) -> None:
     """train.train, with a bar that says which run it is, and `watch` at each evaluation."""
     sigmas = sampler.sigma_schedule(run.cfg.num_steps, run.cfg.shift)
-    run.metrics[0] |= watch(run.heldout.base_grid)
+    run.metrics[0] |= watch(run.heldout.grid_prompts, run.heldout.base_grid)
     for step in run.steps():
         run.bar.set_description(label, refresh=False)
         run.bar.leave = False  # one bar is seen at a time
         train.step(run.cfg, run.procs, run, sigmas, step)
         if run.evaluates(step):
-            run.metrics[-1] |= watch(run.last[1])
+            run.metrics[-1] |= watch(run.heldout.grid_prompts, run.last[1])
             rundir.write_metrics(run.out, run.metrics)
     if run.last is None:  # taken up after its last step
         with run.average.in_place():

@@ -63,9 +63,9 @@ def row_of(of_seeds, prompts_low=None, prompts_high=None) -> dict:
     }
 
 
-def summarize(lines: Table, prompts: Table, arms, reference: str) -> list[dict]:
+def summarize(lines: Table, prompts: Table, arms, reference: str, beside=BESIDE) -> list[dict]:
     """For each arm the truth after the last step, less that of the base, less that of `reference`
-    over the seeds that both have; how far it is below its best; and what BESIDE names."""
+    over the seeds that both have; how far it is below its best; and what `beside` names."""
     rows = []
     for arm in arms:
         seeds = lines.seeds(arm)
@@ -80,9 +80,9 @@ def summarize(lines: Table, prompts: Table, arms, reference: str) -> list[dict]:
             one, other = (counts(prompts, name, both, "last") for name in (arm, reference))
             found[f"less {reference}"] = shares(one - other, testpoints)
         runs = [lines.run(arm, seed) for seed in seeds]
-        seen = {key: [series(run, key)[1] for run in runs] for key in (TRUTH, *BESIDE)}
+        seen = {key: [series(run, key)[1] for run in runs] for key in (TRUTH, *beside)}
         found["below its best"] = row_of([max(values) - values[-1] for values in seen[TRUTH]])
-        for key, name in BESIDE.items():
+        for key, name in beside.items():
             found[name] = row_of([values[-1] for values in seen[key]])
         rows += [{"arm": arm, "quantity": quantity} | row for quantity, row in found.items()]
     return rows

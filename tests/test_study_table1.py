@@ -1,0 +1,150 @@
+"""Table 1 in kind: its tables are remade from its CSVs, its scorers learn from choices and err, its
+judge that always names a winner is the exact judge wherever that one names one."""
+
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from judges.mllm import Query
+from judges.scorers import CLIPScorer
+from judges.verdicts import PAIRWISE_TEMPLATE, Verdict, parse_verdict
+from shapes.prompts import heldout_prompts, sample_scene
+from shapes.scenes import render
+from shapes.verifier import ShapesMLLM
+from study import scorers, table1
+
+
+def content(folder, *endings):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix in endings}
+
+
+def test_the_smallest_table_is_whole_and_drawn_again_without_its_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table1.main(["--smallest"])
+    folder = tmp_path / "runs" / "study" / "smallest"
+    first = content(folder, ".csv", ".md", ".png")
+    names = ("scorers.csv", "scorers.md", "summary.csv", "summary.md", "dimensions.csv")
+    names += ("dimensions.md", "prompts.csv", "curves.png", "radar.png", "pictures.png")
+    assert first.keys() == {"table1.csv", *(f"table1_{name}" for name in names)}
+    for arm in ("base", *table1.NAMES):
+        assert f"\n| {arm} |" in first["table1_summary.md"].decode()
+    shutil.rmtree(folder / "table1")
+    for name in first.keys() - {"table1.csv", "table1_prompts.csv", "table1_pictures.png"}:
+        (folder / name).unlink()
+    table1.main(["--smallest"])
+    assert content(folder, ".csv", ".md") == {k: v for k, v in first.items() if "png" not in k}
+    assert content(folder, ".png").keys() == {name for name in first if name.endswith("png")}
+
+
+# ----------------------------------------------------------------------------- rewards
+
+
+@pytest.fixture(scope="module")
+def queries():
+    """Every two of right, wrong and grainy pictures of one prompt, in both orders."""
+    prompt, other = heldout_prompts()[:2]
+    rng = np.random.default_rng(0)
+    drawn = render([sample_scene(p, rng) for p in (prompt, prompt, other, other)])
+    grained = (drawn + rng.normal(0, 4, drawn.shape)).clip(0, 255).astype(np.uint8)
+    images = [Image.fromarray(picture) for picture in (*drawn, *grained)]
+    text = PAIRWISE_TEMPLATE.replace("{prompt}", prompt.text)
+    return [Query((a, b), text) for a in images for b in images if a is not b]
+
+
+def test_always_a_winner_and_the_exact_judges_where_it_names_one(queries):
+    exact, forced = (
+        [parse_verdict(answer.text) for answer in judge.ask(queries)]
+        for judge in (ShapesMLLM(), table1.AlwaysAWinner())
+    )
+    assert exact.count(Verdict.TIE) > 4  # else the test asks nothing
+    assert set(forced) == {Verdict.FIRST, Verdict.SECOND}
+    assert all(f is e for f, e in zip(forced, exact) if e is not Verdict.TIE)
+    again = [parse_verdict(answer.text) for answer in table1.AlwaysAWinner().ask(queries)]
+    assert again == forced
+
+
+def test_its_coin_favors_no_place(queries):
+    """Of pictures that differ in nothing that it judges, the first one wins about half the time."""
+    prompt, rng = heldout_prompts()[0], np.random.default_rng(1)
+    (scene,) = render([sample_scene(prompt, rng)])
+    blank = Image.fromarray(scene)
+    dotted = []
+    for n in range(64):  # one pixel, one level: no other reading
+        pixels = scene.copy()
+        pixels[n // 32, n % 32] ^= 1
+        dotted.append(Image.fromarray(pixels))
+    text = PAIRWISE_TEMPLATE.replace("{prompt}", prompt.text)
+    coin = table1.AlwaysAWinner()
+    coin.JND = 10.0  # so that the coin decides
+    said = [parse_verdict(a.text) for a in coin.ask([Query((blank, d), text) for d in dotted])]
+    assert 20 <= said.count(Verdict.FIRST) <= 44
+
+
+def test_the_arms_differ_in_the_reward_and_the_floor_alone():
+    arms = table1.arms_of({name: ROOT / name for name in scorers.NAMES})
+    for arm in (*arms, *table1.slower(arms)):
+        names = {flag.split("=")[0] for flag in arm.flags}
+        assert names <= {"--reward", "--std_floor"} | ({"--lr"} if "1e-4" in arm.name else set())
+    assert not any("third" in flag or "fourth" in flag for arm in arms for flag in arm.flags)
+
+
+# ----------------------------------------------------------------------------- learned scorers
+
+
+@pytest.fixture(scope="module")
+def shown():
+    prompts = [prompt.text for prompt in heldout_prompts()[:48]]
+    return scorers.choices(prompts, ShapesMLLM(), seed=3)
+
+
+def test_choices_are_the_judges_and_ties_are_left_out(shown):
+    assert 10 < len(shown.chosen) < 48 and set(shown.chosen) == {0, 1}
+    texts = [PAIRWISE_TEMPLATE.replace("{prompt}", prompt) for prompt in shown.prompts]
+    queries = [Query(images[::-1], text) for images, text in zip(shown.images, texts)]
+    said = [parse_verdict(answer.text) for answer in ShapesMLLM().ask(queries)]
+    assert [int(verdict is Verdict.FIRST) for verdict in said] == shown.chosen
+
+
+def test_a_scorer_learns_the_choices_that_it_is_tuned_to(shown):
+    scorer = CLIPScorer(scorers.CLIP)
+
+    def right():
+        one, two = (scorer.score(shown.prompts, images) for images in zip(*shown.images))
+        return np.mean((np.array(two) > one) == np.array(shown.chosen))
+
+    before = right()
+    scorers.tuned(scorer, shown, 30, np.random.default_rng(0))
+    assert right() > max(0.9, before)
+    assert not any(weight.requires_grad for weight in scorer.model.parameters())
+
+
+def test_scorers_are_the_same_twice_and_not_alike(tmp_path):
+    made = []
+    for name in ("a", "b"):
+        folders = scorers.learned(tmp_path / name, scorers.SMALLEST)
+        made.append([(folder / "model.safetensors").read_bytes() for folder in folders.values()])
+    assert made[0] == made[1]
+    assert len(set(made[0])) == len(scorers.NAMES)
+
+
+# ----------------------------------------------------------------------------- tables and curves
+
+
+def test_a_fall_counts_only_below_the_best_and_outside_its_interval():
+    steady = np.array([[0.5, 0.7, 0.69], [0.5, 0.7, 0.71], [0.5, 0.7, 0.66]])
+    assert table1.fallen(steady) == []
+    falling = np.array([[0.3, 0.7, 0.6, 0.4], [0.3, 0.7, 0.5, 0.41], [0.3, 0.7, 0.71, 0.42]])
+    assert table1.fallen(falling) == [3]
+    assert table1.fallen(falling[:1]) == []  # of one seed nothing is known
+
+
+def test_what_two_scorers_give_is_their_mean():
+    rows = [
+        {"step": 0, "first": 1.0, "second": 3.0},
+        {"step": 1, "first": None, "second": None},
+        {"step": 2, "first": 2.0, "second": 5.0},
+    ]
+    assert table1.own(rows, "two scorers mixed") == ([0, 2], [2.0, 3.5])
