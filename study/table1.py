@@ -37,7 +37,7 @@ from support.files import write_atomic
 from support.heldout import primary_of
 from support.prompts import seed_of
 from unigenbench.report import radar
-from unigenbench.tables import markdown_table
+from unigenbench.tables import markdown_table, text_table
 
 DIMENSIONS = sorted({primary_of(sub) for p in heldout_prompts() for sub, _ in p.testpoints})
 OURS, LEARNED = "win rates both orders", "learned scorer"
@@ -155,7 +155,7 @@ def summary_rows(lines: Table, prompts: Table) -> list[dict]:
 
 
 def dimensions(lines: Table) -> list[dict]:
-    """Each primary dimension after the last step, and of the base, in percent."""
+    """The share of testpoints of each primary dimension, after the last step and of the base."""
     base_run = lines.run(OURS, lines.seeds(OURS)[0])
     found = {"base": [base_run[:1]]}
     found |= {arm: [lines.run(arm, seed) for seed in lines.seeds(arm)] for arm in NAMES}
@@ -265,6 +265,8 @@ def main(arguments: list[str] | None = None) -> None:
     for row in by_dimension:
         percent.setdefault(row["arm"], {})[row["quantity"]] = 100 * row["mean"]
     radar(percent, size.folder / "table1_radar.png")
+    cells = [[arm, *(f"{value:.1f}" for value in of.values())] for arm, of in percent.items()]
+    print(text_table(["percent right", *percent[OURS]], cells))
     if runs.exists():
         draw_pictures(runs, size.folder / "table1_pictures.png")
 
