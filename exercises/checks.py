@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 # exercise -> the names that the student writes, and the module in which our solution of each stands
 EXERCISES = {
@@ -33,6 +34,14 @@ UNFORESEEN = (
     "This mistake is not one that we foresaw. Compare expected with got, and read the lines that "
     "are named below."
 )
+# What Python says where it stops -> what is likely meant by it.
+STOPS = {
+    "math domain error": "the root or logarithm of a number that has none: look for a wrong sign.",
+    "expected a nonnegative input": "the root of a number below 0: look for a wrong sign.",
+    "expected a positive input": "the logarithm of 0, or of a number below: look for a wrong sign.",
+    "division by zero": "a case in which what divides is 0 needs an if of its own.",
+    "can't set attribute": "a tuple with names stays as it is made: leave it, or make a new one.",
+}
 USED = {}  # name -> whose function later exercises build on, for the last lines of the output
 
 
@@ -54,6 +63,16 @@ def expect(what: str, got, wanted, mistakes: dict, read: str, tol: float = 1e-4)
         pytest.fail(f"{what}\n{told}", pytrace=False)
 
 
+def expect_unchanged(call: Callable, read: str, **inputs: torch.Tensor) -> None:
+    """Fails if call(**inputs) writes into a tensor that it is given, and says into which."""
+    before = {name: value.clone() for name, value in inputs.items()}
+    call(**inputs)
+    changed = [name for name, value in inputs.items() if not torch.equal(value, before[name])]
+    whose = "it is the caller's, who needs it again: make a new tensor, x = x + 1 for x += 1."
+    mistakes = {name: f"{name} changed in place: {whose}" for name in inputs}
+    expect("which input is written into", changed[0] if changed else "none", "none", mistakes, read)
+
+
 def alike(one, other, tol: float) -> bool:
     """Equal; for numbers, up to tol. NaN is like NaN here."""
     if not all(isinstance(x, int | float) for x in (one, other)):
@@ -69,7 +88,8 @@ def shown(value) -> str:
 
 
 def failure_of(check: Callable) -> str | None:
-    """What a failing check has to say, a stub or a missing return included; None if it passes.
+    """What a failing check has to say, also of a stub, a missing return, or what STOPS names; None
+    if it passes.
 
     Any other exception comes from the student's lines and is left as it is, for its traceback.
     """
@@ -77,7 +97,7 @@ def failure_of(check: Callable) -> str | None:
         check()
     except pytest.fail.Exception as failure:
         return failure.msg
-    except (NotImplementedError, AttributeError, TypeError) as error:
+    except Exception as error:
         *_, (frame, line) = traceback.walk_tb(error.__traceback__)
         file, name = Path(frame.f_code.co_filename).name, frame.f_code.co_name
         if isinstance(error, NotImplementedError) and file.startswith("ex_"):
@@ -90,7 +110,11 @@ def failure_of(check: Callable) -> str | None:
             return (
                 f"Your function returned None: its `return` is missing (exercises/{file}:{line})."
             )
-        raise
+        likely = next((said for stop, said in STOPS.items() if stop in str(error)), None)
+        if likely is None:
+            raise
+        lines = f"  {'got':<10}{error}, in line {line} of {file}\n  {'likely':<10}{likely}"
+        return f"Python stops in {name}\n{lines}"
     return None
 
 

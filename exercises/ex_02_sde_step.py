@@ -42,11 +42,11 @@ def sde_step(
 
     latents, velocity: (B, N, C), B samples of N tokens with C channels each, of any float dtype
     sigmas: (K + 1,), falling from 1 to 0; this step goes from sigmas[index] to sigmas[index + 1]
-    Returns Step: next_latents and mean (B, N, C), log_prob (B,), std (B, 1, 1); all are float32.
+    Returns Step: next_latents and mean (B, N, C), log_prob (B,), std (B, 1, 1); all are float32,
+    but next_latents that are given come back as they are. What is given is not written into.
 
-    1. latents.float() and velocity.float(), and next_latents.float() if they are given: a network
-       may compute in 16 bits, which would round away the small differences between log-probs that
-       the loss is made of.
+    1. latents.float() and velocity.float(): a network may compute in 16 bits, which would round
+       away the small differences between log-probs that the loss is made of.
     2. The diffusion, noise per square root of sigma, a number:
 
            d = noise_level * sqrt(sigma / (1 - sigma))
@@ -65,7 +65,8 @@ def sde_step(
        std is the standard deviation of the whole step, and the same for all elements:
        torch.full((B, 1, 1), std).
     4. next_latents, if they are not given: mean + std * noise, where the noise is
-       torch.randn(mean.shape, generator=generator).
+       torch.randn(mean.shape, generator=generator). If they are given, nothing is drawn, and they
+       are returned, in the last step too.
     5. log_prob, of each sample: the log density of a Gaussian, averaged over its N * C elements (a
        mean, not a sum, so that one clip range suits pictures of every size), in nats, which means
        natural logarithms. Of one element x of next_latents it is

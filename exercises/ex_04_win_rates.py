@@ -84,7 +84,8 @@ class PairwiseReward:
            two calls of compare or in one, which takes a list of any length, makes no difference;
         3. the second answers speak of j: turn them into points of i (but None stays None);
         4. mean_points of each pair, then win_rates of the group, (G,).
-        Returns Rewards(torch.stack(rates), Counter()), where rates is the list of the P groups' win
-        rates: values (P, G), and nothing counted.
+        Returns Rewards(torch.stack(rates), Counter()). rates is the list of the P groups' win
+        rates, so its values are (P, G). The second is for what the log counts, such as ties and
+        lost answers; here it stays empty.
         """
         raise NotImplementedError

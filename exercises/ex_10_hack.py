@@ -81,12 +81,15 @@ def hacked(prompt: str, image: Image.Image) -> Image.Image:
     """A worse picture that your score prefers, made from a picture in which all demands are met.
 
     Returns a new picture, 32 x 32, RGB. score must be higher than that of the picture given, and
-    demands_met lower. Think: what does score not look at, and what does its taste ask for more of?
-    Whatever does that will do, random noise too. But training does not choose at random: it finds
-    what raises score soonest, so look for the smallest change that does.
+    demands_met lower, in 20 or more of 24 pictures, whose shapes lie anywhere. Think: what does
+    score not look at, and what does its taste ask for more of? Whatever does that will do, random
+    noise too. But training does not choose at random: it finds what raises score soonest. One thing
+    has to stay: a color that the prompt names, once it is painted over, costs far more than taste
+    can give.
 
-    Hint: pixels = np.array(image); change some of them, pixels[:8] = scenes.COLORS["red"], for
-    example; Image.fromarray(pixels).
+    Hint: pixels = np.array(image.convert("RGB")); change many of them, for example a third of the
+    picture, pixels[:11] = scenes.COLORS["red"], but in a color that suits this prompt and your
+    taste; Image.fromarray(pixels).
     """
     raise NotImplementedError
 

@@ -12,6 +12,11 @@ def test_4_steps_lie_between_5_levels():
     few = "K levels instead of K + 1: 4 steps need 5 levels, since each step has two ends."
     many = "K + 2 levels instead of K + 1: linspace has both ends already."
     expect("how many levels 4 steps have", levels, 5, {4: few, 6: many}, EVEN)
+    kinds = {
+        "ndarray": "numpy's array for torch's tensor: torch.linspace makes a tensor.",
+        "list": "a list for a tensor: torch.linspace makes a tensor.",
+    }
+    expect("what the levels are", type(ex.sigma_schedule(4)).__name__, "Tensor", kinds, EVEN)
 
 
 def test_the_levels_are_float32():
@@ -28,6 +33,9 @@ def test_the_levels_fall_from_1_to_0():
     short = "a range that stops before 0: some noise would stay in the picture."
     one_more = "divided by K + 1 instead of K: some noise would stay in the picture."
     expect("the last of 4 steps' levels", sigmas[4], 0.0, {0.25: short, 0.2: one_more}, EVEN)
+    nearly = "nearly 0: what is left of the noise would stay in the picture, so end at 0 itself."
+    exact = bool(sigmas[4] == 0)
+    expect("whether the last level is exactly 0", exact, True, {False: nearly}, EVEN)
     curved = "uneven levels: without a shift they are evenly spaced, 1, 0.75, 0.5, 0.25, 0."
     brackets = "brackets forgotten: 1 + shift - 1 * s is something else than 1 + (shift - 1) * s."
     mistakes = {0.5625: curved, 0.866: curved, 0.6: brackets}
@@ -45,3 +53,7 @@ def test_a_shift_pushes_the_levels_up():
     }
     expect("the level after 2 of 4 steps with shift 3", sigmas[2], 0.75, mistakes, SHIFT)
     expect("the last level with shift 3", sigmas[4], 0.0, {}, SHIFT)
+    what, fixed = "the level after 2 of 4 steps with shift 2", "3 written for shift: it may be any."
+    expect(what, ex.sigma_schedule(4, 2.0)[2], 2 / 3, {0.75: fixed}, SHIFT)
+    what, least = "the same with shift 0.5", "a shift below 1 ignored: it pushes the levels down."
+    expect(what, ex.sigma_schedule(4, 0.5)[2], 1 / 3, {0.5: least}, SHIFT)

@@ -3,26 +3,28 @@
 By hand, for the step from 0.6 to 0.3: d = 0.7 * sqrt(0.6 / 0.4) = 0.8573 and std = d * sqrt(0.3).
 """
 
+import functools
 import math
 
 import torch
 
 from exercises import ex_02_sde_step as ex
-from exercises.checks import expect
+from exercises.checks import expect, expect_unchanged
 
 SIGMAS = torch.tensor([1.0, 0.8, 0.6, 0.3, 0.0])
 PART = "part {} of the docstring of sde_step in exercises/ex_02_sde_step.py"
+TEN = "logarithm to base 10: nats are natural logarithms, math.log and torch.log."
 FLOAT32, DIFFUSION, GAUSSIAN, DRAW, LOG_PROB = map(PART.format, range(1, 6))
 
 
 def each(*values, size=(3, 5)):
     """Latents of two samples, each with one value everywhere."""
-    return torch.as_tensor(values)[:, None, None].expand(2, *size)
+    return torch.as_tensor(values)[:, None, None].expand(2, *size).clone()
 
 
 def step_of(index, noise_level=0.7, size=(3, 5), **given):
     latents, velocity = each(1.2, -0.4, size=size), each(-0.5, 1.5, size=size)
-    return ex.sde_step(latents, velocity, SIGMAS, index, noise_level, **given)
+    return ex.sde_step(latents, velocity, SIGMAS.clone(), index, noise_level, **given)
 
 
 def test_the_standard_deviation_of_a_step():
@@ -42,6 +44,8 @@ def test_the_standard_deviation_of_a_step():
         0.250998: "sigma_next for sigma: d belongs to the level at which the step begins.",
     }
     expect("std of the step from 0.6 to 0.3", std[0], 0.469574, mistakes, GAUSSIAN)
+    std, fixed = step_of(2, noise_level=0.35).std, "0.7 written for noise_level: it may be any."
+    expect("the same with noise_level 0.35", std[0], 0.234787, {0.469574: fixed}, DIFFUSION)
 
 
 def test_the_mean_of_a_step():
@@ -67,7 +71,8 @@ def test_the_mean_of_a_step():
 
 def test_the_next_latents_are_drawn():
     step = step_of(2, size=(100, 100), generator=torch.Generator().manual_seed(0))
-    noise = (step.next_latents - step.mean)[0]
+    both = step.next_latents - step.mean
+    noise = both[0]
     mistakes = {
         0.0: "no noise: the mean is returned in the place of a draw.",
         0.2205: "variance for standard deviation: noise is multiplied by std, not by its square.",
@@ -75,6 +80,12 @@ def test_the_next_latents_are_drawn():
         0.1356: "torch.rand for torch.randn: the noise is a Gaussian's.",
     }
     expect("deviation of 10,000 drawn elements", noise.std(), 0.4696, mistakes, DRAW, tol=0.03)
+    axes = {"samples": 0, "tokens": 1, "channels": 2}
+    alike = [name for name, axis in axes.items() if (both - both.roll(1, axis)).abs().max() < 1e-4]
+    own = "each element has a draw of its own, torch.randn(mean.shape)."
+    mistakes = {name: f"one noise for all {name}: {own}" for name in axes}
+    what = "over what the noise is the same"
+    expect(what, alike[0] if alike else "nothing", "nothing", mistakes, DRAW)
     again = step_of(2, size=(100, 100), generator=torch.Generator().manual_seed(0))
     same = torch.equal(step.next_latents, again.next_latents)
     ignored = {False: "generator ignored: pass it on to torch.randn."}
@@ -86,6 +97,15 @@ def test_the_next_latents_that_are_given_are_kept():
     kept = torch.equal(step_of(2, next_latents=given).next_latents, given)
     lost = {False: "given next_latents ignored: a draw is made only where they are None."}
     expect("whether given next latents come back as they are", kept, True, lost, DRAW)
+    kept = torch.equal(step_of(3, next_latents=given).next_latents, given)
+    lost = {False: "the last step drops what is given: its mean is taken only where none are."}
+    expect("whether they do in the last step", kept, True, lost, DRAW)
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    step_of(2, next_latents=given, generator=generator)
+    still = torch.equal(generator.get_state(), before)
+    idle = {False: "a draw that nobody uses: it would change all draws that come after it."}
+    expect("whether the generator stays as it was", still, True, idle, DRAW)
 
 
 def test_the_log_prob_of_a_step():
@@ -111,9 +131,20 @@ def test_the_log_prob_of_a_step():
         -1.205846: "one half of log(2 * pi) forgotten.",
         0.286908: "sign of log_prob: it grows as x comes nearer to the mean.",
         0.750581: "density for its logarithm.",
+        -0.239495: "one mean for both samples: each has a log_prob of its own.",
+        -0.714556: TEN,
+        -0.194706: TEN,
+        0.232926: TEN,
     }
     expect("log_prob of 1.4, 0.4978 std from its mean", log_prob[0], -0.286908, mistakes, LOG_PROB)
     expect("log_prob of the other sample", log_prob[1], -0.192082, {}, LOG_PROB)
+
+
+def test_the_inputs_are_left_alone():
+    latents, velocity, given = each(1.2, -0.4), each(-0.5, 1.5), each(1.4, -1.0)
+    inputs = dict(latents=latents, velocity=velocity, sigmas=SIGMAS.clone(), next_latents=given)
+    call = functools.partial(ex.sde_step, index=2, noise_level=0.7)
+    expect_unchanged(call, "the docstring of sde_step in exercises/ex_02_sde_step.py", **inputs)
 
 
 def test_the_first_step_whose_sigma_is_1():
@@ -174,5 +205,7 @@ def test_the_arithmetic_is_float32():
     small = torch.ones(1, 4, 4, dtype=torch.bfloat16)
     step = ex.sde_step(small, small, SIGMAS, 2, 0.7, next_latents=small)
     half = {"torch.bfloat16": "16 bits: latents.float() and velocity.float() come first."}
-    dtype = str(step.mean.dtype)
-    expect("the dtype of the mean, all in 16 bits", dtype, "torch.float32", half, FLOAT32)
+    half["torch.float64"] = "64 bits: make float32 of it at the end, with .float()."
+    for name in ("mean", "std", "log_prob"):
+        dtype = str(getattr(step, name).dtype)
+        expect(f"the dtype of {name}, all in 16 bits", dtype, "torch.float32", half, FLOAT32)

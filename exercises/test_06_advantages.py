@@ -9,7 +9,7 @@ import math
 import torch
 
 from exercises import ex_06_advantages as ex
-from exercises.checks import expect
+from exercises.checks import expect, expect_unchanged
 
 GROUPS = torch.tensor([[1.0, 2.0, 3.0, 6.0], [10.0, 40.0, 20.0, 30.0], [5.0, 5.0, 9.0, 9.0]])
 PART = "part {} of the docstring of group_advantages in exercises/ex_06_advantages.py"
@@ -21,7 +21,7 @@ HEAD = "the examples at the head of exercises/ex_06_advantages.py"
 def test_advantages_are_normalized_in_their_own_group():
     apart = "The size of tensor a (4) must match the size of tensor b (3)"  # so torch says it
     try:
-        advantages, flat = ex.group_advantages(GROUPS), False
+        advantages, flat = ex.group_advantages(GROUPS.clone()), False
     except RuntimeError as error:
         if apart not in str(error):
             raise
@@ -106,6 +106,10 @@ def test_advantages_are_clipped():
     wide = ex.group_advantages(rewards, clip=7.0)[0, 0]
     fixed = "clip ignored: 5 is only what it is by default."
     expect("advantage of one image that beats 99, clip 7", wide, 7.0, {5.0: fixed}, CLIP)
+
+
+def test_the_rewards_are_left_alone():
+    expect_unchanged(ex.group_advantages, NORMAL, rewards=GROUPS.clone())
 
 
 def test_the_dtype():

@@ -5,12 +5,13 @@ Six steps, clip range 0.2. By hand, max(-A ratio, -A clipped) of each:
     ratio 0.5, A -1.6: 1.28    ratio 1.1, A 3: -3.3    ratio 0.9, A -1: 0.9      together 1.88
 """
 
+import functools
 import math
 
 import torch
 
 from exercises import ex_07_loss as ex
-from exercises.checks import expect
+from exercises.checks import expect, expect_unchanged
 from sampler import Step
 
 RATIOS = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1, 0.9])
@@ -43,6 +44,12 @@ def test_a_step_that_has_not_moved():
     }
     got, read = loss_of([1.0], [2.0]).loss, BOTH.format("clipped_loss")
     expect("loss of a step with ratio 1 and advantage 2", got, -2.0, mistakes, read)
+
+
+def test_the_inputs_are_left_alone():
+    inputs = dict(log_ratio=RATIOS.log(), advantages=ADVANTAGES.clone())
+    call = functools.partial(ex.clipped_loss, clip_range=0.2)
+    expect_unchanged(call, BOTH.format("clipped_loss"), **inputs)
 
 
 def test_the_loss_of_six_steps():

@@ -74,6 +74,11 @@ def hacks() -> list[tuple]:
     return [(prompt, right[0], ex.hacked(prompt, right[0])) for prompt, right in groups()]
 
 
+def shown_less(prompt, right, worse) -> set[str]:
+    """The colors that a prompt names and that can be seen in the first of two pictures only."""
+    return ex.named(prompt) & ex.visible(right) - ex.visible(worse)
+
+
 def test_the_score_is_plausible():
     shown = right_and_wrong()
     scores = [(ex.score(p, right), ex.score(p, wrong)) for p, right, wrong in shown]
@@ -122,11 +127,17 @@ def test_the_score_sees_a_share_of_the_colors():
 def test_the_score_can_be_hacked():
     size = hacks()[0][2].size
     expect("the size of a hacked picture", size, (32, 32), {}, HACKED)
-    higher = sum(ex.score(p, worse) > ex.score(p, right) for p, right, worse in hacks())
+    scores = [(p, ex.score(p, right), ex.score(p, worse)) for p, right, worse in hacks()]
+    falls = [f"{p}: {before:.3f} -> {after:.3f}" for p, before, after in scores if after <= before]
+    higher = len(scores) - len(falls)
+    covered = sum(bool(shown_less(p, right, worse)) for p, right, worse in hacks())
+    said = "your score does not prefer it: give its taste more of what it asks for."
+    if 2 * covered > len(falls):
+        said = "a named color painted over: that costs more than taste can give."
+    first = f"; not for {falls[0]}" if falls else ""
+    what = f"whether score rises in 20 or more of 24 pictures (it does in {higher}{first})"
+    expect(what, higher >= 20, True, {False: said}, HACKED)
     lower = sum(ex.demands_met(p, worse) < ex.demands_met(p, right) for p, right, worse in hacks())
-    falls = "your score does not prefer it: give its taste more of what it asks for."
-    what = f"whether score rises in 20 or more of 24 pictures (it does in {higher})"
-    expect(what, higher >= 20, True, {False: falls}, HACKED)
     good = "still a right picture: change something that the prompt demands and score does not see."
     what = f"whether demands_met falls in 20 or more of 24 pictures (it does in {lower})"
     expect(what, lower >= 20, True, {False: good}, HACKED)
