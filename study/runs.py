@@ -14,6 +14,7 @@ import argparse
 import csv
 import io
 import logging
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -124,13 +125,18 @@ def make_runs(
     for count, (arm, seed) in enumerate(wanted, 1):
         if seed in lines.seeds(arm.name):
             continue
-        out = runs / f"{arm.name.replace(' ', '_')}-{seed}"
+        out = folder_of(runs, arm.name, seed)
         label = f"{arm.name}, seed {seed} (run {count} of {len(wanted)})"
         run = trained(arm, [*size.flags, f"--seed={seed}", f"--out={out}"], label, watch)
         columns = ("step", *kept, *watch([], []))
         prompts.add(arm.name, seed, of_prompts(run))
         lines.add(arm.name, seed, [{k: row.get(k) for k in columns} for row in run.metrics])
         shutil.rmtree(out / "checkpoint")  # 100 MB and more; the tables have what the study needs
+
+
+def folder_of(runs: Path, arm: str, seed: int) -> Path:
+    """The directory of one run."""
+    return runs / f"{re.sub(r'[^A-Za-z0-9-]+', '_', arm)}-{seed}"
 
 
 def trained(arm: Arm, flags: list[str], label: str, watch: Callable) -> Run:

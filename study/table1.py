@@ -30,7 +30,18 @@ from shapes.prompts import heldout_prompts
 from shapes.verifier import ShapesMLLM
 from study import scorers
 from study.five_ways import TINY
-from study.runs import KEPT, OUT, RESULTS, Arm, Size, Table, make_runs, size_asked_for, write_csv
+from study.runs import (
+    KEPT,
+    OUT,
+    RESULTS,
+    Arm,
+    Size,
+    Table,
+    folder_of,
+    make_runs,
+    size_asked_for,
+    write_csv,
+)
 from study.summary import TRUTH, counts, over_seeds, row_of, shares, summarize, write_rows
 from support import pictures
 from support.files import write_atomic
@@ -232,7 +243,7 @@ def draw_pictures(runs: Path, path, rows: int = 8) -> None:
     """One held-out prompt a row, an arm a column, the same noise along a row; of the first seed."""
     kinds = {prompt.kind: prompt.text for prompt in reversed(heldout_prompts())}
     prompts = list(kinds.values())[:rows]
-    folders = {name: runs / f"{name.replace(' ', '_')}-0" / "final" for name in NAMES}
+    folders = {name: folder_of(runs, name, 0) / "final" for name in NAMES}
     columns = [pictures_of(folder, prompts) for folder in (scorers.FLUX, *folders.values())]
     pictures.sample_grid(list(map(list, zip(*columns))), prompts, path, ["base", *NAMES])
 
