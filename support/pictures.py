@@ -80,15 +80,18 @@ def sample_grid(rows, captions, path, columns=None, marks=None) -> None:
     fonts = pillow_fonts([*captions, *(columns or [])], max(12, cell_w // 8))
     line = fonts[0].size * 1.25
     margin = max(150, int(1.6 * cell_w))  # the caption's column
-    head = int(2 * line) if columns else 0
+    headings = [
+        wrapped(text, font, cell_w, 2) for text, font in zip(columns or [], fonts[len(rows) :])
+    ]
+    head = int(line * (2 + max(text.count("\n") for text in headings))) if columns else 0
     row_h = cell_h + GAP + (DOT + GAP if marks else 0)
 
     size = (margin + width * (cell_w + GAP) + GAP, head + len(rows) * row_h + GAP)
     canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
-    for c, (heading, font) in enumerate(zip(columns or [], fonts[len(rows) :])):
+    for c, (heading, font) in enumerate(zip(headings, fonts[len(rows) :])):
         centre = margin + c * (cell_w + GAP) + GAP + cell_w / 2
-        draw.text((centre, head / 2), heading, INK, font, anchor="mm")
+        draw.multiline_text((centre, head / 2), heading, INK, font, anchor="mm", align="center")
     for r, (row, caption, font) in enumerate(zip(rows, captions, fonts)):
         top = head + r * row_h + GAP
         text = wrapped(caption, font, margin - 2 * GAP, max(1, int(cell_h / line)))

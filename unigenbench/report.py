@@ -9,6 +9,7 @@ write_report does all of it from result files.
 
 import base64
 import html
+import itertools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -39,11 +40,14 @@ def radar(scores_by_name: dict[str, dict[str, float | None]], path) -> None:
     axes = figure.add_subplot(projection="polar")
     axes.set_theta_offset(math.pi / 2)
     axes.set_theta_direction(-1)
-    for color, (name, scores) in zip(PALETTE * len(scores_by_name), scores_by_name.items()):
+    styles = zip(PALETTE, ("-", "--", "-.", ":", "-", "--"), "os^Dvx")  # not told by color alone
+    for style, (name, scores) in zip(itertools.cycle(styles), scores_by_name.items()):
         points = [(angle, scores[n]) for angle, n in zip(angles, names) if scores[n] is not None]
         if points:
             theta, r = zip(*points, points[0])
-            axes.plot(theta, r, "o-", color=color, label=name, linewidth=1.8, markersize=4)
+            color, line, marker = style
+            look = dict(color=color, linestyle=line, marker=marker)
+            axes.plot(theta, r, **look, label=name, linewidth=1.8, markersize=5)
             axes.fill(theta, r, color=color, alpha=0.08)
     labels = [
         n if any(scores[n] is not None for scores in scores_by_name.values()) else f"{n}\n(absent)"
