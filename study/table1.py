@@ -11,9 +11,9 @@ and with ties.
     python -m study.table1 --quick              # one seed and fewer steps, in minutes
 
 Writes table1.csv (lines of the log), table1_prompts.csv (each held-out prompt after the last step),
-table1_scorers, table1_summary and table1_dimensions (.csv and .md), table1_curves.png (and
-table1_curves_slower.png, of the runs at half the rate), table1_radar.png, and table1_pictures.png
-where run directories are there to draw it from.
+table1_scorers, table1_summary and table1_dimensions (.csv and .md), table1_curves.png; of the runs
+at half the rate table1_slower (.csv and .md) and table1_curves_slower.png; table1_radar.png, and
+table1_pictures.png where run directories are there to draw it from.
 """
 
 import functools
@@ -150,23 +150,20 @@ def of_base(lines: Table, prompts: Table) -> list[dict]:
     return [{"arm": "base", "quantity": quantity} | row for quantity, row in found.items()]
 
 
-def gains(lines: Table) -> list[dict]:
+def gains(lines: Table, arms: list[str]) -> list[dict]:
     """How much of its own reward each arm has gained on held-out pictures."""
     rows = []
-    for arm in made(lines):
+    for arm in arms:
         runs = [own(lines.run(arm, seed), arm)[1] for seed in lines.seeds(arm)]
         gained = row_of([values[-1] - values[0] for values in runs])
         rows.append({"arm": arm, "quantity": "less the base, own reward"} | gained)
     return rows
 
 
-def made(lines: Table) -> list[str]:
-    return [arm for arm in (*NAMES, *SLOW) if lines.seeds(arm)]
-
-
-def summary_rows(lines: Table, prompts: Table) -> list[dict]:
-    shown = summarize(lines, prompts, made(lines), OURS, BESIDE)
-    return of_base(lines, prompts) + shown + gains(lines)
+def summary_rows(lines: Table, prompts: Table, arms: list[str]) -> list[dict]:
+    """Of runs at one rate. arms: the last one is ours, and the others are held against it."""
+    shown = summarize(lines, prompts, arms, arms[-1], BESIDE)
+    return of_base(lines, prompts) + shown + gains(lines, arms)
 
 
 def dimensions(lines: Table) -> list[dict]:
@@ -272,12 +269,14 @@ def main(arguments: list[str] | None = None) -> None:
     if name == "full":
         make(slower(arms), size._replace(seeds=SLOW_SEEDS), runs, lines, prompts)
     write_scorers(scorers.quality(folders, budget), lines.head, size.folder)
-    write_rows(summary_rows(lines, prompts), lines.head, size.folder / "table1_summary.csv")
+    write_rows(summary_rows(lines, prompts, NAMES), lines.head, size.folder / "table1_summary.csv")
     by_dimension = dimensions(lines)
     write_rows(by_dimension, lines.head, size.folder / "table1_dimensions.csv")
     draw_curves(lines, NAMES, size.folder / "table1_curves.png")
-    if slow := [name for name in SLOW if lines.seeds(name)]:
-        draw_curves(lines, slow, size.folder / "table1_curves_slower.png")
+    if name == "full":
+        slower_rows = summary_rows(lines, prompts, SLOW)
+        write_rows(slower_rows, lines.head, size.folder / "table1_slower.csv")
+        draw_curves(lines, SLOW, size.folder / "table1_curves_slower.png")
     percent = {}
     for row in by_dimension:
         percent.setdefault(row["arm"], {})[row["quantity"]] = 100 * row["mean"]
