@@ -36,10 +36,15 @@ UNFORESEEN = (
 )
 # What Python says where it stops -> what is likely meant by it.
 STOPS = {
-    "math domain error": "the root or logarithm of a number that has none: look for a wrong sign.",
+    "math domain error": "the root or logarithm of a number that has none: a wrong sign, or a 0 "
+    "that needs an if of its own.",
     "expected a nonnegative input": "the root of a number below 0: look for a wrong sign.",
     "expected a positive input": "the logarithm of 0, or of a number below: look for a wrong sign.",
     "division by zero": "a case in which what divides is 0 needs an if of its own.",
+    "'NoneType'": "None stands where a number or a tensor is meant: ask whether it `is None`, or "
+    "look for a `return` that is missing.",
+    "Boolean value of Tensor": "a tensor is asked whether it is true: ask whether it `is None`.",
+    "refers to a single memory location": "a tensor that is given is written into: make a new one.",
     "can't set attribute": "a tuple with names stays as it is made: leave it, or make a new one.",
 }
 USED = {}  # name -> whose function later exercises build on, for the last lines of the output

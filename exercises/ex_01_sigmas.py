@@ -17,7 +17,8 @@ import torch
 
 
 def sigma_schedule(num_steps: int, shift: float = 1.0) -> torch.Tensor:
-    """The noise levels of K = num_steps steps: (K + 1,) float32, falling from 1 to exactly 0.
+    """The noise levels of K = num_steps steps: (K + 1,) float32, falling from 1 to exactly 0, which
+    is how exercise 2 knows the last step.
 
     1. Evenly spaced numbers s from 1 to 0, both ends included. K steps lie between K + 1 levels,
        as K spaces lie between K + 1 fence posts.

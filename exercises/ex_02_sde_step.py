@@ -45,16 +45,18 @@ def sde_step(
     Returns Step: next_latents and mean (B, N, C), log_prob (B,), std (B, 1, 1); all are float32,
     but next_latents that are given come back as they are. What is given is not written into.
 
-    1. latents.float() and velocity.float(): a network may compute in 16 bits, which would round
-       away the small differences between log-probs that the loss is made of.
+    1. latents.float() and velocity.float() before all arithmetic: a network may compute in 16 bits,
+       which would round away the small differences between log-probs that the loss is made of. With
+       next_latents that are given in 16 bits, log_prob reckons in float32 too.
     2. The diffusion, noise per square root of sigma, a number:
 
            d = noise_level * sqrt(sigma / (1 - sigma))
 
        In the first step sigma is 1, and one would divide by 0. There, and in this denominator only,
        sigmas[1] takes its place. In the last step, whose sigma_next is 0, d is 0: it is always an
-       Euler step, so that the picture has no fresh noise left in it. With K = 1 the only step is
-       the first and the last: d is 0.
+       Euler step, so that the picture has no fresh noise left in it. (Ask for sigma_next == 0 or
+       for the last index: it is the same step.) With K = 1 the only step is the first and the
+       last: d is 0. With noise_level 0 every step is an Euler step.
     3. The Gaussian. The score is the direction in which latents grow more probable; half of d
        squared times it is the drift. Mind the signs: dsigma is negative.
 
@@ -66,7 +68,8 @@ def sde_step(
        torch.full((B, 1, 1), std).
     4. next_latents, if they are not given: mean + std * noise, where the noise is
        torch.randn(mean.shape, generator=generator). If they are given, nothing is drawn, and they
-       are returned, in the last step too.
+       are returned, in the last step too. (Whether an Euler step draws noise, to multiply it by 0,
+       makes no difference here.)
     5. log_prob, of each sample: the log density of a Gaussian, averaged over its N * C elements (a
        mean, not a sum, so that one clip range suits pictures of every size), in nats, which means
        natural logarithms. Of one element x of next_latents it is

@@ -43,9 +43,10 @@ def group_advantages(
        told otherwise. The code that the authors released does so; the paper's figure does not.)
     2. A floor: where the deviation is below std_floor, std_floor divides in its place, so that a
        spread that means nothing stays small. A group without any spread gets exactly 0 for each
-       image, never NaN, with any floor, 0 too. Equal rewards may miss their mean in its last digit,
-       and a tiny deviation would blow that up. So compute in float64 with rewards that have no more
-       digits than float32, whose sums are then exact, and let nothing below 1e-12 divide.
+       image, never NaN, with any floor, 0 too. For that take two precautions. Round the rewards to
+       float32, and reckon in float64: sums of so short numbers are exact there, so that equal
+       rewards equal their mean, and leave no tiny difference to be blown up. And let nothing below
+       1e-12 divide. (0.001 is a floor for scores of any scale; for win rates train.py takes 0.05.)
     3. At last the advantages are clipped to lie between -clip and clip.
 
     Hint: rewards.float().double(), and of mean, std and clamp the arguments keepdim, correction and

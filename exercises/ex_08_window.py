@@ -41,12 +41,15 @@ def draw_window(seed: int, step: int, low: int, high: int, width: int) -> list[i
        with high - 1.
     2. Many processes draw one batch in pieces, without a word to each other. Each of them calls
        this function, perhaps for every single image, and all must get the same window. So what is
-       drawn depends on seed and step, and on nothing else. A generator of your own does that:
+       drawn depends on seed and step, and on nothing else. A generator of your own does that. All
+       must draw alike, so make it as they all do, and draw where the window begins by one call of
+       rng.integers:
 
            rng = np.random.default_rng(seed_of(seed, step, "window"))
 
-       seed_of makes one number out of all that it is given. Do not set the seed of numpy's or
-       torch's own generator instead: all other noise of the run is drawn from them.
+       seed_of makes one number out of all that it is given, the same in every process; Python's own
+       hash of a text is another one in each. Do not set the seed of numpy's or torch's own
+       generator instead: all other noise of the run is drawn from them.
 
     Hint: rng.integers(a, b) draws one of a, a + 1, ... b - 1.
     """
@@ -83,7 +86,8 @@ def rollout(
     whose level is noise_level in the window, which never holds the last step, and 0 outside of it.
     With level 0 its std and drift are 0: it is an Euler step of the ODE. It cannot be left out,
     since the picture still has to get less noisy.
-    Returns trajectory_of(...).
+    sde_steps: numbers of steps, ascending; there may be none.
+    Returns trajectory_of(...), whose noise_level is that of the window: replay needs it.
 
     Hint: sigmas[k].expand(B) holds one sigma B times.
     """

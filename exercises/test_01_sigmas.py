@@ -3,6 +3,7 @@
 from exercises import ex_01_sigmas as ex
 from exercises.checks import expect
 
+FIRST_LINE = "the first line of the docstring of sigma_schedule in exercises/ex_01_sigmas.py"
 EVEN = "part 1 of the docstring of sigma_schedule in exercises/ex_01_sigmas.py"
 SHIFT = "part 2 of the docstring of sigma_schedule in exercises/ex_01_sigmas.py"
 
@@ -22,7 +23,7 @@ def test_4_steps_lie_between_5_levels():
 def test_the_levels_are_float32():
     dtype = str(ex.sigma_schedule(4, 3.0).dtype)
     double = "float64: convert at the end with .float(), as the latents are float32 too."
-    expect("the dtype of the levels", dtype, "torch.float32", {"torch.float64": double}, EVEN)
+    expect("the dtype of the levels", dtype, "torch.float32", {"torch.float64": double}, FIRST_LINE)
 
 
 def test_the_levels_fall_from_1_to_0():
@@ -34,11 +35,18 @@ def test_the_levels_fall_from_1_to_0():
     one_more = "divided by K + 1 instead of K: some noise would stay in the picture."
     expect("the last of 4 steps' levels", sigmas[4], 0.0, {0.25: short, 0.2: one_more}, EVEN)
     nearly = "nearly 0: what is left of the noise would stay in the picture, so end at 0 itself."
-    exact = bool(sigmas[4] == 0)
-    expect("whether the last level is exactly 0", exact, True, {False: nearly}, EVEN)
+    counts = (4, 1, 3, 6, 7, 10, 25, 50)
+    inexact = [k for k in counts if ex.sigma_schedule(k)[-1] != 0]
+    what = f"of {', '.join(map(str, counts))} steps, how many do not end at exactly 0"
+    summed = "fractions added up, which leaves a trace of noise: linspace ends where it is told."
+    mistakes = dict.fromkeys(range(1, 8), summed) | {8: nearly}
+    expect(what, len(inexact), 0, mistakes, FIRST_LINE)
+    least = "a step too many: K = 1 is a number of steps as any other."
+    expect("how many levels 1 step has", len(ex.sigma_schedule(1)), 2, {3: least}, EVEN)
     curved = "uneven levels: without a shift they are evenly spaced, 1, 0.75, 0.5, 0.25, 0."
     brackets = "brackets forgotten: 1 + shift - 1 * s is something else than 1 + (shift - 1) * s."
-    mistakes = {0.5625: curved, 0.866: curved, 0.6: brackets}
+    twice = "0 twice: linspace(1, 0, K + 1) ends with it already, so none is to be added."
+    mistakes = {0.5625: curved, 0.866: curved, 0.6: brackets, 2 / 3: twice}
     expect("the level after 1 of 4 steps without a shift", sigmas[1], 0.75, mistakes, EVEN)
 
 
@@ -56,4 +64,5 @@ def test_a_shift_pushes_the_levels_up():
     what, fixed = "the level after 2 of 4 steps with shift 2", "3 written for shift: it may be any."
     expect(what, ex.sigma_schedule(4, 2.0)[2], 2 / 3, {0.75: fixed}, SHIFT)
     what, least = "the same with shift 0.5", "a shift below 1 ignored: it pushes the levels down."
-    expect(what, ex.sigma_schedule(4, 0.5)[2], 1 / 3, {0.5: least}, SHIFT)
+    whole = "shift cut to a whole number: it may be any number above 0."
+    expect(what, ex.sigma_schedule(4, 0.5)[2], 1 / 3, {0.5: least, 0.0: whole}, SHIFT)

@@ -30,8 +30,13 @@ def step_of(index, noise_level=0.7, size=(3, 5), **given):
 def test_the_standard_deviation_of_a_step():
     std = step_of(2).std
     shape = tuple(torch.as_tensor(std).shape)
-    number = {(): "one number for a tensor: each sample has its std, torch.full((B, 1, 1), std)."}
-    expect("the shape of std", shape, (2, 1, 1), number, GAUSSIAN)
+    own = "each sample has its std, torch.full((B, 1, 1), std)."
+    shapes = {
+        (): f"one number for a tensor: {own}",
+        (1, 1, 1): f"one std for the batch: {own}",
+        (2,): f"std without its two ones, which line it up with (B, N, C): {own}",
+    }
+    expect("the shape of std", shape, (2, 1, 1), shapes, GAUSSIAN)
     mistakes = {
         0.857321: "factor sqrt(-dsigma) forgotten: this is d, the noise of a step of length 1.",
         0.257196: "root of -dsigma forgotten, or sqrt(-dsigma) applied twice: this is d * -dsigma.",
@@ -46,6 +51,10 @@ def test_the_standard_deviation_of_a_step():
     expect("std of the step from 0.6 to 0.3", std[0], 0.469574, mistakes, GAUSSIAN)
     std, fixed = step_of(2, noise_level=0.35).std, "0.7 written for noise_level: it may be any."
     expect("the same with noise_level 0.35", std[0], 0.234787, {0.469574: fixed}, DIFFUSION)
+    odd = torch.tensor([1.0, 0.6123, 0.3, 0.0])
+    std = ex.sde_step(each(1.2, -0.4), each(-0.5, 1.5), odd, 1, 0.35).std[0]
+    cut = "sigma rounded: some networks are told int(1000 * sigma), the step itself is not."
+    expect("the same from 0.6123 to 0.3", std, 0.245804, {0.24553: cut}, DIFFUSION, tol=3e-5)
 
 
 def test_the_mean_of_a_step():
@@ -166,6 +175,8 @@ def test_the_last_step_is_an_euler_step():
     step = step_of(3)
     noisy = "noise in the last step: it would stay in the picture, so d is 0 there."
     expect("std of the step from 0.3 to 0", step.std[0], 0.0, {0.251: noisy}, DIFFUSION)
+    little = {False: "a little more than 0 for std: 0 is meant, and log_prob has an if for it."}
+    expect("whether it is exactly 0", bool(step.std[0] == 0), True, little, DIFFUSION)
     mistakes = {1.26075: "drift in the last step: d is 0 there, in the mean too."}
     expect("mean of the step from 0.3 to 0", step.mean[0, 0, 0], 1.35, mistakes, DIFFUSION)
     same = (step.next_latents - step.mean).abs().max()
@@ -202,10 +213,20 @@ def test_the_log_prob_has_a_gradient():
 
 
 def test_the_arithmetic_is_float32():
-    small = torch.ones(1, 4, 4, dtype=torch.bfloat16)
-    step = ex.sde_step(small, small, SIGMAS, 2, 0.7, next_latents=small)
+    given = dict(latents=each(1.2, -0.4), velocity=each(-0.5, 1.5), next_latents=each(1.4, -1.0))
+    given = {name: value.bfloat16() for name, value in given.items()}
+    score = functools.partial(ex.sde_step, sigmas=SIGMAS, index=2, noise_level=0.7)
+    step, same = score(**given), score(**{name: value.float() for name, value in given.items()})
     half = {"torch.bfloat16": "16 bits: latents.float() and velocity.float() come first."}
     half["torch.float64"] = "64 bits: make float32 of it at the end, with .float()."
     for name in ("mean", "std", "log_prob"):
         dtype = str(getattr(step, name).dtype)
         expect(f"the dtype of {name}, all in 16 bits", dtype, "torch.float32", half, FLOAT32)
+    before = "rounded to 16 bits on the way: .float() of all that is given comes before arithmetic."
+    for name in ("mean", "log_prob"):
+        equal = torch.equal(getattr(step, name), getattr(same, name))
+        what = f"whether {name} is that of the same numbers in float32"
+        expect(what, equal, True, {False: before}, FLOAT32)
+    dtype = str(step.next_latents.dtype)
+    made = {"torch.float32": "given next_latents changed to float32: they come back as they came."}
+    expect("the dtype of the next_latents given", dtype, "torch.bfloat16", made, FLOAT32)

@@ -41,7 +41,9 @@ def test_rollout_asks_the_network_once_a_step():
     expect("the shape of the sigma it is told", tuple(sigma.shape), (2,), ONE_SIGMA, ROLLOUT)
     late = "one level late: the network is told the sigma with which the step begins."
     first = "the first sigma in every step."
-    expect("the sigma of the second step", sigma[0], 0.8, {0.6: late, 1.0: first}, ROLLOUT)
+    times = "sigma times 1000: some networks count so, this one wants sigma itself."
+    mistakes = {0.6: late, 1.0: first, 800.0: times}
+    expect("the sigma of the second step", sigma[0], 0.8, mistakes, ROLLOUT)
     same = torch.equal(latents, network.asked[0][0])
     stuck = {True: "latents not moved on: a step begins where the one before it ended."}
     expect("whether the second step begins where the first did", same, False, stuck, ROLLOUT)
@@ -66,6 +68,11 @@ def test_rollout_keeps_every_step():
 
 
 def test_rollout_draws_with_the_generator():
+    trajectory = drawn(Network())
+    noise = (trajectory.latents[1:4] - trajectory.means[:3]) / trajectory.stds[:3]
+    again = bool((noise[0] - noise[1]).abs().max() < 1e-3)
+    repeated = {True: "the same noise in every step: one generator goes on from step to step."}
+    expect("whether the second step's noise is the first one's", again, False, repeated, ROLLOUT)
     same = torch.equal(drawn(Network()).latents, drawn(Network()).latents)
     ignored = {False: "generator ignored: pass it on to sde_step."}
     expect("whether one seed gives one rollout", same, True, ignored, ROLLOUT)
@@ -93,8 +100,16 @@ def test_replay_draws_nothing():
     network = Network()
     trajectory = drawn(network)
     step = ex.replay(network, trajectory, 1)
+    alone = {"Tensor": "log_prob alone: what is returned is sde_step's Step, all four of it."}
+    expect("what replay returns", type(step).__name__, "Step", alone, REPLAY)
     mistakes = {0.469574: "one step late: sde_step is given index itself.", 0.7: "one step early."}
     expect("std of the replayed step 1", step.std[0], 0.626099, mistakes, REPLAY)
+    quiet = drawn(network, noise_level=0.35)
+    fixed = "0.7 written for noise_level: it may be any."
+    expect("noise_level of the trajectory", quiet.noise_level, 0.35, {0.7: fixed}, ROLLOUT)
+    std = ex.replay(network, quiet, 1).std[0]
+    fixed = "0.7 written for trajectory.noise_level: it may be any."
+    expect("std of step 1 at noise_level 0.35", std, 0.313050, {0.626099: fixed}, REPLAY)
     began = torch.equal(step.next_latents, trajectory.latents[1])
     before = {True: "latents for next_latents: latents[index + 1] came next."}
     expect("whether it scores the latents with which the step began", began, False, before, REPLAY)

@@ -24,6 +24,9 @@ class Judge:
 
     def ask(self, queries):
         self.asked += queries
+        kinds = {type(image).__name__ for query in queries for image in query.images}
+        numbers = {"int": "numbers for images: pair_schedule's are numbers, images[p][i] an image."}
+        expect("what the judge is shown", " and ".join(kinds), "tuple", numbers, REWARD)
         return [Answer(self.answer(*query.images)) for query in queries]
 
     def answer(self, first, second):
@@ -91,6 +94,18 @@ def test_a_tie_is_half_a_win():
         0.75: "ties as wins: half a win for each.",
     }
     expect("win rate of 2 wins, a tie and a defeat", rate, 0.625, mistakes, RATES)
+    rate = ex.win_rates([(0, 1), (0, 2)], [1, 0.5], 3)[2]
+    nothing = {0.0: "a tie for the first image only: j gets 1 - points, half a win too."}
+    expect("win rate of image 2, which has a tie with image 0", rate, 0.5, nothing, RATES)
+
+
+def test_a_probability_counts_as_it_is():
+    rate = ex.win_rates([(0, 1), (0, 2)], [0.75, 0.9], 3)[0]
+    mistakes = {
+        1.0: "probabilities rounded to wins: points count as they are.",
+        0.75: "probabilities rounded to halves: points count as they are.",
+    }
+    expect("win rate of image 0 with 0.75 and 0.9", rate, 0.825, mistakes, RATES)
 
 
 def test_a_lost_comparison_is_not_counted():
@@ -127,7 +142,11 @@ def test_each_pair_is_asked_about_in_both_orders_and_within_its_prompt():
     few = "the wrong prompt in some questions: both orders of a pair have the group's own."
     mistakes = dict.fromkeys(range(1, 12), few) | {6: other, 12: other}
     expect("how many questions have another group's prompt", foreign, 0, mistakes, REWARD)
-    expect("the shape of the values", tuple(values.shape), (2, 3), {}, REWARD)
+    shapes = {
+        (3, 2): "groups as columns: torch.stack(rates) makes a row of each.",
+        (6,): "all in one row: torch.stack makes a row of each group, torch.cat does not.",
+    }
+    expect("the shape of the values", tuple(values.shape), (2, 3), shapes, REWARD)
 
 
 def test_the_order_in_which_images_are_shown_decides_nothing():
@@ -142,10 +161,25 @@ def test_the_order_in_which_images_are_shown_decides_nothing():
 
 def test_the_better_image_wins():
     values = rewarded(Judge())
-    turned = {0.0: "upside down: the points of i and j are exchanged."}
-    expect("win rate of the best dog", values[0, 0], 1.0, turned, REWARD)
+    mistakes = {
+        0.0: "upside down: the points of i and j are exchanged.",
+        0.5: "a defeat taken for a lost answer: 0 counts as false, so ask whether it `is None`.",
+    }
+    expect("win rate of the best dog", values[0, 0], 1.0, mistakes, REWARD)
     same = {1.0: "one group for all: each prompt has its own comparisons."}
     expect("win rate of the worst cat", values[1, 0], 0.0, same, REWARD)
+
+
+def test_a_win_and_a_tie_are_three_quarters():
+    """Of two dogs the judge prefers the first, or ties where it sees the other one before."""
+    even = "<answer>Both are equal</answer>"
+    judge = Judge(lambda first, second: even if first[1] < second[1] else None)
+    rate = ex.PairwiseReward(judge)(["dog"], [[("dog", 2), ("dog", 1)]]).values[0, 0]
+    mistakes = {
+        1.0: "rounded to a win: a pair's points are the mean of both orders, and nothing else.",
+        0.5: "rounded to a tie: a pair's points are the mean of both orders, and nothing else.",
+    }
+    expect("win rate of a win in one order and a tie in the other", rate, 0.75, mistakes, REWARD)
 
 
 def test_a_pair_of_which_one_answer_is_lost_is_left_out():

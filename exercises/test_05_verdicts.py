@@ -15,7 +15,12 @@ def reads(text, wanted, mistakes, read):
 
 
 def test_the_three_phrases():
-    missed = {"UNPARSABLE": "capitals: the phrase is compared with one of another case."}
+    said = "what stands between the tags is not found: print what your lines make of it."
+    if ex.parse_verdict(ONE.lower()).name == "FIRST":
+        said = "capitals: the phrase is compared with one of another case."
+    elif ex.parse_verdict(f"</think>{ONE}").name == "FIRST":
+        said = "all thrown away where no </think> stands: rpartition keeps it, partition does not."
+    missed = {"UNPARSABLE": said}
     reads(ONE, "FIRST", missed | {"SECOND": "images exchanged."}, WHOLE)
     reads(TWO, "SECOND", {"FIRST": "images exchanged."}, WHOLE)
     tie = {"UNPARSABLE": "ties unread: the judge has answered, and no image is better."}
@@ -38,6 +43,8 @@ def test_an_answer_without_a_verdict_is_no_tie():
         "FAILED": "an unparsable answer as a failed request: the judge did answer.",
     }
     reads("I cannot help with that.\nAsk me something else.", "UNPARSABLE", mistakes, REST)
+    empty = {"FAILED": "an empty answer as none: only None means that no answer came."}
+    reads("", "UNPARSABLE", empty, LOST)
 
 
 def test_nothing_is_read_from_the_reasons():
@@ -76,6 +83,8 @@ def test_the_phrase_counts_as_a_whole():
     part = "part of a sentence for the whole: compare with ==, not with `in`."
     neither = "<answer>Neither Image 1 nor Image 2 is better</answer>"
     reads(neither, "UNPARSABLE", {"FIRST": part, "SECOND": part, "TIE": part}, WHOLE)
+    begun = {"FIRST": "the beginning of a sentence for the whole: compare with ==."}
+    reads("<answer>Image 1 is better in parts only</answer>", "UNPARSABLE", begun, WHOLE)
     twelve = {"FIRST": "part of a number: Image 12 is not Image 1."}
     reads("<answer>Image 12 is better</answer>", "UNPARSABLE", twelve, WHOLE)
 

@@ -63,7 +63,9 @@ def test_the_papers_scores_are_blown_up():
     scores = torch.tensor([[0.3457, 0.3530, 0.3496, 0.3494]])
     advantages = ex.group_advantages(scores)[0]
     widest = advantages.max() - advantages.min()
-    expect("largest difference of advantages of the HPS scores", widest, 2.826172, {}, HEAD)
+    under = "a floor under the variance: the deviation, its root, is to be no smaller."
+    mistakes = {0.230846: under}
+    expect("largest difference of advantages of the HPS scores", widest, 2.826172, mistakes, HEAD)
     advantages = ex.group_advantages(scores, std_floor=0.05)[0]
     mistakes = {
         2.826172: "floor ignored: 0.0026 has divided, where 0.05 should.",
@@ -99,7 +101,8 @@ def test_advantages_are_clipped():
     rewards = torch.zeros(1, 100)
     rewards[0, 0] = 1
     top = ex.group_advantages(rewards)[0, 0]
-    expect("advantage of one image that beats 99", top, 5.0, {9.949874: "not clipped."}, CLIP)
+    unclipped = "not clipped, or too early: the division comes first."
+    expect("advantage of one image that beats 99", top, 5.0, {9.949874: unclipped}, CLIP)
     low = ex.group_advantages(-rewards)[0, 0]
     one = "clipped on one side only: clamp(-clip, clip)."
     expect("advantage of one image that 99 beat", low, -5.0, {-9.949874: one}, CLIP)

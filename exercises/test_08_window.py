@@ -5,6 +5,7 @@ import torch
 
 from exercises import ex_08_window as ex
 from exercises.checks import expect
+from support.prompts import seed_of
 
 PLACES = "part 1 of the docstring of draw_window in exercises/ex_08_window.py"
 SAME = "part 2 of the docstring of draw_window in exercises/ex_08_window.py"
@@ -42,6 +43,11 @@ def test_every_place_is_possible():
         8: "width forgotten: the window must end before high.",
     }
     expect("the last place of 200 windows in steps 2 to 8", max(starts), 6, mistakes, PLACES)
+    begins = [ex.draw_window(0, step, 2, 9, 3)[0] for step in range(400)]
+    often = max(begins.count(place) for place in set(begins)) / len(begins)
+    piled = "one place more often than others: `min` or `max` moves all that does not fit there."
+    what = f"whether none of 5 places holds a third of 400 windows (one holds {often:.2f})"
+    expect(what, often < 1 / 3, True, {False: piled}, PLACES)
 
 
 def test_all_images_of_a_training_step_have_one_window():
@@ -65,24 +71,60 @@ def test_nothing_else_is_seeded():
         expect(f"whether {library}'s own numbers stay the same", same, True, {False: shared}, SAME)
 
 
-def walk(sde_steps, size=3):
-    """Five steps of three images from the same noise, 1 everywhere; the velocity is always -0.5."""
-    generator = torch.Generator().manual_seed(0)
-    velocity = lambda latents, sigma: torch.full_like(latents, -0.5)
-    noise = torch.ones(size, 2, 4)
+def test_all_processes_have_one_window():
+    """What another process draws, which keeps to the docstring."""
+    theirs, mine = [], []
+    for step in range(8):
+        rng = np.random.default_rng(seed_of(5, step, "window"))
+        theirs.append(int(rng.integers(0, 58)))
+        mine.append(int(ex.draw_window(5, step, 0, 60, 3)[0]))
+    apart = "a window per process: take the generator that all take, and one draw of rng.integers."
+    what = f"whether 8 windows begin as another process's do, at {', '.join(map(str, theirs))}"
+    expect(what, mine == theirs, True, {False: apart}, SAME)
+
+
+def walk(sde_steps, size=3, asked=None):
+    """Five steps of three images from the same noise, 1 everywhere; the velocity is always -0.5.
+
+    asked: a list for what the network is asked.
+    """
+
+    def velocity(latents, sigma):
+        if asked is not None:
+            asked.append((latents, sigma))
+        return torch.full_like(latents, -0.5)
+
+    generator, noise = torch.Generator().manual_seed(0), torch.ones(size, 2, 4)
     return ex.rollout(velocity, noise, SIGMAS, 0.7, sde_steps=sde_steps, generator=generator)
+
+
+def test_the_network_is_asked_as_in_exercise_3():
+    asked = []
+    trajectory = walk([1, 2], asked=asked)
+    steps = "steps outside of the window skipped: they are Euler steps, not nothing."
+    expect("how often the network is asked in 5 steps", len(asked), 5, {2: steps}, ROLLOUT)
+    shapes = [tuple(sigma.shape) for _, sigma in asked]
+    all_alike = "one sigma for all samples: the network wants it B times, sigmas[k].expand(B)."
+    expect("the shape of the sigma it is told", shapes[0], (3,), {(): all_alike}, ROLLOUT)
+    late = "one level late: the network is told the sigma with which the step begins."
+    for k, mistakes in ((1, {0.7: late}), (3, {0.2: late, 0.9: "the window's first sigma."})):
+        what = f"the sigma that it is told in step {k}"
+        expect(what, asked[k][1][0], SIGMAS[k].item(), mistakes, ROLLOUT)
+    seen = all(torch.equal(latents, trajectory.latents[k]) for k, (latents, _) in enumerate(asked))
+    stuck = {False: "other latents: the network sees those with which the step begins."}
+    expect("whether it sees the latents with which each step begins", seen, True, stuck, ROLLOUT)
 
 
 def test_noise_comes_in_the_window_only():
     counts = tuple(int((std > 0).sum()) for std in walk([1, 2]).stds)
     mistakes = {
-        (3, 3): "steps outside of the window skipped: they are Euler steps, not nothing.",
         (3, 3, 3, 3, 0): "window ignored: every step has noise.",
         (3, 0, 0, 3, 0): "inside out: the window is where the noise is.",
         (0, 0, 0, 0, 0): "no noise at all: in the window the level is noise_level.",
         (3, 3, 0, 0, 0): "a step too early: step k begins with sigmas[k].",
         (0, 0, 3, 3, 0): "a step too late: step k begins with sigmas[k].",
         (0, 3, 0, 0, 0): "the window's first step only.",
+        (0, 3, 3, 3, 0): "a step too many: the window holds the steps that are named.",
         (0, 1, 2, 2, 0): "a window per image instead of per group: it is the same for all samples.",
     }
     what = "how many of 3 images get noise in each step, window 1, 2"
@@ -99,11 +141,25 @@ def test_the_window_is_what_is_trained_on():
     trajectory = walk([1, 2])
     every = "all steps but the last: steps without noise would be replayed."
     got = tuple(trajectory.sde_steps)
-    expect("trajectory.sde_steps", got, (1, 2), {(0, 1, 2, 3): every}, ROLLOUT)
+    mistakes = {
+        (0, 1, 2, 3): every,
+        (0, 1, 2, 3, 4): every,
+        (1,): "the first step of the window only: all of its steps are replayed.",
+        (1, 2, 3): "a step too many: only those of the window are replayed.",
+    }
+    expect("trajectory.sde_steps", got, (1, 2), mistakes, ROLLOUT)
+    outside = "the level outside of the window: replay scores the steps in it."
+    expect("trajectory.noise_level", trajectory.noise_level, 0.7, {0.0: outside}, ROLLOUT)
 
 
 def test_images_part_in_the_window():
-    latents = walk([1, 2]).latents
+    trajectory = walk([1, 2])
+    latents = trajectory.latents
+    drawn = bool((latents[2] != trajectory.means[1]).any())
+    mean = {False: "the mean for the draw: next_latents of the Step go on, not its mean."}
+    expect(
+        "whether the next latents differ from the mean in the window", drawn, True, mean, ROLLOUT
+    )
     apart = [bool((state[0] != state[1]).any()) for state in latents]
     expect("whether two images from the same noise differ before", apart[1], False, {}, ROLLOUT)
     alike = "the same fresh noise for all images: draw it in the shape of the batch."

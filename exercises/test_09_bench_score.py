@@ -36,7 +36,8 @@ def test_the_score_of_what_was_judged():
     mistakes = {
         4 / 7: "mean over all testpoints: a dimension with many of them would weigh more.",
         3 / 5: "mean over sub dimensions: first by primary dimension, then over these.",
-        5 / 9: "mean over pictures: testpoints are collected from all pictures first.",
+        5
+        / 9: "mean over pictures, or over sub dimensions in a primary one: testpoints weigh alike.",
         1 / 3: "all or nothing: each testpoint counts, also where another of its picture fails.",
         0.175: "divided by ten dimensions: only those that there are count.",
         1.75: "sum for mean over the dimensions.",
@@ -44,6 +45,19 @@ def test_the_score_of_what_was_judged():
     }
     got = ex.overall(JUDGED)
     expect("score of three pictures", got, 1.75 / 3, mistakes, MEAN)
+
+
+def test_labels_and_pictures_do_not_weigh():
+    """Of five testpoints of one primary dimension, in two pictures, three hold."""
+    pictures = [result([COLOR, COLOR, SHAPE], [1, 0, 1]), result([COLOR, SHAPE], [0, 1])]
+    mistakes = {
+        1 / 2: "one answer a label: a label may stand twice in a picture, and a dict keeps one.",
+        7 / 12: "mean over each picture's testpoints first: they weigh alike, whatever picture.",
+        2 / 3: "mean over sub dimensions first: testpoints weigh alike, whatever sub dimension.",
+    }
+    expect(
+        "score of two pictures with labels that repeat", ex.overall(pictures), 3 / 5, mistakes, MEAN
+    )
 
 
 def test_what_was_not_judged_is_left_out():
@@ -62,6 +76,10 @@ def test_strict_keeps_failures_in_the_denominator():
     }
     got = ex.overall(JUDGED + LOST, strict=True)
     expect("strict score with a picture not judged", got, 1.1 / 3, mistakes, FAILED)
+    repeats = [result([COLOR, SHAPE], [1, 1]), result([COLOR, COLOR], None)]
+    once = {2 / 3: "one 0 a label: a label may stand twice, and each testpoint gets its 0."}
+    got = ex.overall(repeats, strict=True)
+    expect("strict score with a label that repeats", got, 1 / 2, once, FAILED)
 
 
 def test_nothing_to_score():

@@ -125,6 +125,12 @@ def test_the_score_sees_a_share_of_the_colors():
 
 
 def test_the_score_can_be_hacked():
+    prompt, (right, *_) = groups()[0]
+    given = right.copy()
+    ex.hacked(prompt, given)
+    painted = {False: "painted on the picture that is given: image.copy() comes first."}
+    kept = given.tobytes() == right.tobytes()
+    expect("whether the picture that is given stays as it is", kept, True, painted, HACKED)
     size = hacks()[0][2].size
     expect("the size of a hacked picture", size, (32, 32), {}, HACKED)
     scores = [(p, ex.score(p, right), ex.score(p, worse)) for p, right, worse in hacks()]
@@ -141,6 +147,14 @@ def test_the_score_can_be_hacked():
     good = "still a right picture: change something that the prompt demands and score does not see."
     what = f"whether demands_met falls in 20 or more of 24 pictures (it does in {lower})"
     expect(what, lower >= 20, True, {False: good}, HACKED)
+
+
+def test_points_are_those_of_one_comparison():
+    pairs = right_and_wrong() + hacks()
+    odd = sum(ex.points(*pair) not in (0, 0.5, 1) for pair in pairs)
+    between = "points in between: a comparison is won, lost or a tie."
+    what = f"how many of {len(pairs)} comparisons give neither 1, 0.5 nor 0"
+    expect(what, odd, 0, dict.fromkeys(range(1, len(pairs) + 1), between), POINTS)
 
 
 def test_a_right_picture_beats_a_wrong_one():
