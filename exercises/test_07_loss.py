@@ -55,7 +55,7 @@ def test_the_inputs_are_left_alone():
 def test_the_loss_of_six_steps():
     before = "clipped before all else: the first of the two has the ratio as it is."
     mistakes = {
-        0.183333: "never clipped: this is the mean of -A * ratio.",
+        0.183333: "never clipped, or the larger of two means: the larger loss counts in each step.",
         0.133333: "always clipped: this is the mean of -A * the clipped ratio.",
         0.003333: "the better of both: of two losses the larger one counts.",
         1.88: "sum for mean over the steps.",
@@ -75,7 +75,8 @@ def test_the_loss_of_six_steps():
 def test_what_pulls_and_what_does_not():
     detached = "detached ratio: without a gradient nothing is learnt."
     got = pull(1.1, 3.0)
-    expect("gradient at ratio 1.1 and advantage 3", got, -3.3, {None: detached}, RATIO)
+    half = "detached in one of the two losses: either has a gradient."
+    expect("gradient at ratio 1.1 and advantage 3", got, -3.3, {None: detached, -1.65: half}, RATIO)
     got = pull(1.5, 1.0)
     expect("gradient at ratio 1.5 and advantage 1, risen enough", got, 0.0, {}, CLIPPED)
     got = pull(1.5, -3.0)
@@ -121,11 +122,16 @@ def test_guards_ratio():
     broadcast = "std not flattened: (b,) and (b, 1, 1) together give (b, 1, b)."
     shape = tuple(guarded().shape)
     expect("the shape for 2 steps", shape, (2,), {(2, 1, 2): broadcast}, SCALE)
+    averaged = "std averaged over the batch: each step has its own."
     mistakes = {
         0.022542: "averaged over the batch too: .mean((1, 2)) leaves each step its own.",
         0.041292: "one shift for all: each step has its own.",
         -0.016: "shift forgotten.",
         -0.080583: "shift subtracted: it is what the move cost, and is given back.",
+        0.036438: averaged,
+        0.098815: averaged,
+        0.074111: averaged,
+        0.213167: "absolute values for squares.",
         0.3715: "sum for mean over the latents: log_prob is a mean, too.",
         0.012125: "square of the mean difference: first square, then average.",
         0.113167: "one half of the shift forgotten: 2 * std**2 divides.",
