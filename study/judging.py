@@ -170,7 +170,7 @@ def contrasts(lines: Table, prompts: Table) -> list[dict]:
 
 
 def draw(rows: list[dict], path) -> None:
-    """The truth that each way has reached: a point a way, with its interval over prompts."""
+    """The truth that each way has reached, with its interval over prompts; the base dotted."""
     figure = pictures.new_figure(figsize=(8, 4.6))
     axes, truths = figure.subplots(), [row for row in rows if row["quantity"] == "truth"]
     for n, row in enumerate(reversed(truths)):
@@ -178,8 +178,10 @@ def draw(rows: list[dict], path) -> None:
         axes.plot([low, high], [n, n], color=pictures.MUTED, lw=2)
         filled = pictures.INK if "one order" in row["arm"] else "white"
         axes.plot(row["mean"], n, "o", color=pictures.INK, mfc=filled, ms=7)
+    first, gained = rows[:2]  # of one way: its truth, and that less the base's
+    axes.axvline(first["mean"] - gained["mean"], color=pictures.INK, ls=":", lw=1)
     axes.set_yticks(range(len(truths)), [row["arm"] for row in reversed(truths)])
-    axes.set_xlabel("testpoints right after the last step (filled: one order)")
+    axes.set_xlabel("testpoints right after the last step (filled: one order; dotted: the base)")
     axes.spines[["top", "right"]].set_visible(False)
     pictures.save_figure(figure, path)
 

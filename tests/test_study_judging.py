@@ -9,7 +9,8 @@ from PIL import Image
 from judges.verdicts import PAIRWISE_TEMPLATE
 from shapes.prompts import heldout_prompts, sample_scene
 from shapes.scenes import render
-from study import judging
+from study import judging, summary
+from study.runs import RESULTS, Table
 
 
 def content(folder):
@@ -79,3 +80,16 @@ def test_a_judge_errs_as_often_as_it_says(pairs, way, right, tied):
     spread = 4 * 0.5 / len(points) ** 0.5
     assert np.mean([p == 1 for p in points]) == pytest.approx(right, abs=spread)
     assert np.mean([p == 0.5 for p in points]) == pytest.approx(tied, abs=spread)
+
+
+def test_the_tables_are_remade_from_the_csvs():
+    flags = judging.SIZES["full"].flags
+    lines, prompts = (
+        Table(RESULTS / f"{name}.csv", flags) for name in ("judging", "judging_prompts")
+    )
+    shown = {
+        "summary": judging.summary_rows(lines, prompts),
+        "contrasts": judging.contrasts(lines, prompts),
+    }
+    for name, rows in shown.items():
+        assert summary.markdown(rows) == (RESULTS / f"judging_{name}.md").read_text()
