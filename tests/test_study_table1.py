@@ -14,7 +14,8 @@ from judges.verdicts import PAIRWISE_TEMPLATE, Verdict, parse_verdict
 from shapes.prompts import heldout_prompts, sample_scene
 from shapes.scenes import render
 from shapes.verifier import ShapesMLLM
-from study import scorers, table1
+from study import scorers, summary, table1
+from study.runs import RESULTS, Table
 
 
 def content(folder, *endings):
@@ -148,3 +149,31 @@ def test_what_two_scorers_give_is_their_mean():
         {"step": 2, "first": 2.0, "second": 5.0},
     ]
     assert table1.own(rows, "two scorers mixed") == ([0, 2], [2.0, 3.5])
+
+
+# ----------------------------------------------------------------------------- STUDY.md
+
+
+@pytest.fixture(scope="module")
+def results():
+    flags = table1.SIZES["full"].flags
+    return [Table(RESULTS / f"{name}.csv", flags) for name in ("table1", "table1_prompts")]
+
+
+def test_the_tables_are_remade_from_the_csvs(results):
+    shown = {
+        "summary": table1.summary_rows(*results, table1.NAMES),
+        "slower": table1.summary_rows(*results, table1.SLOW),
+        "dimensions": table1.dimensions(results[0]),
+    }
+    for name, rows in shown.items():
+        assert summary.markdown(rows) == (RESULTS / f"table1_{name}.md").read_text()
+
+
+def test_the_base_is_the_same_in_all_runs(results):
+    lines, _ = results
+    arms = (*table1.NAMES, *table1.SLOW)
+    first = [lines.run(arm, seed)[0] for arm in arms for seed in lines.seeds(arm)]
+    columns = ("heldout_accuracy", "heldout_fidelity", *scorers.NAMES, "judge")
+    for row in first:
+        assert [row[c] for c in columns] == pytest.approx([first[0][c] for c in columns], rel=1e-4)
