@@ -47,15 +47,15 @@ def load_model(cfg: Config, procs: Processes) -> base.Model:
     if cfg.compile:  # each in place, so that no weight changes its name
         for block in processes.blocks(model.transformer):
             block.compile()
+    if elsewhere:  # the other parts first: they make room for what is pinned
+        for name, part in model.pipe.components.items():
+            if isinstance(part, torch.nn.Module) and name != "transformer":
+                part.to(procs.device)
     if cfg.shard:
         processes.shard(model.transformer, procs, dtype)
         processes.shard(model.frozen, procs, dtype, master=dtype)
     elif cfg.offload:
         processes.offload(model.transformer, procs.device)
-    if elsewhere:
-        for name, part in model.pipe.components.items():
-            if isinstance(part, torch.nn.Module) and name != "transformer":
-                part.to(procs.device)
     return model
 
 

@@ -250,7 +250,7 @@ RELEASED = {
 RECIPES = {
     "shapes": {},
     "flux-lora": RELEASED
-    | {  # one 80 GB GPU; untried on one, see README
+    | {  # one 80 GB GPU; tried on random weights alone, see docs/limits.md
         "out": "runs/flux-lora",
         "lora_rank": 16,
         "lr": 1e-4,  # ours, as the rank is: (C) has 1e-5, rank 64 and alpha 128

@@ -20,10 +20,11 @@ def resources(plan: Plan) -> list[tuple[str, float, float]]:
     """Main memory of a rank and disk of the run, in bytes: (what, needed, what this machine has).
 
     A pipeline is loaded into main memory in --dtype before it goes to a GPU; with --shard so is the
-    frozen copy.
+    frozen copy. What --offload pins there takes more than the same weights did as they were loaded.
     """
     s, n = plan.settings, plan.counts
-    loaded = DTYPES[s.dtype].itemsize * (n.transformer * (2 if s.shard else 1) + n.text + n.vae)
+    loaded = n.transformer * (2 if s.shard else 1) + n.text + n.vae
+    loaded = DTYPES[s.dtype].itemsize * max(loaded, n.pinned if s.offload else 0)
     pictures = 3 * s.size**2 * (plan.prompts // plan.world * s.group_size + 2 * s.heldout)
     written = rundir.disk_bytes(n.trainable, s.ema, s.steps)
     return [

@@ -57,6 +57,7 @@ class Counts(NamedTuple):
     vae: int
     block: int  # the largest transformer block: one FSDP2 unit
     outside: int  # frozen, within blocks: what may wait in main memory
+    pinned: int  # the same as PyTorch pins it, each weight rounded up to a power of two
     root: int  # what lies outside of blocks: FSDP2's root unit
 
 
@@ -118,14 +119,15 @@ def weight_bytes(module: torch.nn.Module) -> int:
 
 def count(pipe) -> Counts:
     blocks, whole = processes.blocks(pipe.transformer), numel(pipe.transformer)
-    frozen = sum(p.numel() for block in blocks for p in block.parameters() if not p.requires_grad)
+    weights = [p.numel() for block in blocks for p in block.parameters() if not p.requires_grad]
     return Counts(
         whole,
         sum(p.numel() for p in flux.trainable(pipe)),
         numel(pipe.text_encoder) + numel(pipe.text_encoder_2),
         numel(pipe.vae),
         max(map(numel, blocks)),
-        frozen,
+        sum(weights),
+        sum(1 << (size - 1).bit_length() for size in weights),
         whole - sum(map(numel, blocks)),
     )
 

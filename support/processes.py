@@ -131,8 +131,8 @@ def start_processes(device: str, shard: bool = False) -> Processes:
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
-    # cuDNN's attention gives NaN gradients on Hopper GPUs since torch 2.11 (pytorch issue 196678),
-    # as our trial at FLUX's size had (docs/limits.md).
+    # On Hopper GPUs, since torch 2.11, cuDNN's attention gives NaN gradients or an illegal memory
+    # access (pytorch issue 196678): at FLUX's size we had both, and neither without it.
     torch.backends.cuda.enable_cudnn_sdp(False)
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     if world > 1:

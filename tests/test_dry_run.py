@@ -32,7 +32,8 @@ def test_the_lora_recipe_with_offload_can_start_on_24_GB(ready, capsys):
     dry_run.main(cfg)
     said = capsys.readouterr().out
     assert "transformer 11,935,028,288 (33,619,968 trained)" in said
-    assert "16 calls in flight, 16 a rank" in said and "main memory, each rank: 34." in said
+    assert "16 calls in flight, 16 a rank" in said
+    assert "main memory, each rank: 37." in said  # pinned: 34 otherwise
     assert said.splitlines()[-1].startswith("verdict: this run can start")
 
 

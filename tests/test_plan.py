@@ -186,7 +186,7 @@ def test_trajectories_and_text_are_those_of_a_real_rollout(tiny_flux, uncounted)
 
 def test_shards_buckets_and_accumulated_gradients():
     counts = plan.Counts(
-        transformer=1000, trainable=1000, text=0, vae=0, block=100, outside=0, root=20
+        transformer=1000, trainable=1000, text=0, vae=0, block=100, outside=0, pinned=0, root=20
     )
     full = settings_of(shard=True, ema=0.9)
     one, eight = (plan.train_bytes(counts, 2000, full, world, 1) for world in (1, 8))
