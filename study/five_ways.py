@@ -116,15 +116,15 @@ def watch(prompts, grid) -> dict[str, float | None]:
 # ----------------------------------------------------------------------------- what is drawn
 
 
-def draw(lines: Table, path) -> None:
+def draw(lines: Table, names, path) -> None:
     """Truth and vividness of held-out pictures over training: a column a way, a thin line a seed,
     the mean of whole runs thick, the base dotted."""
-    figure = pictures.new_figure(figsize=(9, 4.4))
-    grid = figure.subplots(2, len(WAYS), sharex=True, sharey="row")
+    figure = pictures.new_figure(figsize=(2.4 + 1.32 * len(names), 4.4))
+    grid = figure.subplots(2, len(names), sharex=True, sharey="row")
     rows = ((TRUTH, "testpoints right"), ("vividness", "vividness"))
     for line, (key, label) in zip(grid, rows):
         line[0].set_ylabel(label)
-        for axes, name in zip(line, WAYS):
+        for axes, name in zip(line, names):
             runs = [pictures.series(lines.run(name, seed), key) for seed in lines.seeds(name)]
             for steps, values in runs:
                 axes.plot(steps, values, color=pictures.MUTED, lw=1)
@@ -133,7 +133,7 @@ def draw(lines: Table, path) -> None:
             whole = [values for steps, values in runs if steps == longest]
             axes.plot(longest, np.mean(whole, 0), "o-", color=pictures.INK, lw=2, ms=4)
             axes.spines[["top", "right"]].set_visible(False)
-    for above, below, name in zip(*grid, WAYS):
+    for above, below, name in zip(*grid, names):
         above.set_title(name, fontsize=11)
         below.set_xlabel("step")
     pictures.save_figure(figure, path)
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     shown = summarize(lines, prompts, WAYS, CURE)
     write_rows(shown, lines.head, size.folder / "five_ways_summary.csv")
     write_rows(spreads(lines, SCALES), lines.head, size.folder / "five_ways_spread.csv")
-    draw(lines, size.folder / "five_ways.png")
+    draw(lines, WAYS, size.folder / "five_ways.png")
 
 
 if __name__ == "__main__":

@@ -140,11 +140,11 @@ def own(rows: list[dict], arm: str) -> tuple[list, list]:
 # ----------------------------------------------------------------------------- tables
 
 
-def of_base(lines: Table, prompts: Table) -> list[dict]:
-    """The base's row: the same in all runs."""
-    seed = lines.seeds(OURS)[0]
-    held, points = (counts(prompts, OURS, [seed], key) for key in ("base", "testpoints"))
-    first = lines.run(OURS, seed)[0]
+def of_base(lines: Table, prompts: Table, arm: str) -> list[dict]:
+    """The base's row: the same in all runs, and so taken of this arm's first."""
+    seed = lines.seeds(arm)[0]
+    held, points = (counts(prompts, arm, [seed], key) for key in ("base", "testpoints"))
+    first = lines.run(arm, seed)[0]
     found = {"truth": shares(held, points[0])}
     found |= {name: row_of([first[key]]) for key, name in BESIDE.items()}
     return [{"arm": "base", "quantity": quantity} | row for quantity, row in found.items()]
@@ -163,7 +163,7 @@ def gains(lines: Table, arms: list[str]) -> list[dict]:
 def summary_rows(lines: Table, prompts: Table, arms: list[str]) -> list[dict]:
     """Of runs at one rate. arms: the last one is ours, and the others are held against it."""
     shown = summarize(lines, prompts, arms, arms[-1], BESIDE)
-    return of_base(lines, prompts) + shown + gains(lines, arms)
+    return of_base(lines, prompts, arms[-1]) + shown + gains(lines, arms)
 
 
 def dimensions(lines: Table) -> list[dict]:

@@ -171,12 +171,12 @@ def series(metrics, key) -> tuple[list, list]:
     return [step for step, _ in points], [value for _, value in points]
 
 
-def new_figure(*args, **kwargs):
+def new_figure(*args, layout="constrained", **kwargs):
     """A matplotlib figure that needs no display, and touches no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(*args, layout="constrained", facecolor=PAPER, **kwargs)
+    figure = Figure(*args, layout=layout, facecolor=PAPER, **kwargs)
     FigureCanvasAgg(figure)
     return figure
 
@@ -195,7 +195,9 @@ def training_curves(metrics, path) -> None:
 
     metrics: the lines of metrics.jsonl as dicts; a key that some steps lack is drawn where it is.
     """
-    figure = new_figure(figsize=(14.4, 7.2))
+    # Margins by hand: finding them takes longer than all else, and this is drawn time and again.
+    figure = new_figure(figsize=(14.4, 7.2), layout=None)
+    figure.subplots_adjust(0.05, 0.07, 0.96, 0.95, wspace=0.28, hspace=0.28)
     for axes, panel in zip(figure.subplots(2, 3).flat, panels(metrics)):
         drawn = [draw_line(axes, metrics, *line, n) for n, line in enumerate(panel.lines)]
         if panel.level is not None:

@@ -1,5 +1,5 @@
-"""Table 1 in kind: its tables are remade from its CSVs, its scorers learn from choices and err, its
-judge that always names a winner is the exact judge wherever that one names one."""
+"""Table 1 in kind, and its arms for longer: tables are remade from their CSVs, scorers learn from
+choices and err, a judge that always names a winner is the exact judge where that one names one."""
 
 import shutil
 
@@ -14,7 +14,7 @@ from judges.verdicts import PAIRWISE_TEMPLATE, Verdict, parse_verdict
 from shapes.prompts import heldout_prompts, sample_scene
 from shapes.scenes import render
 from shapes.verifier import ShapesMLLM
-from study import scorers, summary, table1
+from study import five_ways, longer, scorers, summary, table1
 from study.runs import RESULTS, Table
 
 
@@ -22,10 +22,18 @@ def content(folder, *endings):
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix in endings}
 
 
-def test_the_smallest_table_is_whole_and_drawn_again_without_its_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    table1.main(["--smallest"])
-    folder = tmp_path / "runs" / "study" / "smallest"
+@pytest.fixture(scope="module")
+def smallest(tmp_path_factory):
+    """The folder of the smallest Table 1, with its runs."""
+    here = tmp_path_factory.mktemp("smallest")
+    with pytest.MonkeyPatch.context() as within:
+        within.chdir(here)
+        table1.main(["--smallest"])
+        yield here / "runs" / "study" / "smallest"
+
+
+def test_the_smallest_table_is_whole_and_drawn_again_without_its_runs(smallest):
+    folder = smallest
     first = content(folder, ".csv", ".md", ".png")
     names = ("scorers.csv", "scorers.md", "summary.csv", "summary.md", "dimensions.csv")
     names += ("dimensions.md", "prompts.csv", "curves.png", "radar.png", "pictures.png")
@@ -38,6 +46,18 @@ def test_the_smallest_table_is_whole_and_drawn_again_without_its_runs(tmp_path, 
     table1.main(["--smallest"])
     assert content(folder, ".csv", ".md") == {k: v for k, v in first.items() if "png" not in k}
     assert content(folder, ".png").keys() == {name for name in first if name.endswith("png")}
+
+
+def test_the_smallest_longer_runs_are_whole(smallest):
+    longer.main(["--smallest"])
+    made = {name for name in content(smallest, ".csv", ".md", ".png") if "longer" in name}
+    tables = {
+        f"longer{name}.{kind}" for name in ("_arms", "_ways_summary") for kind in ("csv", "md")
+    }
+    lines = {f"longer{name}.csv" for name in ("", "_prompts", "_ways", "_ways_prompts")}
+    assert made == tables | lines | {"longer_arms.png", "longer_ways.png"}
+    told = (smallest / "longer_arms.md").read_text()
+    assert all(f"\n| {arm} |" in told for arm in ("base", *longer.TWO["longer_arms"]))
 
 
 # ----------------------------------------------------------------------------- rewards
@@ -85,8 +105,9 @@ def test_its_coin_favors_no_place(queries):
 
 
 def test_the_arms_differ_in_the_reward_and_the_floor_alone():
-    arms = table1.arms_of({name: ROOT / name for name in scorers.NAMES})
-    for arm in (*arms, *table1.slower(arms)):
+    folders = {name: ROOT / name for name in scorers.NAMES}
+    arms = table1.arms_of(folders)
+    for arm in (*arms, *table1.slower(arms), *longer.all_arms(folders)):
         names = {flag.split("=")[0] for flag in arm.flags}
         assert names <= {"--reward", "--std_floor"} | ({"--lr"} if "1e-4" in arm.name else set())
     assert not any("third" in flag or "fourth" in flag for arm in arms for flag in arm.flags)
@@ -122,10 +143,10 @@ def test_a_scorer_learns_the_choices_that_it_is_tuned_to(shown):
     assert not any(weight.requires_grad for weight in scorer.model.parameters())
 
 
-def test_scorers_are_the_same_twice_and_not_alike(tmp_path):
+def test_scorers_are_the_same_twice_and_not_alike(smallest, tmp_path):
     made = []
-    for name in ("a", "b"):
-        folders = scorers.learned(tmp_path / name, scorers.SMALLEST)
+    for folder in (smallest / "scorers", tmp_path):
+        folders = scorers.learned(folder, scorers.SMALLEST)
         made.append([(folder / "model.safetensors").read_bytes() for folder in folders.values()])
     assert made[0] == made[1]
     assert len(set(made[0])) == len(scorers.NAMES)
@@ -177,3 +198,20 @@ def test_the_base_is_the_same_in_all_runs(results):
     columns = ("heldout_accuracy", "heldout_fidelity", *scorers.NAMES, "judge")
     for row in first:
         assert [row[c] for c in columns] == pytest.approx([first[0][c] for c in columns], rel=1e-4)
+
+
+def test_the_longer_tables_are_remade_from_the_csvs():
+    of = {"longer": (*longer.COMMON, *longer.STEPS["full"])}
+    of["longer_ways"] = (*longer.WAYS_COMMON, *longer.STEPS["full"])
+    tables = {
+        stem: [Table(RESULTS / f"{stem}{name}.csv", flags) for name in ("", "_prompts")]
+        for stem, flags in of.items()
+    }
+    shown = {
+        name: table1.summary_rows(*tables["longer"], arms) for name, arms in longer.FIGURES.items()
+    }
+    shown["longer_ways_summary"] = summary.summarize(
+        *tables["longer_ways"], longer.WAYS, five_ways.CURE
+    )
+    for name, rows in shown.items():
+        assert summary.markdown(rows) == (RESULTS / f"{name}.md").read_text()
