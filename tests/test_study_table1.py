@@ -198,20 +198,3 @@ def test_the_base_is_the_same_in_all_runs(results):
     columns = ("heldout_accuracy", "heldout_fidelity", *scorers.NAMES, "judge")
     for row in first:
         assert [row[c] for c in columns] == pytest.approx([first[0][c] for c in columns], rel=1e-4)
-
-
-def test_the_longer_tables_are_remade_from_the_csvs():
-    of = {"longer": (*longer.COMMON, *longer.STEPS["full"])}
-    of["longer_ways"] = (*longer.WAYS_COMMON, *longer.STEPS["full"])
-    tables = {
-        stem: [Table(RESULTS / f"{stem}{name}.csv", flags) for name in ("", "_prompts")]
-        for stem, flags in of.items()
-    }
-    shown = {
-        name: table1.summary_rows(*tables["longer"], arms) for name, arms in longer.FIGURES.items()
-    }
-    shown["longer_ways_summary"] = summary.summarize(
-        *tables["longer_ways"], longer.WAYS, five_ways.CURE
-    )
-    for name, rows in shown.items():
-        assert summary.markdown(rows) == (RESULTS / f"{name}.md").read_text()
