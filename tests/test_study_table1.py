@@ -14,7 +14,7 @@ from judges.verdicts import PAIRWISE_TEMPLATE, Verdict, parse_verdict
 from shapes.prompts import heldout_prompts, sample_scene
 from shapes.scenes import render
 from shapes.verifier import ShapesMLLM
-from study import five_ways, longer, scorers, summary, table1
+from study import longer, scorers, summary, table1
 from study.runs import RESULTS, Table
 
 
