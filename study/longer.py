@@ -9,9 +9,9 @@ five ways. The learned scorer and win rates in both orders go on at Table 1's ra
     python -m study.longer --quick              # four of them, fewer steps, one seed: in minutes
 
 Writes longer.csv (lines of the log) and longer_prompts.csv (each held-out prompt after the last
-step), and of each group of arms a summary (.csv and .md) and a figure: longer_arms, longer_cures,
-longer_faster. Of the two ways the same: longer_ways.csv, longer_ways_prompts.csv,
-longer_ways_summary (.csv and .md), longer_ways.png.
+step), longer_scorers (.csv and .md), and of each group of arms a summary (.csv and .md) and a
+figure: longer_arms, longer_cures, longer_faster. Of the two ways the same: longer_ways.csv,
+longer_ways_prompts.csv, longer_ways_summary (.csv and .md), longer_ways.png.
 """
 
 from study import five_ways, scorers
@@ -30,6 +30,7 @@ from study.table1 import (
     draw_curves,
     slower,
     summary_rows,
+    write_scorers,
 )
 
 # Ours without its floor, and a judge's scores with one: as large a share of their scale, 1 to 5.
@@ -67,6 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     arms = [arm for arm in all_arms(folders) if any(arm.name in of for of in figures.values())]
     lines, prompts = made("longer", name, folder, COMMON, arms, Watch(folders))
+    write_scorers(scorers.quality(folders, budget), lines.head, folder / "longer_scorers.csv")
     for stem, of in figures.items():
         write_rows(summary_rows(lines, prompts, of), lines.head, folder / f"{stem}.csv")
         draw_curves(lines, of, folder / f"{stem}.png")

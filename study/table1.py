@@ -179,13 +179,13 @@ def dimensions(lines: Table) -> list[dict]:
     ]
 
 
-def write_scorers(rows: list[dict], head: str, folder: Path) -> None:
-    """How often the learned scorers are right."""
-    write_csv(folder / "table1_scorers.csv", rows, head)
+def write_scorers(rows: list[dict], head: str, path: Path) -> None:
+    """How often the learned scorers are right. path: of the CSV; the Markdown lies beside it."""
+    write_csv(path, rows, head)
     heads = ["scorer", "hard pairs", "right", "as the first"]
     numbers = lambda row: [f"{row['right']:.3f}", f"{row['as_first']:.3f}"]
     cells = [[row["scorer"], str(row["pairs"]), *numbers(row)] for row in rows]
-    write_atomic(folder / "table1_scorers.md", markdown_table(heads, cells).encode())
+    write_atomic(path.with_suffix(".md"), markdown_table(heads, cells).encode())
 
 
 # ----------------------------------------------------------------------------- what is drawn
@@ -268,7 +268,8 @@ def main(arguments: list[str] | None = None) -> None:
     make(arms, size, runs, lines, prompts)
     if name == "full":
         make(slower(arms), size._replace(seeds=SLOW_SEEDS), runs, lines, prompts)
-    write_scorers(scorers.quality(folders, budget), lines.head, size.folder)
+    quality = scorers.quality(folders, budget)
+    write_scorers(quality, lines.head, size.folder / "table1_scorers.csv")
     write_rows(summary_rows(lines, prompts, NAMES), lines.head, size.folder / "table1_summary.csv")
     by_dimension = dimensions(lines)
     write_rows(by_dimension, lines.head, size.folder / "table1_dimensions.csv")

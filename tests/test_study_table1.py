@@ -52,7 +52,9 @@ def test_the_smallest_longer_runs_are_whole(smallest):
     longer.main(["--smallest"])
     made = {name for name in content(smallest, ".csv", ".md", ".png") if "longer" in name}
     tables = {
-        f"longer{name}.{kind}" for name in ("_arms", "_ways_summary") for kind in ("csv", "md")
+        f"longer{name}.{kind}"
+        for name in ("_arms", "_scorers", "_ways_summary")
+        for kind in ("csv", "md")
     }
     lines = {f"longer{name}.csv" for name in ("", "_prompts", "_ways", "_ways_prompts")}
     assert made == tables | lines | {"longer_arms.png", "longer_ways.png"}
