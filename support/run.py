@@ -315,14 +315,18 @@ def prepared(cfg: Config, procs: Processes) -> Run:
 
 
 def check_shared(cfg: Config, contents: dict, last: Path | None) -> None:
-    """Raises ValueError unless this rank sees the files and the checkpoint that rank 0 sees."""
+    """Raises ValueError unless this rank sees the files that rank 0 sees, and what it has written.
+
+    contents: rundir.contents on rank 0; last: the checkpoint to resume from, if there is one.
+    """
     odd = [f"--{k.split()[0]}" for k, found in rundir.contents(cfg).items() if found != contents[k]]
     if odd:
         raise ValueError(f"{', '.join(odd)}: other files here than on rank 0; copy them anew")
-    if last and not last.exists():
-        raise ValueError(
-            f"'{last}' is on rank 0 alone: --out must be a folder that all nodes share"
-        )
+    for written in [Path(cfg.out) / "config.json", *([last] if last else [])]:
+        if not written.exists():
+            raise ValueError(
+                f"'{written}' is on rank 0 alone: --out must be a folder that all nodes share"
+            )
     if last and processes.step_of(last) > cfg.steps:
         step = processes.step_of(last)
         raise ValueError(f"the run in '{cfg.out}' is at step {step}, past --steps {cfg.steps}")

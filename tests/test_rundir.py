@@ -16,9 +16,11 @@ from grpo import Loss
 from models import flux
 from rewards import Rewards
 from support.config import Config
+from support.run import check_shared
 from support.rundir import (
     best_step,
     check_disk,
+    contents,
     disk_bytes,
     judge_rates,
     judging_of,
@@ -303,3 +305,26 @@ def test_rates_where_nothing_was_decided():
         "failed",
         "groups_lost",
     }
+
+
+@pytest.mark.parametrize("lost", ["config.json", "checkpoint/step_000002"])
+def test_a_folder_that_is_not_shared_is_told_before_weights_are_loaded(tmp_path, lost):
+    """What a node saves that does not see what rank 0 writes is lost."""
+    cfg = Config(out=str(tmp_path), prompts_per_step=2)
+    last = prepare_run(cfg) / "checkpoint" / "step_000002"
+    last.mkdir()
+    check_shared(cfg, contents(cfg), last)
+    (tmp_path / lost).rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"{lost}.*all nodes share"):
+        check_shared(cfg, contents(cfg), last)
+
+
+def test_a_node_with_other_files_is_told_which(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\n")
+    cfg = Config(out=str(tmp_path / "out"), prompts=str(prompts))
+    prepare_run(cfg)
+    of_first = contents(cfg)
+    prompts.write_text("a blue circle\n")
+    with pytest.raises(ValueError, match="--prompts: other files"):
+        check_shared(cfg, of_first, None)
