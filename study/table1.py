@@ -106,6 +106,8 @@ OWN = {
     "judge scores": ("judge",),
     "win rates one order": ("win_rate_vs_base",),
     OURS: ("win_rate_vs_base",),
+    "both orders without floor": ("win_rate_vs_base",),  # this one and the next are longer.py's
+    "judge scores with floor": ("judge",),
 }
 BESIDE = {"third": "unseen scorer 1", "fourth": "unseen scorer 2"}
 BESIDE |= {"heldout_fidelity": "fidelity", "win_rate_vs_base": "win rate"}
@@ -140,13 +142,13 @@ def own(rows: list[dict], arm: str) -> tuple[list, list]:
 # ----------------------------------------------------------------------------- tables
 
 
-def of_base(lines: Table, prompts: Table, arm: str) -> list[dict]:
+def of_base(lines: Table, prompts: Table, arm: str, beside: dict[str, str]) -> list[dict]:
     """The base's row: the same in all runs, and so taken of this arm's first."""
     seed = lines.seeds(arm)[0]
     held, points = (counts(prompts, arm, [seed], key) for key in ("base", "testpoints"))
     first = lines.run(arm, seed)[0]
     found = {"truth": shares(held, points[0])}
-    found |= {name: row_of([first[key]]) for key, name in BESIDE.items()}
+    found |= {name: row_of([first[key]]) for key, name in beside.items()}
     return [{"arm": "base", "quantity": quantity} | row for quantity, row in found.items()]
 
 
@@ -160,10 +162,10 @@ def gains(lines: Table, arms: list[str]) -> list[dict]:
     return rows
 
 
-def summary_rows(lines: Table, prompts: Table, arms: list[str]) -> list[dict]:
+def summary_rows(lines: Table, prompts: Table, arms: list[str], beside=BESIDE) -> list[dict]:
     """Of runs at one rate. arms: the last one is ours, and the others are held against it."""
-    shown = summarize(lines, prompts, arms, arms[-1], BESIDE)
-    return of_base(lines, prompts, arms[-1]) + shown + gains(lines, arms)
+    shown = summarize(lines, prompts, arms, arms[-1], beside)
+    return of_base(lines, prompts, arms[-1], beside) + shown + gains(lines, arms)
 
 
 def dimensions(lines: Table) -> list[dict]:
@@ -179,8 +181,12 @@ def dimensions(lines: Table) -> list[dict]:
     ]
 
 
-def write_scorers(rows: list[dict], head: str, path: Path) -> None:
-    """How often the learned scorers are right. path: of the CSV; the Markdown lies beside it."""
+def write_scorers(folders: dict[str, Path], budget: scorers.Budget, head: str, path: Path) -> None:
+    """How often the learned scorers are right, as CSV, and as Markdown beside it. What is there
+    stays: the runs were made with those scorers, and others are only nearly the same."""
+    if path.exists():
+        return
+    rows = scorers.quality(folders, budget)
     write_csv(path, rows, head)
     heads = ["scorer", "hard pairs", "right", "as the first"]
     numbers = lambda row: [f"{row['right']:.3f}", f"{row['as_first']:.3f}"]
@@ -208,16 +214,12 @@ def draw_curves(lines: Table, names: list[str], path) -> None:
     a thin line a seed, the mean thick, the base dotted, a cross where the truth has fallen."""
     figure = pictures.new_figure(figsize=(10, 7.2))
     grid = figure.subplots(4, len(names), sharex=True, sharey="row", squeeze=False)
-    read = lambda key: lambda rows, arm: pictures.series(rows, key)
-    gain = lambda rows, arm: (
-        own(rows, arm)[0],
-        np.subtract(own(rows, arm)[1], own(rows, arm)[1][0]),
-    )
+    gain = lambda steps, values: (steps, np.array(values) - values[0])
     rows = {
-        "testpoints right": read(TRUTH),
-        "own reward, gain": gain,
-        "unseen scorer 1": read("third"),
-        "fidelity": read("heldout_fidelity"),
+        "testpoints right": lambda rows, _: pictures.series(rows, TRUTH),
+        "own reward, gain": lambda rows, arm: gain(*own(rows, arm)),
+        "unseen scorer, gain": lambda rows, _: gain(*pictures.series(rows, "third")),
+        "fidelity": lambda rows, _: pictures.series(rows, "heldout_fidelity"),
     }
     for line, (label, values_of) in zip(grid, rows.items()):
         line[0].set_ylabel(label)
@@ -268,8 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
     make(arms, size, runs, lines, prompts)
     if name == "full":
         make(slower(arms), size._replace(seeds=SLOW_SEEDS), runs, lines, prompts)
-    quality = scorers.quality(folders, budget)
-    write_scorers(quality, lines.head, size.folder / "table1_scorers.csv")
+    write_scorers(folders, budget, lines.head, size.folder / "table1_scorers.csv")
     write_rows(summary_rows(lines, prompts, NAMES), lines.head, size.folder / "table1_summary.csv")
     by_dimension = dimensions(lines)
     write_rows(by_dimension, lines.head, size.folder / "table1_dimensions.csv")

@@ -14,7 +14,7 @@ from judges.verdicts import PAIRWISE_TEMPLATE, Verdict, parse_verdict
 from shapes.prompts import heldout_prompts, sample_scene
 from shapes.scenes import render
 from shapes.verifier import ShapesMLLM
-from study import longer, scorers, summary, table1
+from study import five_ways, longer, scorers, summary, table1
 from study.runs import RESULTS, Table
 
 
@@ -53,13 +53,13 @@ def test_the_smallest_longer_runs_are_whole(smallest):
     made = {name for name in content(smallest, ".csv", ".md", ".png") if "longer" in name}
     tables = {
         f"longer{name}.{kind}"
-        for name in ("_arms", "_scorers", "_ways_summary")
+        for name in ("_arms", "_scorers", "_seeds", "_ways_summary")
         for kind in ("csv", "md")
     }
     lines = {f"longer{name}.csv" for name in ("", "_prompts", "_ways", "_ways_prompts")}
     assert made == tables | lines | {"longer_arms.png", "longer_ways.png"}
     told = (smallest / "longer_arms.md").read_text()
-    assert all(f"\n| {arm} |" in told for arm in ("base", *longer.TWO["longer_arms"]))
+    assert all(f"\n| {arm} |" in told for arm in ("base", *longer.SHORT["longer_arms"]))
 
 
 # ----------------------------------------------------------------------------- rewards
@@ -200,3 +200,27 @@ def test_the_base_is_the_same_in_all_runs(results):
     columns = ("heldout_accuracy", "heldout_fidelity", *scorers.NAMES, "judge")
     for row in first:
         assert [row[c] for c in columns] == pytest.approx([first[0][c] for c in columns], rel=1e-4)
+
+
+def test_the_longer_tables_are_remade_from_the_csvs():
+    flags = (*table1.COMMON, *longer.STEPS["full"])
+    tables = [Table(RESULTS / f"longer{end}.csv", flags) for end in ("", "_prompts")]
+    for stem, arms in longer.FIGURES.items():
+        rows = table1.summary_rows(*tables, arms, longer.BESIDE)
+        assert summary.markdown(rows) == (RESULTS / f"{stem}.md").read_text()
+    arms = [arm.name for arm in longer.all_arms(dict.fromkeys(scorers.NAMES))]
+    rows = longer.of_seeds(tables[0], arms)
+    assert longer.seeds_table(rows) == (RESULTS / "longer_seeds.md").read_text()
+    flags = (*longer.WAYS_COMMON, *longer.STEPS["full"])
+    tables = [Table(RESULTS / f"longer_ways{end}.csv", flags) for end in ("", "_prompts")]
+    rows = summary.summarize(*tables, longer.WAYS, five_ways.CURE)
+    assert summary.markdown(rows) == (RESULTS / "longer_ways_summary.md").read_text()
+
+
+def test_each_longer_arm_has_the_seeds_that_are_said():
+    """A run that broke down is not left out, and none is made until it pleases."""
+    flags = (*table1.COMMON, *longer.STEPS["full"])
+    lines = Table(RESULTS / "longer.csv", flags)
+    for arm in {name for arms in longer.FIGURES.values() for name in arms}:
+        wanted = [*longer.SEEDS["full"], *(longer.MORE if arm in longer.JUDGED else ())]
+        assert sorted(lines.seeds(arm)) == wanted, arm
