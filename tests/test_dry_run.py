@@ -37,6 +37,7 @@ def test_the_lora_recipe_with_offload_can_start_on_24_GB(ready, capsys):
     assert said.splitlines()[-1].startswith("verdict: this run can start")
 
 
+@pytest.mark.slow
 def test_the_full_recipe_fits_64_GPUs_and_its_dry_run_takes_less_than_4_GB(ready, tmp_path):
     with open(tmp_path / "plan.txt", "w") as out:
         flags = ["--recipe", "flux-full", "--ranks", "64", "--dry_run", *ready]

@@ -17,6 +17,7 @@ def content(folder):
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_the_smallest_study_is_whole_and_made_again_without_its_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     judging.main(["--smallest"])

@@ -32,6 +32,7 @@ def smallest(tmp_path_factory):
         yield here / "runs" / "study" / "smallest"
 
 
+@pytest.mark.slow
 def test_the_smallest_table_is_whole_and_drawn_again_without_its_runs(smallest):
     folder = smallest
     first = content(folder, ".csv", ".md", ".png")
@@ -48,6 +49,7 @@ def test_the_smallest_table_is_whole_and_drawn_again_without_its_runs(smallest):
     assert content(folder, ".png").keys() == {name for name in first if name.endswith("png")}
 
 
+@pytest.mark.slow
 def test_the_smallest_longer_runs_are_whole(smallest):
     longer.main(["--smallest"])
     made = {name for name in content(smallest, ".csv", ".md", ".png") if "longer" in name}
@@ -145,6 +147,7 @@ def test_a_scorer_learns_the_choices_that_it_is_tuned_to(shown):
     assert not any(weight.requires_grad for weight in scorer.model.parameters())
 
 
+@pytest.mark.slow
 def test_scorers_are_the_same_twice_and_not_alike(smallest, tmp_path):
     made = []
     for folder in (smallest / "scorers", tmp_path):
