@@ -27,6 +27,7 @@ def files(folder, ending=".csv"):
 # ----------------------------------------------------------------------------- runs
 
 
+@pytest.mark.slow
 def test_five_ways_is_whole_and_drawn_again_without_its_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     five_ways.main(["--smallest"])
@@ -177,6 +178,7 @@ def test_taste_is_what_differs_between_equally_good_pictures():
     assert spread.taste_share(np.array([[3.0, 1.0, -1.0, -3.0]]), truth) == pytest.approx(0.2)
 
 
+@pytest.mark.slow
 def test_spread_gives_the_same_twice(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder, made = tmp_path / "runs" / "study" / "smallest", []
