@@ -11,6 +11,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_xdist_auto_num_workers(config) -> int:
+    """One process more than cores: some tests wait, for servers and for processes of theirs."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Judge servers, pools and second processes stand beside the test: more threads would wait for

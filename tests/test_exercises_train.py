@@ -84,6 +84,7 @@ def test_an_error_leaves_ours_in_the_loop():
     assert grpo.clipped_loss is ours
 
 
+@pytest.mark.slow
 def test_a_score_and_its_cure_are_trained_on(run, monkeypatch, capsys):
     hand_in(monkeypatch, "points", our_hack.points)
     out = run(hack)

@@ -90,9 +90,9 @@ WIDE_LORA = dict(heads=8, double=2, single=3, lora=8)
     "shape, size, tokens, dtype, checkpointing",
     [
         (dict(heads=4), 192, 12, torch.float32, True),
-        (LORA, 128, 64, torch.bfloat16, False),
         (WIDE_LORA, 128, 64, torch.bfloat16, True),
-        (DEEP, 128, 64, torch.bfloat16, False),
+        pytest.param(LORA, 128, 64, torch.bfloat16, False, marks=pytest.mark.slow),
+        pytest.param(DEEP, 128, 64, torch.bfloat16, False, marks=pytest.mark.slow),
     ],
     ids=str,
 )
