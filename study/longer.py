@@ -8,6 +8,9 @@ five ways. The learned scorer and win rates in both orders go on at Table 1's ra
     python -m study.longer                      # 47 runs, 4 hours on 2 cores; only those missing
     python -m study.longer --quick              # four of them, fewer steps, one seed: in minutes
 
+Scorers that are missing are trained first, in three minutes. The first line of longer.csv has
+Table 1's flags; arms named "at 1e-4" have that rate instead.
+
 Writes longer.csv (lines of the log) and longer_prompts.csv (each held-out prompt after the last
 step), longer_scorers and longer_seeds (.csv and .md), and of each group of arms a summary (.csv and
 .md) and a figure: longer_arms, longer_cures, longer_faster. Of the two ways: longer_ways.csv,
@@ -40,9 +43,10 @@ CURES = [
     Arm("both orders without floor", None, (NO_FLOOR,)),
     Arm("judge scores with floor", None, ("--reward=pointwise", "--std_floor=0.2")),
 ]
+SLOW_CURES = [arm.name for arm in slower(CURES)]
 FIGURES = {  # the last of the arms is what the others are held against
     "longer_arms": SLOW,
-    "longer_cures": [*(arm.name for arm in slower(CURES)), OURS + SLOWER],
+    "longer_cures": [*SLOW_CURES, OURS + SLOWER],
     "longer_faster": [LEARNED, OURS],
 }
 SHORT = {"longer_arms": [LEARNED + SLOWER, OURS + SLOWER]}  # of the short forms
@@ -55,7 +59,8 @@ WAYS_COMMON = ("--prompts_per_step=8", "--group_size=8", "--lr=1e-4", "--heldout
 SEEDS = {"full": (0, 1, 2), "quick": (0,), "smallest": (0,)}
 # Added when the first three had been seen, of all arms in which the judge is asked at train.py's
 # own rate and of both ways: whether these hold differs from seed to seed.
-MORE, JUDGED = (3, 4), [*SLOW[2:], *FIGURES["longer_cures"]]
+MORE = (3, 4)
+JUDGED = [*SLOW[2:], *SLOW_CURES]
 
 
 def all_arms(folders) -> list[Arm]:
