@@ -10,12 +10,12 @@ Departures from the released code:
   - each pair is judged in both orders and its points are the mean of the two, so that orders that
     disagree are a tie (there: one order, and a judge that prefers the first image is believed);
   - an answer without a verdict is asked for once more, then left out (there: half a win each);
-  - too many lost answers end the run with one sentence (there: KeyError).
+  - too many lost answers end the run with one sentence (there: KeyError): support/judging.py.
 Ties matter. With every difference counted a win rate is a rank, and a difference that nobody can
 see weighs as much as a decisive one.
 
     rewards = PairwiseReward(judge)(prompts, images)          # rewards.values: (P, G) for grpo.py
-    check_lost("judge", rewards, max_failed=0.05)
+    rewards.points(0)                                         # who beat whom in the first group
 """
 
 import itertools
@@ -27,13 +27,23 @@ from typing import NamedTuple
 import torch
 
 from judges.mllm import MLLM, Query
-from judges.verdicts import PAIRWISE_TEMPLATE, Verdict, ask, parse_verdict  # noqa: F401
+from judges.verdicts import PAIRWISE_TEMPLATE, Outcome, Verdict, ask, parse_verdict  # noqa: F401
 
 JUDGED = ("pairwise", "pointwise")  # of --reward; support/build.py makes them
 
 
-class JudgeError(RuntimeError):
-    """Too many comparisons or scores were lost for the reward to be trusted."""
+class Comparison(NamedTuple):
+    """One question about two images of a group, and what was answered.
+
+    A judge that rates each image alone is kept in the same form, with no second image.
+    """
+
+    group: int
+    first: int  # which image of the group was shown first
+    second: int | None
+    outcome: Outcome  # the one that counts
+    query: Query | None = None  # the images and the question, as they were put
+    lost: tuple[Outcome, ...] = ()  # what was answered before, where it had to be asked again
 
 
 class Rewards(NamedTuple):
@@ -42,15 +52,23 @@ class Rewards(NamedTuple):
     values: torch.Tensor  # (P, G) float32
     counts: Counter  # wanted, failed, unparsable, comparisons (asked), groups_lost (whole), ...
     error: str | None = None  # the last one
+    comparisons: tuple[Comparison, ...] = ()  # none for a scorer, which answers no question
+
+    def points(self, group: int) -> list[list[float | None]]:
+        """(G, G): what the image of a row got of that of a column; None where lost or not asked."""
+        mine = [c for c in self.comparisons if c.group == group]
+        return points_table(mine, self.values.shape[1])
 
 
 def join(parts: Sequence[Rewards]) -> Rewards:
     """The rewards of several parts of a batch as one, groups in order."""
-    counts = Counter()
+    counts, comparisons, groups = Counter(), [], 0
     for part in parts:
         counts.update(part.counts)
+        comparisons += [c._replace(group=groups + c.group) for c in part.comparisons]
+        groups += len(part.values)
     error = next((part.error for part in reversed(parts) if part.error), None)
-    return Rewards(torch.cat([part.values for part in parts]), counts, error)
+    return Rewards(torch.cat([part.values for part in parts]), counts, error, tuple(comparisons))
 
 
 # ----------------------------------------------------------------------------- pairs and win rates
@@ -99,6 +117,22 @@ def mean_points(forward: float | None, backward: float | None) -> float | None:
     """Points of a pair from its two orders; None if one was lost, since the other order alone would
     let position bias in."""
     return None if forward is None or backward is None else (forward + backward) / 2
+
+
+def turned(points: float | None) -> float | None:
+    """What the other image of a pair gets."""
+    return None if points is None else 1 - points
+
+
+def points_table(comparisons: Sequence[Comparison], group_size: int) -> list[list[float | None]]:
+    """(G, G) of one group: what the image of a row got of its pair with that of a column, over the
+    orders that were asked; None where the pair was lost, or there was none."""
+    table = [[None] * group_size for _ in range(group_size)]
+    first = {(c.first, c.second): c.outcome.points for c in comparisons if c.second is not None}
+    for (i, j), points in first.items():
+        table[i][j] = mean_points(points, turned(first.get((j, i), turned(points))))
+        table[j][i] = turned(table[i][j])
+    return table
 
 
 # ----------------------------------------------------------------------------- rewards
@@ -150,46 +184,60 @@ class PairwiseReward:
         """
         group_size = group_size_of(prompts, images)
         pairs = pair_schedule(group_size, self.opponents)
-        shown = [(p, i, j) for p in range(len(prompts)) for i, j in pairs]
-        turned = [(p, j, i) for p, i, j in shown] if self.both_orders else []
-        said, counts, error = self.compare(shown + turned, prompts, images)
-        forward = said[: len(shown)]
-        backward = [None if s is None else 1 - s for s in said[len(shown) :]] or forward
-        points = list(map(mean_points, forward, backward))  # P * pairs
-        groups = [points[k : k + len(pairs)] for k in range(0, len(points), len(pairs))]
-        counted = [k for k, point in enumerate(points) if point is not None]
-        counts.update(pairs=len(counted), ties=sum(points[k] == 0.5 for k in counted))
-        if self.both_orders:
-            sides = ([(p > 0.5, p < 0.5) for p in (forward[k], backward[k])] for k in counted)
-            counts.update(agree=sum(one == other for one, other in sides))
-        rates = [win_rates(pairs, group, group_size) for group in groups]
-        counts["groups_lost"] = sum(all(point is None for point in group) for group in groups)
-        return Rewards(torch.stack(rates), counts, error)
+        compared = self.compare(pairs, prompts, images)
+        each = len(compared) // len(prompts)  # questions a group
+        tables = [
+            points_table(compared[k : k + each], group_size) for k in range(0, len(compared), each)
+        ]
+        points = [[table[i][j] for i, j in pairs] for table in tables]  # (P, pairs)
+        rates = [win_rates(pairs, group, group_size) for group in points]
+        counts = self.count(compared)
+        known = [point for group in points for point in group if point is not None]
+        counts.update(pairs=len(known), ties=known.count(0.5))
+        counts["groups_lost"] = sum(all(point is None for point in group) for group in points)
+        error = next((c.outcome.error for c in reversed(compared) if c.outcome.error), None)
+        return Rewards(torch.stack(rates), counts, error, compared)
 
-    def compare(self, shown: list[tuple[int, int, int]], prompts, images):
-        """Points of the first image of each (prompt, first, second); counts; the last error."""
+    def compare(self, pairs, prompts, images) -> tuple[Comparison, ...]:
+        """Asks about the pairs of each group, the two orders of a pair one after the other."""
         texts = [self.template.replace("{prompt}", prompt) for prompt in prompts]
+        orders = [o for i, j in pairs for o in ([(i, j), (j, i)] if self.both_orders else [(i, j)])]
+        shown = [(p, i, j) for p in range(len(prompts)) for i, j in orders]
         queries = [Query((images[p][i], images[p][j]), texts[p]) for p, i, j in shown]
         heard = ask(self.mllm, queries, self.soft)  # what is lost is asked for once more
-        every = Counter(answer.verdict for answers in heard for answer in answers)
-        said = [answers[-1] for answers in heard]
-        final = Counter(answer.verdict for answer in said)
+        return tuple(
+            Comparison(*place, outcomes[-1], query, tuple(outcomes[:-1]))
+            for place, query, outcomes in zip(shown, queries, heard)
+        )
+
+    def count(self, compared: Sequence[Comparison]) -> Counter:
+        """What was wanted, asked, lost, and said of the first and the second image."""
+        final = Counter(c.outcome.verdict for c in compared)
+        every = final + Counter(outcome.verdict for c in compared for outcome in c.lost)
         counts = Counter(
-            wanted=len(shown),
+            wanted=len(compared),
             comparisons=every.total(),
             failed=final[Verdict.FAILED],
             unparsable=final[Verdict.UNPARSABLE],
             first=every[Verdict.FIRST],
             second=every[Verdict.SECOND],
         )
-        error = next((answer.error for answer in reversed(said) if answer.error), None)
-        return [answer.points for answer in said], counts, error
+        if self.both_orders:
+            counts["agree"] = sum(map(agree, compared[::2], compared[1::2]))
+        return counts
+
+
+def agree(one: Comparison, other: Comparison) -> bool:
+    """Whether the two orders of a pair say the same; False where one was lost."""
+    a, b = one.outcome.points, turned(other.outcome.points)
+    return a is not None and b is not None and (a > 0.5, a < 0.5) == (b > 0.5, b < 0.5)
 
 
 class PointwiseReward:
     """A score for each image alone, what Pref-GRPO is held against; called as PairwiseReward is.
 
-    scorer: has a name and score(prompts, images), a number or None for each (judges/scorers.py).
+    scorer: has a name and score(prompts, images), a number or None for each (judges/scorers.py);
+    one that asks a judge has rate(prompts, images) too, which keeps what the judge answered.
     """
 
     def __init__(self, scorer):
@@ -203,7 +251,9 @@ class PointwiseReward:
         """Scores (P, G); an image without one gets its group's mean, and so no advantage."""
         size = group_size_of(prompts, images)
         captions = [prompt for prompt in prompts for _ in range(size)]
-        scores = self.scorer.score(captions, [image for group in images for image in group])
+        shown = captions, [image for group in images for image in group]
+        rated = self.scorer.rate(*shown) if hasattr(self.scorer, "rate") else []
+        scores = [outcome.points for _, outcome in rated] if rated else self.scorer.score(*shown)
         # NaN and infinity, such as float16 gives when it overflows, are no scores either.
         known = [s if s is not None and math.isfinite(s) else math.nan for s in scores]
         values = torch.tensor(known, dtype=torch.float32).view(len(prompts), size)
@@ -212,23 +262,8 @@ class PointwiseReward:
         counts = Counter(wanted=len(scores), comparisons=len(scores), failed=int(lost.sum()))
         error = f"no score from {self.scorer.name}" if lost.any() else None
         counts["groups_lost"] = int(lost.all(1).sum())
-        return Rewards(torch.where(lost, mean, values), counts, error)
-
-
-def check_lost(name: str, rewards: Rewards, max_failed: float) -> None:
-    """Raises JudgeError if more than that share of what was wanted is lost.
-
-    A group that lost everything, such as that of a prompt which the judge refuses, has advantages
-    of 0. It is set aside and does not count, if there are others, and such groups are one or no
-    more than that share of all: else one prompt would end a run at the same step for ever.
-    """
-    counts, groups = rewards.counts, len(rewards.values)
-    aside, lost = counts["groups_lost"], counts["failed"] + counts["unparsable"]
-    spared = aside < groups and aside <= max(max_failed > 0, max_failed * groups)
-    whole = counts["wanted"] // groups * aside if spared else 0
-    if lost - whole > max_failed * (counts["wanted"] - whole):
-        raise JudgeError(
-            f"{name}: {lost} of {counts['wanted']} judgements lost ({counts['failed']} failed, "
-            f"{counts['unparsable']} unparsable; {max_failed:.0%} allowed), "
-            f"last error: {rewards.error}"
-        )
+        comparisons = [
+            Comparison(*divmod(k, size), None, outcome, query)
+            for k, (query, outcome) in enumerate(rated)
+        ]
+        return Rewards(torch.where(lost, mean, values), counts, error, tuple(comparisons))

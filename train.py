@@ -21,16 +21,14 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
     parse_config()  # answers and ends: before the libraries below, which take seconds to load
 
 import logging
-import time
 from typing import NamedTuple
 
 import torch
 
 import grpo
-import rewards
 import sampler
 from models.base import check_finite
-from support import diagnostics, processes
+from support import processes
 from support.run import Run, started
 
 log = logging.getLogger("train")
@@ -39,12 +37,55 @@ log = logging.getLogger("train")
 class Rollout(NamedTuple):
     """B = P * G samples."""
 
+    prompts: list[str]  # P
     text: tuple  # what the network sees of the prompts, one row a sample
     trajectory: sampler.Trajectory
     images: list  # P lists of G PIL images
 
 
-def sample(model, batch, sigmas, noise_level: float, kind: str, micro_batch: int) -> Rollout:
+class TrainStep(NamedTuple):
+    """What a training step made, for those that write down, show and measure it."""
+
+    step: int
+    rollout: Rollout  # of this rank
+    compared: dict  # rewards.Rewards by name, of this rank, with each comparison
+    rewards: dict  # the same of all ranks, without
+    advantages: torch.Tensor  # (P, G) of all ranks
+    frac_floor: float
+    losses: list[grpo.Loss]  # of each backward pass
+    norms: list[float]  # of the gradient, one an update
+
+
+def train(cfg, run: Run) -> None:
+    """Pref-GRPO: each pass of the loop is a training step, a line of the log."""
+    optimizer = torch.optim.AdamW(run.model.trainable(), cfg.lr, weight_decay=cfg.weight_decay)
+    average = processes.MovingAverage(run.model.transformer, cfg.ema)
+    sigmas = sampler.sigma_schedule(cfg.num_steps, cfg.shift)  # (K+1,)
+    how = dict(noise_level=cfg.noise_level, kind=cfg.sde_kind, micro_batch=run.micro_batch)
+    for step, parts in run.batches(optimizer, average):
+        # 1. Sample: G images of each prompt, every Gaussian step kept; where a server judges, a few
+        #    groups at a time, so that it compares some while the next ones are sampled.
+        with run.timed("rollout"):
+            rollouts = []
+            for part in parts:
+                rollouts.append(run.procs.alike(sample, run.model, part, sigmas, **how))
+                run.judging.submit(part.prompts, rollouts[-1].images)
+            rollout = join(rollouts)  # B = P * G samples
+        run.check(step, rollout)
+        # 2. Compare: all pairs of a group, in both orders -> win rates (P, G), of all ranks, so
+        #    that losses are counted over the step and stop all ranks alike.
+        with run.timed("judge"):
+            compared, rewards = run.judging.collect()
+        # 3. Normalize within the group: advantages (P, G).
+        advantages, frac_floor = normalize(rewards, run.weights, cfg.std_floor, cfg.adv_clip)
+        # 4. Update: replay some stochastic steps of every sample under the present weights.
+        with run.timed("update"):
+            losses, norms = update(cfg, run, rollout, run.own(advantages), parts[0].replayed)
+        done = (rollout, compared, rewards, advantages, frac_floor, losses, norms)
+        run.after(TrainStep(step, *done))
+
+
+def sample(model, batch, sigmas, *, noise_level: float, kind: str, micro_batch: int) -> Rollout:
     """G images for each of P prompts, and the trajectories that made them.
 
     Micro-batches are runs of samples; the update goes through the same ones, so that replay sees
@@ -54,17 +95,15 @@ def sample(model, batch, sigmas, noise_level: float, kind: str, micro_batch: int
     group_size = len(noise) // len(batch.prompts)
     text = model.encode(batch.prompts, group_size)  # B rows
     generators = [torch.Generator().manual_seed(seed) for seed in batch.step_seeds]
-    parts = []
+    how, parts = dict(kind=kind, sde_steps=batch.window), []
     for rows in micro_batches(len(noise), micro_batch):
-        velocity, own = model.velocity(text.rows(rows)), generators[rows]
-        parts.append(
-            sampler.rollout(velocity, noise[rows], sigmas, noise_level, kind, batch.window, own)
-        )
+        velocity, how["generator"] = model.velocity(text.rows(rows)), generators[rows]
+        parts.append(sampler.rollout(velocity, noise[rows], sigmas, noise_level, **how))
     trajectory = sampler.concatenate(parts)
     images = model.decode(trajectory.clean)
     check_finite([("the latents", trajectory.clean), ("the log-probs", trajectory.log_probs)])
     groups = [images[i : i + group_size] for i in range(0, len(images), group_size)]
-    return Rollout(text, trajectory, groups)
+    return Rollout(batch.prompts, text, trajectory, groups)
 
 
 def micro_batches(count: int, size: int) -> list[slice]:
@@ -73,107 +112,64 @@ def micro_batches(count: int, size: int) -> list[slice]:
 
 def join(rollouts: list[Rollout]) -> Rollout:
     """Rollouts of several prompts as one."""
-    text = type(rollouts[0].text)(*map(torch.cat, zip(*(r.text for r in rollouts))))
-    trajectory = sampler.concatenate([r.trajectory for r in rollouts])
-    return Rollout(text, trajectory, [group for r in rollouts for group in r.images])
+    prompts, texts, trajectories, images = zip(*rollouts)
+    text = type(texts[0])(*map(torch.cat, zip(*texts)))
+    return Rollout(sum(prompts, []), text, sampler.concatenate(trajectories), sum(images, []))
 
 
-def normalize(scored: dict, weights: dict, std_floor: float, clip: float):
-    """Rewards by name, each (P, G) -> advantages (P, G), and the share of groups at the floor.
+def normalize(rewards: dict, weights: dict, std_floor: float, clip: float):
+    """Rewards by name, values (P, G) -> advantages (P, G), and the share of groups at the floor.
 
     One reward: each group by its own mean and deviation. Several: grpo.combine_advantages.
     """
-    if len(scored) == 1:
-        (values,) = scored.values()
-        return grpo.group_advantages(values, std_floor, clip), grpo.frac_floor(values, std_floor)
-    combined = grpo.combine_advantages(scored, weights, std_floor, clip)
-    shares = [grpo.frac_floor(v, std_floor * v.std(correction=0).item()) for v in scored.values()]
+    values = {name: reward.values for name, reward in rewards.items()}
+    if len(values) == 1:
+        (only,) = values.values()
+        return grpo.group_advantages(only, std_floor, clip), grpo.frac_floor(only, std_floor)
+    combined = grpo.combine_advantages(values, weights, std_floor, clip)
+    shares = [grpo.frac_floor(v, std_floor * v.std(correction=0).item()) for v in values.values()]
     return combined, sum(shares) / len(shares)
 
 
-def train(cfg, procs, run: Run) -> None:
-    """Pref-GRPO, a line of the log a step."""
-    sigmas = sampler.sigma_schedule(cfg.num_steps, cfg.shift)  # (K+1,)
-    for number in run.steps():
-        step(cfg, procs, run, sigmas, number)
+def update(cfg, run: Run, rollout: Rollout, advantages, replayed: list[int]):
+    """Optimizer steps on one rollout: losses of each backward pass, norms of the gradients.
 
-
-def step(cfg, procs, run: Run, sigmas, number: int) -> None:
-    """Sample, compare, normalize, descend. An error in what is called alike ends all ranks."""
-    # 1. Sample: G images of each prompt, every Gaussian step kept. Where a server judges, a few
-    #    groups at a time, so that it compares some while the next ones are sampled.
-    model, start, rollouts, judged = run.model, time.perf_counter(), [], []
-    how = (sigmas, cfg.noise_level, cfg.sde_kind, run.micro_batch)
-    for part in run.parts(number):
-        rollouts.append(procs.alike(sample, model, part, *how))
-        for name, reward in run.rewards.items():
-            judged.append((name, run.submit(reward, part.prompts, rollouts[-1].images)))
-    rollout, sampled = join(rollouts), time.perf_counter()  # B = P * G samples
-    if number == 1:
-        policy = (slice(0, run.micro_batch), cfg.dtype, cfg.guard, cfg.clip_range)
-        procs.alike(diagnostics.check_on_policy, model, rollout, *policy)
-    kl = diagnostics.kl_to_base(model, rollout, min(cfg.group_size, run.micro_batch))
-
-    # 2. Compare: all pairs of a group, in both orders -> win rates (P, G), on every rank those
-    #    of all ranks, so that losses are counted over the step and stop all ranks alike.
-    asked = time.perf_counter()
-    mine = {n: rewards.join([job() for m, job in judged if m == n]) for n in run.rewards}
-    ranks = procs.gather([mine])
-    scored = {name: rewards.join([rank[name] for rank in ranks]) for name in mine}
-    for name, result in scored.items():
-        rewards.check_lost(run.rewards[name].name, result, cfg.max_failed)
-    answered = time.perf_counter()
-
-    # 3. Normalize: advantages (P, G) of all ranks, and of them our own: (B,)
-    values = {name: result.values for name, result in scored.items()}  # (P, G) each
-    advantages, frac_floor = normalize(values, run.weights, cfg.std_floor, cfg.adv_clip)
-    own = advantages.chunk(procs.world)[procs.rank].flatten().to(procs.device)
-
-    # 4. Descend: replay some of the stochastic steps of every sample under the present weights.
-    replayed, batches = part.replayed, micro_batches(len(own), run.micro_batch)
-    losses, norms = [], []
-    how = (cfg.clip_range, cfg.guard, cfg.kl_coef)
+    advantages: (B,) of this rank; replayed: the stochastic steps that are trained.
+    """
+    batches, losses, norms = micro_batches(len(advantages), run.micro_batch), [], []
+    how = dict(clip_range=cfg.clip_range, guard=cfg.guard, kl_coef=cfg.kl_coef)
     for n in range(cfg.updates):  # with several, each sees images of every group
         parts = [(k, rows) for rows in batches[n :: cfg.updates] for k in replayed]
         samples = sum(rows.stop - rows.start for _, rows in parts)
         for i, (k, rows) in enumerate(parts, 1):
-            with processes.gradients(run.policy, average=i == len(parts)):
-                loss = objective(model, run.policy, rollout, own[rows], k, rows, *how)
+            with processes.gradients(run.model.policy, average=i == len(parts)):
+                loss = objective(run.model, rollout, advantages, k, rows, **how)
                 ((rows.stop - rows.start) / samples * loss.loss).backward()
             losses.append(grpo.Loss(*(x.detach() for x in loss)))
-        procs.alike(check_finite, [("the loss", torch.stack([x.loss for x in losses]))])
-        norms.append(processes.clip_gradients(model.trainable(), cfg.max_grad_norm))
+        run.procs.alike(check_finite, [("the loss", torch.stack([x.loss for x in losses]))])
+        norms.append(processes.clip_gradients(run.model.trainable(), cfg.max_grad_norm))
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
     run.average.update()
-    seconds = (sampled - start, answered - asked, time.perf_counter() - answered)
-    run.log(number, scored, advantages, frac_floor, losses, norms, kl, seconds)
+    return losses, norms
 
 
 def objective(
-    model,
-    policy,
-    rollout: Rollout,
-    advantages,
-    k: int,
-    rows: slice,
-    clip_range: float,
-    guard: bool,
-    kl_coef: float,
+    model, rollout: Rollout, advantages, k: int, rows: slice, *, clip_range, guard, kl_coef
 ) -> grpo.Loss:
     """What step k of some samples adds to the loss: the clipped ratio, and the KL to the base.
 
-    advantages: (b,) of these rows. guard: GRPO-Guard's ratio, whose loss is divided by -dsigma.
+    advantages: (B,). guard: GRPO-Guard's ratio, whose loss is divided by -dsigma.
     """
     text, trajectory = rollout.text.rows(rows), rollout.trajectory
-    new = sampler.replay(model.velocity(text, policy), trajectory, k, rows)  # with gradient
+    new = sampler.replay(model.velocity(text, model.policy), trajectory, k, rows)  # with gradient
     old = trajectory.step(k, rows)
     if guard:
         log_ratio = grpo.normalized_log_ratio(new, old)  # (b,)
         weight = 1 / (trajectory.sigmas[k] - trajectory.sigmas[k + 1])
     else:
         log_ratio, weight = new.log_prob - old.log_prob, 1.0
-    clipped = grpo.clipped_loss(log_ratio, advantages, clip_range)
+    clipped = grpo.clipped_loss(log_ratio, advantages[rows], clip_range)
     loss = weight * clipped.loss
     if kl_coef:
         with torch.no_grad(), model.base() as base:
@@ -191,7 +187,7 @@ def main() -> None:
 
         return dry_run.main(cfg)
     with started(cfg) as run:  # whatever ends it says in one sentence why, and what is kept
-        train(cfg, run.procs, run)
+        train(cfg, run)
         run.finish()
 
 

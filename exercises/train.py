@@ -86,8 +86,8 @@ def trained(cfg: Config, name: str, reward=None) -> Run:
     print(f"\ntraining with {name}:", flush=True)
     with started(dataclasses.replace(cfg, out=str(Path(cfg.out) / name))) as run:
         if reward:
-            run.rewards = dict.fromkeys(run.rewards, reward)
-        train.train(run.cfg, run.procs, run)
+            run.judging.rewards = dict.fromkeys(run.judging.rewards, reward)
+        train.train(run.cfg, run)
         run.finish()
     return run
 

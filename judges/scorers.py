@@ -41,8 +41,8 @@ from safetensors import safe_open
 from transformers import CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection
 from transformers.utils import cached_file
 
-from judges.mllm import MLLM, Query, without_echo
-from judges.verdicts import POINTWISE_TEMPLATE, parse_ratings
+from judges.mllm import MLLM, Query
+from judges.verdicts import POINTWISE_TEMPLATE, Outcome, read_rating
 from support.rgb import to_rgb
 
 log = logging.getLogger(__name__)
@@ -246,8 +246,8 @@ class MLLMScorer:
             raise ValueError("the template of the pointwise judge lacks {prompt}")
         self.mllm, self.name, self.template = mllm, mllm.name, template
 
-    def score(self, prompts: Sequence[str], images: Sequence) -> list[float | None]:
-        """One score for each (prompt, image), in order; None where the MLLM gave none.
+    def rate(self, prompts: Sequence[str], images: Sequence) -> list[tuple[Query, Outcome]]:
+        """Each question with what was answered, in order; points are the mean rating, or None.
 
         How many have none, and why the last of them, is logged as a warning.
         """
@@ -255,15 +255,11 @@ class MLLMScorer:
             Query((image,), self.template.replace("{prompt}", prompt))
             for prompt, image in zip(prompts, images, strict=True)
         ]
-        scores, errors = [], []
-        for query, answer in zip(queries, self.mllm.ask(queries), strict=True):
-            said = without_echo(answer.text or "", query.text)
-            scores.append(parse_ratings(said, answer.unfinished))
-            if answer.text is None:
-                errors.append(answer.error)
-            elif scores[-1] is None:
-                error = f"no ratings in an answer that ends with {answer.text[-80:]!r}"
-                errors.append(": ".join(filter(None, (answer.unfinished, error))))
-        if errors:
+        rated = list(map(read_rating, queries, self.mllm.ask(queries)))
+        if errors := [outcome.error for outcome in rated if outcome.points is None]:
             log.warning("%s: %d scores lost, last error: %s", self.name, len(errors), errors[-1])
-        return scores
+        return list(zip(queries, rated))
+
+    def score(self, prompts: Sequence[str], images: Sequence) -> list[float | None]:
+        """One score for each (prompt, image), in order; None where the MLLM gave none."""
+        return [outcome.points for _, outcome in self.rate(prompts, images)]

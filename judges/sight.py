@@ -11,7 +11,7 @@ import re
 from PIL import Image, ImageDraw
 
 from judges.mllm import MLLM, Query, final_part, without_echo
-from judges.verdicts import PAIRWISE_TEMPLATE, Said, Verdict, ask
+from judges.verdicts import PAIRWISE_TEMPLATE, Outcome, Verdict, ask
 
 CAPTION = "a large red circle"
 # In the form of the benchmark's, which judges were tuned to answer.
@@ -35,7 +35,7 @@ def circle(color: str) -> Image.Image:
     return image
 
 
-def _compare(mllm: MLLM, template: str, soft: bool) -> list[Said]:
+def _compare(mllm: MLLM, template: str, soft: bool) -> list[Outcome]:
     """Of a red and a blue circle, in both orders; points are of the first."""
     red, blue = circle("#dc3232"), circle("#3264dc")
     text = template.replace("{prompt}", CAPTION)
@@ -44,7 +44,7 @@ def _compare(mllm: MLLM, template: str, soft: bool) -> list[Said]:
     ]
 
 
-def _score(mllm: MLLM) -> list[Said]:
+def _score(mllm: MLLM) -> list[Outcome]:
     """Of a red and of a blue circle, each alone; points are its score."""
     queries = [Query((circle(color),), QUESTION) for color in ("#dc3232", "#3264dc")]
     scores = []
@@ -55,9 +55,9 @@ def _score(mllm: MLLM) -> list[Said]:
         lost = Verdict.UNPARSABLE if heard else Verdict.FAILED
         error = answer.error or answer.unfinished or f"no score in {(answer.text or '')[-80:]!r}"
         if found:
-            scores.append(Said(float(found[-1]), Verdict.TIE, None))
+            scores.append(Outcome(float(found[-1]), Verdict.TIE, None))
         else:
-            scores.append(Said(None, lost, error))
+            scores.append(Outcome(None, lost, error))
     return scores
 
 

@@ -189,27 +189,43 @@ def parse_ratings(text: str, unfinished: object = None) -> float | None:
     return sum(ratings.values()) / 3
 
 
-class Said(NamedTuple):
-    """One answer about one pair of images as it was shown."""
+class Outcome(NamedTuple):
+    """One answer of a judge, as it was read: about two images as they were shown, or about one."""
 
-    points: float | None  # of the first image
-    verdict: Verdict
-    error: str | None
+    points: float | None  # of the first of two images; the rating of one; None where it is lost
+    verdict: Verdict | None = None  # of two images
+    error: str | None = None
+    answer: Answer | None = None  # as the judge gave it; None for a probability, and for a scorer
+
+    @property
+    def read_as(self) -> str | float | None:
+        """How an answer was read, for people: a verdict's name, a probability or a rating."""
+        return self.verdict.value if self.answer and self.verdict else self.points
 
 
-def read(query: Query, answer: Answer) -> Said:
+def read(query: Query, answer: Answer) -> Outcome:
     """The verdict in an answer to a question about two images."""
     text = None if answer.text is None else without_echo(answer.text, query.text)
     verdict = parse_verdict(text, answer.unfinished)
     if text is not None and verdict is Verdict.UNPARSABLE:
         error = f"no verdict in an answer that ends with {answer.text[-80:]!r}"
-        return Said(None, verdict, ": ".join(filter(None, (answer.unfinished, error))))
+        return Outcome(None, verdict, ": ".join(filter(None, (answer.unfinished, error))), answer)
     if answer.unfinished and text is None:  # the judge was heard, and had not come to its answer
         verdict = Verdict.UNPARSABLE
-    return Said(verdict.points, verdict, answer.error)
+    return Outcome(verdict.points, verdict, answer.error, answer)
 
 
-def ask(mllm: MLLM, queries: list[Query], soft: bool = False) -> list[list[Said]]:
+def read_rating(query: Query, answer: Answer) -> Outcome:
+    """The mean rating in an answer to a question about one image."""
+    if answer.text is None:
+        return read(query, answer)
+    points = parse_ratings(without_echo(answer.text, query.text), answer.unfinished)
+    error = f"no ratings in an answer that ends with {answer.text[-80:]!r}"
+    error = ": ".join(filter(None, (answer.unfinished, error))) if points is None else None
+    return Outcome(points, error=error, answer=answer)
+
+
+def ask(mllm: MLLM, queries: list[Query], soft: bool = False) -> list[list[Outcome]]:
     """All that a judge says of each query, the last of which counts; all are asked at once.
 
     What is lost is asked for once more: what failed in the same words, what was answered without a
@@ -217,14 +233,14 @@ def ask(mllm: MLLM, queries: list[Query], soft: bool = False) -> list[list[Said]
     soft: points are P(first is better), which a judge in process can give (local.py).
     """
 
-    def heard(asked: Sequence[Query]) -> list[Said]:
+    def heard(asked: Sequence[Query]) -> list[Outcome]:
         if soft:
             odds = mllm.first_probability(asked)
             lost = [None if p is not None else "no probability" for p in odds]
-            return list(map(Said, odds, map(nearest_verdict, odds), lost))
+            return list(map(Outcome, odds, map(nearest_verdict, odds), lost))
         return list(map(read, asked, mllm.ask(asked)))
 
-    def again(query: Query, said: Said) -> str | None:
+    def again(query: Query, said: Outcome) -> str | None:
         if said.points is not None:
             return None
         return query.text + VERDICT_REMINDER * (said.verdict is Verdict.UNPARSABLE)

@@ -59,8 +59,9 @@ def compare_with_faultless(cfg: Config) -> tuple[int, int, int, int]:
     a run by a judge server."""
     procs = Processes(0, 1, torch.device("cpu"))
     run = start_run(cfg, procs)
-    run.rewards["pairwise"] = compared = Compared(run.rewards["pairwise"])
-    train.train(cfg, procs, run)
+    rewards = run.judging.rewards
+    rewards["pairwise"] = compared = Compared(rewards["pairwise"])
+    train.train(cfg, run)
     return tuple(map(sum, zip(*compared.made)))
 
 

@@ -52,7 +52,14 @@ def measure(
 
     def sampling(part: Batch):
         sigmas = sampler.sigma_schedule(steps)
-        return train.sample(model, part, sigmas, cfg.noise_level, "flow", cfg.group_size).images
+        return train.sample(
+            model,
+            part,
+            sigmas,
+            noise_level=cfg.noise_level,
+            kind="flow",
+            micro_batch=cfg.group_size,
+        ).images
 
     behind("elsewhere", ideal, waiting, reward, batch)
     steps = cfg.num_steps
@@ -112,7 +119,9 @@ def main() -> None:
             count = args.prompts * args.group_size
             batch = Batch(prompts, list(range(count)), list(range(count, 2 * count)), [])
             sigmas = sampler.sigma_schedule(cfg.num_steps)
-            images = train.sample(model, batch, sigmas, cfg.noise_level, "flow", count).images
+            images = train.sample(
+                model, batch, sigmas, noise_level=cfg.noise_level, kind="flow", micro_batch=count
+            ).images
             for concurrency in args.concurrency:
                 measure(cfg, args.latency, concurrency, args.rounds, model, batch, images)
     finally:

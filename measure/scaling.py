@@ -30,12 +30,19 @@ def step(model, optimizer, cfg, prompts: int):
     count = prompts * cfg.group_size
     batch = Batch(["a red circle"] * prompts, list(range(count)), list(range(count)), [])
     sigmas = sampler.sigma_schedule(cfg.num_steps)
-    rollout = train.sample(model, batch, sigmas, cfg.noise_level, cfg.sde_kind, cfg.micro_batch)
+    rollout = train.sample(
+        model,
+        batch,
+        sigmas,
+        noise_level=cfg.noise_level,
+        kind=cfg.sde_kind,
+        micro_batch=cfg.micro_batch,
+    )
     for rows in train.micro_batches(count, cfg.micro_batch):
         for k in rollout.trajectory.sde_steps:
-            advantages = torch.ones(rows.stop - rows.start)
-            how = (rows, cfg.clip_range, True, 0.0)
-            loss = train.objective(model, model.transformer, rollout, advantages, k, *how)
+            advantages = torch.ones(count)
+            how = dict(clip_range=cfg.clip_range, guard=True, kl_coef=0.0)
+            loss = train.objective(model, rollout, advantages, k, rows, **how)
             loss.loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

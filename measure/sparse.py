@@ -105,7 +105,7 @@ def sampled_points(size: int, prompts: list[str], model, judge: ShapesMLLM) -> l
     count = size * len(prompts)
     batch = Batch(prompts, list(range(count)), list(range(count, 2 * count)), [])
     sigmas = sampler.sigma_schedule(6)
-    groups = train.sample(model, batch, sigmas, 0.7, "flow", 64).images
+    groups = train.sample(model, batch, sigmas, noise_level=0.7, kind="flow", micro_batch=64).images
     pairs, result = pair_schedule(size), []
     reward = PairwiseReward(judge)
     for prompt, group in zip(prompts, groups):

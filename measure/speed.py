@@ -46,9 +46,10 @@ def timed(function, *args):
 
 def descend(model, optimizer, rollout, advantages, cfg) -> None:
     """All stochastic steps of all samples, as the loop descends them."""
-    how = (slice(0, len(advantages)), cfg.clip_range, cfg.guard, cfg.kl_coef)
+    rows = slice(0, len(advantages))
+    how = dict(clip_range=cfg.clip_range, guard=cfg.guard, kl_coef=cfg.kl_coef)
     for k in rollout.trajectory.sde_steps:
-        loss = train.objective(model, model.transformer, rollout, advantages, k, *how)
+        loss = train.objective(model, rollout, advantages, k, rows, **how)
         loss.loss.backward()
     torch.nn.utils.clip_grad_norm_(model.trainable(), cfg.max_grad_norm)
     optimizer.step()
@@ -84,7 +85,9 @@ def measure(rounds: int, cfg: Config) -> dict[str, list[float]]:
         sampler.rollout(velocity, noise, sigmas, cfg.noise_level, generator=generators)
 
     def sample():
-        return train.sample(model, batch, sigmas, cfg.noise_level, cfg.sde_kind, count)
+        return train.sample(
+            model, batch, sigmas, noise_level=cfg.noise_level, kind=cfg.sde_kind, micro_batch=count
+        )
 
     ratios = {name: [] for name in AGAINST}
     for _ in range(rounds):
@@ -132,13 +135,18 @@ class Step:
         advantages, at_once = torch.linspace(-1, 1, count), micro_batch or count
         sigmas = sampler.sigma_schedule(cfg.num_steps)
         start = time.perf_counter()
-        rollout = train.sample(self.model, drawn, sigmas, cfg.noise_level, cfg.sde_kind, at_once)
+        rollout = train.sample(
+            self.model,
+            drawn,
+            sigmas,
+            noise_level=cfg.noise_level,
+            kind=cfg.sde_kind,
+            micro_batch=at_once,
+        )
         for rows in train.micro_batches(count, at_once):
             for k in drawn.replayed:
-                how = (rows, cfg.clip_range, cfg.guard, cfg.kl_coef)
-                train.objective(
-                    self.model, self.model.transformer, rollout, advantages[rows], k, *how
-                ).loss.backward()
+                how = dict(clip_range=cfg.clip_range, guard=cfg.guard, kl_coef=cfg.kl_coef)
+                train.objective(self.model, rollout, advantages, k, rows, **how).loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return time.perf_counter() - start

@@ -109,6 +109,7 @@ class Model:
     def __init__(self, pipe, kind, size: int, guidance: float = 3.5):
         """kind: the module of this folder that is for the pipeline's class."""
         self.pipe, self.kind, self.size, self.guidance = pipe, kind, size, guidance
+        self.policy = pipe.transformer  # as the update calls it; of several ranks, their average
         self.frozen = None  # the base: a copy of the transformer; None where a LoRA is switched off
         self.text_of = lambda prompts: kind.encode(pipe, prompts)  # a text cache takes its place
 

@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import sampler
 import train
 from support import rundir
 from support.config import parse_config
@@ -146,7 +145,7 @@ def trained(arm: Arm, flags: list[str], label: str, watch: Callable) -> Run:
         cfg = parse_config([*flags, *arm.flags, "--resume"])
     with started(cfg) as run:
         if arm.reward:
-            run.rewards = dict.fromkeys(run.rewards, arm.reward())
+            run.judging.rewards = dict.fromkeys(run.judging.rewards, arm.reward())
         try:
             descend(run, label, watch)
             run.finish()
@@ -157,15 +156,16 @@ def trained(arm: Arm, flags: list[str], label: str, watch: Callable) -> Run:
 
 def descend(run: Run, label: str, watch: Callable) -> None:
     """train.train, with a bar that says which run it is, and `watch` at each evaluation."""
-    sigmas = sampler.sigma_schedule(run.cfg.num_steps, run.cfg.shift)
+    run.label = label
     run.metrics[0] |= watch(run.heldout.grid_prompts, run.heldout.base_grid)
-    for step in run.steps():
-        run.bar.set_description(label, refresh=False)
-        run.bar.leave = False  # one bar is seen at a time
-        train.step(run.cfg, run.procs, run, sigmas, step)
-        if run.evaluates(step):
+
+    def seen(done: train.TrainStep) -> None:
+        if run.evaluates(done.step):
             run.metrics[-1] |= watch(run.heldout.grid_prompts, run.last[1])
             rundir.write_metrics(run.out, run.metrics)
+
+    run.observers.append(seen)
+    train.train(run.cfg, run)
     if run.last is None:  # taken up after its last step
         with run.average.in_place():
             run.last = run.heldout.evaluate(), run.heldout.grid_images(run.model.transformer)

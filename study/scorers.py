@@ -62,7 +62,9 @@ def choices(prompts: list[str], judge: ShapesMLLM, seed: int) -> Choices:
     model, count = base.load(FLUX, size=32), 2 * len(prompts)
     noise, steps = ([seed_of(seed, name, n) for n in range(count)] for name in ("noise", "steps"))
     batch = Batch(prompts, noise, steps, [])
-    pairs = train.sample(model, batch, sampler.sigma_schedule(6), 0.7, "flow", 64).images
+    pairs = train.sample(
+        model, batch, sampler.sigma_schedule(6), noise_level=0.7, kind="flow", micro_batch=64
+    ).images
     texts = [PAIRWISE_TEMPLATE.replace("{prompt}", prompt) for prompt in prompts]
     heard = ask(judge, [Query(tuple(pair), text) for pair, text in zip(pairs, texts)])
     said = [answers[-1].verdict for answers in heard]

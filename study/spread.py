@@ -178,7 +178,14 @@ def pictures_of_base(groups: int) -> tuple[np.ndarray, np.ndarray]:
     cfg = parse_config([f"--prompts_per_step={groups}", f"--group_size={TYPICAL}"])
     model = base.load(cfg.model, cfg.size, cfg.guidance)
     sigmas, batch = sampler.sigma_schedule(cfg.num_steps, cfg.shift), make_batch(cfg, None, 0)
-    drawn = train.sample(model, batch, sigmas, cfg.noise_level, cfg.sde_kind, 8 * TYPICAL)
+    drawn = train.sample(
+        model,
+        batch,
+        sigmas,
+        noise_level=cfg.noise_level,
+        kind=cfg.sde_kind,
+        micro_batch=8 * TYPICAL,
+    )
     asked = [text for text in batch.prompts for _ in range(TYPICAL)]
     shown = [image for group in drawn.images for image in group]
     met, _ = verify(list(map(parse_prompt, asked)), shown)

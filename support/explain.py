@@ -25,7 +25,7 @@ import grpo
 import models.base
 import sampler
 from judges.scorers import MLLMScorer
-from rewards import PairwiseReward, PointwiseReward, mean_points, pair_schedule, win_rates
+from rewards import PairwiseReward, PointwiseReward
 from shapes import scenes, verifier
 from support.config import Config
 from support.files import write_atomic
@@ -57,7 +57,7 @@ class Group(NamedTuple):
     sigmas: torch.Tensor  # (K+1,)
     frames: list[list]  # K lists of G images: the clean picture predicted from each state
     images: list  # G
-    points: dict[tuple[int, int], float]  # (i, j) -> what image i got of the pair
+    points: list[list[float | None]]  # (G, G): what the image of a row got of that of a column
     rates: torch.Tensor  # (G,)
     scores: torch.Tensor  # (G,) pointwise, by the same judge
     met: list[list[bool]]  # which testpoints hold in each image
@@ -88,18 +88,12 @@ def draw_group(model, cfg: Config, prompt: verifier.Caption, seed: int) -> Group
         model.velocity(text), noise, sigmas, cfg.noise_level, cfg.sde_kind, None, generators
     )
     images = model.decode(trajectory.clean)
-    judge, pairs = verifier.ShapesMLLM(), pair_schedule(size)
-    turned = [(0, j, i) for i, j in pairs]
-    shown = [(0, i, j) for i, j in pairs]
-    said, _, _ = PairwiseReward(judge).compare(shown + turned, [prompt.text], [images])
-    forward, backward = said[: len(pairs)], said[len(pairs) :]
-    points = [mean_points(one, 1 - other) for one, other in zip(forward, backward)]
-    both = {(i, j): p for (i, j), p in zip(pairs, points)}
-    both |= {(j, i): 1 - p for (i, j), p in both.items()}
+    judge = verifier.ShapesMLLM()
+    compared = PairwiseReward(judge)([prompt.text], [images])
     scores = PointwiseReward(MLLMScorer(judge))([prompt.text], [images]).values[0]
     met = [verifier.satisfied(prompt, reading) for reading in scenes.read(images)]
     frames = states(model, text, trajectory)[1]
-    return Group(sigmas, frames, images, both, win_rates(pairs, points, size), scores, met)
+    return Group(sigmas, frames, images, compared.points(0), compared.values[0], scores, met)
 
 
 # ----------------------------------------------------------------------------- the pictures
@@ -154,7 +148,7 @@ def group_picture(group: Group, prompt: verifier.Caption, cfg: Config, path) -> 
         sheet.text(matrix - 20, middle, str(i + 1), MUTED, anchor="mm")
         for j in range(size):
             if i != j:
-                fill, word = outcome(group.points[i, j])
+                fill, word = outcome(group.points[i][j])
                 x = matrix + j * 40
                 sheet.draw.rectangle([x, middle - 17, x + 34, middle + 17], fill=fill)
                 ink = INK if fill == TIED else PAPER

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 import sampler
-from rewards import check_lost, join
+from rewards import join
 from shapes import prompts as shapes_prompts
 from shapes import scenes, verifier
 from support.bootstrap import mean_interval
+from support.judging import bare, check_lost
 from support.prompts import seed_of
 
 
@@ -115,10 +116,12 @@ def verify(prompts: list, images: list) -> tuple[list[list[bool]], list[float]]:
 class Heldout:
     """The held-out prompts with the base's pictures; `evaluate` measures the present model."""
 
-    def __init__(self, cfg, procs, model, compare, prompts=None, grid=(12, 4)):
-        """compare: the run's PairwiseReward. prompts: prompts.Prompts of a file; None: those of the
-        shapes world. grid: rows and columns of the pictures that people look at."""
+    def __init__(self, cfg, procs, model, compare, prompts=None, *, record=None, grid=(12, 4)):
+        """compare: the run's PairwiseReward; record: judges.record.Record of what it answers.
+        prompts: prompts.Prompts of a file; None: those of the shapes world. grid: rows and columns
+        of the pictures that people look at."""
         self.cfg, self.procs, self.model, self.compare = cfg, procs, model, compare
+        self.record = record
         self.scenes = None if prompts else shapes_prompts.heldout_prompts()[: cfg.heldout or None]
         self.texts = prompts.heldout if prompts else [p.text for p in self.scenes]
         self.seeds = [seed_of("heldout", i) for i in range(len(self.texts))]
@@ -166,16 +169,12 @@ class Heldout:
         mine = self.procs.share(len(images))
         pairs = [[images[i], self.base_images[i]] for i in mine]
         compared = self.compare([self.texts[i] for i in mine], pairs)
-        ranks = self.procs.gather([(mine, compared)])
+        if self.record:
+            self.record.write(compared.comparisons)
+        won = {i: compared.points(p)[0][1] for p, i in enumerate(mine)}  # None where it is lost
+        ranks = self.procs.gather([(won, bare(compared))])
         check_lost(self.compare.name, join([part for _, part in ranks]), self.cfg.max_failed)
-        wins = {}
-        for rows, part in ranks:
-            known = part.values[:, 0].tolist()
-            # A lost comparison stands at one half, as a tie does: which of them is which makes no
-            # difference to mean and interval.
-            for _ in range(part.counts["groups_lost"]):
-                known[known.index(0.5)] = None
-            wins |= dict(zip(rows, known))
+        wins = {i: win for won, _ in ranks for i, win in won.items()}
         return self.held(images, [win for _, win in sorted(wins.items())])
 
     def held(self, images: list, wins: list) -> Held:

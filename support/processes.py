@@ -73,14 +73,15 @@ class Processes(NamedTuple):
         dist.all_gather_object(parts, items)
         return [item for part in parts for item in part]
 
-    def alike(self, function: Callable, *args):
-        """function(*args) of this rank. An error on any rank is raised on all of them, which would
-        else wait for the one that stopped: ValueError, FloatingPointError, OSError, SystemExit."""
+    def alike(self, function: Callable, *args, **settings):
+        """function(*args, **settings) of this rank. An error on any rank is raised on all of them,
+        which would else wait for the one that stopped: ValueError, FloatingPointError, OSError,
+        SystemExit."""
         if self.world == 1:
-            return function(*args)
+            return function(*args, **settings)
         result, error = None, None
         try:
-            result = function(*args)
+            result = function(*args, **settings)
         except tuple(TOLD) as caught:
             kind = next(k for k, kind in enumerate(TOLD) if isinstance(caught, kind))
             error = kind, str(caught)

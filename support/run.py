@@ -1,7 +1,7 @@
-"""What stands around the loop: a run's steps, its log, its checkpoints and its end.
+"""What stands around the loop: a run's steps, what follows each, its checkpoints and its end.
 
 run = start_run(cfg, procs)                 # cfg: config.Config; loads, and measures the base
-for step in run.steps(): ...; run.log(step, ...)
+for step, parts in run.batches(optimizer, average): ...; run.after(train.TrainStep(...))
 run.finish()                                # final/, pictures, the result in words
 """
 
@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import os
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,14 +18,13 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from judges.record import Recorded
+from judges.record import Record
 from models.base import check_finite
-from rewards import JudgeError
-from support import build, diagnostics, explain, pictures, processes, rundir
+from support import build, diagnostics, explain, gallery, pictures, processes, rundir
 from support.config import Config, check_config, micro_batch_of, parse_rewards
 from support.files import writing
-from support.gallery import Witness
 from support.heldout import Heldout
+from support.judging import JudgeError, Judging
 from support.processes import Processes
 from support.prompts import Prompts, make_batch
 
@@ -39,35 +39,28 @@ class StoppedError(Exception):
 
 
 class Run:
-    """The loop's tools (model, optimizer, average, rewards, batches, ...) and its book-keeping."""
+    """The loop's model, batches and judging, and what follows each of its steps."""
 
-    def __init__(
-        self, cfg: Config, procs: Processes, prompts: Prompts | None, rewards: dict, compare
-    ):
-        """rewards: by name; compare: the PairwiseReward that progress is measured with."""
-        self.cfg, self.procs, self.out, self.rewards = cfg, procs, Path(cfg.out), rewards
+    def __init__(self, cfg: Config, procs: Processes, prompts: Prompts | None, judging, compare):
+        """judging: Judging; compare: the PairwiseReward that progress is measured with."""
+        self.cfg, self.procs, self.out, self.judging = cfg, procs, Path(cfg.out), judging
         self.model = procs.alike(build.load_model, cfg, procs)
         transformer = self.model.transformer
-        self.policy = transformer if cfg.shard else processes.replicate(transformer, procs)
-        self.optimizer = torch.optim.AdamW(
-            self.model.trainable(), lr=cfg.lr, weight_decay=cfg.weight_decay
-        )
-        self.average = processes.MovingAverage(transformer, cfg.ema)
+        if not cfg.shard:
+            self.model.policy = processes.replicate(transformer, procs)
         trained = sum(weight.numel() for weight in self.model.trainable())
         procs.alike(rundir.check_disk, self.out, rundir.disk_bytes(trained, cfg.ema, cfg.steps))
         samples = cfg.prompts_per_step // procs.world * cfg.group_size
         self.micro_batch = micro_batch_of(cfg, samples)
         self.weights = {name: part.weight for name, part in parse_rewards(cfg.reward).items()}
-        # A server's judging goes on behind the rollout; another judge is asked when its answer is.
-        served = cfg.judge == "openai"
-        self.begin = processes.in_background if served else functools.partial
         # Parts of whole groups and whole micro-batches: the update's are those of the rollout.
         whole = math.lcm(self.micro_batch, cfg.group_size) // cfg.group_size
-        groups = whole if served else samples
+        groups = whole if cfg.judge == "openai" else cfg.prompts_per_step
         # All that is random in the run, by step and rank: drawn when it is asked for.
         draw = functools.partial(make_batch, cfg, prompts)
         self.parts = lambda step: draw(step, procs.rank, procs.world).split(groups)
-        self.heldout = Heldout(cfg, procs, self.model, compare, prompts)
+        record = judging.record
+        self.heldout = Heldout(cfg, procs, self.model, compare, prompts, record=record)
         if cfg.text_cache:
             steps = range(1, cfg.steps + 1)
             drawn = [text for s in steps for text in draw(s).prompts]  # of all ranks
@@ -78,13 +71,36 @@ class Run:
         self.metrics = [{"step": 0, **self.heldout.base.metrics()}]
         self.write = lambda row: None
         self.at, self.stop = 0, processes.Stop()  # the step at work; whether it is to be the last
+        self.seconds, self.kl = {}, 0.0  # of the step at work
         self.doubted = Counter()  # warnings of each kind, and steps
         self.last = None  # the last evaluation of this process: (Held, grid)
-        self.witness = None  # of rank 0: what its judge says of the groups that the gallery keeps
+        self.label = "training"  # of the progress bar
+        self.observers = []  # of a study: called with each train.TrainStep, after the run's own
 
     @property
     def state(self) -> tuple:
         return self.model.transformer, self.optimizer, self.average
+
+    def batches(self, optimizer, average):
+        """Each step that is left, with what this rank samples in it, some groups a part.
+
+        optimizer, average: of the model; they take up the checkpoint that the run resumes from.
+        """
+        self.optimizer, self.average = optimizer, average
+        self.take_up()
+        for step in self.steps():
+            yield step, self.parts(step)
+
+    def take_up(self) -> None:
+        """Weights, optimizer, average and log of the last checkpoint, with --resume."""
+        last = self.procs.from_first(processes.newest_checkpoint, self.out / "checkpoint")
+        if self.cfg.resume and last:  # none: stopped before the first
+            processes.load_checkpoint(last, *self.state)
+            loaded = [("the checkpoint", weight) for weight in self.model.trainable()]
+            self.procs.alike(check_finite, loaded)
+            self.metrics = rundir.read_metrics(self.out, processes.step_of(last))
+        if self.procs.first:
+            rundir.write_metrics(self.out, self.metrics)
 
     def evaluates(self, step: int) -> bool:
         return step > 0 and (step % self.cfg.eval_every == 0 or step == self.cfg.steps)
@@ -96,7 +112,8 @@ class Run:
             range(done + 1, self.cfg.steps + 1),
             initial=done,
             total=self.cfg.steps,
-            desc="training",
+            desc=self.label,
+            leave=self.label == "training",  # else one bar is seen at a time
             disable=not self.procs.first,
         )
         if self.evaluates(done) and "win_rate_vs_base" not in self.metrics[-1]:
@@ -108,36 +125,43 @@ class Run:
             if asked and step < self.cfg.steps:
                 raise StoppedError(asked[0])
 
-    def witnessed(self, step: int) -> bool:
-        """Whether the gallery keeps the groups of this step."""
-        return self.witness is not None and (step == 1 or self.evaluates(step))
+    @contextlib.contextmanager
+    def timed(self, what: str):
+        """Adds the seconds of a part of the step to the log."""
+        start = time.perf_counter()
+        yield
+        self.seconds[f"seconds_{what}"] = time.perf_counter() - start
 
-    def submit(self, reward, prompts: list[str], images: list[list]):
-        """Begins to judge groups; returns what waits for their rewards."""
-        if self.witnessed(self.at):
-            self.witness.show(prompts, images)
-        return self.begin(reward, prompts, images)
+    def own(self, values: torch.Tensor) -> torch.Tensor:
+        """This rank's groups, of (P, G) of all ranks: (B,), on the device."""
+        return values.chunk(self.procs.world)[self.procs.rank].flatten().to(self.procs.device)
 
-    def log(
-        self, step: int, scored: dict, advantages, frac_floor, losses, norms, kl, seconds
-    ) -> None:
-        """Adds the step's line to metrics.jsonl; evaluates and saves where it is time to.
+    def check(self, step: int, rollout) -> None:
+        """Is replay the rollout, before anything is learned? How far is the base?"""
+        cfg = self.cfg
+        if step == 1:
+            how = (slice(0, self.micro_batch), cfg.dtype, cfg.guard, cfg.clip_range)
+            self.procs.alike(diagnostics.check_on_policy, self.model, rollout, *how)
+        count = min(cfg.group_size, self.micro_batch)
+        self.kl = diagnostics.kl_to_base(self.model, rollout, count)
 
-        scored: rewards.Rewards by name, advantages: (P, G), both of all ranks; losses: grpo.Loss of
-        each backward pass; norms: of the gradient, one an update; seconds: of rollout, judge and
-        update.
+    def after(self, done) -> None:
+        """Adds the step's line to metrics.jsonl; shows, evaluates and saves where it is time to.
+
+        done: train.TrainStep.
         Raises FloatingPointError, before anything is written, if weights are no longer finite.
         """
-        trained = [("the trained weights", weight) for weight in self.model.trainable()]
+        step, trained = done.step, [("the trained weights", w) for w in self.model.trainable()]
         self.procs.alike(check_finite, trained)
-        ranks = self.procs.gather([rundir.learning_of(losses, norms, kl, seconds)])
-        row = {"step": step, **rundir.judging_of(scored), "frac_floor": frac_floor}
-        self.metrics.append(row | rundir.over_ranks(ranks))
+        mine = rundir.learning_of(done.losses, done.norms) | {"kl_to_base": self.kl, **self.seconds}
+        row = {"step": step, **rundir.judging_of(done.rewards), "frac_floor": done.frac_floor}
+        self.metrics.append(row | rundir.over_ranks(self.procs.gather([mine])))
         self.doubt(self.metrics[-1])
-        if self.witnessed(step):
-            values = {name: result.values for name, result in scored.items()}
-            self.witness.keep(step, values, advantages)
+        if self.procs.first and (step == 1 or self.evaluates(step)):
+            gallery.keep(self.out, self.heldout.compare.name, done)
         self.evaluate(step) if self.evaluates(step) else self.save(step)
+        for observe in self.observers:
+            observe(done)
 
     def doubt(self, row: dict) -> None:
         """Warns of what says that nothing is learned; of each kind the 1st, 2nd, 4th, ... time."""
@@ -292,9 +316,7 @@ def prepared(cfg: Config, procs: Processes) -> Run:
     procs.alike(check_shared, cfg, procs.from_first(rundir.contents, cfg), last)
     prompts = procs.alike(build.prompts_of, cfg)
     judge = procs.alike(build.judge_of, cfg, procs.world)
-    if procs.first and cfg.judge != "shapes":
-        judge = Recorded(judge, out / "verdicts")
-    judge = witness = Witness(judge, out)
+    record = Record(out / "verdicts") if procs.first and cfg.judge != "shapes" else None
     rewards = procs.alike(build.rewards_of, cfg, judge, procs.device)
     compare = procs.alike(build.comparison_of, cfg, judge)
     doubt = procs.alike(build.try_judge, cfg, judge)
@@ -302,15 +324,10 @@ def prepared(cfg: Config, procs: Processes) -> Run:
         log.warning("%s", doubt)
     logger, settings = cfg.logger if procs.first else "", dataclasses.asdict(cfg)
     write = procs.alike(rundir.make_logger, logger, out, settings)
-    run = Run(cfg, procs, prompts, rewards, compare)
-    if last:  # none: stopped before the first
-        processes.load_checkpoint(last, *run.state)
-        procs.alike(check_finite, [("the checkpoint", weight) for weight in run.model.trainable()])
-        run.metrics = rundir.read_metrics(out, processes.step_of(last))
+    # A server judges while sampling goes on; another judge is asked when its answer is needed.
+    judging = Judging(rewards, procs, cfg.max_failed, cfg.judge == "openai", record)
+    run = Run(cfg, procs, prompts, judging, compare)
     run.write = write
-    if procs.first:
-        run.witness = witness
-        rundir.write_metrics(out, run.metrics)
     return run
 
 

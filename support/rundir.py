@@ -190,7 +190,7 @@ def judging_of(scored: dict) -> dict[str, float]:
     A mixture has no mean of its own, its parts have other units: each stands under its own name.
     """
     row, counts = {}, Counter()
-    for name, (values, said, _) in scored.items():
+    for name, (values, said, *_) in scored.items():
         prefix = "reward" if len(scored) == 1 else name
         row[f"{prefix}_mean"] = values.mean().item()
         row[f"{prefix}_std"] = values.std(1, correction=0).mean().item()
@@ -198,18 +198,15 @@ def judging_of(scored: dict) -> dict[str, float]:
     return row | judge_rates(counts)
 
 
-def learning_of(losses, norms: list[float], kl: float, seconds: tuple) -> dict[str, float]:
-    """What the log says of one rank's update; see Run.log."""
+def learning_of(losses, norms: list[float]) -> dict[str, float]:
+    """What the log says of one rank's update: losses of each backward pass, a norm an update."""
     _, mean, least, most, clipped = (torch.stack(x) for x in zip(*losses))
-    names = ("seconds_rollout", "seconds_judge", "seconds_update")
     return {
         "ratio_mean": mean.mean().item(),
         "ratio_min": least.min().item(),
         "ratio_max": most.max().item(),
         "clip_frac": clipped.mean().item(),
         "grad_norm": sum(norms) / len(norms),
-        "kl_to_base": kl,
-        **dict(zip(names, seconds)),
     }
 
 

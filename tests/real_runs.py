@@ -5,7 +5,6 @@ import json
 
 import torch
 
-import sampler
 import train
 from support.processes import Processes
 from support.run import Run, start_run
@@ -16,9 +15,9 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 def few_steps(run: Run, count=1) -> Run:
     """Makes so many steps of a run, and not its last, after which held-out prompts are measured and
     drawn: most tests are of what is learned, and that takes as long as two steps."""
-    sigmas = sampler.sigma_schedule(run.cfg.num_steps, run.cfg.shift)
-    for number in itertools.islice(run.steps(), count):
-        train.step(run.cfg, run.procs, run, sigmas, number)
+    batches = run.batches
+    run.batches = lambda *state: itertools.islice(batches(*state), count)
+    train.train(run.cfg, run)
     return run
 
 
@@ -29,7 +28,7 @@ def stepped(cfg, count=1, procs=ALONE) -> Run:
 def whole_run(cfg) -> Run:
     run = start_run(cfg, ALONE)
     with run.ends_well():
-        train.train(cfg, ALONE, run)
+        train.train(cfg, run)
         run.finish()
     return run
 

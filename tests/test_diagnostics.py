@@ -19,7 +19,9 @@ def checked(model, rollout, dtype="float32", clip_range=1e-4):
 def tiny_rollout():
     model = base.load(str(ROOT / "assets" / "tiny-flux"), size=32)
     batch = Batch(["a large red circle"], [0, 1, 2, 3], [4, 5, 6, 7], [])
-    return model, train.sample(model, batch, sampler.sigma_schedule(6), 0.7, "flow", 4)
+    return model, train.sample(
+        model, batch, sampler.sigma_schedule(6), noise_level=0.7, kind="flow", micro_batch=4
+    )
 
 
 def test_the_noise_floor_of_the_ratio_is_warned_of(tiny_rollout, caplog):

@@ -15,10 +15,10 @@ import train
 from judges.mllm import Answer, Query
 from judges.scorers import MLLMScorer
 from judges.verdicts import PAIRWISE_TEMPLATE
-from rewards import JudgeError, PairwiseReward, PointwiseReward, Rewards
+from rewards import PairwiseReward, PointwiseReward, Rewards
 from support import gallery
 from support.config import Config
-from support.gallery import Witness
+from support.judging import JudgeError
 from support.prompts import make_batch
 
 HOSTILE = "</script><script>document.title='owned'</script><!-- \" ' & <b>bold</b> @@DATA@@"
@@ -62,12 +62,13 @@ def kept(tmp_path, judge, rewards, step=1, prompts=PROMPTS, groups=GROUPS):
 
     rewards: from an MLLM to a reward.
     """
-    witness = Witness(judge, tmp_path)
-    witness.show(prompts, groups)
-    found = {name: make(witness)(prompts, groups).values for name, make in rewards.items()}
-    witness.keep(step, found, torch.zeros(len(prompts), len(groups[0])))
+    compared = {name: make(judge)(prompts, groups) for name, make in rewards.items()}
+    rollout = train.Rollout(prompts, None, None, groups)
+    zeros = torch.zeros(len(prompts), len(groups[0]))
+    done = train.TrainStep(step, rollout, compared, compared, zeros, 0.0, [], [])
+    gallery.keep(tmp_path, judge.name, done)
     record = json.loads((tmp_path / "gallery" / f"step_{step:06}.json").read_text())
-    return record["groups"], found
+    return record["groups"], {name: found.values for name, found in compared.items()}
 
 
 @pytest.mark.parametrize(
@@ -122,18 +123,6 @@ def test_what_is_asked_again_stands_with_its_last_answer(tmp_path):
     assert [said["read_as"] for said in groups[0]["said"]].count("unparsable") == 0
 
 
-def test_pictures_that_were_not_shown_leave_no_trace_and_a_step_none_in_the_next(tmp_path):
-    witness = Witness(Judge(), tmp_path)
-    reward = PairwiseReward(witness)
-    for step, (prompt, group) in enumerate(zip(PROMPTS, GROUPS)):
-        witness.show([prompt], [group])
-        reward(["other"], [gray(1, 2, 3)])
-        witness.keep(step, {"pairwise": reward([prompt], [group]).values}, torch.zeros(1, 4))
-        (found,) = json.loads((tmp_path / f"gallery/step_00000{step}.json").read_text())["groups"]
-        assert found["prompt"] == prompt and len(found["said"]) == 12
-    assert not witness.said and not witness.places
-
-
 def test_a_step_keeps_the_groups_that_fit_and_one_at_least(tmp_path, monkeypatch):
     whole, _ = kept(tmp_path, Judge(), {"pairwise": PairwiseReward})
     for room, count in ((1, 1), (len(json.dumps(whole)) + 9, 2), (len(json.dumps(whole[0])), 1)):
@@ -181,7 +170,7 @@ def a_run(tmp_path_factory):
 
     def noted(scored, *settings):
         advantages, frac_floor = normalize(scored, *settings)
-        learned.append((scored, advantages))
+        learned.append(({name: r.values for name, r in scored.items()}, advantages))
         return advantages, frac_floor
 
     out = tmp_path_factory.mktemp("run") / "run"

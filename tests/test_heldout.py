@@ -1,11 +1,10 @@
 """The headline of a run: held-out results written by hand, with their gain, interval and sides."""
 
-from collections import Counter
-
 import pytest
 import torch
 
-from rewards import Rewards
+from judges.mllm import Answer
+from rewards import PairwiseReward
 from support.config import Config
 from support.heldout import Held, Heldout
 from support.processes import Processes
@@ -102,16 +101,14 @@ class Numbers:
 
 
 class HigherWins:
-    """A PairwiseReward by the numbers."""
+    """A judge by the numbers, which may have nothing to say of the first pairs."""
 
     name, asked, lost = "higher wins", 0, 0
 
-    def __call__(self, prompts, images):
+    def ask(self, queries):
         self.asked += 1
-        wins = [[float(a > b), float(b > a)] if a != b else [0.5, 0.5] for a, b in images]
-        wins[: self.lost] = [[0.5, 0.5]] * self.lost
-        counts = Counter(wanted=len(wins), failed=self.lost)
-        return Rewards(torch.tensor(wins), counts + Counter(groups_lost=self.lost))
+        better = [f"Image {1 if q.images[0] > q.images[1] else 2} is better" for q in queries]
+        return [Answer(error="down")] * self.lost + list(map(Answer, better[self.lost :]))
 
 
 def test_the_win_rate_against_the_base_is_the_trained_models_own():
@@ -120,11 +117,11 @@ def test_the_win_rate_against_the_base_is_the_trained_models_own():
 
     cfg = Config(heldout=3, num_steps=2)
     alone = Processes(0, 1, torch.device("cpu"))
-    compare = HigherWins()
-    held = Heldout(cfg, alone, Numbers(), compare, File())
+    judge = HigherWins()
+    held = Heldout(cfg, alone, Numbers(), PairwiseReward(judge), File())
     held.measure_base()
-    assert not compare.asked  # of a picture against itself
+    assert not judge.asked  # of a picture against itself
     assert held.base.wins == [0.5] * 3 and held.base_images == [0.0] * 3
     assert held.evaluate().wins == [1.0] * 3
-    compare.lost = 1  # a comparison, which then stands at one half
-    assert sorted(held.evaluate().wins, key=str) == [1.0, 1.0, None]
+    judge.lost = 1  # one order of the first pair, and when it is asked again
+    assert held.evaluate().wins == [None, 1.0, 1.0]

@@ -1,12 +1,10 @@
 """The loop's arithmetic on a policy of one number: what an update does, and where it stops."""
 
 import contextlib
-import functools
 import math
 import types
 from collections import Counter
 from dataclasses import replace
-from inspect import signature
 from typing import NamedTuple
 
 import pytest
@@ -17,9 +15,9 @@ import sampler
 import train
 from rewards import Rewards
 from support.config import Config
+from support.judging import Judging
 from support.processes import Processes
 from support.prompts import Batch
-from support.run import Run
 
 
 class Slope(torch.nn.Module):
@@ -45,6 +43,7 @@ class Toy:
 
     def __init__(self, weight=0.0, base=0.0):
         self.transformer, self.frozen = Slope(weight), Slope(base)
+        self.policy = self.transformer
 
     def encode(self, prompts, group_size):
         return Rows(torch.zeros(len(prompts) * group_size, 1))
@@ -67,18 +66,19 @@ class Toy:
 
 
 SIGMAS = sampler.sigma_schedule(4)
+HOW = dict(noise_level=0.7, kind="flow")
 
 
 def rolled(model, group_size=2):
     seeds = list(range(group_size))
     batch = Batch(["p"], seeds, [100 + s for s in seeds], [0, 1, 2])
-    return train.sample(model, batch, SIGMAS, 0.7, "flow", group_size)
+    return train.sample(model, batch, SIGMAS, **HOW, micro_batch=group_size)
 
 
 def objective(model, rollout, advantages, k, **settings):
     values = dict(clip_range=10.0, guard=False, kl_coef=0.0) | settings
     rows = slice(0, len(advantages))
-    return train.objective(model, model.transformer, rollout, advantages, k, rows, **values).loss
+    return train.objective(model, rollout, advantages, k, rows, **values).loss
 
 
 def slope_of(loss, model):
@@ -134,6 +134,9 @@ def test_past_the_clip_range_an_image_pulls_no_more():
     assert slope_of(objective(model, rollout, -better, k, clip_range=1e-6), model) != 0.0
 
 
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
 class Bigger:
     """A reward: of two pictures, the one with the larger sum wins."""
 
@@ -145,53 +148,61 @@ class Bigger:
         return Rewards(torch.tensor(values), Counter(wanted=len(prompts) * 2, comparisons=2))
 
 
-def toy_run(model, optimizer, average=None, micro_batch=2):
-    batch = Batch(["p", "q"], [0, 1, 2, 3], [100, 101, 102, 103], [0, 1, 2])
-    rows = []
-    return types.SimpleNamespace(
-        model=model,
-        policy=model.transformer,
-        optimizer=optimizer,
-        micro_batch=micro_batch,
-        average=average or types.SimpleNamespace(update=lambda: None),
-        parts=lambda step: [batch],
-        rewards={"pairwise": Bigger()},
-        weights={"pairwise": 1.0},
-        submit=functools.partial,
-        steps=lambda: [2],
-        log=lambda *row: rows.append(dict(zip(signature(Run.log).parameters, (None, *row)))),
-        rows=rows,
-    )
+def batch_of_two():
+    return Batch(["p", "q"], [0, 1, 2, 3], [100, 101, 102, 103], [0, 1, 2])
+
+
+def toy_run(model, procs=ALONE, micro_batch=2):
+    """A run of one step; what comes of it is in run.done."""
+    run = types.SimpleNamespace(model=model, procs=procs, micro_batch=micro_batch, done=[])
+    run.judging = Judging({"pairwise": Bigger()}, procs, max_failed=0.0)
+    run.weights = {"pairwise": 1.0}
+    run.timed = lambda what: contextlib.nullcontext()
+    run.own = lambda values: values.chunk(procs.world)[procs.rank].flatten()
+    run.check = lambda step, rollout: None
+    run.after = run.done.append
+
+    def batches(optimizer, average):
+        run.optimizer, run.average = optimizer, average
+        yield 2, [batch_of_two()]
+
+    run.batches = batches
+    return run
 
 
 TOY = Config(
     num_steps=4, group_size=2, prompts_per_step=2, guard=False, max_grad_norm=1e9, clip_range=10.0
 )
-ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 def test_only_a_windows_steps_are_stochastic_and_all_of_them_are_replayed():
     batch = Batch(["p"], [0, 1], [100, 101], [1, 2], [1, 2])
-    rollout = train.sample(Toy(0.5), batch, SIGMAS, 0.7, "flow", 1)
+    rollout = train.sample(Toy(0.5), batch, SIGMAS, **HOW, micro_batch=1)
     trajectory = rollout.trajectory
     assert trajectory.sde_steps == (1, 2)
     assert [(trajectory.stds[k] > 0).all().item() for k in range(4)] == [False, True, True, False]
     assert torch.equal(trajectory.latents[1], trajectory.means[0])  # the ODE's own
 
 
+def descend(run, cfg=TOY, lr=1e-3):
+    """A step with plain gradient descent in AdamW's place: what moves is the gradient."""
+    descent = lambda weights, *_, **__: torch.optim.SGD(weights, lr)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "AdamW", descent)
+        train.train(cfg, run)
+
+
 def one_toy_step(cfg=TOY, lr=1e-3, **settings):
-    model = Toy()
-    optimizer = torch.optim.SGD(model.trainable(), lr=lr)
-    run = toy_run(model, optimizer, **settings)
-    train.train(cfg, ALONE, run)
-    return model.transformer.weight.item(), run
+    run = toy_run(Toy(), **settings)
+    descend(run, cfg, lr)
+    return run.model.transformer.weight.item(), run
 
 
 def test_a_step_of_the_loop_draws_what_the_judge_likes():
     """More of the steps that led to the larger picture: pictures grow on the same noise."""
     moved, _ = one_toy_step(lr=1e-2)
     before, after = (
-        train.sample(Toy(w), Batch(["p"], [0, 1], [100, 101], []), SIGMAS, 0.7, "flow", 2)
+        train.sample(Toy(w), Batch(["p"], [0, 1], [100, 101], []), SIGMAS, **HOW, micro_batch=2)
         for w in (0.0, moved)
     )
     wins = grpo.group_advantages(Bigger()(["p"], before.images).values).flatten()
@@ -201,30 +212,30 @@ def test_a_step_of_the_loop_draws_what_the_judge_likes():
 
 def test_a_step_is_the_mean_over_samples_and_replayed_steps_whatever_the_micro_batch():
     model = Toy()
-    rollout = train.sample(model, toy_run(model, None).parts(2)[0], SIGMAS, 0.7, "flow", 4)
+    rollout = train.sample(model, batch_of_two(), SIGMAS, **HOW, micro_batch=4)
     advantages = grpo.group_advantages(Bigger()(["p", "q"], rollout.images).values, 0.05).flatten()
     parts = [objective(model, rollout, advantages, k) for k in (0, 1, 2)]
     expected = -1e-3 * slope_of(sum(parts) / 3, model)
     for micro_batch in (4, 2, 3, 1):  # 3: one of three samples, one of one
         moved, run = one_toy_step(micro_batch=micro_batch)
         assert moved == pytest.approx(expected, rel=1e-4)
-        assert len(run.rows) == 1 and run.model.transformer.weight.grad is None
+        assert len(run.done) == 1 and run.model.transformer.weight.grad is None
 
 
 def test_several_updates_each_see_their_part():
     moved, run = one_toy_step(cfg=replace(TOY, updates=2), micro_batch=2)
-    assert len(run.rows[0]["norms"]) == 2 and moved != one_toy_step(micro_batch=2)[0]  # two norms
+    assert len(run.done[0].norms) == 2 and moved != one_toy_step(micro_batch=2)[0]  # two norms
 
 
 def test_a_gradient_is_clipped_to_its_largest_norm():
     moved, run = one_toy_step(cfg=replace(TOY, max_grad_norm=1e-6), lr=1.0)
-    assert abs(moved) == pytest.approx(1e-6, rel=1e-3) and run.rows[0]["norms"][0] > 1e-6
+    assert abs(moved) == pytest.approx(1e-6, rel=1e-3) and run.done[0].norms[0] > 1e-6
 
 
 def test_the_moving_average_follows_each_step():
-    updated = []
-    one_toy_step(average=types.SimpleNamespace(update=lambda: updated.append(1)))
-    assert updated == [1]
+    moved, run = one_toy_step(cfg=replace(TOY, ema=0.5))
+    (mean,) = run.average.mean.values()
+    assert mean.item() == pytest.approx(moved / 2) and moved != 0.0  # half way from 0
 
 
 def test_each_rank_descends_its_own_advantages():
@@ -241,10 +252,7 @@ def test_each_rank_descends_its_own_advantages():
                 other = {"pairwise": theirs}
                 return [items[0], other] if rank == 0 else [other, items[0]]
 
-        model = Toy()
-        run = toy_run(model, torch.optim.SGD(model.trainable(), lr=1e-3))
-        train.train(TOY, Two(rank, 2, torch.device("cpu")), run)
-        moved.append(model.transformer.weight.item())
+        moved.append(one_toy_step(procs=Two(rank, 2, torch.device("cpu")))[0])
     assert moved[0] == moved[1] == one_toy_step()[0] != 0.0  # not the others' zeros
 
 
@@ -274,7 +282,8 @@ def test_what_is_not_finite_stops_the_step_before_the_optimizer(what, odd, monke
         join_ = sampler.concatenate
         bad = lambda parts: join_(parts)._replace(log_probs=join_(parts).log_probs + odd)
         monkeypatch.setattr(sampler, "concatenate", bad)
-    run = toy_run(model, types.SimpleNamespace(step=lambda: pytest.fail("the optimizer's step")))
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda *_: pytest.fail("the optimizer's step"))
+    run = toy_run(model)
     with pytest.raises(FloatingPointError):
-        train.train(TOY, ALONE, run)
-    assert not run.rows  # and nothing was logged or saved
+        descend(run)
+    assert not run.done  # and nothing was logged or saved

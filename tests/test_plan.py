@@ -175,7 +175,9 @@ def test_lasting_bytes_are_those_of_the_real_tensors(lora_rank, tiny_flux, uncou
 def test_trajectories_and_text_are_those_of_a_real_rollout(tiny_flux, uncounted):
     model = base.Model(tiny_flux, flux, size=32)
     batch = Batch(["a red circle", "a blue square"], [0, 1, 2, 3], [4, 5, 6, 7], [0])
-    rollout = train.sample(model, batch, sampler.sigma_schedule(3), 0.7, "flow", 4)
+    rollout = train.sample(
+        model, batch, sampler.sigma_schedule(3), noise_level=0.7, kind="flow", micro_batch=4
+    )
     real = sum(x.untyped_storage().nbytes() for x in rollout.trajectory[:4])
     settings = settings_of(**SMALL | {"size": 32, "num_steps": 3, "dtype": "float32"})
     planned = plan.make_plan(TINY, settings)
@@ -335,12 +337,14 @@ def update_peak(prompts: int, group: int, micro_batch: int) -> int:
     optimizer = torch.optim.SGD(model.trainable(), lr=1e-5)
     batch = Batch(["a red circle"] * prompts, [*range(count)], [*range(count)], [0])
     sigmas = sampler.sigma_schedule(3)
-    rollout = train.sample(model, batch, sigmas, 0.7, "flow", micro_batch)
+    rollout = train.sample(
+        model, batch, sigmas, noise_level=0.7, kind="flow", micro_batch=micro_batch
+    )
     with footprint.Alive() as alive:
         for rows in train.micro_batches(count, micro_batch):
-            ones = torch.ones(micro_batch)
+            ones = torch.ones(count)
             train.objective(
-                model, model.transformer, rollout, ones, 0, rows, 1e-4, True, 0.0
+                model, rollout, ones, 0, rows, clip_range=1e-4, guard=True, kl_coef=0.0
             ).loss.backward()
         optimizer.step()
     return alive.peak

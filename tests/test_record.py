@@ -1,38 +1,37 @@
 """record.py: what a person can read of a judge, and that it stays bounded."""
 
 import json
-import threading
 
-import pytest
 from PIL import Image
 
 from judges import record
-from judges.mllm import Answer, Query, StreamingMLLM
-from judges.record import Recorded
+from judges.mllm import Answer
+from judges.scorers import MLLMScorer
+from rewards import PairwiseReward, PointwiseReward
+
+PAIR = [Image.new("RGB", (16, 8), color) for color in ("red", "blue")]
+FIRST = "<answer>Image 1 is better</answer>"
+RATED = "\n".join(f"{kind} Score (1-5): 3" for kind in ("Alignment", "Coherence", "Style"))
 
 
-class Judge(StreamingMLLM):
-    """Says the query's text; "error" is an error."""
+class Judge:
+    """Says these things, one after the other; a probability, where it is asked for one."""
 
     name = "judge"
 
-    def as_answered(self, queries):
-        for k, query in reversed(list(enumerate(queries))):  # as they come, in no order
-            said = SAYS.get(query.text, query.text)
-            yield k, Answer(error="down") if said == "error" else Answer(said, None, "m")
+    def __init__(self, *said):
+        self.said = iter(said)
+
+    def ask(self, queries):
+        return [next(self.said) for _ in queries]
 
     def first_probability(self, queries):
-        return [None if query.text == "error" else 0.25 for query in queries]
+        return [next(self.said) for _ in queries]
 
 
-PAIR = tuple(Image.new("RGB", (16, 8), color) for color in ("red", "blue"))
-FIRST, RATED = (
-    "<answer>Image 1 is better</answer>",
-    "\n".join(f"{kind} Score (1-5): 3" for kind in ("Alignment", "Coherence", "Style")),
-)
-
-
-SAYS = {"Which?": FIRST, "Rate it.": RATED}
+def compared(question, *said, **settings):
+    answers = said or [Answer(FIRST)] * 2
+    return PairwiseReward(Judge(*answers), template=question, **settings)(["p"], [PAIR])
 
 
 def lines(folder, name="verdicts.jsonl"):
@@ -40,32 +39,31 @@ def lines(folder, name="verdicts.jsonl"):
 
 
 def test_each_answer_stands_there_with_its_question_and_how_it_was_read(tmp_path):
-    queries = [Query(PAIR, text) for text in ("Which?", "Nice, \u718a.\n", "error")]
-    queries.append(Query(PAIR[:1], "Rate it."))
-    judge = Recorded(Judge(), tmp_path)
-    assert judge.ask(queries) == Judge().ask(queries) and judge.name == "judge"
-    found = {line["question"]: line for line in lines(tmp_path)}
-    assert {text: line["read_as"] for text, line in found.items()} == {
-        "Which?": "first",
-        "Nice, \u718a.\n": "unparsable",
-        "error": "failed",
-        "Rate it.": 3.0,
-    }
-    assert found["Which?"]["text"] == FIRST and found["Which?"]["model"] == "m"
-    assert found["error"]["error"] == "down" and found["error"]["text"] is None
-    assert found["Which?"]["pictures"] == "pair_00.png"  # of the first question of the batch
-    assert (tmp_path / "pair_00.png").exists() and not found["error"]["pictures"]
-    assert judge.first_probability(queries[:3]) == [0.25, 0.25, None]
-    assert [line["read_as"] for line in lines(tmp_path)[4:]] == [0.25, 0.25, None]
+    """What was lost and asked again too; of ratings and of probabilities as of verdicts."""
+    recorded = record.Record(tmp_path)
+    one = Answer(FIRST, None, "m")
+    unsure = Answer("Nice, \u718a.\n")
+    recorded.write(compared("Which?", one, unsure, Answer(error="down")).comparisons)
+    recorded.write(compared("Which?", 0.25, None, 0.75, soft=True).comparisons)
+    ratings = [Answer(RATED), Answer(error="down")]
+    recorded.write(PointwiseReward(MLLMScorer(Judge(*ratings)))(["p"], [PAIR]).comparisons)
+    recorded.write(())  # of a scorer
+    found = lines(tmp_path)
+    read = ["first", "unparsable", "failed", 0.25, None, 0.75, 3.0, "failed"]
+    assert [line["read_as"] for line in found] == read
+    assert found[0]["text"] == FIRST and found[0]["model"] == "m"
+    assert found[2]["error"] == "down" and found[2]["text"] is None
+    assert found[0]["pictures"] == "pair_00.png"  # of the first question of the call
+    assert (tmp_path / "pair_00.png").exists() and not found[1]["pictures"]
 
 
 def test_it_stays_bounded_and_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "SIZE", 5000)
     monkeypatch.setattr(record, "PICTURES", 3)
     for _ in range(2):  # a run, and one that goes on
-        judge = Recorded(Judge(), tmp_path)
+        recorded = record.Record(tmp_path)
         for n in range(100):
-            judge.ask([Query(PAIR, f"{n} " + 50 * "x")])
+            recorded.write(compared(f"{n} " + 50 * "x").comparisons)
     sizes = [file.stat().st_size for file in tmp_path.glob("*.jsonl")]
     assert len(sizes) == 2 and sum(sizes) < 2 * 5500
     assert len(list(tmp_path.glob("*.png"))) == 3
@@ -74,25 +72,3 @@ def test_it_stays_bounded_and_goes_on_where_it_was(tmp_path, monkeypatch):
         + (lines(tmp_path) if (tmp_path / "verdicts.jsonl").exists() else [])
     )[-20:]
     assert [int(line["question"].split()[0]) for line in newest] == list(range(80, 100))
-
-
-def test_lines_of_several_threads_do_not_mix(tmp_path):
-    judge = Recorded(Judge(), tmp_path)
-    threads = [
-        threading.Thread(target=judge.ask, args=([Query((), f"{n} " * 500)] * 20,))
-        for n in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(lines(tmp_path)) == 160
-
-
-def test_a_judge_without_probabilities_says_so(tmp_path):
-    class Plain(StreamingMLLM):
-        name = "plain"
-        as_answered = None  # it is not asked
-
-    with pytest.raises(ValueError, match="plain gives no probabilities"):
-        Recorded(Plain(), tmp_path).first_probability([])

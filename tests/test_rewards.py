@@ -12,16 +12,15 @@ from grpo import group_advantages
 from judges.mllm import Answer
 from judges.verdicts import PAIRWISE_TEMPLATE, VERDICT_REMINDER
 from rewards import (
-    JudgeError,
     PairwiseReward,
     PointwiseReward,
     Rewards,
-    check_lost,
     join,
     mean_points,
     pair_schedule,
     win_rates,
 )
+from support.judging import JudgeError, check_lost
 
 ONE, TWO = "<answer>Image 1 is better</answer>", "<answer>Image 2 is better</answer>"
 EQUAL = "<answer>Both are equal</answer>"
@@ -209,7 +208,7 @@ def test_comparisons_never_cross_prompts():
 @pytest.mark.parametrize("answer", [ONE, TWO])
 def test_a_judge_that_always_says_the_same_gives_all_half_and_teaches_nothing(answer, opponents):
     reward = PairwiseReward(Judge(lambda *_: answer), opponents=opponents)
-    values, counts, _ = reward(["p", "q"], [list(range(8))] * 2)
+    values, counts, *_ = reward(["p", "q"], [list(range(8))] * 2)
     assert values.tolist() == [[0.5] * 8] * 2
     assert group_advantages(values).tolist() == [[0.0] * 8] * 2
     assert (counts["agree"], counts["ties"]) == (0, counts["pairs"])
@@ -219,7 +218,7 @@ def test_a_judge_that_always_says_the_same_gives_all_half_and_teaches_nothing(an
 
 def test_with_one_order_a_judge_that_always_says_the_same_is_believed():
     reward = PairwiseReward(Judge(lambda *_: ONE), both_orders=False)
-    values, counts, _ = reward(["p"], [list(range(8))])
+    values, counts, *_ = reward(["p"], [list(range(8))])
     assert sorted(values[0].tolist()) == pytest.approx([k / 7 for k in range(8)])  # out of nothing
     assert counts["comparisons"] == 28 and "agree" not in counts  # nothing to agree with
 
@@ -247,14 +246,14 @@ def test_a_judge_that_answers_at_random_gives_the_spread_of_coin_tosses():
 
 def test_a_win_in_one_order_and_a_tie_in_the_other_is_worth_three_quarters():
     judge = Judge(lambda first, second, _: ONE if first > second else EQUAL)
-    values, counts, _ = PairwiseReward(judge)(["p"], [[1, 2, 3]])
+    values, counts, *_ = PairwiseReward(judge)(["p"], [[1, 2, 3]])
     assert values.tolist() == [[0.25, 0.5, 0.75]]
     assert (counts["pairs"], counts["ties"], counts["agree"]) == (3, 0, 0)
     assert (counts["first"], counts["second"]) == (3, 0)
 
 
 def test_a_group_in_which_all_are_equal():
-    values, counts, _ = PairwiseReward(Judge(higher))(["p", "q"], [[1, 1, 1], [1, 2, 3]])
+    values, counts, *_ = PairwiseReward(Judge(higher))(["p", "q"], [[1, 1, 1], [1, 2, 3]])
     assert values.tolist() == [[0.5] * 3, [0, 0.5, 1]]
     assert (counts["ties"], counts["agree"], counts["first"], counts["second"]) == (3, 6, 3, 3)
 
@@ -262,7 +261,7 @@ def test_a_group_in_which_all_are_equal():
 @pytest.mark.parametrize("both_orders", [True, False])
 def test_what_failed_is_asked_for_once_more_word_for_word(both_orders):
     judge = Judge(lost(2))
-    values, counts, error = PairwiseReward(judge, both_orders)(["p"], [[1, 2, 3]])
+    values, counts, error, _ = PairwiseReward(judge, both_orders)(["p"], [[1, 2, 3]])
     assert values.tolist() == [[0, 0.5, 1]]
     assert judge.batches[1] == judge.batches[0][:2] and len(judge.batches) == 2
     wanted = 6 if both_orders else 3
@@ -272,7 +271,7 @@ def test_what_failed_is_asked_for_once_more_word_for_word(both_orders):
 
 def test_an_answer_without_a_verdict_is_asked_for_once_more_with_a_reminder():
     judge = Judge(lost(1, failure="hm"))
-    values, counts, _ = PairwiseReward(judge)(["p"], [[1, 2]])
+    values, counts, *_ = PairwiseReward(judge)(["p"], [[1, 2]])
     assert values.tolist() == [[0, 1]] and counts["unparsable"] == 0
     (again,) = judge.batches[1]
     assert again.images == judge.batches[0][0].images
@@ -288,7 +287,7 @@ def test_what_is_lost_twice_is_left_out_and_one_lost_order_loses_the_pair():
         return "no idea" if {first, second} == {2, 3} else higher(first, second)
 
     judge = Judge(says)
-    values, counts, error = PairwiseReward(judge)(["p"], [[1, 2, 3]])
+    values, counts, error, _ = PairwiseReward(judge)(["p"], [[1, 2, 3]])
     assert values.tolist() == [[0, 1, 0.5]]  # of image 3 nothing is known
     assert (counts["failed"], counts["unparsable"], counts["wanted"]) == (1, 2, 6)
     assert (counts["comparisons"], len(judge.batches)) == (9, 2)  # never a third time
@@ -315,9 +314,9 @@ def test_sparse_comparisons(k):
     judge = Judge(higher)
     reward = PairwiseReward(judge, opponents=k)
     ranking = [4, 0, 6, 2, 7, 1, 5, 3]
-    values, counts, _ = reward(["p", "q"], [ranking, [1] * 8])
+    values, counts, *_ = reward(["p", "q"], [ranking, [1] * 8])
     assert counts["comparisons"] == len(judge.batches[0]) == 2 * reward.calls(8) == 2 * 8 * k
-    shown = {tuple(sorted(map(ranking.index, q.images))) for q in judge.batches[0][: 4 * k]}
+    shown = {tuple(sorted(map(ranking.index, q.images))) for q in judge.batches[0][: 8 * k]}
     assert shown == set(pair_schedule(8, k))
     wins = lambda i: sum(ranking[i] > ranking[j] for p in shown if i in p for j in p)
     assert values[0].tolist() == pytest.approx([wins(i) / k for i in range(8)])
@@ -346,7 +345,7 @@ def test_a_template_of_ones_own():
 def test_soft_points():
     odds = {(1, 2): 0.4, (2, 1): 0.8, (1, 3): 0.1, (3, 1): 0.9, (2, 3): None, (3, 2): 0.9}
     judge = Soft(odds)
-    values, counts, error = PairwiseReward(judge, soft=True)(["p"], [[1, 2, 3]])
+    values, counts, error, _ = PairwiseReward(judge, soft=True)(["p"], [[1, 2, 3]])
     torch.testing.assert_close(values, torch.tensor([[(0.3 + 0.1) / 2, 0.7, 0.9]]))
     assert (counts["failed"], counts["pairs"], counts["agree"]) == (1, 2, 2)
     assert [query.images for query in judge.batches[1]] == [(2, 3)] and error == "no probability"
@@ -354,7 +353,7 @@ def test_soft_points():
 
 def test_a_soft_judge_that_always_prefers_one_place_gives_all_half():
     odds = dict.fromkeys(itertools.permutations(range(4), 2), 0.75)
-    values, counts, _ = PairwiseReward(Soft(odds), soft=True)(["p"], [[0, 1, 2, 3]])
+    values, counts, *_ = PairwiseReward(Soft(odds), soft=True)(["p"], [[0, 1, 2, 3]])
     assert values.tolist() == [[0.5] * 4]
     assert (counts["ties"], counts["agree"], counts["first"]) == (6, 0, 12)
 
@@ -379,7 +378,7 @@ class Scores:
 
 def test_pointwise_reward():
     reward = PointwiseReward(Scores())
-    values, counts, error = reward(["a", "bb"], [[1, 2], [3, 4]])
+    values, counts, error, _ = reward(["a", "bb"], [[1, 2], [3, 4]])
     assert values.tolist() == [[2, 3], [5, 6]] and values.dtype == torch.float32
     assert counts == Counter(wanted=4, comparisons=4, failed=0) and error is None
     assert reward.calls(8) == 8
@@ -388,7 +387,7 @@ def test_pointwise_reward():
 @pytest.mark.parametrize("broken", [None, float("nan"), float("inf"), -float("inf")])
 def test_a_lost_score_is_its_groups_mean(broken):
     images = [[1, 3, broken], [broken] * 3]
-    values, counts, error = PointwiseReward(Scores())(["a", "a"], images)
+    values, counts, error, _ = PointwiseReward(Scores())(["a", "a"], images)
     assert values.tolist() == [[2, 4, 3], [0, 0, 0]]
     assert (counts["failed"], counts["wanted"]) == (4, 6) and error == "no score from fake scorer"
     assert group_advantages(values)[:, 2].tolist() == [0, 0]

@@ -20,11 +20,12 @@ from real_runs import ALONE, few_steps, log_of, whole_run
 import train
 from judges.mllm import Answer, Query
 from judges.server import OpenAIMLLM
-from rewards import JudgeError, PairwiseReward, join
+from rewards import PairwiseReward, join
 from shapes.server import Faults, JudgeServer
 from shapes.verifier import ShapesMLLM
 from support.build import judge_of, try_judge
 from support.config import Config, check_config
+from support.judging import JudgeError
 from support.processes import Processes, in_background
 from support.run import start_run
 
@@ -129,7 +130,7 @@ def test_each_group_is_judged_while_the_next_one_is_sampled(tmp_path):
             return text_of(prompts)
 
         run.model.text_of = encode
-        run.rewards["pairwise"] = Recorder(run.rewards["pairwise"], begin_to_judge)
+        run.judging.rewards["pairwise"] = Recorder(run.judging.rewards["pairwise"], begin_to_judge)
         few_steps(run)
     assert begun[:3] == [part.prompts for part in run.parts(1)]
     assert [len(prompts) for prompts in begun[:3]] == [1, 1, 1]
@@ -138,10 +139,10 @@ def test_each_group_is_judged_while_the_next_one_is_sampled(tmp_path):
 def test_a_judge_in_process_is_asked_once_a_step_when_all_is_sampled(tmp_path):
     cfg = Config(**(SMALL | dict(judge="shapes", out=str(tmp_path))))
     run = start(cfg)
-    run.rewards["pairwise"] = recorder = Recorder(run.rewards["pairwise"])
-    job = run.submit(recorder, ["a large red circle"], [[Image.new("RGB", (32, 32))] * 2])
+    run.judging.rewards["pairwise"] = recorder = Recorder(run.judging.rewards["pairwise"])
+    run.judging.submit(["a large red circle"], [[Image.new("RGB", (32, 32))] * 2])
     assert not recorder.made
-    job()
+    run.judging.collect()
     few_steps(run)
     assert [len(prompts) for prompts, _, _ in recorder.made] == [1, 2]
 
@@ -155,7 +156,7 @@ def test_parts_change_neither_rewards_nor_ratio(micro_batch, chunks, tmp_path):
     with served() as server:
         cfg = config(server, tmp_path, micro_batch=micro_batch, prompts_per_step=5)
         run = start(cfg)
-        run.rewards["pairwise"] = recorder = Recorder(run.rewards["pairwise"])
+        run.judging.rewards["pairwise"] = recorder = Recorder(run.judging.rewards["pairwise"])
         few_steps(run)
     assert [len(part.prompts) for part in run.parts(1)] == chunks
     prompts, images, results = zip(*recorder.made)
@@ -235,10 +236,11 @@ def test_losses_are_weighed_over_the_step_and_all_ranks(tmp_path):
     with served() as server:
         cfg = config(server, tmp_path, max_failed=0.2)
         run = start(cfg)
+        run.judging.procs = Two(*ALONE)
         before = [p.clone() for p in run.model.trainable()]
         # of 24 comparisons 5 are lost, more than a fifth, and none of them is ours
         with pytest.raises(JudgeError, match="5 of 24 judgements lost"):
-            train.train(cfg, Two(*ALONE), run)
+            train.train(cfg, run)
     assert all(map(torch.equal, before, run.model.trainable()))
 
 
