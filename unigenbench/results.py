@@ -174,9 +174,14 @@ def write_results(results: list[Result], path) -> None:
     write_table(path, COLUMNS, rows)
 
 
+def settings_path(results_path: Path) -> Path:
+    """Where judge keeps the settings of its results: beside them."""
+    return results_path.with_suffix(".settings.json")
+
+
 def settings_of(results_path: Path) -> dict:
     """The settings that judge wrote beside its results; {} for files of other origin."""
-    path = results_path.with_suffix(".settings.json")
+    path = settings_path(results_path)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
