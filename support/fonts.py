@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from support.wording import one_line
+from support.wording import listed, one_line
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def tell(lost: dict[str, str]) -> None:
         log.warning(
             "boxes stand in pictures for %s: no installed font has all letters of such a text; "
             "Debian's fonts-noto-cjk, for one, has those of Chinese, Japanese and Korean",
-            ", ".join(f"{letter} ({script})" for script, letter in new.items()),
+            listed(f"{letter} ({script})" for script, letter in new.items()),
         )
 
 

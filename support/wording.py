@@ -9,9 +9,10 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-# A word with a digit, as of requests, times, ports and image names; but 404 and 503 tell faults
-# apart.
-IDENTIFIER = re.compile(r"(?<![\w-])(?![1-5]\d\d(?![\w-]))[\w-]*\d[\w-]*")
+# A word with a digit, as of requests, times, ports and image names; but a status tells faults apart.
+IDENTIFIER = re.compile(
+    r"((?:HTTP(?:/[\d.]+)?|code|status|error)\W{0,3}\d{3}\b)|[\w-]*\d[\w-]*", re.IGNORECASE
+)
 
 
 def columns_of(text: str) -> int:
@@ -54,7 +55,8 @@ def reasons(errors: Iterable[str], most: int = 3) -> str:
     """
     kinds = {}
     for error in errors:
-        kinds.setdefault(IDENTIFIER.sub("#", one_line(error)), []).append(error)
+        kind = IDENTIFIER.sub(lambda match: match[1] or "#", one_line(error))
+        kinds.setdefault(kind, []).append(error)
     groups = sorted(kinds.values(), key=len, reverse=True)
     shown = [
         f"{len(group)} {'x' if len(set(group)) == 1 else 'such as'} {one_line(group[0], 200)}"

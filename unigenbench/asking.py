@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from judges.mllm import MLLM, Answer, Query, ask_again, without_echo
+from support import wording
 from support.files import Journal
 from unigenbench.images import IMAGES, image_name, open_image
 from unigenbench.questions import parse_reasons, parse_scores, question
@@ -93,7 +94,7 @@ class Patience:
         if self.failures >= self.MOST_FAILURES or silent > self.seconds:
             raise ValueError(
                 f"no answer to the last {self.failures} calls in {silent:.0f} s "
-                f"({errors[-1]}); what was answered is kept: mend the server and "
+                f"({wording.one_line(errors[-1], 300)}); what was answered is kept: mend the server and "
                 "start again"
             )
 
@@ -211,7 +212,7 @@ class Heard:
                 judged = (subs, image, scores, output, reasons, descriptions)
                 results.append(Result(p.index, p.text, *judged, p.language))
         if lost:
-            why = "; ".join(f"{count} x {why}" for why, count in lost.most_common())
+            why = wording.reasons(lost.elements())
             ends = f"; the last of these answers ends with {said[-80:]!r}" if said else ""
             log.warning("%d images were asked about in vain: %s%s", lost.total(), why, ends)
         return results
@@ -241,7 +242,7 @@ def judge_images(
         log.warning(
             "%d files are no image of these prompts and are not judged: %s",
             len(odd),
-            ", ".join(odd),
+            wording.listed(odd),
         )
     prompts = prompts[:limit]
     journal = Journal(journal_path, {"judge": mllm.name})
@@ -249,5 +250,7 @@ def judge_images(
     with journal.file:  # closed, and so unlocked, also where this is cut short
         ask_all(mllm, heard.tasks(prompts, folder), heard.keep, lanes, batch)
     if heard.broken:
-        log.warning("%d images cannot be judged: %s", len(heard.broken), "; ".join(heard.broken))
+        log.warning(
+            "%d images cannot be judged: %s", len(heard.broken), wording.reasons(heard.broken)
+        )
     return heard.results(prompts, folder)
