@@ -9,9 +9,10 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-# A word with a digit, as of requests, times, ports and image names; but a status tells faults apart.
+# A word with a digit, as of requests, times, ports, image names; but a status tells faults apart.
 IDENTIFIER = re.compile(
-    r"((?:HTTP(?:/[\d.]+)?|code|status|error)\W{0,3}\d{3}\b)|[\w-]*\d[\w-]*", re.IGNORECASE
+    r"((?:HTTP(?:/[\d.]+)?|code|status|error)\W{0,3}\d{3}\b)|(?<![\w-])[\w-]*\d[\w-]*",
+    re.IGNORECASE,
 )
 
 
@@ -55,7 +56,7 @@ def reasons(errors: Iterable[str], most: int = 3) -> str:
     """
     kinds = {}
     for error in errors:
-        kind = IDENTIFIER.sub(lambda match: match[1] or "#", one_line(error))
+        kind = IDENTIFIER.sub(lambda match: match[1] or "#", one_line(error[:500]))
         kinds.setdefault(kind, []).append(error)
     groups = sorted(kinds.values(), key=len, reverse=True)
     shown = [

@@ -14,12 +14,15 @@ def test_a_list_names_a_few_and_counts_the_others(count):
 
 def test_errors_that_differ_in_identifiers_alone_are_of_a_kind():
     errors = [f"HTTP 503 (request req_{n:x}a1, port {40000 + n}): try\nagain" for n in range(500)]
-    errors += [f"timeout after {n}.5 s" for n in range(200)] + ["HTTP 429: slow down"] * 90
+    errors += [f"timeout after {n}.5 s" for n in range(200)] + [
+        "HTTP 429: slow down",
+        "HTTP 500: broken",
+    ] * 90
     errors += [f"{chr(97 + n)} fault" for n in range(10)]
     said = reasons(errors)
     assert said == (
         "500 such as HTTP 503 (request req_0a1, port 40000): try again; "
-        "200 such as timeout after 0.5 s; 90 x HTTP 429: slow down; 10 of other kinds"
+        "200 such as timeout after 0.5 s; 90 x HTTP 429: slow down; 100 of other kinds"
     )
     assert reasons(["a"]) == "1 x a" and reasons([]) == ""
 

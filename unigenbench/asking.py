@@ -92,9 +92,10 @@ class Patience:
             self.failures += len(errors)
             silent = time.monotonic() - self.answered
         if self.failures >= self.MOST_FAILURES or silent > self.seconds:
+            last = wording.one_line(errors[-1], 300)
             raise ValueError(
                 f"no answer to the last {self.failures} calls in {silent:.0f} s "
-                f"({wording.one_line(errors[-1], 300)}); what was answered is kept: mend the server and "
+                f"({last}); what was answered is kept: mend the server and "
                 "start again"
             )
 
