@@ -299,7 +299,10 @@ def read_table(path) -> tuple[list[str], list[tuple[int, dict]]]:
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; save it as CSV UTF-8") from None
     except csv.Error as error:
-        raise ValueError(f"{path} is not a CSV file (line {lines.line_num}: {error})") from None
+        raise ValueError(
+            f"{path} is not a CSV file of UTF-8 text with commas "
+            f"and double quotes (line {lines.line_num}: {error}); save it as one"
+        ) from None
     columns = [name.strip() for name in columns]
     if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
         raise ValueError(f"{path} has more than one column {listed(twice)}; leave one of them")
