@@ -31,7 +31,8 @@ from judges.mllm import MLLM
 from judges.sight import check_sight
 from shapes import prompts as shapes_prompts
 from shapes.server import ClassroomMLLM
-from support.files import journal_of, write_atomic
+from support.files import check_outputs, journal_of, write_atomic
+from support.wording import one_line
 
 # Others import these from here, whether or not they are used below.
 from unigenbench import tables
@@ -48,6 +49,7 @@ from unigenbench.results import (
     read_results,
     score,
     settings_of,
+    settings_path,
     write_results,
     write_scores,
 )
@@ -130,7 +132,7 @@ def run_judge(args) -> int:
         "questions_sha256": asked,
         "images": json.loads(made.read_text()) if made.is_file() else None,
     }
-    write_atomic(out.with_suffix(".settings.json"), json.dumps(settings, indent=2).encode())
+    write_atomic(settings_path(out), json.dumps(settings, indent=2).encode())
     scores = score(results)
     print(tables.coverage_line(scores))
     return 0 if scores.coverage.judged else 1
@@ -138,15 +140,18 @@ def run_judge(args) -> int:
 
 def run_score(args) -> int:
     paths = [Path(p) for p in (args.results, args.other) if p]
+    if args.json:
+        read = [*paths, settings_path(paths[0]), PROMPT_FILES.get(args.prompts, args.prompts or "")]
+        check_outputs([args.json], read)
     results = [read_results(p) for p in paths]
     if args.prompts:
         prompts = find_prompts(args.prompts)
         results = [complete(r, prompts, IMAGES) for r in results]
     scores = [score(r) for r in results]
     for path, s in zip(paths, scores):
-        print(f"{path}: {tables.coverage_line(s)}")
+        print(f"{one_line(str(path))}: {tables.coverage_line(s)}")
     if len(paths) == 2:
-        header = ["Dimension", *(p.stem for p in paths), *tables.COMPARE_HEADER]
+        header = ["Dimension", *(one_line(p.stem) for p in paths), *tables.COMPARE_HEADER]
         print(tables.text_table(header, tables.compare_rows(scores, compare(*results))))
     else:
         print(tables.text_table(tables.SCORE_HEADER, tables.score_rows(scores[0])))
@@ -158,7 +163,7 @@ def run_score(args) -> int:
 
 def run_report(args) -> int:
     write_report([Path(p) for p in args.results], Path(args.out))
-    print(f"open {args.out}")
+    print(f"open {one_line(args.out)}")
     return 0
 
 

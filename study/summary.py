@@ -31,9 +31,9 @@ AVERAGED = 12  # steps, at the start and at the end
 
 
 def over_seeds(values) -> tuple[float | None, float | None]:
-    """95 % interval of the mean of a few seeds' values, by Student's t; none of a single one."""
+    """95 % interval of the mean of a few seeds' values, by Student's t; none if all are equal."""
     values, count = np.asarray(values, float), len(values)
-    if count < 2:
+    if not np.ptp(values):  # one seed too; no width would look like certainty
         return None, None
     half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count)
     return float(values.mean() - half), float(values.mean() + half)
@@ -47,7 +47,7 @@ def counts(prompts: Table, arm: str, seeds: list[int], key: str) -> np.ndarray:
 def shares(held: np.ndarray, testpoints: np.ndarray) -> dict:
     """A share of testpoints, or a difference of two, from (seeds, prompts) of testpoints held."""
     of_seeds = held.sum(1) / testpoints.sum()
-    low, high = mean_interval(held.mean(0), testpoints)
+    low, high = mean_interval(held.mean(0), testpoints) or (None, None)
     return row_of(of_seeds, low, high)
 
 

@@ -5,6 +5,7 @@ Journal("answers.jsonl", {"judge": "Q"}).write({"image": "0_0.png", "output": ".
 """
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -30,6 +31,15 @@ def write_atomic(path, content: bytes) -> None:
     except OSError:  # a full disk: the half that was written would take up what is left
         part.unlink(missing_ok=True)
         raise
+
+
+def check_outputs(outputs, inputs) -> None:
+    """Raises ValueError if a file that is to be written is one that is read, by whatever name."""
+    for out, path in itertools.product(map(Path, outputs), map(Path, inputs)):
+        if out.exists() and path.exists() and out.samefile(path):
+            raise ValueError(
+                f"'{out}' is read here and would be written over; choose another output"
+            )
 
 
 def hold(path):

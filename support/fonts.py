@@ -16,6 +16,8 @@ from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 
+from support.wording import listed, one_line
+
 log = logging.getLogger(__name__)
 
 # Fonts that have a picture for everything, or colors that Pillow leaves blank; and cuts that are
@@ -72,7 +74,7 @@ def tell(lost: dict[str, str]) -> None:
         log.warning(
             "boxes stand in pictures for %s: no installed font has all letters of such a text; "
             "Debian's fonts-noto-cjk, for one, has those of Chinese, Japanese and Korean",
-            ", ".join(f"{letter} ({script})" for script, letter in new.items()),
+            listed(f"{letter} ({script})" for script, letter in new.items()),
         )
 
 
@@ -103,6 +105,25 @@ def pillow_fonts(texts: Sequence[str], size: float) -> list:
     odd = [text for text in texts if visible(text) - known]
     others = dict(zip(odd, font_files(odd)))
     return [ImageFont.truetype(others[t], size) if t in others else own for t in texts]
+
+
+def literal(text: str, width: float) -> str:
+    """A text that others wrote, such that matplotlib draws just that, on a line of at most `width`
+    times the font's size.
+
+    It would take what stands between two $ for mathematics, and leave a line out of the legend
+    whose label is empty or begins with an underscore.
+    """
+    from PIL import ImageFont
+
+    (path,) = font_files([one_line(text)])
+    font, boxes = ImageFont.truetype(path, 100), visible(text) - letters_of(path)
+    for most in range(int(4 * width), 0, -1):  # of the narrowest letters; others are fewer
+        shown = one_line(text, most)
+        if font.getlength(shown) + 100 * sum(ord(c) in boxes for c in shown) <= 100 * width:
+            break
+    shown = shown.replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown or "(no name)"
 
 
 def dress(figure) -> None:

@@ -19,7 +19,7 @@ import sampler
 from rewards import join
 from shapes import prompts as shapes_prompts
 from shapes import scenes, verifier
-from support.bootstrap import mean_interval
+from support.bootstrap import interval_text, mean_interval
 from support.judging import bare, check_lost
 from support.prompts import seed_of
 
@@ -63,35 +63,32 @@ class Held(NamedTuple):
             **win_rate,
         }
 
-    def gain_over(self, base: "Held") -> tuple[float, float, float]:
+    def gain_over(self, base: "Held") -> tuple[float, tuple[float, float] | None]:
         """Gain in accuracy over the base and its 95 % interval, by bootstrap over prompts."""
         count = [len(met) for met in self.met]
         gain = [sum(now) - sum(before) for now, before in zip(self.met, base.met, strict=True)]
-        return (sum(gain) / sum(count), *mean_interval(gain, count))
+        return sum(gain) / sum(count), mean_interval(gain, count)
 
     def against_base(self) -> str:
         """The win rate in words, with its 95 % interval; claims nothing that was not read."""
         if not self.known:
             return "win rate against the base not measured: no comparison could be read"
-        low, high = mean_interval(self.known)
+        bounds = interval_text(mean_interval(self.known), "{:.3f}".format)
         count = f"{len(self.known)} held-out prompts"
         if len(self.known) < len(self.wins):
             count = f"{len(self.known)} of {len(self.wins)} held-out prompts, the others lost"
-        return (
-            f"win rate against the base {np.mean(self.known):.3f} (95 % interval "
-            f"{low:.3f} .. {high:.3f}) on {count}"
-        )
+        return f"win rate against the base {np.mean(self.known):.3f} ({bounds}) on {count}"
 
     def against(self, base: "Held") -> str:
         """The result of a run in words, with its 95 % interval."""
         now, before, text = self.metrics(), base.metrics(), self.against_base()
         if not self.met:
             return text + ", by the judge of the reward"
-        gain, low, high = self.gain_over(base)
+        gain, bounds = self.gain_over(base)
         return (
             f"held-out accuracy {before['heldout_accuracy']:.3f} -> "
             f"{now['heldout_accuracy']:.3f}: gain {gain:+.3f} "
-            f"(95 % interval {low:+.3f} .. {high:+.3f}), "
+            f"({interval_text(bounds, '{:+.3f}'.format)}), "
             f"wholly right {before['heldout_perfect']:.2f} -> {now['heldout_perfect']:.2f}, "
             f"fidelity {before['heldout_fidelity']:.2f} -> {now['heldout_fidelity']:.2f} gray "
             "levels, " + text + self.worse_than(base)

@@ -14,8 +14,9 @@ from io import BytesIO
 from typing import NamedTuple
 
 from support.files import write_atomic
-from support.fonts import dress, pillow_fonts
+from support.fonts import dress, literal, pillow_fonts
 from support.rgb import to_rgb
+from support.wording import one_line
 
 CELL = 96  # pixels: images smaller than this are enlarged by nearest neighbor
 GAP = 6  # pixels between the cells of a grid
@@ -75,14 +76,13 @@ def sample_grid(rows, captions, path, columns=None, marks=None) -> None:
             f"and {len(columns or [])} headings"
         )
     rows = [[enlarge(image) for image in row] for row in rows]
+    captions, columns = ([one_line(text) for text in texts or ()] for texts in (captions, columns))
     cell_w = max(image.width for row in rows for image in row)
     cell_h = max(image.height for row in rows for image in row)
-    fonts = pillow_fonts([*captions, *(columns or [])], max(12, cell_w // 8))
+    fonts = pillow_fonts([*captions, *columns], max(12, cell_w // 8))
     line = fonts[0].size * 1.25
     margin = max(150, int(1.6 * cell_w))  # the caption's column
-    headings = [
-        wrapped(text, font, cell_w, 2) for text, font in zip(columns or [], fonts[len(rows) :])
-    ]
+    headings = [wrapped(text, font, cell_w, 2) for text, font in zip(columns, fonts[len(rows) :])]
     head = int(line * (2 + max(text.count("\n") for text in headings))) if columns else 0
     row_h = cell_h + GAP + (DOT + GAP if marks else 0)
 
@@ -199,7 +199,9 @@ def training_curves(metrics, path) -> None:
     figure = new_figure(figsize=(14.4, 7.2), layout=None)
     figure.subplots_adjust(0.05, 0.07, 0.96, 0.95, wspace=0.28, hspace=0.28)
     for axes, panel in zip(figure.subplots(2, 3).flat, panels(metrics)):
-        drawn = [draw_line(axes, metrics, *line, n) for n, line in enumerate(panel.lines)]
+        many = len(panel.lines) > 4  # such as one a dimension: below them, in two columns
+        lines = [(key, literal(label, 11 if many else 27)) for key, label in panel.lines]
+        drawn = [draw_line(axes, metrics, *line, n) for n, line in enumerate(lines)]
         if panel.level is not None:
             value, label = panel.level
             axes.axhline(value, color=MUTED, linestyle="--", linewidth=1, label=label)
@@ -210,7 +212,6 @@ def training_curves(metrics, path) -> None:
         if not any(drawn):
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=MUTED)
             continue
-        many = len(panel.lines) > 4  # such as one a dimension: below them, in two columns
         place = {"loc": "lower right", "ncols": 2} if many else {}
         axes.legend(frameon=False, fontsize=8, **place)
         if panel.truth and series(metrics, "heldout_accuracy")[0]:

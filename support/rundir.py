@@ -20,6 +20,7 @@ import torch
 
 from support.config import parse_rewards
 from support.files import free_bytes, hold, write_atomic
+from support.wording import listed
 
 log = logging.getLogger("train")
 
@@ -74,7 +75,7 @@ def check_same_run(cfg, out: Path) -> None:
     ]
     if changed:
         raise SystemExit(
-            f"'{out}' was started with other settings: {', '.join(changed)}; "
+            f"'{out}' was started with other settings: {listed(changed, 9)}; "
             "resume with the same, or use another --out"
         )
 

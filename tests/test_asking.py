@@ -179,7 +179,7 @@ def test_broken_missing_and_foreign_files_are_named_and_never_judged(place, capl
     assert all(name in broken for name in ("0_1.png", "0_2.png", "0_3.png: missing"))
 
 
-def test_all_of_them_are_named(place, caplog):
+def test_many_of_them_stay_a_sentence(place, caplog):
     for path in place.folder.glob("*.png"):
         path.unlink()
     for n in range(15):
@@ -187,8 +187,8 @@ def test_all_of_them_are_named(place, caplog):
     with caplog.at_level(logging.WARNING):
         assert {r.state for r in place(Judge())} == {"failed"}
     odd, broken = (record.getMessage() for record in caplog.records)
-    assert "12 images" in broken and broken.count(": missing") == 12
-    assert odd.count("odd") == odd.count(".txt") == 15
+    assert broken == "12 images cannot be judged: 12 such as 0_0.png: missing"
+    assert odd.startswith("15 files") and odd.endswith(".txt and 10 more")
 
 
 def test_no_cut_off_image_opens(tmp_path):

@@ -19,8 +19,8 @@ from shapes import scenes, verifier
 from support import heldout
 from unigenbench.asking import judge_images
 from unigenbench.construct import SUBTHEMES, alike
-from unigenbench.results import read_results, score, write_results
-from unigenbench.testpoints import write_prompts
+from unigenbench.results import Result, read_results, score, write_results
+from unigenbench.testpoints import Prompt, write_prompts
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,11 +64,44 @@ def test_judge_score_and_report_from_the_command_line(drawn, capsys):
     Path("other.csv").write_bytes(Path("r.csv").read_bytes())
     capsys.readouterr()
     assert run("score r.csv other.csv") == 0
-    assert "+0.00 to +0.00" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "+0.00" in table and "+0.00 to +0.00" not in table  # no difference, but no certainty
     assert run("report r.csv other.csv --out out/report.html") == 0
-    assert {p.name for p in Path("out").iterdir()} == {"report.html", "report.md", "radar.png"}
+    names = {"report.html", "report.md", "report.radar.png"}
+    assert {p.name for p in Path("out").iterdir()} == names
+    chart = Path("out/report.radar.png").read_bytes()
+    assert run("report r.csv --out out/v1.1") == run("report r.csv --out out/v1.2") == 0
+    assert {p.name for p in Path("out").iterdir()} > names and len([*Path("out").iterdir()]) == 9
+    assert Path("out/report.radar.png").read_bytes() == chart
     assert "'r'" not in Path("out/report.md").read_text()
     assert drawn[1].text in Path("out/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "report r.csv --out r.csv",
+        "report r.csv --out link.csv",
+        "report ./r.csv x.md --out {here}/r.csv",
+        "report r.csv x.md --out x.html",  # whose table is x.md
+        "score r.csv --json r.csv",
+        "score x.md r.csv --json link.csv",
+        "score r.csv --json {here}/r.settings.json",
+        "score r.csv --prompts p.csv --json p.csv",
+        "judge --prompts p.csv --images . --out p.csv",
+    ],
+)
+def test_no_command_writes_over_what_it_reads(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_results([Result(0, "a", ["Style"], "0_0.png", [1])], "r.csv")
+    write_prompts([Prompt(0, "a", [("Style", "ink")], "", "", "en")], "p.csv")
+    Path("x.md").write_bytes(Path("r.csv").read_bytes())
+    Path("r.settings.json").write_text("{}")
+    Path("link.csv").symlink_to("r.csv")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="choose another (output|--out)"):
+        run(command.format(here=tmp_path))
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_the_judges_flags_reach_the_judge():

@@ -1,9 +1,9 @@
-"""Intervals whose width is known: none, and that of a hundred coin tosses."""
+"""Intervals whose width is known: that of a hundred coin tosses."""
 
 import numpy as np
 import pytest
 
-from support.bootstrap import interval, mean_interval, resample
+from support.bootstrap import interval, interval_text, mean_interval, resample
 
 
 def test_each_replicate_draws_as_many_prompts_as_there_are():
@@ -17,9 +17,13 @@ def test_an_interval_holds_the_middle_95_percent():
     assert interval(np.arange(1001)) == (25, 975)
 
 
-def test_constants_have_no_width():
-    assert mean_interval([0.7] * 30) == pytest.approx((0.7, 0.7))
-    assert mean_interval([2, 4, 6], [1, 2, 3]) == (2, 2)  # every prompt has the same ratio
+def test_prompts_that_are_alike_give_no_interval():
+    """Nor does one prompt: an interval without width would look like certainty."""
+    for alike in ([0.7] * 30, [0.1], [1.0] * 100):
+        assert mean_interval(alike) is None
+    assert mean_interval([2, 4, 6], [1, 2, 3]) is None  # every prompt has the same ratio
+    assert interval([np.nan, np.nan]) is interval([]) is interval([0.5, np.nan]) is None
+    assert interval_text(None, str) == "no interval: its prompts do not differ"
 
 
 def test_a_hundred_coin_tosses():

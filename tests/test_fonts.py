@@ -6,7 +6,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
 from support import fonts
-from support.pictures import sample_grid, wrapped
+from support.pictures import new_figure, sample_grid, wrapped
 from unigenbench.report import radar
 
 BEAR, CAT = "\u718a", "\u732b"
@@ -97,6 +97,17 @@ def test_the_font_that_draws_the_most_is_taken(a_font):
         a_font,
         usual,
     ]
+
+
+@pytest.mark.parametrize("text", ["$a_b$", "$", "\\$x\\$", "$$", r"a\$b $\frac{1}{2}$", "a_b^2 %"])
+def test_a_name_is_drawn_as_it_stands_and_not_as_mathematics(text):
+    def pixels(label, parse_math):
+        figure = new_figure(figsize=(3, 1))
+        figure.text(0.1, 0.5, label, parse_math=parse_math)
+        figure.canvas.draw()
+        return bytes(figure.canvas.buffer_rgba())
+
+    assert pixels(fonts.literal(text, 80), True) == pixels(text, False)
 
 
 @pytest.mark.parametrize("text", [BEAR * 40, f"one {BEAR} " * 20, "www " * 40, "iii " * 40])

@@ -41,17 +41,21 @@ def test_each_dimension_has_its_share_and_what_fell_is_said():
 
 
 def test_the_gain_is_the_trained_less_the_base():
-    gain, low, high = TRAINED.gain_over(BASE)
+    gain, (low, high) = TRAINED.gain_over(BASE)
     assert gain == pytest.approx(2 / 6)
     assert low <= gain <= high and low < high
-    lost, low_lost, high_lost = BASE.gain_over(TRAINED)
+    lost, (low_lost, high_lost) = BASE.gain_over(TRAINED)
     assert (lost, low_lost, high_lost) == pytest.approx((-gain, -high, -low))
 
 
-def test_a_gain_that_all_prompts_share_has_no_width():
-    better = Held([[True, True]] * 20, [1.0] * 20, [1.0] * 20)
-    worse = Held([[True, False]] * 20, [1.0] * 20, [0.5] * 20)
-    assert better.gain_over(worse) == pytest.approx((0.5, 0.5, 0.5))
+@pytest.mark.parametrize("prompts", [1, 20])
+def test_an_interval_without_width_is_not_told_as_certainty(prompts):
+    """One prompt, or prompts that all gain alike, say nothing of how sure gain and win rate are."""
+    better = Held([[True, True]] * prompts, [1.0] * prompts, [1.0] * prompts)
+    worse = Held([[True, False]] * prompts, [1.0] * prompts, [0.5] * prompts)
+    assert better.gain_over(worse) == (0.5, None)
+    said = better.against(worse)
+    assert said.count("(no interval: its prompts do not differ)") == 2 and "95 %" not in said
 
 
 def test_the_sentence_says_what_was_before_and_what_is_now():

@@ -104,6 +104,29 @@ def test_curves_draw_what_is_there(tmp_path):
         assert none.crop(box).tobytes() != full.crop(box).tobytes()
 
 
+@pytest.mark.parametrize("name", ["_x", "$x$", "a\nb", "long" * 30, "\udcff"])
+def test_curves_name_each_reward_and_dimension(name, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: drawn.append(figure))
+    keys = [f"heldout/{name}", f"{name}_mean", f"{name}_std"]
+    pictures.training_curves([{"step": s} | dict.fromkeys(keys, s / 2) for s in range(3)], "c.png")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    legends = [axes.get_legend() for axes in figure.axes[1:4]]
+    assert [len(legend.get_texts()) for legend in legends] == [1, 1, 1]
+    for axes, legend in zip(figure.axes[1:4], legends):
+        box = legend.get_window_extent()
+        assert axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and box.height < 30
+
+
+def test_grids_draw_no_control_characters(tmp_path):
+    pixels = []
+    for odd in (" ", "\x00", "\x85", "\u2028", "\r\n\x1b"):
+        pictures.sample_grid([[solid("red")]], [f"a{odd}b"], tmp_path / "g", columns=[f"c{odd}d"])
+        pixels.append(Image.open(tmp_path / "g").tobytes())
+    assert len(set(pixels)) == 1
+
+
 def beside_the_truth(lines) -> list[str]:
     return [label for panel in pictures.panels(lines) if panel.truth for _, label in panel.lines]
 

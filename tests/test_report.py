@@ -8,7 +8,7 @@ import pytest
 from browser import needs_browser, seen
 from PIL import Image
 
-from support.pictures import PALETTE
+from support.pictures import PALETTE, save_figure
 from unigenbench import report
 from unigenbench.report import Card, Point
 from unigenbench.tables import markdown_table
@@ -32,6 +32,39 @@ def test_radar_shows_each_model_and_leaves_absent_dimensions_out(tmp_path):
         assert [c in colors(Image.open(tmp_path / f"{name}.png")) for c in rgb] == drawn
     with pytest.raises(ValueError, match="same dimensions"):
         report.radar({"one": {"A": 1.0}, "two": {"B": 1.0}}, tmp_path / "x.png")
+
+
+NAMES = [
+    "$a^2$ and $b",
+    "_hidden",
+    "a\nb\r\x07\u2028c",
+    "W" * 300,
+    "\u718a" * 90,
+    "\ufdfa" * 60,
+    "",
+    "  ",
+    "\udcff",
+    "a\\$_",
+]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("count", [1, 10, 30])
+def test_every_model_is_named_on_the_page_and_looks_like_no_other(count, monkeypatch, tmp_path):
+    """Whatever its name is: it is that of a file."""
+    drawn = []
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: drawn.append(figure))
+    names = [*NAMES, *(f"model {n}" for n in range(30))][:count]
+    report.radar({name: {"A": 9.0, "B": 5.0, "C": 7.0} for name in names}, "r.png")
+    (figure,) = drawn
+    save_figure(figure, tmp_path / "r.png")
+    (legend,), lines = figure.legends, figure.axes[0].lines
+    assert len(legend.get_texts()) == count
+    assert all("\n" not in text.get_text() for text in legend.get_texts())
+    box, page = legend.get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
+    assert len(looks) == count
 
 
 # ----------------------------------------------------------------------------- page

@@ -217,15 +217,15 @@ def test_arms_are_compared_prompt_by_prompt_and_seed_by_seed(tmp_path):
     assert rows["a", "truth"]["mean"] == 0.75
     assert rows["a", "less the base"]["mean"] == 0.25
     less = rows["b", "less a"]
-    assert less["mean"] == less["prompts_low"] == less["prompts_high"] == -0.25
+    assert less["mean"] == -0.25 and less["prompts_low"] is less["prompts_high"] is None
     # two seeds, -1/2 and 0: Student's t with one degree of freedom is 12.706
     assert less["seeds_low"] == pytest.approx(-0.25 - 12.706 * 0.25, abs=1e-3)
     assert ("a", "less a") not in rows
     assert rows["a", "below its best"]["mean"] == 0.125
 
 
-def test_one_seed_has_no_interval_over_seeds():
-    assert summary.over_seeds([0.5]) == (None, None)
+def test_one_seed_has_no_interval_over_seeds_nor_have_equal_ones():
+    assert summary.over_seeds([0.5]) == summary.over_seeds([0.7] * 3) == (None, None)
 
 
 # ----------------------------------------------------------------------------- STUDY.md

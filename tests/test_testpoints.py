@@ -53,7 +53,7 @@ def test_dimensions_are_the_papers():
 def test_loads_english_with_bom_and_windows_line_ends(tmp_path):
     path = write(
         tmp_path / "p.csv",
-        [[4, "a hat,\nred", json.dumps(fields())]],
+        [[4, "a hat,\r\nred", json.dumps(fields())]],
         encoding="utf-8-sig",
         end="\r\n",
     )
@@ -69,9 +69,11 @@ def test_loads_english_with_bom_and_windows_line_ends(tmp_path):
     ]
 
 
-def test_loads_chinese_labels_as_english_ones(tmp_path):
+@pytest.mark.parametrize("ending", ["_zh", ""])
+def test_loads_chinese_labels_as_english_ones(tmp_path, ending):
+    """UniGenBench's README has columns without a language, which then the labels tell."""
     row = [0, "两只熊猫", json.dumps(chinese_fields(), ensure_ascii=False)]
-    path = write(tmp_path / "p.csv", [row], ("index", "prompt_zh", "sub_dims_zh"))
+    path = write(tmp_path / "p.csv", [row], ("index", f"prompt{ending}", f"sub_dims{ending}"))
     (prompt,) = load_prompts(path)
     assert prompt.testpoints == [("Attribute - Quantity", "两只熊猫")]
     assert (prompt.theme, prompt.subtheme, prompt.language) == ("艺术", "平面艺术", "zh")
@@ -109,7 +111,6 @@ TWO_HOLES = json.dumps(fields()).replace('"Style", "', '"Style" "').replace('"in
         ([0, "b", json.dumps(fields())], "the index stands in row 1 too"),
         (["x", "b", json.dumps(fields())], "index 'x' is not a whole number"),
         ([1, " ", json.dumps(fields())], "empty prompt"),
-        ([1, "b"], "not valid JSON"),
     ],
 )
 def test_a_bad_row_is_named_with_its_fault(tmp_path, row, message):
@@ -125,6 +126,12 @@ def test_a_bad_row_is_named_with_its_fault(tmp_path, row, message):
         (b"", "it has: nothing"),
         (b"index,prompt_en,sub_dims_en\n", "no prompts"),
         ("index,prompt_zh,sub_dims_zh\n0,两只,x".encode("gbk"), "not UTF-8"),
+        ("index,prompt_en,sub_dims_en\n0,a,x".encode("utf-16"), "not UTF-8"),
+        (b"index,prompt_en,sub_dims_en\n\n,,\n7,b\n", "row 3: 2 fields, but the header has 3; a"),
+        (b"index,prompt_en,sub_dims_en\n7,b, red,{}\n", "row 1: 4 fields, but the header has 3; a"),
+        (b"index,prompt_en,sub_dims_en\n7,a\rb,{}\n", "row 1: 2 fields, but the header has 3; a"),
+        (b'index,prompt_en,sub_dims_en\n7,b,"{}\n8,c,{}\n', r"not a CSV file .*\(line 3: unexp"),
+        (b"index,prompt_en,prompt_en ,sub_dims_en\n", "more than one column prompt_en; leave one"),
     ],
 )
 def test_a_bad_file_gets_one_sentence(tmp_path, content, message):
@@ -152,8 +159,13 @@ def test_official_files(name, points):
     assert len(said) == (name == "en_long") and all("missing comma" in str(w) for w in said)
 
 
-def test_written_prompts_are_read_back(tmp_path):
-    prompts = [Prompt(3, 'a "sign", open', [("Text Generation", '"open"')], "Art", "Other", "en")]
+@pytest.mark.parametrize("odd", ["", *map(chr, (0, 11, 12, 28, 0x85, 0x2028))])
+def test_written_prompts_are_read_back(tmp_path, odd):
+    prompts = [
+        Prompt(
+            3, f'a "sign",{odd} open', [("Text Generation", f'"op{odd}en"')], "Art", "Other", "en"
+        )
+    ]
     write_prompts(prompts, tmp_path / "p.csv")
     assert load_prompts(tmp_path / "p.csv") == prompts
 

@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from judges.mllm import MLLM, Answer, Query, ask_again, without_echo
+from support import wording
 from support.files import Journal
 from unigenbench.images import IMAGES, image_name, open_image
 from unigenbench.questions import parse_reasons, parse_scores, question
@@ -91,9 +92,10 @@ class Patience:
             self.failures += len(errors)
             silent = time.monotonic() - self.answered
         if self.failures >= self.MOST_FAILURES or silent > self.seconds:
+            last = wording.one_line(errors[-1], 300)
             raise ValueError(
                 f"no answer to the last {self.failures} calls in {silent:.0f} s "
-                f"({errors[-1]}); what was answered is kept: mend the server and "
+                f"({last}); what was answered is kept: mend the server and "
                 "start again"
             )
 
@@ -211,7 +213,7 @@ class Heard:
                 judged = (subs, image, scores, output, reasons, descriptions)
                 results.append(Result(p.index, p.text, *judged, p.language))
         if lost:
-            why = "; ".join(f"{count} x {why}" for why, count in lost.most_common())
+            why = wording.reasons(lost.elements())
             ends = f"; the last of these answers ends with {said[-80:]!r}" if said else ""
             log.warning("%d images were asked about in vain: %s%s", lost.total(), why, ends)
         return results
@@ -241,7 +243,7 @@ def judge_images(
         log.warning(
             "%d files are no image of these prompts and are not judged: %s",
             len(odd),
-            ", ".join(odd),
+            wording.listed(odd),
         )
     prompts = prompts[:limit]
     journal = Journal(journal_path, {"judge": mllm.name})
@@ -249,5 +251,7 @@ def judge_images(
     with journal.file:  # closed, and so unlocked, also where this is cut short
         ask_all(mllm, heard.tasks(prompts, folder), heard.keep, lanes, batch)
     if heard.broken:
-        log.warning("%d images cannot be judged: %s", len(heard.broken), "; ".join(heard.broken))
+        log.warning(
+            "%d images cannot be judged: %s", len(heard.broken), wording.reasons(heard.broken)
+        )
     return heard.results(prompts, folder)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from support.files import write_atomic
+from support.wording import listed
 from unigenbench.images import IMAGES, image_name, opens
 from unigenbench.testpoints import Prompt
 
@@ -54,7 +55,7 @@ def keep_settings(folder: Path, settings: dict) -> None:
         odd = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in old | new if old.get(k) != new.get(k)]
         if odd:
             raise ValueError(
-                f"{folder} holds images of other settings ({'; '.join(odd)}); "
+                f"{folder} holds images of other settings ({listed(odd, 9, '; ')}); "
                 "remove it or choose another --out"
             )
     elif images:

@@ -9,22 +9,26 @@ write_report does all of it from result files.
 
 import base64
 import html
-import itertools
 import math
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
-from support.files import write_atomic
+from support.files import check_outputs, write_atomic
+from support.fonts import literal
 from support.page import image_uri, write_page
 from support.pictures import PALETTE, new_figure, save_figure
+from support.wording import one_line
 from unigenbench.images import FORMATS
 from unigenbench.results import Result, Scores, read_results, score
 from unigenbench.tables import SCORE_HEADER, coverage_line, markdown_table, score_rows
 from unigenbench.testpoints import PRIMARIES
 
 PAGE = Path(__file__).with_name("report.html")  # the page; html_report fills its @@SLOTS@@
+# Told apart not by color alone. Their numbers have no common factor with that of the colors that
+# would bring the same three together before the 85th model.
+LINES, MARKERS = ("-", "--", "-.", ":"), "os^DvxP"
 
 
 def radar(scores_by_name: dict[str, dict[str, float | None]], path) -> None:
@@ -40,19 +44,18 @@ def radar(scores_by_name: dict[str, dict[str, float | None]], path) -> None:
     axes = figure.add_subplot(projection="polar")
     axes.set_theta_offset(math.pi / 2)
     axes.set_theta_direction(-1)
-    styles = zip(PALETTE, ("-", "--", "-.", ":", "-", "--"), "os^Dvx")  # not told by color alone
-    for style, (name, scores) in zip(itertools.cycle(styles), scores_by_name.items()):
+    for number, (name, scores) in enumerate(scores_by_name.items()):
         points = [(angle, scores[n]) for angle, n in zip(angles, names) if scores[n] is not None]
         if points:
             theta, r = zip(*points, points[0])
-            color, line, marker = style
+            color, line, marker = (
+                kinds[number % len(kinds)] for kinds in (PALETTE, LINES, MARKERS)
+            )
             look = dict(color=color, linestyle=line, marker=marker)
-            axes.plot(theta, r, **look, label=name, linewidth=1.8, markersize=5)
+            axes.plot(theta, r, **look, label=literal(name, 42), linewidth=1.8, markersize=5)
             axes.fill(theta, r, color=color, alpha=0.08)
-    labels = [
-        n if any(scores[n] is not None for scores in scores_by_name.values()) else f"{n}\n(absent)"
-        for n in names
-    ]
+    absent = [all(scores[n] is None for scores in scores_by_name.values()) for n in names]
+    labels = [literal(n, 12) + "\n(absent)" * gone for n, gone in zip(names, absent)]
     axes.set_xticks(angles, labels)
     for angle, label in zip(angles, axes.get_xticklabels()):  # outside the circle, on either side
         side = round(math.sin(angle), 6)
@@ -61,7 +64,7 @@ def radar(scores_by_name: dict[str, dict[str, float | None]], path) -> None:
     axes.set_rlabel_position(180 / len(names))  # between the first two axes
     axes.grid(alpha=0.4)
     if axes.lines:
-        figure.legend(loc="outside lower center", frameon=False)
+        figure.legend(loc="outside lower center", frameon=False, handlelength=4)
     save_figure(figure, path)
 
 
@@ -179,19 +182,27 @@ def radar_percent(scores: Scores) -> dict[str, float | None]:
     return {p: 100 * known[p] if p in known else None for p in PRIMARIES}
 
 
-def write_report(paths: list[Path], out: Path) -> None:
-    """The page of these result files, and beside it radar.png and a table in Markdown.
+def files_beside(out: Path) -> tuple[Path, Path]:
+    """The chart and the table in Markdown of a report, named after it: two may share a folder."""
+    stem = out.stem if out.suffix.lower() in (".html", ".htm") else out.name
+    return out.with_name(f"{stem}.radar.png"), out.with_name(f"{stem}.md")
 
-    Raises ValueError if two files have the same name, since a report shows models by it.
+
+def write_report(paths: list[Path], out: Path) -> None:
+    """The page of these result files, and beside it its radar chart and a table in Markdown.
+
+    Raises ValueError if two files have the same name, since a report shows models by it, or if one
+    of them would be written over.
     """
-    results = {path.stem: read_results(path) for path in paths}
+    chart, table = files_beside(out)
+    check_outputs((out, chart, table), paths)
+    results = {one_line(path.stem): read_results(path) for path in paths}
     if len(results) < len(paths):
         raise ValueError("two result files have the same name, which a report shows models by")
     scores = {name: score(r) for name, r in results.items()}
     header, rows = report_table(scores)
     notes = [f"{name}: {coverage_line(s)}" for name, s in scores.items()]
-    chart = out.with_name("radar.png")
     radar({name: radar_percent(s) for name, s in scores.items()}, chart)
-    write_atomic(out.with_suffix(".md"), markdown_table(header, rows, notes).encode())
+    write_atomic(table, markdown_table(header, rows, notes).encode(errors="backslashreplace"))
     cards = {name: result_cards(r) for name, r in results.items()}
     html_report(out, header, rows, notes, chart.read_bytes(), cards)

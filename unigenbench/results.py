@@ -13,8 +13,6 @@ null is not judged, all as its scorer has it. Departures from it, all on purpose
 """
 
 import ast
-import csv
-import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 
 from support.bootstrap import interval, resample
 from support.files import write_atomic
+from support.wording import listed
 from unigenbench.questions import read_literal
 from unigenbench.testpoints import (
     DIMENSIONS,
@@ -33,8 +32,10 @@ from unigenbench.testpoints import (
     Prompt,
     canonical,
     language_of,
+    line_ends,
     primary_of,
     read_table,
+    write_table,
 )
 
 # ----------------------------------------------------------------------------- result files
@@ -91,7 +92,7 @@ def parse_result(row: dict) -> Result:
     )
     return Result(
         int(row["index"]),
-        row["prompt"].strip(),
+        line_ends(row["prompt"]).strip(),
         subs,
         row["img_path"],
         scores,
@@ -111,9 +112,9 @@ def read_results(path) -> list[Result]:
     columns, rows = read_table(path)
     missing = set(COLUMNS) - set(columns)
     if missing:
-        raise ValueError(f"{path} is no result file: it lacks {', '.join(sorted(missing))}")
+        raise ValueError(f"{path} is no result file: it lacks {listed(sorted(missing))}")
     results, first_row, prompts = [], {}, {}
-    for number, row in enumerate(rows, 1):
+    for number, row in rows:
         try:
             result = parse_result(row)
             key, asked = (result.index, result.image), (result.prompt, result.subs)
@@ -153,9 +154,7 @@ def complete(results: list[Result], prompts: list[Prompt], images: int) -> list[
 
 def write_results(results: list[Result], path) -> None:
     """The official result CSV; reasons and descriptions go into its result_json."""
-    text = io.StringIO(newline="")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(COLUMNS)
+    rows = []
     for r in results:
         labels = [DIMENSIONS[sub][0] if r.language == "zh" else sub for sub in r.subs]
         judged = (
@@ -169,16 +168,21 @@ def write_results(results: list[Result], path) -> None:
             if r.scores
             else None
         )
-        rows.writerow(
+        rows.append(
             [r.index, r.prompt, labels, r.output, json.dumps(judged, ensure_ascii=False), r.image]
         )
-    write_atomic(path, text.getvalue().encode())
+    write_table(path, COLUMNS, rows)
+
+
+def settings_path(results_path: Path) -> Path:
+    """Where judge keeps the settings of its results: beside them."""
+    return results_path.with_suffix(".settings.json")
 
 
 def settings_of(results_path: Path) -> dict:
     """The settings that judge wrote beside its results; {} for files of other origin."""
-    path = results_path.with_suffix(".settings.json")
-    return json.loads(path.read_text()) if path.is_file() else {}
+    path = settings_path(results_path)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 # ----------------------------------------------------------------------------- scores
@@ -271,20 +275,6 @@ def count_by_prompt(results: list[Result]) -> tuple[np.ndarray, np.ndarray]:
     return correct, total
 
 
-def intervals(replicates: dict[str, np.ndarray], total) -> dict[str, tuple[float, float] | None]:
-    """95 % interval of each dimension's replicates, drawn from judged testpoints (n prompts, 27).
-
-    None for a dimension that rests on one prompt, or on none: drawing the one again and again
-    would give an interval of no width, and look like certainty.
-    """
-    bounds = {}
-    for name, values in replicates.items():
-        judged = total[:, COLUMNS_OF.get(name, slice(None))].sum(-1)  # of each prompt
-        enough = np.count_nonzero(judged) > 1
-        bounds[name] = interval(values[~np.isnan(values)]) if enough else None
-    return bounds
-
-
 def expected_testpoints(results: list[Result]) -> Counter:
     """Testpoints that should have been judged, by sub dimension.
 
@@ -315,7 +305,8 @@ def score(results: list[Result]) -> Scores:
         raise ValueError("no results to score")
     correct, total = count_by_prompt(results)
     draws = resample(len(correct))
-    bounds = intervals(accuracies(draws @ correct, draws @ total), total)
+    replicates = accuracies(draws @ correct, draws @ total)
+    bounds = {name: interval(values) for name, values in replicates.items()}
     expected = expected_testpoints(results)
     tallies = {
         name: Tally(
@@ -341,7 +332,7 @@ def compare(first: list[Result], second: list[Result]) -> dict[str, tuple[float,
     """Second minus first, by sub and primary dimension and Overall: (difference, low, high), -1..1.
 
     The 95 % interval is paired: both models are resampled over the same prompts. low and high are
-    NaN for a dimension of one prompt.
+    NaN where no two prompts differ, as in a dimension of one.
     Raises ValueError if the two do not hold the same prompts.
     """
     prompts = [{r.index: (r.prompt, r.subs) for r in results} for results in (first, second)]
@@ -357,9 +348,9 @@ def compare(first: list[Result], second: list[Result]) -> dict[str, tuple[float,
         return {name: two[name] - one[name] for name in one}
 
     points = difference(np.ones(len(total_1), int))  # each prompt once
-    bounds = intervals(difference(resample(len(total_1))), np.minimum(total_1, total_2))
+    replicates = difference(resample(len(total_1)))
     return {
-        name: (float(point), *(bounds[name] or (np.nan, np.nan)))
+        name: (float(point), *(interval(replicates[name]) or (np.nan, np.nan)))
         for name, point in points.items()
         if not np.isnan(point)
     }

@@ -12,10 +12,12 @@ import io
 import json
 import re
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from support.files import write_atomic
+from support.wording import listed
 
 # English label -> Chinese label, one-sentence definition in English and Chinese (our own words)
 DIMENSIONS = {
@@ -243,14 +245,17 @@ def parse_json(text: str) -> tuple[dict, bool]:
     return value, repaired
 
 
-def parse_row(row: dict, language: str) -> tuple[Prompt, bool]:
-    """One line of a prompt file, and whether its JSON had to be repaired. Raises ValueError."""
-    text = row[f"prompt_{language}"].strip()
+def parse_row(row: dict, ending: str) -> tuple[Prompt, bool]:
+    """One line of a prompt file, and whether its JSON had to be repaired. Raises ValueError.
+
+    ending: of the names of its columns, "_en" or "_zh"; "": the labels tell the language
+    """
+    text = line_ends(row[f"prompt{ending}"]).strip()
     if not text:
         raise ValueError("empty prompt")
     if not re.fullmatch(r"\s*\d+\s*", row["index"]):
         raise ValueError(f"index '{row['index']}' is not a whole number")
-    fields, repaired = parse_json(row[f"sub_dims_{language}"])
+    fields, repaired = parse_json(row[f"sub_dims{ending}"])
     fields = {key.strip(): value for key, value in fields.items()}
     found = {
         name: next((fields[key] for key in keys if key in fields), None)
@@ -270,47 +275,77 @@ def parse_row(row: dict, language: str) -> tuple[Prompt, bool]:
         points,
         str(found["theme"] or ""),
         str(found["subtheme"] or ""),
-        language,
+        ending[1:] or language_of(labels[0]),
     ), repaired
 
 
-def read_table(path) -> tuple[list[str], list[dict]]:
-    """Names of the columns and the rows of a CSV file; a BOM and Windows line ends are all right.
+def line_ends(text: str) -> str:
+    """The text with \\n for Windows' line ends and old Macs': a prompt is known by its words."""
+    return re.sub(r"\r\n?", "\n", text)
 
-    Raises ValueError if it is no such file.
+
+def read_table(path) -> tuple[list[str], list[tuple[int, dict]]]:
+    """Names of the columns, and number and fields of each row of a CSV file; row 1 is the first
+    below the header. Fields are as they were written, line ends and control characters included.
+
+    A BOM and Windows line ends are all right, and rows of empty fields alone are left out.
+    Raises ValueError if it is no such file, or one of its rows has not a field for each column.
     """
     csv.field_size_limit(2**31 - 1)  # a judge's answer may be long
     try:
-        rows = csv.DictReader(
-            io.StringIO(Path(path).read_text(encoding="utf-8-sig"), newline=""), restval=""
-        )
-        rows.fieldnames = columns = [name.strip() for name in rows.fieldnames or ()]
-        return columns, list(rows)
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+        columns, *rows = [*lines] or [[]]
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; save it as CSV UTF-8") from None
     except csv.Error as error:
-        raise ValueError(f"{path} is not a CSV file ({error})") from None
+        raise ValueError(
+            f"{path} is not a CSV file of UTF-8 text with commas "
+            f"and double quotes (line {lines.line_num}: {error}); save it as one"
+        ) from None
+    columns = [name.strip() for name in columns]
+    if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
+        raise ValueError(f"{path} has more than one column {listed(twice)}; leave one of them")
+    rows = [(n, row) for n, row in enumerate(rows, 1) if any(field.strip() for field in row)]
+    for number, row in rows:
+        if len(row) != len(columns):
+            raise ValueError(
+                f"{path}, row {number}: {len(row)} fields, but the header has {len(columns)}; a "
+                "field that holds a comma or a line end needs double quotes around it"
+            )
+    return columns, [(number, dict(zip(columns, row))) for number, row in rows]
+
+
+def write_table(path, columns, rows) -> None:
+    """A CSV file that read_table, csv and pandas read back to the last character.
+
+    All texts are quoted: csv leaves a lone \\r as it is, at which readers would end the row.
+    Half of a pair of surrogates, which UTF-8 cannot hold, becomes its escape, as JSON writes it.
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC).writerows([columns, *rows])
+    write_atomic(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 def load_prompts(path) -> list[Prompt]:
-    """The prompts of an official CSV file: index, prompt_en|prompt_zh, sub_dims_en|sub_dims_zh.
+    """The prompts of an official CSV file: index, prompt_en|prompt_zh|prompt, and sub_dims alike.
 
     A BOM, Windows line ends and English or Chinese keys are all right. A missing comma in a row's
     JSON is put in where only one reading is possible, with a warning that names the row.
     Raises ValueError that names the file, the row (1 is the first below the header) and the fault.
     """
     columns, rows = read_table(path)
-    language = next((lang for lang in ("en", "zh") if f"prompt_{lang}" in columns), "en")
-    missing = {"index", f"prompt_{language}", f"sub_dims_{language}"} - set(columns)
+    ending = next((end for end in ("_en", "_zh", "") if f"prompt{end}" in columns), "_en")
+    missing = {"index", f"prompt{ending}", f"sub_dims{ending}"} - set(columns)
     if missing:
         raise ValueError(
-            f"{path} lacks the column {', '.join(sorted(missing))}; it has: "
-            f"{', '.join(columns) or 'nothing'}"
+            f"{path} lacks the column {listed(sorted(missing))}; it has: "
+            f"{listed(columns, 9) or 'nothing'}"
         )
     prompts, first_row = [], {}
-    for number, row in enumerate(rows, 1):
+    for number, row in rows:
         try:
-            prompt, repaired = parse_row(row, language)
+            prompt, repaired = parse_row(row, ending)
             if prompt.index in first_row:
                 raise ValueError(f"the index stands in row {first_row[prompt.index]} too")
         except ValueError as error:
@@ -328,9 +363,7 @@ def load_prompts(path) -> list[Prompt]:
 
 def write_prompts(prompts: list[Prompt], path) -> None:
     """The official English prompt file of these prompts."""
-    text = io.StringIO(newline="")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["index", "prompt_en", "sub_dims_en"])
+    rows = []
     for p in prompts:
         subs, descriptions = zip(*p.testpoints)
         values = {
@@ -340,5 +373,5 @@ def write_prompts(prompts: list[Prompt], path) -> None:
             "descriptions": descriptions,
         }
         fields = {KEYS[name][0]: value for name, value in values.items()}
-        rows.writerow([p.index, p.text, json.dumps(fields, ensure_ascii=False)])
-    write_atomic(path, text.getvalue().encode())
+        rows.append([p.index, p.text, json.dumps(fields, ensure_ascii=False)])
+    write_table(path, ["index", "prompt_en", "sub_dims_en"], rows)
