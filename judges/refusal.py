@@ -238,7 +238,7 @@ class Refusal:
             return ""
         self.lasting = False
         if isinstance(cause, ConnectionRefusedError):
-            return f"nothing listens at {peer}. "
+            return f"nothing listens at {peer} (connection refused). "
         if "DecodingError" in self.names:
             return "the reply is not compressed as its Content-Encoding says. "
         return ""
