@@ -97,7 +97,8 @@ def test_nobody_calls_before_the_time_told_and_it_is_no_retry(told):
 
 
 def test_fewer_calls_are_in_flight_after_it():
-    with serving(*[(429, {}, {"Retry-After": "1"})] * 8) as server, ThreadPoolExecutor() as pool:
+    told = (429, {}, {"Retry-After": "1"})
+    with ThreadPoolExecutor() as pool, serving(*[told] * 8) as server:  # whose end frees the pool
         judge = client(server, max_retries=0, concurrency=8, clock=time.monotonic)
         asked = pool.submit(judge.ask, [Query((), f"hold {k}") for k in range(8)])
         assert all(server.held.acquire(timeout=HANG) for _ in range(8))
