@@ -6,6 +6,7 @@ OpenAIMLLM("http://localhost:8000/v1").ask([Query((first, second), "Which is bet
 import asyncio
 import base64
 import io
+import json
 import logging
 import os
 import queue
@@ -14,12 +15,11 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from urllib.parse import urlsplit
 
 from PIL import Image
 
 from judges.mllm import Answer, Query, StreamingMLLM, cut_off
+from judges.refusal import Address, Refusal, encodable, words
 from judges.slots import Slots
 from support.rgb import to_rgb
 
@@ -57,6 +57,7 @@ class _ToldError(ValueError):
     def __init__(self, said, code=None):
         said = said if isinstance(said, dict) else {"message": said}
         super().__init__(f"the server says: {said.get('message') or said}")
+        self.told = json.dumps(said, default=str)
         self.code = said.get("code", code)
         known = str(self.code).isdecimal() and 400 <= int(self.code) < 600
         self.status_code = int(self.code) if known else None
@@ -68,12 +69,7 @@ def _text_of(content) -> str:
         parts = [part if isinstance(part, dict) else {"text": part} for part in content]
         texts = [p.get("text") for p in parts if p.get("type") in (None, "text", "output_text")]
         content = "".join(text for text in texts if isinstance(text, str))
-    return _encodable(content) if isinstance(content, str) else ""
-
-
-def _encodable(text: str) -> str:
-    """The text with "?" for half a surrogate pair, such as a cut emoji: no file could hold that."""
-    return text.encode(errors="replace").decode()
+    return encodable(content) if isinstance(content, str) else ""
 
 
 def _read_reply(reply, max_tokens: int) -> Answer:
@@ -93,7 +89,7 @@ def _read_reply(reply, max_tokens: int) -> Answer:
     if not text.strip():
         refusal = getattr(message, "refusal", None)
         empty = (
-            f"refused: {_encodable(str(refusal))}"
+            f"refused: {encodable(str(refusal))}"
             if refusal
             else f"empty answer (finish_reason: {reason})"
         )
@@ -118,7 +114,7 @@ def _less(request: dict, error: Exception) -> dict | None:
     """
     if getattr(error, "status_code", None) not in (400, 422):
         return None
-    said = f"{getattr(error, 'param', None)} {_words(error)}".lower()
+    said = f"{getattr(error, 'param', None)} {words(error)}".lower()
     names = ["temperature", "seed"]
     names += [] if _TOO_LARGE.search(said) else ["max_tokens", "max_completion_tokens"]
     refused = [name for name in names if name in request and re.search(rf"\b{name}\b", said)]
@@ -128,58 +124,37 @@ def _less(request: dict, error: Exception) -> dict | None:
     return less if refused else None
 
 
-def _words(error: Exception) -> str:
-    """The error and all that the server said; the client tells of its body error.message alone."""
-    response = getattr(error, "response", None)
-    return (
-        f"{error} - {response.text}"
-        if response is not None and " - " not in str(error)
-        else str(error)
-    )
-
-
-def _worth_retrying(error: Exception) -> bool:
-    """True for busy or broken servers, timeouts, lost connections and garbled bodies."""
-    if getattr(error, "code", None) == "insufficient_quota":  # a 429 that no waiting mends
-        return False
-    status = getattr(error, "status_code", None)
-    return status is None or status in (408, 409, 429) or not 400 <= status < 500
-
-
-def retry_delay(error: Exception, attempt: int, backoff: float) -> float:
-    """Seconds to wait: what Retry-After says, otherwise exponential backoff with jitter.
+def retry_delay(attempt: int, backoff: float) -> float:
+    """Seconds to wait where the server does not say: exponential backoff with jitter.
 
     attempt: how many were retries already; backoff: the longest wait before the first retry.
     """
-    with suppress(AttributeError, KeyError, ValueError):  # no response, no header, or a date
-        return min(max(0.0, float(error.response.headers["retry-after"])), 60.0)  # NaN: 0
     return min(backoff * 2.0 ** min(attempt, 60), 30.0) * _jitter.uniform(0.5, 1.0)
 
 
-def _checked_url(base_url: str):
-    """A judge's address in its parts, and as text without credentials. Raises ValueError."""
-    url = urlsplit(base_url)
-    if url.scheme not in ("http", "https") or not url.netloc:  # not quoted: may hold a password
-        raise ValueError("the judge's base URL must begin with http:// or https:// and a host")
-    if url.path.rstrip("/").endswith("/chat/completions"):
-        raise ValueError("the judge's base URL must end before /chat/completions, with /v1")
-    return url, f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+def _environment() -> str:
+    """Which variables of the environment have a say in how servers are reached, for an error."""
+    names = ("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    named = [name for name in names if os.environ.get(name) or os.environ.get(name.lower())]
+    return f" (the environment sets {', '.join(named)})" if named else ""
 
 
 class OpenAIMLLM(StreamingMLLM):
     """Any OpenAI-compatible server: vLLM, SGLang, a cloud API.
 
     base_url, api_key: by default from the environment, OPENAI_BASE_URL and OPENAI_API_KEY. The key
-        stands in no name, repr or error.
+        stands in no name, repr or error. ValueError if there is no URL or nothing can be asked so.
     model: by default the first one that the server lists.
     concurrency: calls in flight; N calls of latency L take ceil(N / concurrency) * L. Fewer after
-        timeouts (slots.py).
+        timeouts and where the server has too many (slots.py).
     timeout: seconds for one call from end to end. max_retries: further calls for one query.
     backoff: seconds before the first retry, doubled before each further one, at most 30. They are
-        drawn from half of that to all of it; a server's Retry-After goes before.
+        drawn from half of that to all of it. Where the server says how long to wait, no call is
+        begun before; that counts as no retry, and against patience.
     patience: seconds of calls without any success after which queries fail without being tried, but
         for one of each batch, which finds out whether the server is back. So a dead server costs
         patience + timeout, and a timeout for each later batch: not queries * retries * timeout.
+        Where the server asks for a longer wait than is left of it, all fail at once.
     temperature, seed, max_tokens: what a server refuses of these (with a 400 that names it) is left
         out, or called max_completion_tokens, from the first answer on that it gives without.
     max_calls: cap on calls over the life of the object, retries included.
@@ -206,39 +181,44 @@ class OpenAIMLLM(StreamingMLLM):
         import openai
         from openai.types.chat import ChatCompletion
 
-        base_url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         if concurrency < 1 or timeout <= 0:
             raise ValueError(f"concurrency and timeout must be positive: {concurrency}, {timeout}")
+        address = Address(base_url or os.environ.get("OPENAI_BASE_URL") or "")
         # A server of one's own asks for no key, but the client insists on one; and no header takes
         # the line break at the end of a key that was read from a file.
-        key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip() or "none"
-        url, self._where = _checked_url(base_url)
-        self._secrets = [secret for secret in (key, url.password) if secret and secret != "none"]
-        self._path = url.path.rstrip("/")
-        self._has_key = key != "none"
+        key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError("OPENAI_API_KEY holds what no header takes: is it copied rightly?")
+        address.secrets += [key] if key else []
+        self._address, self._has_key, self.timeout = address, bool(key), timeout
         # One retry policy and one deadline, ours: the client's deadline is for each read of a call.
-        options = {"base_url": base_url, "api_key": key, "max_retries": 0}
+        options = {"base_url": address.url, "api_key": key or "none", "max_retries": 0}
+        try:
+            self._client = openai.AsyncOpenAI(**options, timeout=None)
+        except Exception as error:  # of many kinds and modules, by the proxy or certificates named
+            raise ValueError(address.scrubbed(f"no judge can be asked: {error}{_environment()}"))
         # The client itself raises the last two for some garbled bodies.
         self._errors = (openai.APIError, TimeoutError, ValueError, RecursionError)
         if model is None:
             model = self._first_model(openai.OpenAI(**options, timeout=timeout))
-        self.model, self.timeout = model, timeout
+        self.model = model
         self.max_retries, self.backoff, self.patience = max_retries, backoff, patience
         self.max_calls, self.calls, self._clock = max_calls, 0, clock
         self._batches = 0  # how many are being asked now
         self._idle_since = clock()  # when the last of them ended
         self._last_success, self._last_failure = self._idle_since, "none"
+        self._opens = self._idle_since  # when the server wants the next call at the earliest
+        self._answered, self._tls = False, None  # None: not tried whether the port speaks TLS
         self._max_tokens = max_tokens
         self._request = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
         if seed is not None:
             self._request["seed"] = seed
         settings = f"temperature {temperature}, seed {seed}, max_tokens {max_tokens}"
-        self.name = f"{model} at {self._where} ({settings})"  # as asked for, whatever is refused
+        self.name = f"{model} at {address.where} ({settings})"  # as asked for, whatever is refused
 
         # One event loop in one daemon thread for as long as the process lives: connections are
         # reused from batch to batch, an interrupt cancels every call in flight, and nothing keeps
         # the process from ending.
-        self._client = openai.AsyncOpenAI(**options, timeout=None)
         self._reply_type = ChatCompletion
         self._slots = Slots(concurrency)
         self._loop = asyncio.new_event_loop()
@@ -249,8 +229,11 @@ class OpenAIMLLM(StreamingMLLM):
         try:
             return client.models.list().data[0].id
         except (*self._errors, AttributeError, IndexError, TypeError) as error:
-            said = f"{self._where} lists no model, name one: {self._hint(error)}{_words(error)}"
-            raise ValueError(self._scrubbed(said)) from None
+            refusal = Refusal(error, self._address, self.timeout, self._has_key)
+            if refusal.cut and self._address.speaks_tls():
+                refusal.to_tls()
+            where = self._address.where
+            raise ValueError(f"{where} lists no model, name one: {refusal.text}") from None
 
     def as_answered(self, queries: Sequence[Query]) -> Iterator[tuple[int, Answer]]:
         """(index, answer) of each query as they come; several threads may ask at once."""
@@ -289,28 +272,59 @@ class OpenAIMLLM(StreamingMLLM):
         urls = [await uris[id(image)] for image in query.images]
         content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         content.append({"type": "text", "text": query.text})
-        for attempt in range(self.max_retries + 1):
+        tries, repeats, waited = 0, 0, 0.0
+        while True:
             async with self._slots as number:
-                silent = self._clock() - self._last_success > self.patience
-                if silent and (attempt or not probe):
-                    message = f"no call was answered for {self.patience:g} s"
-                    return Answer(error=f"{message} (last: {self._last_failure})")
+                if error := await self._turn(probe and not repeats):
+                    return Answer(error=error)
                 try:
                     answer = await self._call(content)
                     self._slots.answered()
                     return answer
                 except self._errors as error:
-                    failure = error
-                    if isinstance(failure, TimeoutError):
-                        self._slots.timed_out(number)
-            message = f"{self._hint(failure)}{type(failure).__name__}: {_words(failure)}"
-            if isinstance(failure, TimeoutError):  # it has no text of its own
-                message = f"no answer within {self.timeout:g} s"
-            self._last_failure = message = self._scrubbed(message)
-            if attempt == self.max_retries or not _worth_retrying(failure):
-                break
-            await asyncio.sleep(retry_delay(failure, attempt, self.backoff))
-        return Answer(error=message)
+                    refusal = await self._refused(error, number)
+            if refusal.wait is None:
+                tries += 1
+            else:
+                waited += refusal.wait
+            # One query that alone is told to wait, again and again, is given up as well.
+            if refusal.lasting or tries > self.max_retries or waited > self.patience:
+                return Answer(error=await self._turn() or refusal.text)
+            if not refusal.wait:
+                await asyncio.sleep(retry_delay(repeats, self.backoff))
+            repeats += 1
+
+    async def _turn(self, probe: bool = False) -> str | None:
+        """Waits as long as the server asks; at once why no call is to be made, if none is."""
+        while True:
+            now = self._clock()
+            if self._opens > now and self._opens - self._last_success > self.patience:
+                return (
+                    f"the server asks for a wait of {self._opens - now:.0f} s, longer than is left "
+                    f"of the {self.patience:g} s of --patience ({self._last_failure})"
+                )
+            if now - self._last_success > self.patience and not probe:
+                message = f"no call was answered for {self.patience:g} s"
+                return f"{message} (last: {self._last_failure})"
+            if now >= self._opens:
+                return None
+            await asyncio.sleep(self._opens - now)
+
+    async def _refused(self, error: Exception, number: int) -> Refusal:
+        """What the error means; from now on fewer calls, and later ones, if it asks for that."""
+        refusal = Refusal(error, self._address, self.timeout, self._has_key)
+        if refusal.cut and not self._answered:
+            self._tls = self._tls or asyncio.create_task(
+                asyncio.to_thread(self._address.speaks_tls)
+            )
+            if await asyncio.shield(self._tls):
+                refusal.to_tls()
+        self._last_failure = refusal.text
+        if refusal.crowded:
+            self._slots.timed_out(number)
+        if refusal.wait:
+            self._opens = max(self._opens, self._clock() + refusal.wait)
+        return refusal
 
     async def _call(self, content: list[dict]) -> Answer:
         """One answer, in further calls without what the server refuses by name."""
@@ -329,7 +343,7 @@ class OpenAIMLLM(StreamingMLLM):
                 if not (less := _less(request, error)):
                     raise
                 request = less
-        self._last_success = self._clock()
+        self._last_success, self._answered = self._clock(), True
         refused = sorted(self._request.keys() - request.keys())
         if request is not first and refused:  # not found out by a call beside this one
             self._request = request
@@ -338,20 +352,3 @@ class OpenAIMLLM(StreamingMLLM):
                 "the server refuses %s; now sent: %s", " and ".join(refused), named or "none"
             )
         return answer
-
-    def _hint(self, error: Exception) -> str:
-        """What is likely to be wrong, where the server's own words may not tell; or nothing."""
-        status = getattr(error, "status_code", None)
-        if status == 401:
-            what = "refuses the key in" if self._has_key else "asks for a key: set"
-            return f"the server {what} OPENAI_API_KEY. "
-        page = isinstance(error, (AttributeError, TypeError)) or "not a chat" in str(error)
-        if (page or status in (404, 405)) and "/v1" not in self._path:
-            return f"does the base URL lack its /v1 (it is {self._where})? "
-        return ""
-
-    def _scrubbed(self, message: str) -> str:
-        """The message in one line of at most 300 characters, without key and URL's password."""
-        for secret in self._secrets:
-            message = message.replace(secret, "***")
-        return _encodable(" ".join(message.split())[:300])

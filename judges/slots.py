@@ -1,8 +1,9 @@
-"""How many calls are in flight at a judge server: fewer after timeouts, more again after answers.
+"""How many calls are in flight at a judge server: fewer when it has too many, more after answers.
 
 A server that is asked too much at once answers nothing in time, and every call that is repeated
-then makes it worse. So the number is halved when a call times out, at most once for the calls that
-were begun under one number, and grows by one with each round of answers, up to the given one.
+then makes it worse. So the number is halved when a call times out or the server says that it has
+too many, at most once for the calls that were begun under one number, and grows by one with each
+round of answers, up to the given one.
 
     slots = Slots(16)
     async with slots as number: ...         # waits until a call may begin

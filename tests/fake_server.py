@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -53,6 +54,7 @@ class Handler(BaseHTTPRequestHandler):
         server, text = self.server, body["messages"][0]["content"][-1]["text"]
         with server.lock:
             server.requests.append((body, self.headers))
+            server.times.append(time.monotonic())
             server.active += 1
             server.most_active = max(server.most_active, server.active)
             fault = server.faults.pop(0) if server.faults else "ok"
@@ -79,7 +81,8 @@ class Handler(BaseHTTPRequestHandler):
         elif isinstance(fault, dict):
             self.send(200, json.dumps(fault).encode())
         elif isinstance(fault, tuple):
-            self.send(fault[0], json.dumps(fault[1]).encode())
+            status, said, *headers = fault
+            self.send(status, json.dumps(said).encode(), **dict(*headers))
         elif isinstance(fault, int):
             self.send(fault, error)
         elif fault == "garbage":
@@ -114,16 +117,22 @@ class Clock:
 
 
 @contextmanager
-def serving(*faults, together: int = 0):
+def serving(*faults, together: int = 0, tls=None):
     """A server; its first calls meet the faults, one each, and the others are echoed.
 
+    tls: the SSLContext of a server that speaks TLS.
     together: how many calls have to be in flight before they are answered.
     Calls whose text begins with "hold" wait for `gate`; `held` counts them.
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server.daemon_threads, server.handle_error = True, lambda *_: None  # tells of no broken calls
+    if tls:
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
     server.faults, server.lock, server.clock = list(faults), threading.Lock(), Clock()
     server.requests, server.active, server.most_active = [], 0, 0
+    server.times = []  # when each request came
     server.refuse = None  # a function of the request: (status, body) or None
     server.together = threading.Barrier(together) if together else None
     server.gate, server.held = threading.Event(), threading.Semaphore(0)

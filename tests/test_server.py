@@ -1,7 +1,6 @@
 """server.py: the real client against a server that fails in every way we know of."""
 
 import base64
-import email.message
 import io
 import itertools
 import os
@@ -135,11 +134,6 @@ def test_a_missing_v1_is_named_where_models_are_listed(monkeypatch):
         assert "lists no model" in str(error.value)
 
 
-def test_the_address_of_a_call_is_no_base_url():
-    with pytest.raises(ValueError, match="must end before /chat/completions"):
-        OpenAIMLLM("http://127.0.0.1:1/v1/chat/completions", "judge")
-
-
 def test_cap_on_calls_counts_retries():
     with serving(500) as server:
         judge = client(server, max_calls=3, concurrency=1)
@@ -204,18 +198,8 @@ def test_an_answer_is_given_while_others_are_waited_for():
         assert list(answered) == [(0, Answer("echo hold this", None, "m"))]
 
 
-def test_retry_delay_follows_the_server_then_grows():
-    def busy(after):
-        error, headers = Exception(), email.message.Message()
-        headers["retry-after"] = after
-        error.response = type("Response", (), {"headers": headers})
-        return error
-
-    assert retry_delay(busy("7"), 0, 0.5) == 7
-    assert retry_delay(busy("1000"), 0, 0.5) == 60  # not for ever
-    assert retry_delay(busy("nan"), 0, 0.5) == retry_delay(busy("-1"), 0, 0.5) == 0
-    assert 0.25 <= retry_delay(busy("Wed, 21 Oct 2026 07:28:00 GMT"), 0, 0.5) <= 0.5
-    delays = [retry_delay(Exception(), attempt, 0.5) for attempt in range(12)]
+def test_retry_delay_grows():
+    delays = [retry_delay(attempt, 0.5) for attempt in range(12)]
     assert all(0.25 * 2**k <= delay <= 0.5 * 2**k for k, delay in enumerate(delays[:6]))
     assert max(delays) <= 30
 
@@ -238,15 +222,6 @@ def test_a_key_from_a_file_may_end_its_line(monkeypatch):
     with serving() as server:
         assert OpenAIMLLM(server.url, "judge").ask([Query((), "x")])[0].text
     assert server.requests[0][1]["Authorization"] == f"Bearer {KEY}"
-
-
-@pytest.mark.parametrize(
-    "url", [f"user:{PASSWORD}@host/v1", "localhost:8000/v1", "ftp://h/v1", "http:///v1"]
-)
-def test_a_url_without_its_beginning_is_told_and_not_quoted(url):
-    with pytest.raises(ValueError, match="must begin with http") as error:
-        OpenAIMLLM(url, "judge")
-    assert PASSWORD not in str(error.value)
 
 
 def test_the_name_holds_every_setting_that_changes_answers():

@@ -1,0 +1,256 @@
+"""Why a call to a judge's server failed, and what that asks for: to wait, to ask again, or neither.
+
+address = Address("http://localhost:8000/v1")
+refusal = Refusal(error, address)           # error: of the openai client, or of reading its reply
+refusal.wait, refusal.lasting, refusal.text
+"""
+
+import math
+import re
+import socket
+import ssl
+import time
+from datetime import timezone
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+# ----------------------------------------------------------------------------- where a server is
+
+
+class Address:
+    """A judge's base URL, checked, and the proxy through which the environment leads to it.
+
+    Raises ValueError, which does not quote the URL: it may hold a password.
+    """
+
+    def __init__(self, base_url: str):
+        self.url = base_url.strip()  # a line of a file ends with a line break
+        what, proxy = "the judge's base URL (--base_url or OPENAI_BASE_URL)", None
+        try:
+            url = urlsplit(self.url)
+            self.host, self.port = url.hostname, url.port or {"https": 443}.get(url.scheme, 80)
+            readable = url.port != 0 and not re.search(r"[\0-\x20\x7f]", self.url)
+        except ValueError:
+            readable = False
+        if not readable:
+            raise ValueError(
+                f"{what} cannot be read: it holds no spaces, and its port is a number up to 65535"
+            )
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"{what} must begin with http:// or https:// and a host")
+        if url.path.rstrip("/").endswith("/chat/completions"):
+            raise ValueError(f"{what} must end before /chat/completions, with /v1")
+        self.scheme, self.path = url.scheme, url.path.rstrip("/")
+        self.where = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+        self.secrets = [url.password] if url.password else []
+        proxies = {} if proxy_bypass(url.hostname) else getproxies()
+        if proxy := proxies.get(url.scheme) or proxies.get("all"):
+            *credentials, proxy = proxy.rpartition("://")[2].rstrip("/").rpartition("@")
+            self.secrets += [part for part in credentials[0].split(":")[1:] if part]
+            try:
+                _ = urlsplit(f"//{proxy}").port  # asked for its error alone
+            except ValueError:
+                raise ValueError(
+                    f"the proxy {proxy}, which HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names, has no "
+                    "port from 1 to 65535"
+                )
+        self.proxy = proxy or None
+
+    def scrubbed(self, text: str) -> str:
+        """The text in one line of at most 300 characters, without keys and passwords."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return encodable(" ".join(text.split())[:300])
+
+    def speaks_tls(self, seconds: float = 5.0) -> bool:
+        """Whether the host's port answers a TLS handshake, whatever its certificate."""
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        try:
+            with socket.create_connection((self.host, self.port), seconds) as plain:
+                context.wrap_socket(plain, server_hostname=self.host).close()
+        except OSError:
+            return False
+        return True
+
+
+def encodable(text: str) -> str:
+    """The text with "?" for half a surrogate pair, such as a cut emoji: no file could hold that."""
+    return text.encode(errors="replace").decode()
+
+
+# ----------------------------------------------------------------------------- how long to wait
+
+_NAMES = "ms|milliseconds?|s(?:ec(?:ond)?s?)?|m(?:in(?:ute)?s?)?|h(?:(?:ou)?rs?)?|d(?:ays?)?"
+_PART = rf"(\d+(?:\.\d+)?)\s*({_NAMES})(?![a-z])"
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SPAN = rf"{_PART}(?:[\s,]*(?:and\s+)?{_PART})*"
+# "Please try again in 1m26.4s", "retry after 60 seconds", "retryDelay": "37s"
+_TOLD = re.compile(
+    rf"(?:retry|again|wait)\w*(?:[\s\"':=_-]+[a-z]+){{0,3}}[\s\"':=]*({_SPAN})", re.I
+)
+# "retry_after": 30, "retryAfterMs": 500
+_FIELD = re.compile(
+    r"retry[_-]?(?:after|delay)[_-]?(ms|milli)?[a-z]*[\"'\s:=]{1,6}(\d+(?:\.\d+)?)(?![\w.])", re.I
+)
+
+
+def _span(text: str) -> float:
+    """Seconds in "6m0s", "1.5 seconds", "2 hours and 3 minutes"."""
+    units = ((number, unit.lower()) for number, unit in re.findall(_PART, text, re.I))
+    return sum(
+        float(number) * (0.001 if unit.startswith(("ms", "milli")) else _UNITS[unit[0]])
+        for number, unit in units
+    )
+
+
+def _date(text: str | None) -> float | None:
+    """Seconds since 1970 of an HTTP date; None where it is none."""
+    try:
+        when = parsedate_to_datetime(text)
+    except (TypeError, ValueError, IndexError):
+        return None
+    return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def _seconds(value: str | None, now: float) -> float | None:
+    """The wait in a header: seconds, a span such as 6m0s, a date or seconds since 1970.
+
+    None where there is none, or one that is negative or no number.
+    """
+    value = (value or "").strip()
+    try:
+        seconds = float(value)
+        seconds /= 1000.0 if seconds > 1e11 else 1.0  # milliseconds since 1970
+        seconds -= now if seconds > 1e9 else 0.0
+    except ValueError:
+        whole = re.fullmatch(_SPAN, value, re.I)
+        seconds = _span(value) if whole else (_date(value) or math.nan) - now
+    return seconds if 0 <= seconds < math.inf else None
+
+
+def told_wait(error: Exception) -> float | None:
+    """Seconds that a server asks to wait, in the headers or the body of its refusal.
+
+    None where it does not say, or says what can be no wait. Dates are held against the server's
+    own clock, its Date header.
+    """
+    response = getattr(error, "response", None)
+    headers = {name.lower(): v for name, v in getattr(response, "headers", {}).items()}
+    now = _date(headers.get("date")) or time.time()
+    for value in (headers.get("retry-after-ms", "") + "ms", headers.get("retry-after")):
+        if (seconds := _seconds(value, now)) is not None:
+            return seconds
+    body = getattr(response, "text", "") or getattr(error, "told", "")
+    if found := _TOLD.search(body):
+        return _span(found[1])
+    if found := _FIELD.search(body):
+        return float(found[2]) * (0.001 if found[1] else 1.0)
+    # Of the limits that are used up; those of others say nothing about this refusal.
+    resets = [
+        _seconds(value, now)
+        for name, value in headers.items()
+        if "ratelimit-reset" in name and headers.get(name.replace("reset", "remaining"), "0") == "0"
+    ]
+    told = [seconds for seconds in resets if seconds is not None]
+    return max(told) if told and getattr(error, "status_code", None) == 429 else None
+
+
+# ----------------------------------------------------------------------------- what is wrong
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """The error, what it was raised from, and so on to the innermost."""
+    chain = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        parts = getattr(error, "exceptions", None)  # a group's: attempts at several addresses
+        # The context counts also where it is suppressed: the client's transport raises so.
+        error = parts[0] if parts else error.__cause__ or error.__context__
+    return chain
+
+
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST")
+_NO_TLS += ("PACKET_LENGTH_TOO_LONG",)
+_NO_HOST = {getattr(socket, name, None) for name in ("EAI_NONAME", "EAI_NODATA")}  # not EAI_AGAIN
+
+
+class Refusal:
+    """Why a call failed, and what that asks for.
+
+    text: one line for people. lasting: asking again can change nothing. wait: seconds that the
+    server asks for, None if it names none. crowded: it has too many calls at once.
+    """
+
+    def __init__(self, error: Exception, address: Address, timeout: float, has_key: bool):
+        self.error, self.address = error, address
+        self.status = getattr(error, "status_code", None)
+        # A 429 that no waiting mends is such a refusal too.
+        self.lasting = getattr(error, "code", None) == "insufficient_quota" or (
+            self.status in range(400, 500) and self.status not in (408, 409, 429)
+        )
+        self.wait = None if self.lasting else told_wait(error)
+        late = isinstance(error, TimeoutError) or type(error).__name__ == "APITimeoutError"
+        self.crowded = late or self.status == 429 or self.wait is not None
+        hint = self._of_reply(has_key)
+        said = f"{type(error).__name__}: {words(error)}"
+        self.cut = False  # lost before any reply, as where a port speaks TLS and the URL is http
+        if type(error).__name__ == "APIConnectionError":
+            chain = _chain(error)
+            self.names = {type(link).__name__ for link in chain}
+            cause = [link for link in chain if str(link)][-1]
+            hint = self._of_connection(cause)
+            lost = self.names & {"RemoteProtocolError", "ReadError"}
+            self.cut = bool(lost) and address.scheme == "http" and not address.proxy
+            if cause is not error:
+                said = f"{said.rstrip('.')}: {cause}"
+        if late:  # it has no text of its own
+            said = f"no answer within {timeout:g} s"
+        if address.proxy:
+            hint += f"(through the proxy {address.proxy}; NO_PROXY names hosts to reach without) "
+        self.text = address.scrubbed(hint + said)
+
+    def _of_reply(self, has_key: bool) -> str:
+        """What is likely to be wrong, where the server's own words may not tell; or nothing."""
+        if self.status == 401:
+            what = "refuses the key in" if has_key else "asks for a key: set"
+            return f"the server {what} OPENAI_API_KEY. "
+        page = isinstance(self.error, (AttributeError, TypeError))
+        page = page or "not a chat" in str(self.error)
+        if (page or self.status in (404, 405)) and "/v1" not in self.address.path:
+            return f"does the base URL lack its /v1 (it is {self.address.where})? "
+        return ""
+
+    def _of_connection(self, cause: BaseException) -> str:
+        """What is wrong with a connection; says also whether it lasts."""
+        peer = self.address.proxy or f"{self.address.host}:{self.address.port}"
+        self.lasting = True
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return "the server's certificate is not trusted: SSL_CERT_FILE names what is. "
+        if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
+            return f"{peer} does not speak TLS: does its address begin with http://? "
+        if isinstance(cause, socket.gaierror) and cause.errno in _NO_HOST:
+            return f"the host of {peer} is not known. "
+        if "ProxyError" in self.names and re.match(r"4\d\d|501|505", str(cause)):
+            return "the proxy refuses. "
+        if self.names & {"UnsupportedProtocol", "TooManyRedirects"}:
+            return ""
+        self.lasting = False
+        if isinstance(cause, ConnectionRefusedError):
+            return f"nothing listens at {peer} (connection refused). "
+        if "DecodingError" in self.names:
+            return "the reply is not compressed as its Content-Encoding says. "
+        return ""
+
+    def to_tls(self) -> None:
+        """This was a connection that was cut because the port speaks TLS and the URL is http."""
+        self.lasting = True
+        self.text = f"{self.address.where} speaks TLS: its address begins with https://"
+
+
+def words(error: Exception) -> str:
+    """The error and all that the server said; the client tells of its body error.message alone."""
+    response = getattr(error, "response", None)
+    whole = response is not None and " - " not in str(error)
+    return f"{error} - {response.text}" if whole else str(error)

@@ -1,0 +1,266 @@
+"""refusal.py: how long a server asks to wait, and what is wrong with a connection."""
+
+import gzip
+import socket
+import ssl
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from fake_server import HANG, KEY, PASSWORD, Handler, client, completion, serving, texts
+
+from judges.mllm import Query
+from judges.refusal import told_wait
+from judges.server import OpenAIMLLM
+
+DATE = "Mon, 30 Nov 2026 20:00:00 GMT"  # of the server, whatever this machine's clock says
+VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir")
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def refusal(headers, body, status=429):
+    error = Exception()
+    error.response = type("Response", (), {"headers": headers, "text": body})
+    error.status_code = status
+    return error
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": "7200"}, 7200),
+        ({"Retry-After": "Mon, 30 Nov 2026 20:00:30 GMT", "Date": DATE}, 30),
+        ({"Retry-After": "Mon Nov 30 20:00:30 2026", "Date": DATE}, 30),
+        ({"Retry-After": "Mon, 30 Nov 2026 19:59:30 GMT", "Date": DATE}, None),
+        ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
+        ({"retry-after-ms": "-3", "retry-after": "1m30s"}, 90),
+        *(
+            ({"Retry-After": garbage}, None)
+            for garbage in ("", "-1", "nan", "1e999", "soon", "5 x")
+        ),
+        ({"x-ratelimit-reset-requests": "1s"}, 1),
+        ({"x-ratelimit-reset-requests": "20ms", "x-ratelimit-reset-tokens": "6m0s"}, 360),
+        ({"x-ratelimit-reset-tokens": "6m0s", "x-ratelimit-remaining-tokens": "300"}, None),
+        ({"X-RateLimit-Reset": "1796068860000", "Date": DATE}, 60),
+    ],
+)
+def test_headers_say_how_long_to_wait(headers, seconds):
+    assert told_wait(refusal(headers, "")) == (seconds and pytest.approx(seconds))
+
+
+@pytest.mark.parametrize(
+    ("body", "seconds"),
+    [
+        ('[{"error": {"details": [{"@type": "RetryInfo", "retryDelay": "37s"}]}}]', 37),
+        ("Please retry in 37.5s.", 37.5),
+        ("Limit 3 / min. Please try again in 20s. Visit", 20),
+        ("try again in 1m26.4s", 86.4),
+        ("Please retry after 60 seconds.", 60),
+        ("Try again in 2 hours and 3 minutes", 7380),
+        ('{"retry_after": 30}', 30),
+        ('{"retryAfterMs": "500"}', 0.5),
+        ("try again later: 3 of 60 seconds are left", None),
+        ("retry in -5s", None),
+    ],
+)
+def test_bodies_say_how_long_to_wait(body, seconds):
+    assert told_wait(refusal({}, body, 503)) == (seconds and pytest.approx(seconds))
+    assert told_wait(refusal({"Retry-After": "2"}, body, 503)) == 2
+
+
+def questions(count):
+    return [Query((), str(k)) for k in range(count)]
+
+
+WAIT = [
+    (429, {}, {"Retry-After": "0.3"}),
+    (503, {"error": {"message": "Please try again in 300ms"}}),
+    (200, {"error": {"code": 429, "details": [{"retryDelay": "0.3s"}]}}),
+]
+
+
+@pytest.mark.parametrize("told", WAIT, ids=str)
+def test_nobody_calls_before_the_time_told_and_it_is_no_retry(told):
+    with serving(told, told) as server:
+        judge = client(server, max_retries=0, concurrency=1, clock=time.monotonic)
+        assert texts(judge.ask(questions(3))) == ["echo 0", "echo 1", "echo 2"]
+    gaps = [after - before for before, after in zip(server.times, server.times[1:])]
+    assert len(server.times) == 5 and min(gaps[:2]) > 0.29
+
+
+def test_fewer_calls_are_in_flight_after_it():
+    told = (429, {}, {"Retry-After": "1"})
+    with ThreadPoolExecutor() as pool, serving(*[told] * 8) as server:  # whose end frees the pool
+        judge = client(server, max_retries=0, concurrency=8, clock=time.monotonic)
+        asked = pool.submit(judge.ask, [Query((), f"hold {k}") for k in range(8)])
+        assert all(server.held.acquire(timeout=HANG) for _ in range(8))
+        server.gate.set()
+        while server.active:
+            time.sleep(0.01)
+        server.gate.clear()
+        assert all(server.held.acquire(timeout=HANG) for _ in range(4))
+        assert not server.held.acquire(timeout=0.3)  # no fifth call until one of the four ends
+        server.gate.set()
+        assert all(answer.text for answer in asked.result(HANG))
+
+
+def test_waits_end_with_patience_and_a_longer_one_ends_all_at_once():
+    with serving(*[(429, {}, {"Retry-After-Ms": "200"})] * 99) as server:
+        judge = client(server, max_retries=0, patience=0.5, clock=time.monotonic)
+        (answer,) = judge.ask(questions(1))
+        assert "longer than is left of the 0.5 s of --patience (RateLimitError" in answer.error
+        assert len(server.requests) == 3
+    with serving((503, {}, {"Retry-After": "7200"})) as server:
+        judge = client(server, concurrency=1)
+        for answer in (*judge.ask(questions(9)), *judge.ask(questions(2))):
+            assert answer.error.startswith("the server asks for a wait of 7200 s, longer than")
+        assert len(server.requests) == 1
+
+
+# ---- connections ----
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory):
+    """A server's side of TLS with a certificate for "localhost" that nobody has signed."""
+    folder = tmp_path_factory.mktemp("tls")
+    files = ["-keyout", folder / "key.pem", "-out", folder / "certificate.pem"]
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"]
+    subprocess.run(["openssl", "req", "-x509", "-nodes", *kind, *files], check=True, stderr=-3)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "certificate.pem", folder / "key.pem")
+    return context
+
+
+def closed() -> str:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{unused.getsockname()[1]}"
+
+
+def told(url, calls, **settings) -> str:
+    """The error of a question; calls: how often it may be asked of the server."""
+    judge = OpenAIMLLM(url, "judge", api_key=KEY, max_retries=2, backoff=0.0, **settings)
+    (answer,) = judge.ask(questions(1))
+    assert judge.calls == calls and "\n" not in answer.error
+    with pytest.raises(ValueError, match="lists no model, name one: ") as error:
+        OpenAIMLLM(url, api_key=KEY)
+    listed = str(error.value).partition("name one: ")[2]
+    assert listed.split(". ")[0] == answer.error.split(". ")[0]  # the same is said at the start
+    return answer.error
+
+
+def test_what_is_wrong_with_tls_is_told_and_not_tried_again(tls):
+    with serving(tls=tls) as server:
+        https = server.url.replace("http://127.0.0.1", "https://localhost")
+        said = told(https, 1)
+        assert said.startswith("the server's certificate is not trusted: SSL_CERT_FILE")
+        assert "self-signed certificate" in said
+        assert "speaks TLS: its address begins with https://" in told(server.url, 1)
+    with serving() as server:
+        said = told(server.url.replace("http:", "https:"), 1)
+    assert "does not speak TLS: does its address begin with http://?" in said
+
+
+def test_a_port_or_a_host_that_is_not_there_is_named():
+    address = closed()
+    said = told(f"http://{address}/v1", 3)  # a server may be starting
+    assert said.startswith(f"nothing listens at {address} (connection refused). ")
+
+
+@pytest.mark.parametrize(
+    ("number", "calls", "said"),
+    [(socket.EAI_NONAME, 1, "the host of judge:80 is not known"), (socket.EAI_AGAIN, 3, "API")],
+)
+def test_a_host_that_is_not_known_is_final_unless_the_resolver_is_down(
+    number, calls, said, monkeypatch
+):
+    def unknown(*_, **__):
+        raise socket.gaierror(number, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    error = told("http://judge/v1", calls)
+    assert error.startswith(said) and "no such name" in error
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_is_named_without_its_password(scheme, monkeypatch):
+    address = closed()
+    monkeypatch.setenv("all_proxy", f"http://user:{PASSWORD}@{address}")
+    error = told(f"{scheme}://judge.invalid/v1", 3)
+    assert error.startswith(
+        f"nothing listens at {address} (connection refused). (through the proxy {address};"
+    )
+    assert PASSWORD not in error
+    reply = lambda self: self.send(407, b"")
+    for method in ("do_GET", "do_POST", "do_CONNECT"):
+        monkeypatch.setattr(Handler, method, reply, raising=False)
+    with serving() as server:
+        monkeypatch.setenv("all_proxy", server.url.removesuffix("/v1"))
+        error = told(f"{scheme}://judge.invalid/v1", 1)
+        assert "407" in error and "through the proxy 127.0.0.1:" in error
+
+
+def test_a_reply_that_is_not_compressed_as_it_says_is_told(monkeypatch):
+    reply = lambda self: self.send(200, completion("x"), Content_Encoding="gzip")
+    monkeypatch.setattr(Handler, "do_GET", reply)
+    monkeypatch.setattr(Handler, "do_POST", reply)
+    with serving() as server:
+        assert told(server.url, 3).startswith("the reply is not compressed as its Content-Encoding")
+    body = gzip.compress(completion("packed"))
+    reply = lambda self: self.send(200, body, Content_Encoding="gzip")
+    monkeypatch.setattr(Handler, "do_POST", reply)
+    with serving() as server:
+        assert texts(client(server).ask(questions(1))) == ["packed"]
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("", "must begin with http"),
+        (f"user:{PASSWORD}@host/v1", "must begin with http"),
+        ("localhost:8000/v1", "must begin with http"),
+        ("ftp://h/v1", "must begin with http"),
+        ("http:///v1", "must begin with http"),
+        ("http://:80/v1", "must begin with http"),
+        ("http://127.0.0.1:abc/v1", "its port is a number"),
+        (f"http://user:{PASSWORD}/x@host/v1", "its port is a number"),
+        ("http://127.0.0.1:99999/v1", "its port is a number"),
+        ("http://[::1/v1", "cannot be read"),
+        ("http://a host/v1", "it holds no spaces"),
+        ("http://999.1.1.1/v1", "no judge can be asked: Invalid IPv4"),
+        ("http://127.0.0.1:1/v1/chat/completions", "must end before /chat/completions"),
+    ],
+)
+def test_an_address_that_cannot_be_is_told_at_the_start_and_not_quoted(url, said, monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)  # and no cloud stands in for it
+    with pytest.raises(ValueError, match=said) as error:
+        OpenAIMLLM(url, "judge")
+    assert PASSWORD not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("all_proxy", "socks5://127.0.0.1:1", "socksio.* .the environment sets ALL_PROXY"),
+        ("all_proxy", "gopher://127.0.0.1:1", "Unknown scheme.* sets ALL_PROXY"),
+        ("HTTP_PROXY", f"http://u:{PASSWORD}@127.0.0.1:99999", "the proxy 127.0.0.1:99999, which"),
+        ("SSL_CERT_FILE", "/no/such/file", "sets SSL_CERT_FILE"),
+        ("OPENAI_API_KEY", "sk-k\N{LATIN SMALL LETTER E WITH ACUTE}y", "OPENAI_API_KEY holds"),
+    ],
+)
+def test_an_environment_with_which_none_can_be_asked_is_told_at_the_start(
+    name, value, said, monkeypatch
+):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=said) as error:
+        OpenAIMLLM("http://127.0.0.1:9/v1", "judge")
+    assert PASSWORD not in str(error.value) and "\n" not in str(error.value)
