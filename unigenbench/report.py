@@ -182,11 +182,15 @@ def radar_percent(scores: Scores) -> dict[str, float | None]:
 def write_report(paths: list[Path], out: Path) -> None:
     """The page of these result files, and beside it radar.png and a table in Markdown.
 
-    Raises ValueError if two files have the same name, since a report shows models by it.
+    Raises ValueError if two files have the same name, since a report shows models by it, or are of
+    different prompts, whose scores say nothing of each other.
     """
     results = {path.stem: read_results(path) for path in paths}
     if len(results) < len(paths):
         raise ValueError("two result files have the same name, which a report shows models by")
+    asked = [{r.index: (r.prompt, r.subs) for r in of_one} for of_one in results.values()]
+    if other := next((path for path, prompts in zip(paths, asked) if prompts != asked[0]), None):
+        raise ValueError(f"{paths[0]} and {other} are of different prompts: report each by itself")
     scores = {name: score(r) for name, r in results.items()}
     header, rows = report_table(scores)
     notes = [f"{name}: {coverage_line(s)}" for name, s in scores.items()]
