@@ -94,7 +94,7 @@ def read_judgement(answer: Answer, text: str, count: int) -> Judgement:
     given = final_answer(said, answer.unfinished).get("score")
     listed = given if isinstance(given, (list, tuple)) and len(given) == count else ()
     null = [why for why, score in zip(reasons, listed) if score is None]
-    lost = answer.error or answer.unfinished or "; ".join(null)
+    lost = answer.error or answer.unfinished or ", ".join(null)
     lost = lost or "an answer without one score a testpoint"
     return Judgement(scores, reasons, None if scores else lost)
 

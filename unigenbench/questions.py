@@ -67,7 +67,7 @@ def question(prompt: Prompt, template: str | None = None) -> str:
     """
     if template is not None:
         tested = ("test_explanation", "testpoint")
-        check_template(template, "the template", PLACEHOLDERS, tested, formatted=True)
+        check_template(template, "the template (--template)", PLACEHOLDERS, tested, formatted=True)
     zh = prompt.language == "zh"
     rows = [
         (DIMENSIONS[sub][0] if zh else sub, DIMENSIONS[sub][2 if zh else 1], one_line(text))
