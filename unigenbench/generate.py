@@ -153,6 +153,16 @@ def make_draw(pipe, own, steps: int, guidance: float, size: int | None, seeds):
     return draw_own, shift
 
 
+def place() -> tuple:
+    """Device and dtype of this process; on a CPU it uses one thread."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}", torch.bfloat16
+    torch.set_num_threads(1)
+    return "cpu", torch.float32
+
+
 def generate(
     prompts: list[Prompt],
     out,
@@ -176,11 +186,8 @@ def generate(
 
     from unigenbench.lora import scales_of
 
-    cuda = torch.cuda.is_available()
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
-    if not cuda:
-        torch.set_num_threads(1)
-    pipe, own = load_pipeline(model, lora, device, torch.bfloat16 if cuda else torch.float32)
+    device, dtype = place()
+    pipe, own = load_pipeline(model, lora, device, dtype)
     size = size or (pipe.vae.config.sample_size if own else None)
     seeds, out = tuple(range(FIRST_SEED, FIRST_SEED + IMAGES)), Path(out)
     draw, shift = make_draw(pipe, own, steps, guidance, size, seeds)
