@@ -17,18 +17,25 @@ official files, looked for in data/), or a file. Every step takes up where it st
 open and answers that can be read are kept.
 """
 
+from support.stop import interruptible, stopped
+
+if __name__ == "__main__":
+    interruptible("bench.py")  # also while the libraries below load
+
 import argparse
 import hashlib
 import json
 import logging
+import math
 import os
 import sys
 from collections import defaultdict
 from pathlib import Path
 
-from judges.make import make_judge
+from judges.make import KINDS, make_judge
 from judges.mllm import MLLM
 from judges.sight import check_sight
+from judges.verdicts import read_template
 from shapes import prompts as shapes_prompts
 from shapes.server import ClassroomMLLM
 from support.files import check_outputs, journal_of, write_atomic
@@ -36,7 +43,7 @@ from support.wording import one_line
 
 # Others import these from here, whether or not they are used below.
 from unigenbench import tables
-from unigenbench.asking import judge_images
+from unigenbench.asking import Patience, judge_images
 from unigenbench.construct import construct
 from unigenbench.generate import FIRST_SEED, generate  # noqa: F401
 from unigenbench.images import IMAGES, image_name  # noqa: F401
@@ -98,6 +105,8 @@ def find_prompts(name: str) -> list[Prompt]:
 
 
 def judge_of(args) -> MLLM:
+    if args.judge == "shapes" and (args.base_url or args.judge_model):
+        raise ValueError("--base_url and --judge_model are of --judge openai or local: give it too")
     limits = dict(max_tokens=args.max_tokens, concurrency=args.concurrency, timeout=args.timeout)
     return make_judge(args.judge, args.base_url, args.judge_model, **limits)
 
@@ -117,19 +126,28 @@ def run_generate(args) -> int:
 
 def run_judge(args) -> int:
     prompts, out = find_prompts(args.prompts), Path(args.out)
-    template = Path(args.template).read_text(encoding="utf-8-sig") if args.template else None
+    if not args.judge and args.prompts != "shapes":
+        raise ValueError(
+            f"--judge has to be given for --prompts {args.prompts}: openai with --base_url, or "
+            "local with --judge_model; shapes, the verifier, judges prompts of shapes alone"
+        )
+    args.judge = args.judge or "shapes"
+    template = read_template(args.template, "--template") if args.template else None
+    asked = [question(p, template) for p in prompts[: args.limit]]
     journal, mllm, (lanes, batch) = journal_of(out), judge_of(args), lanes_of(args)
     new = args.judge != "shapes" and not journal.exists()
     if new and (doubt := check_sight(mllm, pairs_first=False)):
         print(f"warning: {doubt}", file=sys.stderr)
-    results = judge_images(mllm, prompts, args.images, journal, template, lanes, batch, args.limit)
+    # The verifier is no server that may be dead: what it does not know may come in any number.
+    patience = Patience(math.inf, math.inf) if args.judge == "shapes" else Patience()
+    limits = (lanes, batch, args.limit, patience)
+    results = judge_images(mllm, prompts, args.images, journal, template, *limits)
     write_results(results, out)
-    made, prompts = Path(args.images) / "settings.json", prompts[: args.limit]
-    asked = hashlib.sha256("".join(question(p, template) for p in prompts).encode()).hexdigest()
+    made = Path(args.images) / "settings.json"
     settings = {
         "judge": mllm.name,
-        "prompts": len(prompts),
-        "questions_sha256": asked,
+        "prompts": len(asked),
+        "questions_sha256": hashlib.sha256("".join(asked).encode()).hexdigest(),
         "images": json.loads(made.read_text()) if made.is_file() else None,
     }
     write_atomic(settings_path(out), json.dumps(settings, indent=2).encode())
@@ -171,7 +189,8 @@ def run_construct(args) -> int:
     out = Path(args.out)
     journal = journal_of(out)
     # The verifier writes nothing: in the embedded world a phrase book does.
-    mllm = ClassroomMLLM() if args.judge == "shapes" else judge_of(args)
+    mllm = judge_of(args)
+    mllm = ClassroomMLLM() if args.judge == "shapes" else mllm
     prompts, given_up = construct(mllm, args.count, journal, args.seed)
     if prompts:
         write_prompts(prompts, out)
@@ -228,7 +247,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, help="results CSV; the journal lies beside it")
     p.add_argument("--limit", type=positive, help="the first N prompts")
     p.add_argument("--template", help="file with a question of your own, or the released one")
-    add_judge_flags(p)
+    add_judge_flags(p, default=None)
 
     p = command(run_score, "score", "table of scores, or of the difference between two results")
     p.add_argument("results", help="results CSV")
@@ -249,9 +268,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_judge_flags(parser) -> None:
-    judges, text = ("shapes", "openai", "local"), "the embedded verifier, a server, a model folder"
-    parser.add_argument("--judge", choices=judges, default="shapes", help=text)
+def add_judge_flags(parser, default: str | None = "shapes") -> None:
+    text = "the verifier, for prompts of shapes alone; a server; a model folder"
+    parser.add_argument("--judge", choices=KINDS, default=default, help=text)
     parser.add_argument("--base_url", help="of the server, which is OpenAI-compatible")
     parser.add_argument("--judge_model", help="its name on the server, or a folder or hub name")
     parser.add_argument("--concurrency", type=positive, default=16, help="calls at a time (16)")
@@ -273,6 +292,8 @@ def main() -> None:
         raise SystemExit(run(sys.argv[1:]) if sys.argv[1:] else run_default())
     except (ValueError, OSError, ArithmeticError) as error:
         raise SystemExit(f"bench.py: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(stopped("bench.py")) from None
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import json
 import re
 from collections.abc import Sequence
 from enum import Enum
+from pathlib import Path
+from string import Formatter
 from typing import NamedTuple
 
 from judges.mllm import MLLM, Answer, Query, ask_again, final_part, without_echo
@@ -46,6 +48,49 @@ Style Score (1-5): X
 VERDICT_REMINDER = (
     "\nFinish with your verdict, word for word in the form that is asked for above.\n"
 )
+
+
+def read_template(path: str | Path, flag: str) -> str:
+    """The file word for word, line breaks included. Raises ValueError if it cannot be read."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{flag} '{path}': {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        why = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"{flag} '{path}' is not UTF-8 text ({why})") from None
+
+
+def check_template(
+    text: str, where: str, names: Sequence[str], needs: Sequence[str] = (), formatted: bool = False
+) -> None:
+    """Raises ValueError, in one sentence, for a template in which not all would be filled in.
+
+    where: what the sentence calls it. names: the placeholders that it may have; the first must
+    stand there, and one of needs. formatted: it is a format string, in which {{ is a brace; else
+    all but {name} is taken word for word, so that JSON may stand there as it is.
+    """
+    lone = text.count("{") != text.count("}")
+    fields = re.findall(r"(?<!\{)\{(\s*\w*(?:[.:!\[][^\s{}\"']*)?\s*)\}(?!\})", text)
+    if formatted:
+        try:
+            parts = [part for part in Formatter().parse(text) if part[1] is not None]
+            fields = [
+                n + f"!{how}" * bool(how) + f":{form}" * bool(form) for _, n, form, how in parts
+            ]
+        except ValueError:
+            lone = True
+    if lone:
+        twice = " (one that is meant as such is written twice, {{ or }})" if formatted else ""
+        raise ValueError(f"{where} has a brace that is opened or closed alone{twice}")
+    if odd := [field for field in fields if field not in names]:
+        known = ", ".join(f"{{{name}}}" for name in names)
+        raise ValueError(f"{where} has a placeholder other than {known}: {{{odd[0]}}}")
+    for group in (names[:1], needs):
+        if group and not set(group) & set(fields):
+            lacks = " or ".join(f"{{{name}}}" for name in group)
+            twice = "; between two braces it is none" if f"{{{{{group[0]}}}}}" in text else ""
+            raise ValueError(f"{where} lacks {lacks}, where what is to be judged is put{twice}")
 
 
 class Verdict(Enum):

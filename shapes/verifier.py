@@ -312,20 +312,25 @@ def compare(prompt: Caption, first: Reading, second: Reading, jnd: float) -> tup
 
 
 def answer_testpoints(question: str, reading: Reading) -> str:
-    """For each testpoint of a question an analysis and a score, in UniGenBench's own form."""
+    """For each testpoint of a question an analysis and a score, in UniGenBench's own form.
+
+    null is the score of what is not of this world, so that the answer is none: a 0 would say of the
+    picture what is true of the verifier.
+    """
     form = r"^Testpoint \d+: (.+)\n(?:Definition: .*\n)?Description: (.+)$"
     found = re.findall(form, question, re.MULTILINE)
     testpoints = [(sub.strip(), text.strip()) for sub, text in found]
     verdicts, reading = satisfied_as(testpoints, reading)
-    analyses = []
+    analyses, scores = [], []
     for (sub, text), met in zip(testpoints, verdicts):
         fault = f"is not shown; {reading.in_words()}"
-        if parse_testpoint(sub, text) is None:
+        known = parse_testpoint(sub, text) is not None
+        if not known:
             fault = "cannot be verified"
         elif CHECKS[sub].wanted:
             fault += f"; wanted: {CHECKS[sub].wanted}"
         analyses.append(f"'{text}' {'is shown' if met else fault}")
-    scores = [int(met) for met in verdicts]
+        scores.append(int(met) if known else None)
     return f"<analysis>{json.dumps(analyses)}</analysis>\n<score>{json.dumps(scores)}</score>"
 
 
@@ -348,8 +353,8 @@ class ShapesMLLM:
     win. If equal again, and the same looks are drawn, the image that renders again better by more
     than a just-noticeable difference JND wins. Else a tie. (Without "equally many", leaving things
     out would pay; without "the same looks", so would what renders best, circles in yellow.)
-    One image and testpoints: an analysis and a 0 or 1 for each. One image and a caption: scores
-    1-5. Anything else: a sentence that holds no verdict.
+    One image and testpoints: an analysis and a 0 or 1 for each, null for one that is not of this
+    world. One image and a caption: scores 1-5. Anything else: a sentence that holds no verdict.
 
     error_rate: share of comparisons answered at random; first_bias: share answered "Image 1"
     whatever is shown. Both depend on the query alone, so that asking again gives the same answer.

@@ -5,17 +5,16 @@ rewards = rewards_of(cfg, judge_of(cfg), procs.device)
 """
 
 import copy
-from pathlib import Path
 
 import torch
 
 from judges import scorers
 from judges.make import make_judge
 from judges.sight import check_sight
-from judges.verdicts import PAIRWISE_TEMPLATE
+from judges.verdicts import PAIRWISE_TEMPLATE, check_template, read_template
 from models import base
 from rewards import JUDGED, PairwiseReward, PointwiseReward
-from shapes.verifier import ShapesMLLM
+from shapes.verifier import ShapesMLLM, parse_prompt
 from support import processes
 from support.config import Config, parse_rewards
 from support.processes import DTYPES, Processes
@@ -75,7 +74,12 @@ def cache_text(model: base.Model, cfg: Config, procs: Processes, texts: list[str
 
 
 def judge_of(cfg: Config, world: int = 1):
-    """The judge that the settings name. The calls in flight are shared over `world` processes."""
+    """The judge that the settings name. The calls in flight are shared over `world` processes.
+
+    Raises ValueError for the verifier and prompts that it does not know.
+    """
+    if cfg.judge == "shapes":
+        check_known(cfg, prompts_of(cfg))
     return make_judge(
         cfg.judge,
         cfg.base_url or None,
@@ -89,6 +93,20 @@ def judge_of(cfg: Config, world: int = 1):
     )
 
 
+def check_known(cfg: Config, prompts: Prompts | None) -> None:
+    """Raises ValueError for a prompt of a file that the verifier cannot judge: it would be lost in
+    every step and in every evaluation, whatever the reward is."""
+    every = [*prompts.train, *prompts.heldout] if prompts else []
+    foreign = [text for text in every if parse_prompt(text) is None]
+    if foreign:
+        raise ValueError(
+            f"--judge shapes is the verifier, which knows captions of colored shapes alone, and "
+            f"{len(foreign)} of {len(every)} prompts in --prompts '{cfg.prompts}' are none, such "
+            f"as '{foreign[0][:60]}': give --judge openai --base_url URL, or --judge local "
+            "--judge_model FOLDER"
+        )
+
+
 def try_judge(cfg: Config, judge) -> str:
     """Asks about a red and a blue circle before anything expensive is begun.
 
@@ -99,19 +117,15 @@ def try_judge(cfg: Config, judge) -> str:
     return check_sight(judge, comparison_of(cfg, judge).template, cfg.soft)
 
 
-def read_template(path: str) -> str:
-    """The file word for word, line breaks included. Raises ValueError if it is not UTF-8."""
-    try:
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"--judge_prompt '{path}' is not UTF-8 text ({error.reason} at byte {error.start})"
-        )
-
-
 def comparison_of(cfg: Config, judge, **settings) -> PairwiseReward:
-    """The run's pairwise reward; settings: other than its own, such as opponents."""
-    template = read_template(cfg.judge_prompt) if cfg.judge_prompt else PAIRWISE_TEMPLATE
+    """The run's pairwise reward; settings: other than its own, such as opponents.
+
+    Raises ValueError for a --judge_prompt that cannot be read, or does not ask about the prompt.
+    """
+    template = PAIRWISE_TEMPLATE
+    if cfg.judge_prompt:
+        template = read_template(cfg.judge_prompt, "--judge_prompt")
+        check_template(template, f"--judge_prompt '{cfg.judge_prompt}'", ["prompt"])
     return PairwiseReward(judge, template=template, soft=cfg.soft, **settings)
 
 

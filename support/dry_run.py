@@ -70,7 +70,9 @@ def check_outside(cfg: Config, findings: Findings) -> None:
     """What a run tries before it loads weights, on this machine: device, folder, prompts, judge."""
     findings.of(processes.check_device, cfg.device)
     findings.of(rundir.check_run, cfg)
-    findings.of(build.prompts_of, cfg)
+    prompts = findings.of(build.prompts_of, cfg)
+    if cfg.judge == "shapes":
+        findings.of(build.check_known, cfg, prompts)
     findings.of(check_folders, cfg)
     findings.of(build.comparison_of, cfg, make_judge("shapes", max_tokens=1))  # its template
     served = cfg.judge == "openai" and (cfg.base_url or os.environ.get("OPENAI_BASE_URL"))

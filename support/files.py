@@ -80,7 +80,8 @@ class Journal:
     another process, which would ask everything a second time.
     """
 
-    def __init__(self, path, header: dict):
+    def __init__(self, path, header: dict, same=lambda old, new: old == new):
+        """same(old, new): whether a file that was begun with one header goes on with another."""
         path, self.lock = Path(path), threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -94,7 +95,7 @@ class Journal:
         except json.JSONDecodeError as error:
             self.file.close()
             raise ValueError(f"{path} is damaged ({error}); remove it to begin anew") from None
-        if first not in (None, header):
+        if first is not None and not same(first, header):
             self.file.close()
             raise ValueError(
                 f"{path} was begun for {first}, not for {header}; choose another --out"

@@ -1,15 +1,20 @@
 """The tool from the command line, on small things: judge, score, report, and all of it at once."""
 
+import itertools
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from classroom import served, url_of
+from fake_server import HANG
 from PIL import Image
 
 import bench
@@ -17,6 +22,7 @@ from judges.mllm import Answer, cut_off
 from shapes import prompts as shapes_prompts
 from shapes import scenes, verifier
 from support import heldout
+from support.stop import stopped
 from unigenbench.asking import judge_images
 from unigenbench.construct import SUBTHEMES, alike
 from unigenbench.results import Result, read_results, score, write_results
@@ -186,7 +192,7 @@ def test_an_incomplete_run_says_so_first_and_exits_non_zero(drawn, capsys):
 def test_what_a_file_lacks_of_the_prompt_set_counts_as_failed(drawn, capsys):
     """Another evaluator left out all images of one prompt; the file alone looks whole."""
     write_prompts(bench.find_prompts("shapes")[:3], "p.csv")
-    run("judge --prompts p.csv --images images --out r.csv")
+    run("judge --prompts p.csv --images images --out r.csv --judge shapes")
     write_results([r for r in read_results("r.csv") if r.index != 2], "less.csv")
     assert run("score less.csv") == 0
     capsys.readouterr()
@@ -198,6 +204,54 @@ def test_what_a_file_lacks_of_the_prompt_set_counts_as_failed(drawn, capsys):
     assert scores["overall_strict"] < scores["overall"]
     with pytest.raises(ValueError, match="12 results are not of this prompt set, .* of index 0"):
         run("score r.csv --prompts own")
+
+
+def test_what_the_verifier_does_not_know_is_unparsable_and_named(drawn, capsys, caplog):
+    """In any number, and beside what it knows; and it is the judge of its own prompts alone."""
+    known, own = bench.find_prompts("shapes")[:1], bench.find_prompts("own")[:30]
+    write_prompts([*known, *(p._replace(index=1 + p.index) for p in own)], "p.csv")
+    for i, p in itertools.product(range(4), range(3, 31)):
+        Image.new("RGB", (32, 32)).save(f"images/{p}_{i}.png")
+    line = "judge --images images --out r.csv --prompts "
+    for prompts in ("p.csv", "own"):
+        with pytest.raises(ValueError, match=f"--judge has to be given for --prompts {prompts}: "):
+            run(line + prompts)
+    with pytest.raises(ValueError, match="--base_url and --judge_model are of --judge openai"):
+        run(line + "shapes --base_url http://127.0.0.1:9/v1")
+    run(line + "p.csv --judge shapes")
+    states = Counter(r.state for r in read_results("r.csv"))
+    assert states == {"judged": 4, "unparsable": 120}
+    assert f"'{own[0].testpoints[0][1]}' cannot be verified" in caplog.text
+    assert "INCOMPLETE" in capsys.readouterr().out and run("score r.csv") == 1
+
+
+def test_a_report_is_of_one_prompt_set(drawn):
+    run("judge --prompts shapes --limit 3 --images images --out a.csv")
+    run("judge --prompts shapes --limit 2 --images images --out b.csv")
+    with pytest.raises(ValueError, match="^a.csv and b.csv are of different prompts: report each"):
+        run("report a.csv b.csv --out r.html")
+    assert not Path("r.html").exists()
+
+
+def test_the_same_judge_goes_on_elsewhere_and_with_longer_answers(drawn, monkeypatch):
+    """A journal of an earlier version; of the answers one was cut off, and is asked for again."""
+    line = "judge --prompts shapes --limit 3 --images images --out r.csv --judge openai"
+    with served() as server:
+        run(f"{line} --base_url {url_of(server)} --max_tokens 9")
+    journal = Path("r.journal.jsonl")
+    first, *lines = map(json.loads, journal.read_text().splitlines())
+    name = "shapes at http://judge:1/v1 (temperature 0.0, seed 0, max_tokens 9)"
+    assert list(first) == ["judge"]
+    lines[5] |= {"output": "<analysis>", "unfinished": cut_off(9)}
+    old = "".join(json.dumps(x) + "\n" for x in [{"judge": name}, *lines[:10]])
+    journal.write_text(old)
+    with served() as server:
+        assert run(f"{line} --base_url {url_of(server)} --max_tokens 4096") == 0
+        assert server.calls == 3  # the one, and two that were never asked
+        for other in (name.replace("shapes", "M"), name.replace("seed 0", "seed 1")):
+            journal.write_text(old.replace(name, other))
+            with pytest.raises(ValueError, match="was begun for .*; choose another --out"):
+                run(f"{line} --base_url {url_of(server)}")
 
 
 def test_with_a_limit_the_other_images_of_the_set_are_not_foreign(drawn, caplog):
@@ -297,6 +351,59 @@ def test_mistakes_get_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["bench.py", "score", str(tmp_path / "no.csv")])
     with pytest.raises(SystemExit, match="^bench.py: .*no.csv"):
         bench.main()
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys, threading
+class Finder:  # Ctrl-C while a library loads, or while another thread works
+    def find_spec(self, name, *_):
+        if name == {at!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+sys.argv[0] = "bench.py"
+runpy.run_path({path!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "at, line",
+    [
+        ("judges.make", ""),
+        ("unigenbench.report", "score r.csv"),
+        ("matplotlib.figure", "report r.csv"),
+        ("diffusers", "generate --model m --prompts own --out x"),
+    ],
+)
+def test_ctrl_c_is_one_sentence(at, line, tmp_path):
+    r = Path(tmp_path, "r.csv")
+    write_results([Result(0, "p", ["Style"], "0_0.png", [1])], r)
+    script = INTERRUPTED.format(at=at, path=str(ROOT / "bench.py"))
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *line.split()],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.strip() == stopped("bench.py").strip()
+
+
+def test_ctrl_c_waits_for_no_call_and_loses_no_answer(drawn):
+    with served(hang=1.0, hang_seconds=HANG) as server:
+        flags = f"--prompts shapes --images images --out r.csv --base_url {url_of(server)}"
+        (lines := Path("r.journal.jsonl")).write_text(
+            json.dumps({"judge": "shapes at http://x/v1 (temperature 0.0, seed 0)"}) + "\n"
+        )
+        command = [sys.executable, str(ROOT / "bench.py"), "judge", "--judge", "openai"]
+        run = subprocess.Popen([*command, *flags.split()], stderr=subprocess.PIPE, text=True)
+        while server.calls < 12:
+            assert run.poll() is None
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=HANG / 2)[1]
+        assert run.returncode == 1 and said.endswith(stopped("bench.py") + "\n")
+        assert "Traceback" not in said and len(lines.read_text().splitlines()) == 1
 
 
 def test_our_own_prompt_set_touches_everything():

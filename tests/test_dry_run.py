@@ -1,6 +1,7 @@
 """A dry run checks all that needs no weights, and says in the end whether the run can start."""
 
 import os
+import re
 import subprocess
 import sys
 import types
@@ -10,7 +11,7 @@ import pytest
 from classroom import served, url_of
 from conftest import ROOT
 
-from support import config, dry_run
+from support import build, config, dry_run
 
 TINY = str(ROOT / "assets" / "tiny-flux")
 
@@ -101,3 +102,19 @@ def test_memory_and_disk_of_this_machine_count_unless_it_plans_for_another(
     with pytest.raises(SystemExit, match="main memory, .*too little here.*; disk, .*too little"):
         dry_run.main(cfg)
     dry_run.main(replace(cfg, ranks=2))
+
+
+def test_the_verifier_is_refused_for_prompts_that_it_does_not_know(tmp_path):
+    """By the run and by its dry run; a file of its own sentences, however they are written, is not
+    refused."""
+    file = tmp_path / "p.txt"
+    cfg = config.Config(model=TINY, prompts=str(file), heldout=1, prompts_per_step=1)
+    for foreign in ("a cat on a mat", "a red circle", "a large red circle on a mat"):
+        file.write_text(f"A large red circle.\n{foreign}\n")
+        said = f"1 of 2 prompts in --prompts '{file}' are none, such as '{foreign}': give --judge"
+        with pytest.raises(ValueError, match=re.escape(said)):
+            build.judge_of(cfg)
+        dry_run.check_outside(cfg, findings := dry_run.Findings())
+        assert any(said in sentence for sentence in findings.said)
+    file.write_text("A large red circle.\ntwo circles, all of them blue\n")
+    assert build.judge_of(cfg).name == "shapes"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ from PIL import Image
 
 import bench
 import sampler
+from judges.mllm import Answer
+from unigenbench.asking import judge_images
 from unigenbench.generate import FIRST_SEED, generate
+from unigenbench.images import prompt_of
 from unigenbench.testpoints import Prompt, write_prompts
 
 ROOT = Path(__file__).parent.parent
@@ -80,47 +84,172 @@ def test_images_of_other_settings_are_not_mixed(tmp_path, model):
         generate(PROMPTS[:1], tmp_path / "b", model, steps=2)
 
 
-def test_a_lora_on_a_base(tmp_path, model):
-    """final/ of a LoRA run, as train.py saves it; its own base is needed, and said to be needed."""
+def test_an_image_of_another_prompt_is_not_done_nor_judged(tmp_path, model, caplog):
+    """Its name is but an index. Images without a word of their prompt are taken as they are."""
+    generate(PROMPTS, tmp_path / "a", model, steps=2)
+    before, plain = digests(tmp_path / "a"), tmp_path / "a" / "2_0.png"
+    Image.open(plain).copy().save(plain)
+    changed = [p._replace(text=f"{p.text} on the moon") if p.index else p for p in PROMPTS]
+
+    class Judge:
+        name = "fake"
+
+        def ask(self, queries):
+            return [Answer("<score>[1]</score>") for _ in queries]
+
+    def judged(prompts):
+        return judge_images(Judge(), prompts, tmp_path / "a", tmp_path / "j")
+
+    states = [r.state for r in judged(changed)]
+    assert states == ["judged"] * 4 + ["failed"] * 4 + ["judged"] + ["failed"] * 3
+    assert "1_0.png: drawn of another prompt, 'a large blue square'" in caplog.text
+    generate(changed, tmp_path / "a", model, steps=2)
+    now = digests(tmp_path / "a")
+    assert {name for name in now if now[name] == before[name]} == {f"0_{i}.png" for i in range(4)}
+    assert {r.state for r in judged(changed)} == {"judged"}
+    assert prompt_of(plain.read_bytes()) is None  # not drawn again
+
+
+def test_the_same_model_elsewhere_is_the_same_and_another_one_in_its_place_is_not(
+    tmp_path, model, monkeypatch
+):
+    def drawn(name, **settings):
+        generate(PROMPTS[:1], tmp_path / "images", str(name), steps=2, **settings)
+
+    drawn(model)
+    made = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "images").iterdir()}
+    (tmp_path / "link").symlink_to(model)
+    shutil.copytree(model, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    for name in (tmp_path / "link", "copy", "./copy/"):
+        drawn(name)
+    settings = json.loads((tmp_path / "images" / "settings.json").read_text())
+    for key in ("configs", "lora_scale"):  # as an earlier version wrote it
+        del settings[key]
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "images").iterdir()} == made
+    scheduler = tmp_path / "copy" / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"max_shift": 1.0}))
+    with pytest.raises(ValueError, match="other settings .configs: "):
+        drawn("copy")
+    (tmp_path / "images" / "settings.json").write_text(json.dumps(settings))
+    drawn(model)
+
+
+@pytest.fixture(scope="module")
+def lora(model, tmp_path_factory):
+    """The pipeline, and final/ of a LoRA run, as train.py saves it: rank 2, alpha 6."""
     import torch
 
     from models import flux
 
-    pipe = flux.load(model)
-    flux.add_lora(pipe, rank=2)
+    pipe, folder = flux.load(model), tmp_path_factory.mktemp("lora")
+    flux.add_lora(pipe, rank=2, alpha=6)
     torch.manual_seed(0)
     for weight in flux.trainable(pipe):
         torch.nn.init.normal_(weight, std=0.3)
-    flux.save(pipe, tmp_path / "final")
-    generate(PROMPTS[:1], tmp_path / "base", model, steps=2)
-    generate(PROMPTS[:1], tmp_path / "lora", model, lora=str(tmp_path / "final"), steps=2)
-    base, lora = digests(tmp_path / "base"), digests(tmp_path / "lora")
-    assert set(base) == set(lora) and not set(base.values()) & set(lora.values())
+    flux.save(pipe, folder)
+    return pipe, folder
+
+
+def peft_folder(pipe, folder):
+    """As PEFT saves the adapter of a transformer, or of a copy that it wraps."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    state = get_peft_model_state_dict(pipe.transformer)
+    save_file({f"base_model.model.{k}": v for k, v in state.items()}, folder / PEFT_FILE)
+    config = pipe.transformer.peft_config["default"].to_dict() | {"of_a_later_version": 1}
+    config["target_modules"] = sorted(config["target_modules"])
+    (folder / "adapter_config.json").write_text(json.dumps(config, default=str))
+    return folder
+
+
+PEFT_FILE = "adapter_model.safetensors"
+
+
+def test_a_lora_in_every_form_draws_what_was_trained(tmp_path, model, lora):
+    """Its own base is needed, and said to be needed."""
+    import torch
+
+    from models import flux
+
+    pipe, folder = lora
+    shutil.copy(folder / "pytorch_lora_weights.safetensors", tmp_path / "one.safetensors")
     velocity = flux.velocity_fn(pipe, flux.encode(pipe, [PROMPTS[0].text]).rows([0] * 4), 32, 32)
     noise = flux.initial_noise(pipe, 32, 32, list(range(FIRST_SEED, FIRST_SEED + 4)))
     with torch.no_grad():
         clean = sampler.ode_sample(velocity, noise, sampler.sigma_schedule(2, 1.0))
     expected = np.stack([np.asarray(i, int) for i in flux.decode(pipe, clean, 32, 32)])
-    shown = np.stack(
-        [np.asarray(Image.open(tmp_path / "lora" / f"0_{i}.png"), int) for i in range(4)]
-    )
-    assert abs(shown - expected).max() <= 1
+    peft = peft_folder(pipe, tmp_path / "peft")
+    for given in (folder, tmp_path / "one.safetensors", peft, peft / PEFT_FILE):
+        generate(PROMPTS[:1], tmp_path / "images", model, lora=str(given), steps=2)  # all the same
+        shown = [Image.open(tmp_path / "images" / f"0_{i}.png") for i in range(4)]
+        assert abs(np.stack([np.asarray(i, int) for i in shown]) - expected).max() <= 1
+    config = json.loads((peft / "adapter_config.json").read_text())
+    (peft / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 1}))
+    with pytest.raises(ValueError, match=r"lora_scale: \[3.0\] -> \[0.5\]"):
+        generate(PROMPTS[:1], tmp_path / "images", model, lora=str(peft), steps=2)
     with pytest.raises(ValueError, match="may be a LoRA: give it as --lora, and its base as --mod"):
-        generate(PROMPTS[:1], tmp_path / "x", str(tmp_path / "final"), steps=2)
+        generate(PROMPTS[:1], tmp_path / "x", str(folder), steps=2)
 
 
-def test_a_lora_of_another_model_is_refused(tmp_path, model):
-    """diffusers warns and draws with the base alone."""
-    import torch
-    from safetensors.torch import save_file
+def without(state, end):
+    return {k: v for k, v in state.items() if not k.endswith(end)}
 
-    (tmp_path / "lora").mkdir()
-    save_file(
-        {f"unet.mid_block.to_q.lora_{x}.weight": torch.zeros(2, 2) for x in "AB"},
-        tmp_path / "lora" / "pytorch_lora_weights.safetensors",
-    )
-    with pytest.raises(ValueError, match="nothing in .*lora' is for the FluxPipeline in"):
-        generate(PROMPTS[:1], tmp_path / "x", model, lora=str(tmp_path / "lora"), steps=2)
+
+@pytest.mark.parametrize("form", ["pytorch_lora_weights.safetensors", PEFT_FILE])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (
+            lambda s: {k: v[:, :-1] if "lora_A" in k else v for k, v in s.items()},
+            r"is \d+ wide, and the layer of .* \d+",
+        ),
+        (lambda s: without(s, "0.attn.to_q.lora_B.weight"), "it holds .*lora_A.* but not .*lora_B"),
+        (lambda s: {k.replace("to_q", "to_x"): v for k, v in s.items()}, "are not for the FluxPip"),
+        (lambda s: {k.replace(".attn.", "."): v for k, v in s.items() if ".attn." in k}, "nothing"),
+        (lambda s: without(without(s, "to_q.lora_A.weight"), "to_q.lora_B.weight"), "it lacks"),
+        (lambda s: {}, "nothing in .* is for the FluxPipeline"),
+        (None, "cannot load"),
+    ],
+)
+def test_a_lora_that_does_not_fit_is_one_sentence(tmp_path, model, lora, form, change, said):
+    """diffusers warns and draws with the rest of it, or with the base alone."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "lora"
+    if form == PEFT_FILE:
+        peft_folder(lora[0], folder)
+    else:
+        shutil.copytree(lora[1], folder)
+    if change:
+        with safe_open(folder / form, "pt") as file:
+            header = file.metadata()
+        state = change(load_file(folder / form))
+        save_file({k: v.contiguous() for k, v in state.items()}, folder / form, header)
+    else:
+        (folder / form).write_bytes((folder / form).read_bytes()[:99])
+    with pytest.raises(ValueError, match=said) as told:
+        generate(PROMPTS[:1], tmp_path / "x", model, lora=str(folder), steps=2)
+    assert "\n" not in str(told.value) and str(folder) in str(told.value)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("nobody/lora", "cannot load 'nobody/lora': .* not in the cache"),
+        ("./nowhere", "no such file or folder"),
+        (".", "0 files of safetensors there, none of them named adapter_model.safetensors or"),
+    ],
+)
+def test_a_lora_that_is_nowhere_is_one_sentence(tmp_path, model, name, said, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=said):
+        generate(PROMPTS[:1], tmp_path / "x", model, lora=name, steps=2)
 
 
 def test_a_model_trained_further_is_another_model(tmp_path, model):

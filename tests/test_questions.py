@@ -2,6 +2,9 @@
 
 import pytest
 
+from shapes.verifier import ShapesMLLM
+from support.build import comparison_of
+from support.config import Config
 from unigenbench.questions import answer_form, parse_reasons, parse_scores, question
 from unigenbench.testpoints import Prompt
 
@@ -65,8 +68,48 @@ def test_a_template_of_ones_own():
     text = question(PROMPT, "{prompt}|{testpoint}|{explanation}|{test_explanation}")
     assert text.startswith("a {red}\nhat|['Style', 'Grammar - Negation']|Style: The picture")
     assert text.endswith("|Style: ink painting\nGrammar - Negation: no {dog}")
-    with pytest.raises(ValueError, match="placeholder other than"):
-        question(PROMPT, "{caption}")
+    assert question(PROMPT, "{prompt}{testpoint}{{}}").endswith("]{}")
+
+
+@pytest.mark.parametrize(
+    "template, said",
+    [
+        ("{caption}", "placeholder other than"),
+        ("%s {prompt.text}", "placeholder other than .*: {prompt.text}$"),
+        ("%s {prompt[0]}", "placeholder other than"),
+        ("%s {prompt!r}", "placeholder other than"),
+        ("%s {prompt:>9}", "placeholder other than"),
+        ("%s { prompt }", "placeholder other than"),
+        ("%s {prompt} {}", "placeholder other than"),
+        ("%s {prompt} {0}", "placeholder other than"),
+        ("%s {prompt} {", "opened or closed alone"),
+        ("%s {prompt} }", "opened or closed alone"),
+        ("%s {prompt", "opened or closed alone"),
+        ("%s {{prompt}}", "lacks {prompt}, .* it is none"),
+        ("%s", "lacks {prompt}"),
+        ("", "lacks {prompt}"),
+    ],
+)
+def test_a_template_that_would_not_be_filled_in_is_refused_by_all_that_take_one(
+    template, said, tmp_path
+):
+    file = tmp_path / "t.txt"
+    file.write_text(template.replace("%s ", ""))
+    with pytest.raises(ValueError, match=said) as told:
+        comparison_of(Config(judge_prompt=str(file)), ShapesMLLM())
+    assert f"--judge_prompt '{file}'" in str(told.value) and "\n" not in str(told.value)
+    with pytest.raises(ValueError, match=said):
+        question(PROMPT, template.replace("%s", "{test_explanation}"))
+
+
+def test_a_template_of_testpoints_has_a_place_for_them_and_one_of_pairs_may_hold_json(tmp_path):
+    with pytest.raises(ValueError, match="lacks {test_explanation} or {testpoint}"):
+        question(PROMPT, "{prompt} {explanation}")
+    file, form = tmp_path / "t.txt", '{prompt}\n{"winner": "Image 1", "why": {"a": {}}}'
+    file.write_text(form.replace("{}", "[]"))
+    assert comparison_of(Config(judge_prompt=str(file)), ShapesMLLM()).template.startswith(
+        form[:20]
+    )
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from shapes.verifier import (
     parse_testpoint,
     satisfied,
 )
+from unigenbench.questions import parse_reasons, parse_scores
 
 COUNT = 1000
 
@@ -292,12 +293,19 @@ def test_testpoints_are_answered_in_the_official_form():
         "Testpoint 1: Attribute - Color\nDefinition: the color.\n"
         "Description: the circle is red\n"
         "Testpoint 2: Attribute - Shape\nDescription: a square\n"
-        "Testpoint 3: Action - State\nDescription: asleep\n"
     )
+    foreign = "Testpoint 3: {}\nDescription: {}\n"
     image = Image.fromarray(scenes.render([one()])[0])
-    (answer,) = ShapesMLLM().ask([Query((image,), question)])
-    assert json.loads(answer.text.split("<score>")[1].split("</score>")[0]) == [1, 0, 0]
-    assert len(json.loads(answer.text.split("<analysis>")[1].split("</analysis>")[0])) == 3
+    ask = lambda text: ShapesMLLM().ask([Query((image,), text)])[0].text
+    assert parse_scores(ask(question), 2) == [1, 0] and len(parse_reasons(ask(question), 2)) == 2
+    for sub, text in [
+        ("Action - State", "asleep"),
+        ("Style", "ink"),
+        ("Attribute - Shape", "oval"),
+    ]:
+        answer = ask(question + foreign.format(sub, text))  # neither right nor wrong
+        assert parse_scores(answer, 3) is None
+        assert parse_reasons(answer, 3)[2] == f"'{text}' cannot be verified"
 
 
 def explain(prompt, scene):

@@ -9,11 +9,12 @@ and a second start asks only for what is missing, failed or could not be parsed.
 import hashlib
 import itertools
 import logging
+import queue
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +24,8 @@ from tqdm import tqdm
 from judges.mllm import MLLM, Answer, Query, ask_again, without_echo
 from support import wording
 from support.files import Journal
-from unigenbench.images import IMAGES, image_name, open_image
-from unigenbench.questions import parse_reasons, parse_scores, question
+from unigenbench.images import IMAGES, fingerprint, image_name, open_image, prompt_of
+from unigenbench.questions import final_answer, one_line, parse_reasons, parse_scores, question
 from unigenbench.results import Result
 from unigenbench.testpoints import Prompt
 
@@ -38,6 +39,34 @@ def foreign_names(folder: Path, prompts: list[Prompt]) -> list[str]:
 
 
 # ----------------------------------------------------------------------------- the judge
+
+
+def header_of(mllm: MLLM, kind: str = "judge", **others) -> dict:
+    """The first line of a journal: who answers, and for a model in process its weights."""
+    model = getattr(mllm, "model", None)
+    weights = fingerprint({"model": model}) if hasattr(model, "named_parameters") else None
+    return {kind: mllm.name, **({"weights": weights} if weights else {}), **others}
+
+
+def same_answers(old: dict, new: dict) -> bool:
+    """Whether what a journal holds are the answers that its new header would be given.
+
+    They are decided by model, temperature and seed, not by where the model is reached or by the
+    longest answer: of a model in process by its weights, wherever its folder is. Journals of
+    earlier versions do not hold those.
+    """
+
+    def decisive(header: dict) -> dict:
+        keep = {key: value for key, value in header.items() if key != "weights"}
+        for key in ("judge", "writer"):
+            if key in keep:
+                name = re.sub(r",? ?max_(?:new_)?tokens \d+", "", keep[key])
+                keep[key] = re.sub(r" at https?://\S+(?= \()", "", name)
+                if "weights" in old and "weights" in new:  # the name is a folder's
+                    keep[key] = header["weights"] + name[name.rfind(" (") :]
+        return keep
+
+    return decisive(old) == decisive(new)
 
 
 class Task(NamedTuple):
@@ -62,25 +91,27 @@ def read_judgement(answer: Answer, text: str, count: int) -> Judgement:
     """text: the question, about so many testpoints."""
     said = without_echo(answer.text or "", text)
     scores = parse_scores(said, count, answer.unfinished)
-    lost = answer.error or answer.unfinished or "an answer without one score a testpoint"
     reasons = parse_reasons(said, count, answer.unfinished)
+    given = final_answer(said, answer.unfinished).get("score")
+    listed = given if isinstance(given, (list, tuple)) and len(given) == count else ()
+    null = [why for why, score in zip(reasons, listed) if score is None]
+    lost = answer.error or answer.unfinished or ", ".join(null)
+    lost = lost or "an answer without one score a testpoint"
     return Judgement(scores, reasons, None if scores else lost)
 
 
 class Patience:
     """Ends the work once a judge seems dead, so that a dead server does not cost hours of timeouts.
 
-    That is after MOST_FAILURES calls in a row without an answer, or with the first failure once no
+    That is after `most` calls in a row without an answer, or with the first failure once no
     call has been answered for `seconds`. With the defaults of OpenAIMLLM and 16 lanes, a server
     that hangs is left after 3 to 5 minutes (its calls in flight end by their own timeouts), one
     that refuses connections after about 40 seconds.
     """
 
-    MOST_FAILURES = 32
-
-    def __init__(self, seconds: float = 180.0):
-        self.seconds, self.failures, self.answered = seconds, 0, time.monotonic()
-        self.lock = threading.Lock()
+    def __init__(self, seconds: float = 180.0, most: float = 32):
+        self.seconds, self.most, self.failures = seconds, most, 0
+        self.answered, self.lock = time.monotonic(), threading.Lock()
 
     def check(self, answers: list[Answer]) -> None:
         """Raises ValueError if these calls all failed, and that was one failure too many."""
@@ -91,7 +122,7 @@ class Patience:
                 return
             self.failures += len(errors)
             silent = time.monotonic() - self.answered
-        if self.failures >= self.MOST_FAILURES or silent > self.seconds:
+        if self.failures >= self.most or silent > self.seconds:
             last = wording.one_line(errors[-1], 300)
             raise ValueError(
                 f"no answer to the last {self.failures} calls in {silent:.0f} s "
@@ -120,15 +151,16 @@ def ask(mllm: MLLM, tasks: list[Task]) -> list[Answer]:
     return [next((a for a in said[::-1] if a.text is not None), said[-1]) for said in heard]
 
 
-def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, lanes: int, batch: int) -> None:
+def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, lanes: int, batch: int, patience) -> None:
     """Ask for every task, `lanes` calls of `batch` tasks at a time; keep(task, answer) at once.
 
     Tasks are drawn when a lane is free, so that few images are in memory. A fault in one lane
     stops the others after the call that they are in. Raises ValueError if the judge seems dead.
     """
-    draw, stop, patience = threading.Lock(), threading.Event(), Patience()
+    draw, stop, ended = threading.Lock(), threading.Event(), queue.SimpleQueue()
 
-    def lane():
+    def lane() -> None:
+        error = None
         try:
             while not stop.is_set():
                 with draw:
@@ -140,17 +172,19 @@ def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, lanes: int, batch: int) -> 
                     keep(task, answer)
                 lost = [read_judgement(a, t.text, t.count).lost for a, t in zip(answers, chunk)]
                 patience.check([Answer(error=e) if e else a for e, a in zip(lost, answers)])
-        except BaseException:
+        except BaseException as fault:
+            error = fault
             stop.set()
-            raise
+        ended.put(error)
 
-    with ThreadPoolExecutor(lanes) as pool:
-        futures = [pool.submit(lane) for _ in range(lanes)]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            stop.set()
+    for _ in range(lanes):  # daemons: Ctrl-C waits for no call that is in flight
+        threading.Thread(target=lane, daemon=True).start()
+    try:
+        errors = [ended.get() for _ in range(lanes)]
+    finally:
+        stop.set()
+    if first := next(filter(None, errors), None):
+        raise first
 
 
 class Heard:
@@ -164,6 +198,8 @@ class Heard:
                 line["output"] or None, line["error"], None, line.get("unfinished")
             )
             for line in journal.lines
+            # which the verifier of earlier versions scored 0
+            if "' cannot be verified" not in line["output"]
         }
         self.digests = {}  # of the images that could be opened with their questions, by name
         self.broken = []  # why others could not
@@ -192,6 +228,8 @@ class Heard:
             name, text = image_name(prompt.index, i), self.texts[prompt.index]
             try:
                 image, data = open_image(folder / name)
+                if (other := prompt_of(data)) not in (None, one_line(prompt.text)):
+                    raise ValueError(f"{name}: drawn of another prompt, '{other[:60]}'")
             except ValueError as error:
                 self.broken.append(str(error))
                 continue
@@ -228,6 +266,7 @@ def judge_images(
     lanes=1,
     batch=16,
     limit=None,
+    patience=None,
 ) -> list[Result]:
     """One result for each of the four images of each prompt, failed ones included.
 
@@ -235,6 +274,7 @@ def judge_images(
     in the journal for the same image and question are not asked for again, unless they failed or
     could not be parsed.
     limit: only the first so many prompts; images of the others are nothing to warn of
+    patience: with a judge that fails
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -246,10 +286,11 @@ def judge_images(
             wording.listed(odd),
         )
     prompts = prompts[:limit]
-    journal = Journal(journal_path, {"judge": mllm.name})
+    journal = Journal(journal_path, header_of(mllm), same_answers)
     heard = Heard(journal, {p.index: question(p, template) for p in prompts})
+    tasks = heard.tasks(prompts, folder)
     with journal.file:  # closed, and so unlocked, also where this is cut short
-        ask_all(mllm, heard.tasks(prompts, folder), heard.keep, lanes, batch)
+        ask_all(mllm, tasks, heard.keep, lanes, batch, patience or Patience())
     if heard.broken:
         log.warning(
             "%d images cannot be judged: %s", len(heard.broken), wording.reasons(heard.broken)

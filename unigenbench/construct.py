@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from judges.mllm import MLLM, Answer, Query, final_part
 from support.files import Journal
-from unigenbench.asking import Patience
+from unigenbench.asking import Patience, header_of, same_answers
 from unigenbench.questions import answer_form, last_json, one_line, parse_scores
 from unigenbench.testpoints import DIMENSIONS, SUBS, Prompt
 
@@ -200,7 +200,7 @@ def construct(mllm: MLLM, count: int, journal_path, seed=0) -> tuple[list[Prompt
     Raises ValueError if the journal is of another model or seed, or the model seems dead.
     """
     patience = Patience()
-    journal = Journal(journal_path, {"writer": mllm.name, "seed": seed})
+    journal = Journal(journal_path, header_of(mllm, "writer", seed=seed), same_answers)
     drafts = {draft.index: draft for draft in make_drafts(count, seed)}
     accepted = {}
     for line in journal.lines:

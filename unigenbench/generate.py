@@ -9,9 +9,9 @@ is never mixed with them.
 
 import hashlib
 import inspect
-import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,19 +19,24 @@ from tqdm import tqdm
 
 from support.files import write_atomic
 from support.wording import listed
-from unigenbench.images import IMAGES, image_name, opens
+from unigenbench.images import IMAGES, fingerprint, image_name, opens, png_of
 from unigenbench.testpoints import Prompt
 
 FIRST_SEED = 3407  # of the released code: images 0..3 of every prompt have seeds 3407..3410
 
 
+NAMES = ("model", "lora")  # where the weights were found
+
+
 class Sampling(NamedTuple):
-    """Everything that decides an image's bytes."""
+    """Everything but the prompt that decides an image's bytes, and the names that were given."""
 
     model: str
     lora: str | None
     pipeline: str  # its class in diffusers
-    weights: str  # fingerprint: a model that was trained further has the same name
+    weights: str  # fingerprint, since no name tells: of a copy, or of one that was trained further
+    configs: str  # what else is in its folder
+    lora_scale: list[float]
     steps: int  # the official script: 30
     guidance: float  # the official script: 3.5
     size: int | None  # pixels, square; the official script: 1024; None: the pipeline's own
@@ -52,7 +57,8 @@ def keep_settings(folder: Path, settings: dict) -> None:
     images = any(folder.glob("*.png"))  # looked for first: another process may be starting as well
     if path.is_file():
         old, new = json.loads(path.read_text()), json.loads(json.dumps(settings))
-        odd = [f"{k}: {old.get(k)} -> {new.get(k)}" for k in old | new if old.get(k) != new.get(k)]
+        both = [k for k in new if k in old and k not in NAMES]  # earlier versions wrote fewer
+        odd = [f"{k}: {old[k]} -> {new[k]}" for k in both if old[k] != new[k]]
         if odd:
             raise ValueError(
                 f"{folder} holds images of other settings ({listed(odd, 9, '; ')}); "
@@ -67,21 +73,24 @@ def keep_settings(folder: Path, settings: dict) -> None:
         write_atomic(path, json.dumps(settings, indent=2).encode())
 
 
-def fingerprint(pipe) -> str:
-    """16 hex digits of some 64 numbers from every weight: training changes nearly all of them."""
-    digest = hashlib.sha256()
+def configuration(pipe) -> str:
+    """16 hex digits of how the pipeline's parts are set, schedulers and vocabularies included."""
+    parts = [{k: v for k, v in pipe.config.items() if k[0] != "_"}]
     for part in pipe.components.values():
-        for name, weight in getattr(part, "named_parameters", lambda: ())():
-            few = weight.detach().flatten()[:: max(1, weight.numel() // 64)]
-            digest.update(name.encode() + few.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+        config = getattr(part, "config", {})
+        config = config.to_dict() if hasattr(config, "to_dict") else config
+        parts.append({k: v for k, v in config.items() if k[0] != "_"})
+        parts.append(part.get_vocab() if hasattr(part, "get_vocab") else None)
+    text = json.dumps(parts, sort_keys=True, default=str)
+    text = re.sub(r'"(_name_or_path|transformers_version)": [^,}]*', "", text)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_pipeline(model: str, lora: str | None, device: str, dtype):
     """A text-to-image pipeline of diffusers, and the module of ours that knows its class, or None.
 
     Raises ValueError if there is none in `model`, it cannot be told what the benchmark sets, or the
-    LoRA is not for it (diffusers would only warn, and draw with the base).
+    LoRA is not wholly for it (diffusers would only warn, and draw with the base).
     """
     from diffusers import DiffusionPipeline
 
@@ -105,9 +114,9 @@ def load_pipeline(model: str, lora: str | None, device: str, dtype):
         if lacks:
             raise ValueError(f"the {kind} in '{model}' takes no {', '.join(sorted(lacks))}")
     if lora:
-        pipe.load_lora_weights(lora)
-        if not any(pipe.get_list_adapters().values()):
-            raise ValueError(f"nothing in '{lora}' is for the {kind} in '{model}'")
+        from unigenbench.lora import load_lora
+
+        load_lora(pipe, lora, f"the {kind} in '{model}'")
     return pipe, own
 
 
@@ -145,6 +154,16 @@ def make_draw(pipe, own, steps: int, guidance: float, size: int | None, seeds):
     return draw_own, shift
 
 
+def place() -> tuple:
+    """Device and dtype of this process; on a CPU it uses one thread."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}", torch.bfloat16
+    torch.set_num_threads(1)
+    return "cpu", torch.float32
+
+
 def generate(
     prompts: list[Prompt],
     out,
@@ -166,11 +185,10 @@ def generate(
     import diffusers
     import torch
 
-    cuda = torch.cuda.is_available()
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
-    if not cuda:
-        torch.set_num_threads(1)
-    pipe, own = load_pipeline(model, lora, device, torch.bfloat16 if cuda else torch.float32)
+    from unigenbench.lora import scales_of
+
+    device, dtype = place()
+    pipe, own = load_pipeline(model, lora, device, dtype)
     size = size or (pipe.vae.config.sample_size if own else None)
     seeds, out = tuple(range(FIRST_SEED, FIRST_SEED + IMAGES)), Path(out)
     draw, shift = make_draw(pipe, own, steps, guidance, size, seeds)
@@ -180,7 +198,9 @@ def generate(
             model,
             lora,
             type(pipe).__name__,
-            fingerprint(pipe),
+            fingerprint(pipe.components),
+            configuration(pipe),
+            scales_of(pipe),
             steps,
             guidance,
             size,
@@ -193,10 +213,8 @@ def generate(
     )
     for prompt in tqdm(prompts[rank::ranks], desc="generate", disable=rank > 0):
         paths = [out / image_name(prompt.index, i) for i in range(IMAGES)]
-        missing = [i for i, path in enumerate(paths) if not opens(path)]
+        missing = [i for i, path in enumerate(paths) if not opens(path, prompt.text)]
         with torch.no_grad():
             images = draw(prompt.text) if missing else []
         for i in missing:
-            data = io.BytesIO()
-            images[i].save(data, "PNG")
-            write_atomic(paths[i], data.getvalue())
+            write_atomic(paths[i], png_of(images[i], prompt.text))

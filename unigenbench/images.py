@@ -1,17 +1,24 @@
 """The benchmark's image files: four a prompt, as the official evaluator names them.
 
 image, data = open_image(folder / image_name(prompt.index, 0))         # folder/12_0.png
+
+An image that was drawn here holds its prompt, since its name is but an index.
 """
 
+import hashlib
 import io
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from support.rgb import to_rgb
 
 IMAGES = 4  # a prompt
 FORMATS = ("PNG", "JPEG", "WEBP")  # whatever the name says; none that Pillow runs a program for
+
+
+PROMPT = "unigenbench:prompt"  # the keyword of a text chunk of PNG; others write "prompt", as JSON
 
 
 def image_name(index: int, image: int) -> str:
@@ -35,8 +42,38 @@ def open_image(path: Path) -> tuple[Image.Image, bytes]:
         raise ValueError(f"{path.name}: not a whole image ({error})") from None
 
 
-def opens(path: Path) -> bool:
+def png_of(image: Image.Image, prompt: str) -> bytes:
+    """The bytes of an image file that says of which prompt it was drawn."""
+    data, info = io.BytesIO(), PngInfo()
+    info.add_itxt(PROMPT, prompt)
+    image.save(data, "PNG", pnginfo=info)
+    return data.getvalue()
+
+
+def prompt_of(data: bytes) -> str | None:
+    """The prompt that an image file was drawn of, in one line; None where it does not say so, as
+    those of other tools and of earlier versions do not."""
+    prompt = Image.open(io.BytesIO(data), formats=FORMATS).info.get(PROMPT)
+    return None if prompt is None else " ".join(prompt.split())
+
+
+def opens(path: Path, prompt: str | None = None) -> bool:
+    """Whether a whole image is there, of this prompt as far as it says."""
     try:
-        return bool(open_image(path))
+        drawn = prompt_of(open_image(path)[1])
+        return None in (drawn, prompt) or drawn == " ".join(prompt.split())
     except ValueError:
         return False
+
+
+def fingerprint(parts: dict) -> str:
+    """16 hex digits of some 64 numbers from every weight: training changes nearly all of them.
+
+    parts: of a pipeline, by name; what has no weights is passed over
+    """
+    digest = hashlib.sha256()
+    for part in parts.values():
+        for name, weight in getattr(part, "named_parameters", lambda: ())():
+            few = weight.detach().flatten()[:: max(1, weight.numel() // 64)]
+            digest.update(name.encode() + few.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

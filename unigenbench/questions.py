@@ -11,6 +11,7 @@ import json
 import re
 
 from judges.mllm import final_part
+from judges.verdicts import check_template
 from unigenbench.testpoints import DIMENSIONS, Prompt
 
 TEMPLATES = {
@@ -41,6 +42,7 @@ nothing after it.
 严格使用下面的格式，把每个 X 换成 0 或 1，之后不写任何内容。
 {form}""",
 }
+PLACEHOLDERS = ("prompt", "testpoint", "explanation", "test_explanation")  # of the released one
 WORDS = {
     "en": ("Testpoint", "Definition", "Description", ": "),
     "zh": ("考点", "定义", "描述", "："),
@@ -61,8 +63,11 @@ def question(prompt: Prompt, template: str | None = None) -> str:
     """What the judge is asked about an image of this prompt.
 
     template: the released one's text, with {prompt}, {testpoint}, {explanation}, {test_explanation}
-    Raises ValueError if a template has other placeholders.
+    Raises ValueError if a template has other placeholders, or lacks {prompt} or the testpoints.
     """
+    if template is not None:
+        tested = ("test_explanation", "testpoint")
+        check_template(template, "the template (--template)", PLACEHOLDERS, tested, formatted=True)
     zh = prompt.language == "zh"
     rows = [
         (DIMENSIONS[sub][0] if zh else sub, DIMENSIONS[sub][2 if zh else 1], one_line(text))
@@ -80,18 +85,12 @@ def question(prompt: Prompt, template: str | None = None) -> str:
             count=len(rows),
             form=answer_form(len(rows)),
         )
-    try:
-        return template.format(
-            prompt=prompt.text,
-            testpoint=[label for label, _, _ in rows],
-            explanation="\n".join(f"{label}: {meaning}" for label, meaning, _ in rows),
-            test_explanation="\n".join(f"{label}: {text}" for label, _, text in rows),
-        )
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(
-            f"the template has a placeholder other than {{prompt}}, {{testpoint}}, "
-            f"{{explanation}} and {{test_explanation}}: {error}"
-        ) from None
+    return template.format(
+        prompt=prompt.text,
+        testpoint=[label for label, _, _ in rows],
+        explanation="\n".join(f"{label}: {meaning}" for label, meaning, _ in rows),
+        test_explanation="\n".join(f"{label}: {text}" for label, _, text in rows),
+    )
 
 
 PLAIN = str.maketrans("，［］【】“”‘’０１", ',[][]""""01')  # what Chinese keyboards put for ,[]""01

@@ -191,14 +191,18 @@ def files_beside(out: Path) -> tuple[Path, Path]:
 def write_report(paths: list[Path], out: Path) -> None:
     """The page of these result files, and beside it its radar chart and a table in Markdown.
 
-    Raises ValueError if two files have the same name, since a report shows models by it, or if one
-    of them would be written over.
+    Raises ValueError if two files have the same name, since a report shows models by it, if they
+    are of different prompts, whose scores say nothing of each other, or if one would be written
+    over.
     """
     chart, table = files_beside(out)
     check_outputs((out, chart, table), paths)
     results = {one_line(path.stem): read_results(path) for path in paths}
     if len(results) < len(paths):
         raise ValueError("two result files have the same name, which a report shows models by")
+    asked = [{r.index: (r.prompt, r.subs) for r in of_one} for of_one in results.values()]
+    if other := next((path for path, prompts in zip(paths, asked) if prompts != asked[0]), None):
+        raise ValueError(f"{paths[0]} and {other} are of different prompts: report each by itself")
     scores = {name: score(r) for name, r in results.items()}
     header, rows = report_table(scores)
     notes = [f"{name}: {coverage_line(s)}" for name, s in scores.items()]
