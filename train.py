@@ -81,14 +81,17 @@ def join(rollouts: list[Rollout]) -> Rollout:
 def normalize(scored: dict, weights: dict, std_floor: float, clip: float):
     """Rewards by name, each (P, G) -> advantages (P, G), and the share of groups at the floor.
 
-    One reward: each group by its own mean and deviation. Several: grpo.combine_advantages.
+    One reward: each group by its own mean and std. Several: grpo.combine_advantages.
+    std_floor: for all rewards; -1: each reward's own (rewards.STD_FLOORS).
     """
+    floors = rewards.std_floors(scored, std_floor)
+    shares = [grpo.frac_floor(values, floors[name]) for name, values in scored.items()]
     if len(scored) == 1:
-        (values,) = scored.values()
-        return grpo.group_advantages(values, std_floor, clip), grpo.frac_floor(values, std_floor)
-    combined = grpo.combine_advantages(scored, weights, std_floor, clip)
-    shares = [grpo.frac_floor(v, std_floor * v.std(correction=0).item()) for v in scored.values()]
-    return combined, sum(shares) / len(shares)
+        ((name, values),) = scored.items()
+        advantages = grpo.group_advantages(values, floors[name], clip)
+    else:
+        advantages = grpo.combine_advantages(scored, weights, floors, clip)
+    return advantages, sum(shares) / len(shares)
 
 
 def train(cfg, procs, run: Run) -> None:

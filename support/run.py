@@ -133,18 +133,19 @@ class Run:
         ranks = self.procs.gather([rundir.learning_of(losses, norms, kl, seconds)])
         row = {"step": step, **rundir.judging_of(scored), "frac_floor": frac_floor}
         self.metrics.append(row | rundir.over_ranks(ranks))
-        self.doubt(self.metrics[-1])
+        self.doubt()
         if self.witnessed(step):
             values = {name: result.values for name, result in scored.items()}
             self.witness.keep(step, values, advantages)
         self.evaluate(step) if self.evaluates(step) else self.save(step)
 
-    def doubt(self, row: dict) -> None:
-        """Warns of what says that nothing is learned; of each kind the 1st, 2nd, 4th, ... time."""
-        for kind, sentence in diagnostics.doubts(row, not self.doubted).items():
+    def doubt(self) -> None:
+        """Warns of what says that nothing is learned, or too much; of each kind the 1st, 2nd, 4th,
+        ... time."""
+        for kind, sentence in diagnostics.doubts(self.metrics, not self.doubted).items():
             self.doubted[kind] += 1
             if self.procs.first and self.doubted[kind].bit_count() == 1:
-                log.warning("step %d: %s", row["step"], sentence)
+                log.warning("step %d: %s", self.metrics[-1]["step"], sentence)
         self.doubted["step"] += 1
 
     def evaluate(self, step: int) -> None:
