@@ -46,8 +46,8 @@ STD_FLOORS = {
     "hpsv2": 0.0005,
     # Of a scale of 1 to 10. A guess: no published spread within groups is known.
     "aesthetic": 0.02,
-    # Gray levels, mean over the image: half a level is what rounding to 8 bits may do.
-    "redness": 0.5,
+    # Gray levels, mean over the image: nobody sees so little; groups of shapes spread by 1 to 3.
+    "redness": 0.05,
 }
 
 

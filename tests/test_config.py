@@ -133,7 +133,7 @@ def test_a_mixture_weighs_its_rewards_whatever_their_scale():
     advantages, share = train.normalize(scored, weights, 0.05, 5.0)
     assert torch.equal(advantages, grpo.combine_advantages(scored, weights, 0.05, 5.0))
     assert advantages.shape == (4, 6) and share == 0
-    small = scored | {"clip": scored["clip"] / 1000}
+    small = scored | {"clip": scored["clip"] / 10}  # above its floor
     rescaled, _ = train.normalize(small, weights, 0.05, 5.0)
     torch.testing.assert_close(rescaled, advantages, atol=1e-5, rtol=0)
     swapped, _ = train.normalize(scored, {"pairwise": 0.6, "clip": 0.4}, 0.05, 5.0)
@@ -143,9 +143,11 @@ def test_a_mixture_weighs_its_rewards_whatever_their_scale():
 def test_a_mixtures_share_at_the_floor_is_counted_in_each_rewards_own_units():
     scored = {
         "pairwise": torch.tensor([[0.0, 1.0], [0.0, 1.0]]),
-        "clip": torch.tensor([[0.0, 1e-6], [0.005, 0.009]]),  # of them one is flat
+        "hpsv2": torch.tensor([[0.0, 1e-6], [0.005, 0.009]]),  # of them one is flat
     }
-    assert train.normalize(scored, dict.fromkeys(scored, 1.0), 0.05, 5.0)[1] == 0.25
+    weights = dict.fromkeys(scored, 1.0)
+    assert train.normalize(scored, weights, Config().std_floor, 5.0)[1] == 0.25
+    assert train.normalize(scored, weights, 0.05, 5.0)[1] == 0.5  # one that is given is for all
 
 
 def test_a_step_on_two_rewards(tmp_path):
