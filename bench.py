@@ -17,12 +17,16 @@ official files, looked for in data/), or a file. Every step takes up where it st
 open and answers that can be read are kept.
 """
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036, so that an older one ends in a sentence
+    raise SystemExit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}")
+
 import argparse
 import hashlib
 import json
 import logging
 import os
-import sys
 from collections import defaultdict
 from pathlib import Path
 

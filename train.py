@@ -15,6 +15,9 @@ hold the three ideas; support/ holds what a run needs besides.
 
 import sys
 
+if sys.version_info < (3, 11):  # noqa: UP036, so that an older one ends in a sentence
+    raise SystemExit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}")
+
 from support.config import parse_config
 
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):

@@ -258,8 +258,8 @@ RELEASED = {
     "heldout": 64,  # ours, all three
     "checkpoint_every": 20,
     # (C) too, by Config's defaults: group_size, noise_level, guidance, timestep_fraction,
-    # clip_range, guard, adv_clip, weight_decay, max_grad_norm, kl_coef. Ours there: both_orders,
-    # std_floor, ema.
+    # clip_range, guard, adv_clip, weight_decay, max_grad_norm, kl_coef. Ours there: the question,
+    # both_orders, std_floor, ema, and which CLIP; (C) has DFN5B ViT-H/14.
 }
 RECIPES = {
     "shapes": {},
