@@ -17,6 +17,11 @@ official files, looked for in data/), or a file. Every step takes up where it st
 open and answers that can be read are kept.
 """
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036, so that an older one ends in a sentence
+    raise SystemExit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}")
+
 from support.stop import interruptible, stopped
 
 if __name__ == "__main__":
@@ -28,7 +33,6 @@ import json
 import logging
 import math
 import os
-import sys
 from collections import defaultdict
 from pathlib import Path
 

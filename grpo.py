@@ -5,9 +5,9 @@ within the group; the advantage is the reward normalized within the group; the o
 clipped ratio, averaged over images and denoising steps, less a KL penalty to the reference model.
 
 Departures from the released code: the population standard deviation (as in the paper's worked
-example; the code uses the sample deviation); a floor under it, so that a group whose images are all
-alike is not blown up into advantages of size one. Log-probs are means over latent elements, so
-a clip range means the same at every resolution.
+example; the code uses the sample deviation); a std floor, so that a group whose images are all
+alike is not blown up into advantages of size one (rewards.STD_FLOORS has each reward's). Log-probs
+are means over latent elements, so a clip range means the same at every resolution.
 
     advantages = group_advantages(rewards)                                 # (P, G) -> (P, G)
     loss = clipped_loss(log_ratio, advantages.flatten(), clip_range=1e-4).loss
@@ -17,8 +17,6 @@ from typing import NamedTuple
 
 import torch
 
-# below the spread of any published scorer (HPS: 0.0026); train.py sets it by reward
-STD_FLOOR = 1e-3
 LARGEST = 20.0  # of a log ratio
 
 
@@ -31,11 +29,12 @@ class Loss(NamedTuple):
 
 
 def group_advantages(
-    rewards: torch.Tensor, std_floor: float = STD_FLOOR, clip: float = 5.0
+    rewards: torch.Tensor, std_floor: float = 0.0, clip: float = 5.0
 ) -> torch.Tensor:
-    """Rewards (P, G) normalized within each group: (P, G) float32, population deviation, clipped.
+    """Rewards (P, G) normalized within each group: (P, G) float32, by its population std, clipped.
 
-    The deviation is no smaller than std_floor; a group without any spread gets exactly 0.
+    The std that divides is at least std_floor, in the units of the rewards (0: the paper's z-score,
+    without a floor); a group without any spread gets exactly 0.
     Raises ValueError for rewards that are not (P, G) with G >= 2, or not finite.
     """
     if rewards.ndim != 2 or rewards.shape[1] < 2:
@@ -49,34 +48,38 @@ def group_advantages(
     return ((rewards - rewards.mean(1, keepdim=True)) / std).clamp(-clip, clip).float()
 
 
-def frac_floor(rewards: torch.Tensor, std_floor: float = STD_FLOOR) -> float:
-    """Share of groups whose deviation is below the floor: they teach little or nothing."""
-    return (rewards.std(1, correction=0) < std_floor).float().mean().item()
+def frac_floor(rewards: torch.Tensor, std_floor: float) -> float:
+    """Share of groups whose std is below the floor, which divides in its place, or is exactly 0."""
+    std = rewards.float().double().std(1, correction=0)
+    return (std < max(std_floor, 1e-12)).float().mean().item()
 
 
 def combine_advantages(
     rewards: dict[str, torch.Tensor],
     weights: dict[str, float],
-    std_floor: float = STD_FLOOR,
+    std_floor: float | dict[str, float] = 0.0,
     clip: float = 5.0,
 ) -> torch.Tensor:
     """Several rewards, each (P, G): normalize each in its group, weigh, add, normalize over
     the batch.
 
-    Released FLUX recipe, its `gdpo` switch: 0.4 pairwise + 0.6 CLIP. The floor applies to each
-    reward in its own units, as a share of that reward's spread over the batch, since scales differ.
-    Raises ValueError if the names of rewards and weights differ.
+    Released FLUX recipe, its `gdpo` switch: 0.4 pairwise + 0.6 CLIP. std_floor: a number for all,
+    or one for each reward, in its own units. The last division has a floor too, the std that
+    unrelated rewards of full size would have, sqrt(sum w^2): else it would undo theirs, and blow a
+    batch without a real difference up to full size after all.
+    Raises ValueError if the names of rewards, weights and floors differ.
     """
-    if rewards.keys() != weights.keys() or not rewards:
+    if not isinstance(std_floor, dict):
+        std_floor = dict.fromkeys(rewards, std_floor)
+    if not rewards or not rewards.keys() == weights.keys() == std_floor.keys():
         raise ValueError(
-            f"rewards {sorted(rewards)} and weights {sorted(weights)} must name the same"
+            f"rewards {sorted(rewards)}, weights {sorted(weights)} and floors {sorted(std_floor)} "
+            "must name the same"
         )
-    total = sum(
-        weights[name] * group_advantages(r, std_floor * r.double().std(correction=0).item(), clip)
-        for name, r in rewards.items()
-    )
-    std = total.std(correction=0)
-    return ((total - total.mean()) / std if std > 0 else torch.zeros_like(total)).clamp(-clip, clip)
+    total = sum(w * group_advantages(rewards[n], std_floor[n], clip) for n, w in weights.items())
+    least = sum(weight**2 for weight in weights.values()) ** 0.5
+    std = total.std(correction=0).clamp(min=least)
+    return ((total - total.mean()) / std).clamp(-clip, clip)
 
 
 def clipped_loss(log_ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float) -> Loss:

@@ -21,7 +21,7 @@ see weighs as much as a decisive one.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,6 +30,30 @@ from judges.mllm import MLLM, Query
 from judges.verdicts import PAIRWISE_TEMPLATE, Outcome, Verdict, ask, parse_verdict  # noqa: F401
 
 JUDGED = ("pairwise", "pointwise")  # of --reward; support/build.py makes them
+
+# The least std of a group that divides its rewards, in each reward's own units, where --std_floor
+# gives no other. Where a group's std is below it, images hardly differ, and advantages stay small.
+# A reward that is not named here has none.
+STD_FLOORS = {
+    # Win rates spread by 0.30 (paper); one decisive pair of 28, all others tied, makes 0.036.
+    "pairwise": 0.05,
+    # None: z-scores of a judge's scores are the baseline, to show what the paper shows.
+    "pointwise": 0.0,
+    # A cosine of 0.0005, a twentieth of the 0.01 that spreads of CLIP and HPS stay below (paper).
+    # Its HPS example has 0.0026, and so is not changed. The first two are 100 cosines.
+    "clip": 0.05,
+    "pickscore": 0.05,
+    "hpsv2": 0.0005,
+    # Of a scale of 1 to 10. A guess: no published spread within groups is known.
+    "aesthetic": 0.02,
+    # Gray levels, mean over the image: nobody sees so little; groups of shapes spread by 1 to 3.
+    "redness": 0.05,
+}
+
+
+def std_floors(names: Iterable[str], given: float = -1.0) -> dict[str, float]:
+    """The std floor of each reward: its own, or the given one if that is not negative."""
+    return {name: STD_FLOORS.get(name, 0.0) if given < 0 else given for name in names}
 
 
 class Comparison(NamedTuple):

@@ -15,6 +15,9 @@ hold the three ideas; support/ holds what a run needs besides.
 
 import sys
 
+if sys.version_info < (3, 11):  # noqa: UP036, so that an older one ends in a sentence
+    raise SystemExit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}")
+
 from support.config import parse_config
 
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
@@ -28,6 +31,7 @@ import torch
 import grpo
 import sampler
 from models.base import check_finite
+from rewards import std_floors
 from support import processes
 from support.run import Run, started
 
@@ -120,15 +124,18 @@ def join(rollouts: list[Rollout]) -> Rollout:
 def normalize(rewards: dict, weights: dict, std_floor: float, clip: float):
     """Rewards by name, values (P, G) -> advantages (P, G), and the share of groups at the floor.
 
-    One reward: each group by its own mean and deviation. Several: grpo.combine_advantages.
+    One reward: each group by its own mean and std. Several: grpo.combine_advantages.
+    std_floor: for all rewards; -1: each reward's own (rewards.STD_FLOORS).
     """
     values = {name: reward.values for name, reward in rewards.items()}
+    floors = std_floors(values, std_floor)
+    shares = [grpo.frac_floor(v, floors[name]) for name, v in values.items()]
     if len(values) == 1:
-        (only,) = values.values()
-        return grpo.group_advantages(only, std_floor, clip), grpo.frac_floor(only, std_floor)
-    combined = grpo.combine_advantages(values, weights, std_floor, clip)
-    shares = [grpo.frac_floor(v, std_floor * v.std(correction=0).item()) for v in values.values()]
-    return combined, sum(shares) / len(shares)
+        ((name, only),) = values.items()
+        advantages = grpo.group_advantages(only, floors[name], clip)
+    else:
+        advantages = grpo.combine_advantages(values, weights, floors, clip)
+    return advantages, sum(shares) / len(shares)
 
 
 def update(cfg, run: Run, rollout: Rollout, advantages, replayed: list[int]):
@@ -138,7 +145,9 @@ def update(cfg, run: Run, rollout: Rollout, advantages, replayed: list[int]):
     """
     batches, losses, norms = micro_batches(len(advantages), run.micro_batch), [], []
     how = dict(clip_range=cfg.clip_range, guard=cfg.guard, kl_coef=cfg.kl_coef)
-    for n in range(cfg.updates):  # with several, each sees images of every group
+    # Each of N updates takes every N-th micro-batch: images of every group if N times --micro_batch
+    # divides --group_size, as in the recipes, else of some groups alone.
+    for n in range(cfg.updates):
         parts = [(k, rows) for rows in batches[n :: cfg.updates] for k in replayed]
         samples = sum(rows.stop - rows.start for _, rows in parts)
         for i, (k, rows) in enumerate(parts, 1):

@@ -33,7 +33,7 @@ import torch
 
 
 def group_advantages(
-    rewards: torch.Tensor, std_floor: float = 1e-3, clip: float = 5.0
+    rewards: torch.Tensor, std_floor: float = 0.0, clip: float = 5.0
 ) -> torch.Tensor:
     """Rewards (P, G) of P prompts with G images each, normalized within each group: (P, G) float32.
 
@@ -46,7 +46,7 @@ def group_advantages(
        image, never NaN, with any floor, 0 too. For that take two precautions. Round the rewards to
        float32, and reckon in float64: sums of so short numbers are exact there, so that equal
        rewards equal their mean, and leave no tiny difference to be blown up. And let nothing below
-       1e-12 divide. (0.001 is a floor for scores of any scale; for win rates train.py takes 0.05.)
+       1e-12 divide. (A floor is in the units of its reward: for win rates train.py takes 0.05.)
     3. At last the advantages are clipped to lie between -clip and clip.
 
     Hint: rewards.float().double(), and of mean, std and clamp the arguments keepdim, correction and

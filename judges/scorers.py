@@ -3,7 +3,9 @@
 A scorer has a name and `score(prompts, images)`: one number for each (prompt, image) alone, higher
 is better, its scale its own. rewards.PointwiseReward turns it into a reward.
 
-  clip       logit scale x cosine of CLIP's two embeddings (100 x cosine for OpenAI's weights)
+  clip       logit scale x cosine of CLIP's two embeddings (100 x cosine for OpenAI's weights, which
+             are ours; the released recipe's are apple/DFN5B-CLIP-ViT-H-14-378, a pickle without an
+             image processor: convert it, give it one, and name the folder, clip=FOLDER)
   pickscore  the same, of a CLIP ViT-H/14 that was tuned to choices of people (Pick-a-Pic); the
              model card names another repository's processor
   hpsv2      the cosine of a CLIP ViT-H/14 that was tuned to rankings of people. The authors

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 
-import grpo
 import sampler
 import train
 from models import base
@@ -95,7 +94,10 @@ def measure(rounds: int, cfg: Config) -> dict[str, list[float]]:
         sampled, _ = timed(rollout_alone)
         rolled, rollout = timed(sample)
         judged, scored = timed(reward, prompts, rollout.images)
-        advantages = grpo.group_advantages(scored.values, cfg.std_floor).flatten()
+        advantages, _ = train.normalize(
+            {"pairwise": scored.values}, {}, cfg.std_floor, cfg.adv_clip
+        )
+        advantages = advantages.flatten()
         bare_learned, _ = timed(bare_update)
         learned, _ = timed(descend, model, optimizer, rollout, advantages, cfg)
         ratios["rollout"].append(sampled / bare)

@@ -77,15 +77,21 @@ def parse_rewards(text: str) -> dict[str, Part]:
     return parts
 
 
+SOURCES = """(P) is what the paper says, (C) what the released code has, (T) what was tried here. In
+brackets stands the default, of --recipe shapes; GUIDE.md lists every departure."""
+
+
 @dataclass(frozen=True)
 class Config:
-    """Every setting of a run; each is a flag. (P) paper, (C) released code, (T) tried here."""
+    """Every setting of a run; each is a flag. Its help says where a value comes from: SOURCES."""
 
     recipe: str = option("shapes", "a set of the values below: shapes | flux-lora | flux-full")
     # of each file or folder that is named here, config.json keeps what stands in it, not where
     model: str = free("assets/tiny-flux", "pipeline folder or hub name")
     out: str = free("runs/shapes", "the run directory")
-    steps: int = free(80, "training steps, one update each", "[1, 999999]")
+    steps: int = free(
+        80, "training steps: each a rollout, and --updates optimizer steps", "[1, 999999]"
+    )
     seed: int = option(0, "seed of prompts and noise", "[-1e18, 1e18]")
     resume: bool = free(False, "continue the run in --out from its last checkpoint")
     # what is sampled
@@ -175,7 +181,12 @@ class Config:
     guard: bool = option(True, "GRPO-Guard's ratio and step weights (C: yes)")
     clip_range: float = option(1e-4, "of the ratio (C)", "(0, 1]")
     adv_clip: float = option(5.0, "of advantages (C)", "(0, 1e6]")
-    std_floor: float = option(0.05, "least deviation of a group's rewards that divides", "[0, 1e6]")
+    std_floor: float = option(
+        -1.0,
+        "least std of a group's rewards that divides, in their units, of a mixture one for all; "
+        "-1: each reward's own (rewards.STD_FLOORS)",
+        "[-1, 1e6]",
+    )
     timestep_fraction: float = option(
         0.6,
         "share of the stochastic steps that is replayed (C: 0.6); a window is replayed whole",
@@ -183,7 +194,10 @@ class Config:
     )
     kl_coef: float = option(0.0, "weight of the KL to the base (C: a flag, 0)", "[0, 1e6]")
     updates: int = option(
-        1, "optimizer steps a rollout, each on its part of every rank's samples", "[1, 1e6]"
+        1,
+        "optimizer steps a rollout, N, each on every N-th micro-batch (C: 2); on images of every "
+        "group if N times --micro_batch divides --group_size, else of some groups alone",
+        "[1, 1e6]",
     )
     ema: float = option(
         0.9, "decay of the weights' moving average that is evaluated and saved; 0: none", "[0, 1)"
@@ -244,8 +258,8 @@ RELEASED = {
     "heldout": 64,  # ours, all three
     "checkpoint_every": 20,
     # (C) too, by Config's defaults: group_size, noise_level, guidance, timestep_fraction,
-    # clip_range, guard, adv_clip, weight_decay, max_grad_norm, kl_coef. Ours there: both_orders,
-    # std_floor, ema.
+    # clip_range, guard, adv_clip, weight_decay, max_grad_norm, kl_coef. Ours there: the question,
+    # both_orders, std_floor, ema, and which CLIP; (C) has DFN5B ViT-H/14.
 }
 RECIPES = {
     "shapes": {},
@@ -288,7 +302,9 @@ GROUPS = {  # of --help: the first field of each
 def parse_config(arguments: list[str] | None = None) -> Config:
     """Config from the command line: recipe first, then the flags that were given."""
     parser = argparse.ArgumentParser(
-        prog="train.py", description="Pref-GRPO: sample, compare, normalize, descend."
+        prog="train.py",
+        description="Pref-GRPO: sample, compare, normalize, descend.",
+        epilog=SOURCES,
     )
     group = parser
     for f in dataclasses.fields(Config):
@@ -500,6 +516,10 @@ def check_server(cfg, world: int) -> None:
 def check_learning(cfg, world: int) -> None:
     choose(cfg, "logger", ("", "tensorboard", "wandb"))
     need(
+        cfg.std_floor == -1 or cfg.std_floor >= 0,
+        f"--std_floor {cfg.std_floor}: at least 0, or -1 for each reward's own",
+    )
+    need(
         not (cfg.shard and cfg.lora_rank),
         "--shard is for training all weights: leave "
         "--lora_rank 0, or train the LoRA without --shard",
@@ -517,10 +537,20 @@ def check_learning(cfg, world: int) -> None:
     )
     samples = cfg.prompts_per_step // world * cfg.group_size
     batches = math.ceil(samples / micro_batch_of(cfg, samples))
-    need(
-        batches % cfg.updates == 0,
+    if batches % cfg.updates:
+        raise SystemExit(updates_sentence(cfg, samples, batches))
+
+
+def updates_sentence(cfg, samples: int, batches: int) -> str:
+    """Why so many updates cannot be made of so many micro-batches, and what can."""
+    size = micro_batch_of(cfg, samples)
+    work = ", ".join(str(n) for n in range(1, batches + 1) if batches % n == 0)
+    even = math.ceil(samples / (cfg.updates * math.ceil(batches / cfg.updates)))
+    works = math.ceil(samples / even) % cfg.updates == 0
+    remedy = f"; with --micro_batch {even} it would" if works else ""
+    return (
         f"--updates {cfg.updates} must divide the micro-batches of a step, {batches} of "
-        f"--micro_batch {micro_batch_of(cfg, samples)} samples",
+        f"--micro_batch {size} samples: choose from {work}{remedy}"
     )
 
 

@@ -25,7 +25,7 @@ import grpo
 import models.base
 import sampler
 from judges.scorers import MLLMScorer
-from rewards import PairwiseReward, PointwiseReward
+from rewards import PairwiseReward, PointwiseReward, std_floors
 from shapes import scenes, verifier
 from support.config import Config
 from support.files import write_atomic
@@ -121,7 +121,8 @@ class Sheet:
 
 def group_picture(group: Group, prompt: verifier.Caption, cfg: Config, path) -> None:
     """One row an image: film strip, its comparisons, win rate, advantage, testpoints."""
-    advantages = grpo.group_advantages(group.rates[None], cfg.std_floor, cfg.adv_clip)[0]
+    floor = std_floors(["pairwise"], cfg.std_floor)["pairwise"]
+    advantages = grpo.group_advantages(group.rates[None], floor, cfg.adv_clip)[0]
     size, step, top = len(group.images), CELL + GAP, 136
     strips = [*group.frames, group.images]
     matrix = 2 * GAP + len(strips) * step + 36  # where each part begins, from the left

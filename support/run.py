@@ -108,6 +108,7 @@ class Run:
     def steps(self):
         """The steps that are left, with a progress bar."""
         done = self.metrics[-1]["step"]
+        self.first_step = done + 1  # of this process
         self.bar = tqdm(
             range(done + 1, self.cfg.steps + 1),
             initial=done,
@@ -139,7 +140,7 @@ class Run:
     def check(self, step: int, rollout) -> None:
         """Is replay the rollout, before anything is learned? How far is the base?"""
         cfg = self.cfg
-        if step == 1:
+        if step == self.first_step:  # after --resume too: ranks, device or versions may be others
             how = (slice(0, self.micro_batch), cfg.dtype, cfg.guard, cfg.clip_range)
             self.procs.alike(diagnostics.check_on_policy, self.model, rollout, *how)
         count = min(cfg.group_size, self.micro_batch)
@@ -156,19 +157,20 @@ class Run:
         mine = rundir.learning_of(done.losses, done.norms) | {"kl_to_base": self.kl, **self.seconds}
         row = {"step": step, **rundir.judging_of(done.rewards), "frac_floor": done.frac_floor}
         self.metrics.append(row | rundir.over_ranks(self.procs.gather([mine])))
-        self.doubt(self.metrics[-1])
+        self.doubt()
         if self.procs.first and (step == 1 or self.evaluates(step)):
             gallery.keep(self.out, self.heldout.compare.name, done)
         self.evaluate(step) if self.evaluates(step) else self.save(step)
         for observe in self.observers:
             observe(done)
 
-    def doubt(self, row: dict) -> None:
-        """Warns of what says that nothing is learned; of each kind the 1st, 2nd, 4th, ... time."""
-        for kind, sentence in diagnostics.doubts(row, not self.doubted).items():
+    def doubt(self) -> None:
+        """Warns of what says that nothing is learned, or too much; of each kind the 1st, 2nd, 4th,
+        ... time."""
+        for kind, sentence in diagnostics.doubts(self.metrics, not self.doubted).items():
             self.doubted[kind] += 1
             if self.procs.first and self.doubted[kind].bit_count() == 1:
-                log.warning("step %d: %s", row["step"], sentence)
+                log.warning("step %d: %s", self.metrics[-1]["step"], sentence)
         self.doubted["step"] += 1
 
     def evaluate(self, step: int) -> None:

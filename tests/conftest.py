@@ -1,5 +1,10 @@
 """One thread for all, and the shipped tiny FLUX."""
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036, so that an older one ends in a sentence
+    raise SystemExit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}")
+
 import os
 from pathlib import Path
 

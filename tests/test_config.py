@@ -1,9 +1,11 @@
 """config.py and what it names: the rewards of --reward and the advantages of a mixture, the
 template, the calls to the judge, and settings that cannot work."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -29,6 +31,7 @@ from support.config import (
     check_numbers,
     parse_config,
     parse_rewards,
+    updates_sentence,
 )
 
 CLIP = ROOT / "assets" / "tiny-clip"
@@ -133,7 +136,7 @@ def test_a_mixture_weighs_its_rewards_whatever_their_scale():
     advantages, share = train.normalize(scored, weights, 0.05, 5.0)
     assert torch.equal(advantages, grpo.combine_advantages(scored, weights, 0.05, 5.0))
     assert advantages.shape == (4, 6) and share == 0
-    small = scored | {"clip": scored["clip"] / 1000}
+    small = scored | {"clip": scored["clip"] / 10}  # above its floor
     rescaled, _ = train.normalize(small, weights, 0.05, 5.0)
     torch.testing.assert_close(rescaled, advantages, atol=1e-5, rtol=0)
     swapped, _ = train.normalize(scored, {"pairwise": 0.6, "clip": 0.4}, 0.05, 5.0)
@@ -143,9 +146,11 @@ def test_a_mixture_weighs_its_rewards_whatever_their_scale():
 def test_a_mixtures_share_at_the_floor_is_counted_in_each_rewards_own_units():
     scored = {
         "pairwise": torch.tensor([[0.0, 1.0], [0.0, 1.0]]),
-        "clip": torch.tensor([[0.0, 1e-6], [0.005, 0.009]]),  # of them one is flat
+        "hpsv2": torch.tensor([[0.0, 1e-6], [0.005, 0.009]]),  # of them one is flat
     }
-    assert train.normalize(scored, dict.fromkeys(scored, 1.0), 0.05, 5.0)[1] == 0.25
+    weights = dict.fromkeys(scored, 1.0)
+    assert train.normalize(scored, weights, Config().std_floor, 5.0)[1] == 0.25
+    assert train.normalize(scored, weights, 0.05, 5.0)[1] == 0.5  # one that is given is for all
 
 
 def test_a_step_on_two_rewards(tmp_path):
@@ -239,6 +244,48 @@ def test_help_shows_every_setting_in_its_group_and_loads_no_library():
     )
     assert all(f"{title}:" in done.stdout for title in GROUPS.values())
     assert all(f"--{f.name}" in done.stdout for f in dataclasses.fields(Config))
+    marks = {mark for f in dataclasses.fields(Config) for mark in "PCT" if f"({mark}" in str(f)}
+    assert all(f"({mark}) is" in done.stdout or f"({mark}) what" in done.stdout for mark in marks)
+
+
+@pytest.mark.parametrize("file", ["train.py", "bench.py", "tests/conftest.py"])
+def test_an_older_python_ends_in_one_sentence(file, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13))
+    with pytest.raises(SystemExit, match=r"^Python 3.11 or newer is needed, this is [\d.]+$"):
+        runpy.run_path(str(ROOT / file))
+    assert 'is-needed ; python_version < "3.11"' in (ROOT / "requirements.txt").read_text()
+
+
+# ---- updates ----
+
+
+@pytest.mark.parametrize(("updates", "size"), [(2, 4), (4, 2), (8, 1), (2, 1), (2, 8), (4, 4)])
+def test_an_update_sees_every_group_where_help_says_so(updates, size):
+    batches = train.micro_batches(32, size)  # of four groups of eight
+    seen = [
+        {row // 8 for rows in batches[n::updates] for row in range(rows.start, rows.stop)}
+        for n in range(updates)
+    ]
+    assert all(len(groups) == 4 for groups in seen) == (8 % (updates * size) == 0)
+    for recipe in map(RECIPES.get, ("flux-lora", "flux-full")):  # and so it is there
+        assert 8 % (recipe["updates"] * recipe["micro_batch"]) == 0
+
+
+@pytest.mark.parametrize("samples", [(1, 2), (3, 9), (16, 8)])
+@pytest.mark.parametrize("size", [0, 3, 8])
+def test_updates_that_do_not_divide_are_refused_with_what_works(samples, size):
+    p, g = samples
+    for updates in range(2, 12):
+        cfg = Config(prompts_per_step=p, group_size=g, micro_batch=size, updates=updates)
+        with contextlib.suppress(SystemExit):
+            check_config(cfg, 1)
+            continue
+        said = updates_sentence(cfg, p * g, math.ceil(p * g / (size or p * g)))
+        work, _, other = said.partition("choose from ")[2].partition("; with --micro_batch ")
+        for number in work.split(", "):
+            check_config(dataclasses.replace(cfg, updates=int(number)), 1)
+        if other:
+            check_config(dataclasses.replace(cfg, micro_batch=int(other.split()[0])), 1)
 
 
 NUMBERS = [f for f in dataclasses.fields(Config) if f.type in (int, float)]

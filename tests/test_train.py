@@ -371,7 +371,7 @@ def main_says(monkeypatch, *arguments):
         ({"prompts": "no.txt"}, "No such file"),
         ({"dtype": "bfloat16"}, "float32 master weights"),
         ({"dtype": "float16"}, "choose from float32, bfloat16"),
-        ({"updates": 3}, "must divide the micro-batches"),
+        ({"updates": 3}, "choose from 1; with --micro_batch 3 it would"),
         ({"ema": 1.0}, "below 1"),
         ({"micro_batch": -1}, "at least 0"),
         ({"device": "gpu"}, "--device 'gpu' is none: cpu, cuda"),
