@@ -72,27 +72,33 @@ def arms_of(scorer) -> tuple[list[Arm], list[Arm]]:
 
 def main(arguments: list[str] | None = None) -> None:
     name = size_asked_for(__doc__, arguments)
-    folder = RESULTS if name == "full" else OUT / name
-    root, budget = OUT / name / "scorers", scorers.SMALLEST if name == "smallest" else scorers.FULL
-    asked, others = arms_of(root / scorers.NAMES[0])
-    shown = [arm.name for arm in asked]
-    made("kl", name, COMMON, asked, shown, Watch({}))
-    scorers.learned(root, budget)
+    folder, scorer = RESULTS if name == "full" else OUT / name, OUT / name / "scorers"
+    asked, others = arms_of(scorer / scorers.NAMES[0])
+    if name != "full":  # without the KL and with it, and the soft answer
+        asked, others = asked[::2], [arm for arm in others if SOFT in arm.name]
+    made("kl", name, COMMON, asked, [arm.name for arm in asked], Watch({}))
+    if name == "full":
+        scorers.learned(scorer, scorers.FULL)
     lines, _ = made("kl", name, COMMON, others, (), Watch({}))
-    write(lines, [arm.name for arm in (*asked, *others)], folder)
+    write(lines, folder)
 
 
-def write(lines: Table, names: list[str], folder) -> None:
-    """The table of all arms of which a run is there, those without KL beside them; the figure."""
-    names = [name for name in names if lines.seeds(name)]
-    rows = of_seeds(lines, names)
-    before = RESULTS / "longer.csv"
-    if before.exists() and folder == RESULTS:
-        rows += of_seeds(Table(before, [lines.head[2:]]), [ONE + SLOWER, OURS + SLOWER, OURS])
+def write(lines: Table, folder) -> None:
+    """The table and the figure of what has been made so far."""
+    rows = rows_of(lines, folder / "longer.csv")
     write_csv(folder / "kl_seeds.csv", rows, lines.head)
     write_atomic(folder / "kl_seeds.md", seeds_table(rows).encode())
-    drawn = [name for name in names if name.startswith(BOTH)]
+    drawn = [row["arm"] for row in rows if row["arm"].startswith(BOTH)]
     five_ways.draw(lines, drawn, folder / "kl.png", ("win_rate_vs_base", "win rate"))
+
+
+def rows_of(lines: Table, longer) -> list[dict]:
+    """A row an arm, of those that have a run; beside them those without KL, if the file is there
+    that longer.py has written."""
+    rows = of_seeds(lines, [arm.name for arms in arms_of("") for arm in arms])
+    if longer.exists():
+        rows += of_seeds(Table(longer, [lines.head[2:]]), [ONE + SLOWER, OURS + SLOWER, OURS])
+    return rows
 
 
 if __name__ == "__main__":
