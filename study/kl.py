@@ -89,7 +89,8 @@ def write(lines: Table, folder) -> None:
     write_csv(folder / "kl_seeds.csv", rows, lines.head)
     write_atomic(folder / "kl_seeds.md", seeds_table(rows).encode())
     drawn = [row["arm"] for row in rows if row["arm"].startswith(BOTH)]
-    five_ways.draw(lines, drawn, folder / "kl.png", ("win_rate_vs_base", "win rate"))
+    if drawn:
+        five_ways.draw(lines, drawn, folder / "kl.png", ("win_rate_vs_base", "win rate"))
 
 
 def rows_of(lines: Table, longer) -> list[dict]:
