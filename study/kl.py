@@ -5,7 +5,7 @@ third answer, a tie, in none. Here the same judge is asked in both orders, as th
 with the KL of the paper's own objective at four weights. Then the KL beside what else broke down
 there, and a judge whose probability is taken in place of its word. Settings are longer.py's.
 
-    python -m study.kl                          # 41 runs of 10 minutes on one core; several
+    python -m study.kl                          # 38 runs of 10 minutes on one core; several
                                                 # processes share them, each begun by this command
 Writes kl.csv (lines of the log), kl_prompts.csv (each held-out prompt after the last step),
 kl_seeds (.csv and .md; arms without KL that longer.py made are longer.csv's), kl.png. --quick and
