@@ -116,12 +116,12 @@ def watch(prompts, grid) -> dict[str, float | None]:
 # ----------------------------------------------------------------------------- what is drawn
 
 
-def draw(lines: Table, names, path) -> None:
-    """Truth and vividness of held-out pictures over training: a column a way, a thin line a seed,
-    the mean of whole runs thick, the base dotted."""
+def draw(lines: Table, names, path, below=("vividness", "vividness")) -> None:
+    """Truth of held-out pictures over training, and `below` it another key of the log, by heading:
+    a column a way, a thin line a seed, the mean of whole runs thick, the base dotted."""
     figure = pictures.new_figure(figsize=(2.4 + 1.32 * len(names), 4.4))
     grid = figure.subplots(2, len(names), sharex=True, sharey="row")
-    rows = ((TRUTH, "testpoints right"), ("vividness", "vividness"))
+    rows = ((TRUTH, "testpoints right"), below)
     for line, (key, label) in zip(grid, rows):
         line[0].set_ylabel(label)
         for axes, name in zip(line, names):

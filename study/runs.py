@@ -1,7 +1,8 @@
 """Runs of a study: arms by seeds, each a run of train.py's own loop, and what they show as a CSV.
 
 An arm is a way to train: a reward, and flags of train.py. Each run has a directory of its own and
-can be killed and taken up as any run can. When it is done, its lines of the log join NAME.csv, and
+can be killed and taken up as any run can, and one process alone makes it: several share what is
+to be made. When it is done, its lines of the log join NAME.csv, and
 what came of each held-out prompt joins NAME_prompts.csv; a later call makes only the runs that
 these lack, and needs no run directory to draw from them.
 
@@ -23,7 +24,7 @@ from typing import NamedTuple
 import train
 from support import rundir
 from support.config import parse_config
-from support.files import write_atomic
+from support.files import hold, write_atomic
 from support.run import Run, started
 
 log = logging.getLogger("study")
@@ -68,12 +69,16 @@ class Table:
     def __init__(self, path: Path, flags: Sequence[str]):
         """Raises ValueError if the file is of runs with other flags."""
         self.path, self.head, self.rows = Path(path), "# " + " ".join(flags), []
+        self.read()
+
+    def read(self) -> None:
+        """Takes up what the file has, which another process may have added to."""
         if self.path.exists():
             head, *lines = self.path.read_text().splitlines()
             if head != self.head:
                 raise ValueError(
-                    f"{path} is of runs with '{head[2:]}', not with '{self.head[2:]}': remove it "
-                    "to make them anew"
+                    f"{self.path} is of runs with '{head[2:]}', not with '{self.head[2:]}': remove "
+                    "it to make them anew"
                 )
             self.rows = list(csv.DictReader(lines))
 
@@ -89,6 +94,7 @@ class Table:
 
     def add(self, arm: str, seed: int, rows: Sequence[dict]) -> None:
         """Adds the rows of one run; those that it may have already give way to them."""
+        self.read()
         kept = [row for row in self.rows if (row["arm"], row["seed"]) != (arm, str(seed))]
         new = [{"arm": arm, "seed": seed} | row for row in rows]
         self.rows = kept + [{k: text(v) for k, v in row.items()} for row in new]
@@ -126,11 +132,21 @@ def make_runs(
             continue
         out = folder_of(runs, arm.name, seed)
         label = f"{arm.name}, seed {seed} (run {count} of {len(wanted)})"
-        run = trained(arm, [*size.flags, f"--seed={seed}", f"--out={out}"], label, watch)
-        columns = ("step", *kept, *watch([], []))
-        prompts.add(arm.name, seed, of_prompts(run))
-        lines.add(arm.name, seed, [{k: row.get(k) for k in columns} for row in run.metrics])
-        shutil.rmtree(out / "checkpoint")  # 100 MB and more; the tables have what the study needs
+        runs.mkdir(parents=True, exist_ok=True)
+        try:
+            claim = hold(out.with_suffix(".lock"))
+        except BlockingIOError:  # another process makes it
+            continue
+        with claim:
+            lines.read()
+            if seed in lines.seeds(arm.name):
+                continue
+            run = trained(arm, [*size.flags, f"--seed={seed}", f"--out={out}"], label, watch)
+            columns = ("step", *kept, *watch([], []))
+            with hold(runs / "tables.lock", wait=True):
+                prompts.add(arm.name, seed, of_prompts(run))
+                lines.add(arm.name, seed, [{k: row.get(k) for k in columns} for row in run.metrics])
+            shutil.rmtree(out / "checkpoint")  # 100 MB and more; the tables have what is needed
 
 
 def folder_of(runs: Path, arm: str, seed: int) -> Path:

@@ -42,13 +42,14 @@ def check_outputs(outputs, inputs) -> None:
             )
 
 
-def hold(path):
+def hold(path, wait: bool = False):
     """The file, open and locked for as long as it stays open: the system lets go of it when this
-    process ends, however it ends. Raises BlockingIOError if another process holds it."""
+    process ends, however it ends. Raises BlockingIOError if another process holds it, unless it is
+    to wait for that one."""
     file = open(path, "a+b")  # noqa: SIM115
     if fcntl:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.close()
             raise

@@ -15,6 +15,7 @@ from shapes.prompts import heldout_prompts, sample_scene
 from shapes.scenes import render
 from study import five_ways, runs, spread, summary
 from study.runs import Arm, Size, Table
+from support.files import hold
 
 STUDY = (ROOT / "STUDY.md").read_text()
 RESULTS = ROOT / "study" / "results"
@@ -80,6 +81,24 @@ def test_a_run_gives_the_same_twice_even_if_it_is_stopped(tmp_path):
     made(tmp_path / "a", whole)
     made(tmp_path / "b", whole)
     assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_processes_share_the_runs(tmp_path):
+    """A run that another process makes is passed over, and so is one that it has made since the
+    table was read; what each has made joins the one table."""
+    arm = Arm("score", lambda: PointwiseReward(five_ways.Score()))
+    (tmp_path / "runs").mkdir()
+    with hold(tmp_path / "runs" / "score-0.lock"):
+        early, _ = made(tmp_path, arm)
+    assert early.seeds("score") == []
+    made(tmp_path, arm)
+    early.add("other", 0, [{"step": 0}])
+    assert Table(tmp_path / "a.csv", [early.head[2:]]).seeds("score") == [0]
+    broken = Arm("score", lambda: 1 / 0)
+    stale = [Table(tmp_path / f"{n}.csv", [early.head[2:]]) for n in "ab"]
+    for table in stale:
+        table.rows = []
+    runs.make_runs([broken], Size((0,), (), tmp_path), tmp_path / "runs", *stale, five_ways.watch)
 
 
 def test_a_run_whose_numbers_run_away_counts_as_a_failure(tmp_path):

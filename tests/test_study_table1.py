@@ -8,14 +8,19 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+import grpo
 from judges.mllm import Query
 from judges.scorers import CLIPScorer
 from judges.verdicts import PAIRWISE_TEMPLATE, Verdict, parse_verdict
+from rewards import PairwiseReward
 from shapes.prompts import heldout_prompts, sample_scene
 from shapes.scenes import render
 from shapes.verifier import ShapesMLLM
-from study import five_ways, longer, scorers, summary, table1
+from study import five_ways, kl, longer, scorers, summary, table1
 from study.runs import RESULTS, Table
+from support.config import parse_config
+
+KL_TABLES = ("_prompts.csv", "_seeds.csv", "_seeds.md")
 
 
 def content(folder, *endings):
@@ -64,6 +69,15 @@ def test_the_smallest_longer_runs_are_whole(smallest):
     assert all(f"\n| {arm} |" in told for arm in ("base", *longer.SHORT["longer_arms"]))
 
 
+@pytest.mark.slow
+def test_the_smallest_runs_under_the_kl_are_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kl.main(["--smallest"])
+    made = content(tmp_path / "runs" / "study" / "smallest", ".csv", ".md", ".png")
+    assert made.keys() == {f"kl{end}" for end in (".csv", ".png", *KL_TABLES)}
+    assert made["kl_seeds.md"].count(b"\n| ") == 3
+
+
 # ----------------------------------------------------------------------------- rewards
 
 
@@ -108,12 +122,33 @@ def test_its_coin_favors_no_place(queries):
     assert 20 <= said.count(Verdict.FIRST) <= 44
 
 
-def test_the_arms_differ_in_the_reward_and_the_floor_alone():
+@pytest.mark.parametrize(
+    "judge, loud",  # the mean square of advantages
+    [(ShapesMLLM(), 0), (table1.AlwaysAWinner(), 1), (kl.SoftWinner(), 0.07)],
+)
+def test_a_second_order_does_not_quiet_a_coin_and_a_third_or_a_soft_answer_does(judge, loud):
+    """Of pictures that do not differ, in groups of eight."""
+    prompt, rng = heldout_prompts()[0], np.random.default_rng(2)
+    (scene,) = render([sample_scene(prompt, rng)])
+    groups = np.repeat(scene[None], 64, 0)
+    groups[range(64), np.arange(64) // 32, np.arange(64) % 32] ^= 1  # one pixel, one level
+    groups = [list(map(Image.fromarray, group)) for group in groups.reshape(8, 8, *scene.shape)]
+    judge.JND = max(judge.JND, 0.1)  # more than such a pixel makes, so that a coin decides
+    soft = isinstance(judge, kl.SoftWinner)
+    reward = PairwiseReward(judge, soft=soft)([prompt.text] * 8, groups).values
+    advantages = grpo.group_advantages(reward, parse_config([]).std_floor)
+    size = advantages.square().mean().item()
+    assert size == pytest.approx(loud, abs=0.03)
+
+
+def test_the_arms_differ_in_the_reward_the_floor_and_the_kl_alone():
     folders = {name: ROOT / name for name in scorers.NAMES}
     arms = table1.arms_of(folders)
-    for arm in (*arms, *table1.slower(arms), *longer.all_arms(folders)):
+    under = [arm for some in kl.arms_of("") for arm in some]
+    for arm in (*arms, *table1.slower(arms), *longer.all_arms(folders), *under):
         names = {flag.split("=")[0] for flag in arm.flags}
-        assert names <= {"--reward", "--std_floor"} | ({"--lr"} if "1e-4" in arm.name else set())
+        mine = {"--lr": "1e-4", "--kl_coef": "KL"}  # flags that the name tells
+        assert names <= {"--reward", "--std_floor"} | {f for f in mine if mine[f] in arm.name}
     assert not any("third" in flag or "fourth" in flag for arm in arms for flag in arm.flags)
 
 
@@ -214,6 +249,8 @@ def test_the_longer_tables_are_remade_from_the_csvs():
     arms = [arm.name for arm in longer.all_arms(dict.fromkeys(scorers.NAMES))]
     rows = longer.of_seeds(tables[0], arms)
     assert longer.seeds_table(rows) == (RESULTS / "longer_seeds.md").read_text()
+    rows = kl.rows_of(Table(RESULTS / "kl.csv", flags), RESULTS / "longer.csv")
+    assert longer.seeds_table(rows) == (RESULTS / "kl_seeds.md").read_text()
     flags = (*longer.WAYS_COMMON, *longer.STEPS["full"])
     tables = [Table(RESULTS / f"longer_ways{end}.csv", flags) for end in ("", "_prompts")]
     rows = summary.summarize(*tables, longer.WAYS, five_ways.CURE)

@@ -1,0 +1,106 @@
+"""What holds a judge that must name a winner? A second order, the KL to the base, a soft answer.
+
+In longer.py win rates of such a judge, asked in one order, break down in four runs of five; with a
+third answer, a tie, in none. Here the same judge is asked in both orders, as this repository asks,
+with the KL of the paper's own objective at four weights. Then the KL beside what else broke down
+there, and a judge whose probability is taken in place of its word. Settings are longer.py's.
+
+    python -m study.kl                          # 38 runs of 10 minutes on one core; several
+                                                # processes share them, each begun by this command
+Writes kl.csv (lines of the log), kl_prompts.csv (each held-out prompt after the last step),
+kl_seeds (.csv and .md; arms without KL that longer.py made are longer.csv's), kl.png. --quick and
+--smallest as the others have them.
+"""
+
+import math
+import re
+import zlib
+
+from rewards import PairwiseReward
+from shapes.scenes import read
+from shapes.verifier import ShapesMLLM, compare, parse_prompt
+from study import five_ways, scorers
+from study.longer import made, of_seeds, seeds_table
+from study.runs import OUT, RESULTS, Arm, Table, size_asked_for, write_csv
+from study.table1 import COMMON, LEARNED, NO_FLOOR, OURS, SLOWER, AlwaysAWinner, Watch, slower
+from support.files import write_atomic
+
+BOTH, ONE, SOFT = "always a winner both orders", "win rates one order", "soft winner both orders"
+WEIGHTS = (0, 0.03, 0.1, 0.3)
+KL = "--kl_coef=0.1"
+
+
+class SoftWinner(AlwaysAWinner):
+    """The same judge where its probability that the first is better is taken, as `--soft` takes it:
+    near 1/2 where a difference is slight. It stands for a model that can answer "first" or "second"
+    alone, but is unsure where a person sees nothing: of pictures with the same looks the odds are
+    logistic in the difference in fidelity, by just noticeable ones; between the others, where the
+    coin would decide, it leans to a side by LEAN; and what can be seen is sure.
+    """
+
+    LEAN = 0.05
+
+    def first_probability(self, queries) -> list[float]:
+        images = {id(image): image for query in queries for image in query.images}
+        readings = dict(zip(images, read(list(images.values()))))
+        return [self.odds(q, *(readings[id(image)] for image in q.images)) for q in queries]
+
+    def odds(self, query, first, second) -> float:
+        prompt = parse_prompt(re.search(r"^Caption: (.*)$", query.text, re.MULTILINE)[1])
+        if seen := compare(prompt, first, second, jnd=math.inf)[1]:
+            return float(seen == 1)
+        if compare(prompt, first, second, jnd=0.0)[1]:
+            return 1 / (1 + math.exp((first.fidelity - second.fidelity) / ShapesMLLM.JND))
+        coin = zlib.crc32(b"".join(image.tobytes() for image in query.images)) % 2
+        return 0.5 + self.LEAN * (1 - 2 * coin)
+
+
+def with_kl(arm: Arm, flag: str = KL) -> Arm:
+    return arm._replace(name=f"{arm.name}, KL {flag.split('=')[1]}", flags=(*arm.flags, flag))
+
+
+def arms_of(scorer) -> tuple[list[Arm], list[Arm]]:
+    """The arms that are the question, and the others. scorer: the folder of the learned one."""
+    both = Arm(BOTH, lambda: PairwiseReward(AlwaysAWinner()))
+    one = Arm(ONE, lambda: PairwiseReward(AlwaysAWinner(), both_orders=False), (NO_FLOOR,))
+    soft = Arm(SOFT, lambda: PairwiseReward(SoftWinner(), soft=True))
+    ties, learned = Arm(OURS, None), Arm(LEARNED, None, (f"--reward=clip={scorer}", NO_FLOOR))
+    others = slower([with_kl(one), with_kl(ties)]) + [with_kl(ties)]
+    others += slower([soft, learned, with_kl(learned)])  # the scorer is not longer.csv's
+    return slower([with_kl(both, f"--kl_coef={weight}") for weight in WEIGHTS]), others
+
+
+def main(arguments: list[str] | None = None) -> None:
+    name = size_asked_for(__doc__, arguments)
+    folder, scorer = RESULTS if name == "full" else OUT / name, OUT / name / "scorers"
+    asked, others = arms_of(scorer / scorers.NAMES[0])
+    if name != "full":  # without the KL and with it, and the soft answer
+        asked, others = asked[::2], [arm for arm in others if SOFT in arm.name]
+    made("kl", name, COMMON, asked, [arm.name for arm in asked], Watch({}))
+    if name == "full":
+        scorers.learned(scorer, scorers.FULL)
+    lines, _ = made("kl", name, COMMON, others, (), Watch({}))
+    write(lines, folder)
+
+
+def write(lines: Table, folder) -> None:
+    """The table and the figure of what has been made so far."""
+    rows = rows_of(lines, folder / "longer.csv")
+    write_csv(folder / "kl_seeds.csv", rows, lines.head)
+    write_atomic(folder / "kl_seeds.md", seeds_table(rows).encode())
+    drawn = [row["arm"] for row in rows if row["arm"].startswith(BOTH)]
+    if drawn:
+        five_ways.draw(lines, drawn, folder / "kl.png", ("win_rate_vs_base", "win rate"))
+
+
+def rows_of(lines: Table, longer) -> list[dict]:
+    """A row an arm, of those that have a run; beside them those without KL, if the file is there
+    that longer.py has written."""
+    rows = of_seeds(lines, [arm.name for arms in arms_of("") for arm in arms])
+    if longer.exists():
+        rows += of_seeds(Table(longer, [lines.head[2:]]), [ONE + SLOWER, OURS + SLOWER, OURS])
+    return rows
+
+
+if __name__ == "__main__":
+    main()
