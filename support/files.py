@@ -52,16 +52,15 @@ def hold(path):
         if error.errno not in NO_LOCKS:
             file.close()
             raise
-        warn_of_no_locks(Path(path).parent, error.strerror)
+        warn_of_no_locks(error.strerror)
     return file
 
 
 @functools.cache
-def warn_of_no_locks(folder: Path, reason: str) -> None:
+def warn_of_no_locks(reason: str) -> None:
     log.warning(
-        "'%s' is on a file system without locks (%s): nothing keeps a second process from writing "
-        "there, so start only one",
-        folder,
+        "outputs are on a file system without locks (%s): nothing keeps a second process from "
+        "writing to the same ones, so start only one",
         reason,
     )
 

@@ -119,9 +119,7 @@ class Run:
         """Begins to judge groups; returns what waits for their rewards, unless a signal comes."""
         if self.witnessed(self.at):
             self.witness.show(prompts, images)
-        return functools.partial(
-            self.procs.unless_stopped, self.begin(reward, prompts, images)
-        )
+        return functools.partial(self.procs.unless_stopped, self.begin(reward, prompts, images))
 
     def log(
         self, step: int, scored: dict, advantages, frac_floor, losses, norms, kl, seconds
