@@ -124,6 +124,14 @@ class Processes:
         dist.all_gather_object(parts, items)
         return [item for part in parts for item in part]
 
+    def anywhere(self, here: bool) -> bool:
+        """Whether something is so on any rank."""
+        if self.world == 1:
+            return here
+        found = torch.tensor(int(here))
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found)
+
     def alike(self, function: Callable, *args):
         """function(*args) of this rank. An error of TOLD on any rank is raised on all of them,
         which would else wait for the one that stopped."""
@@ -141,6 +149,8 @@ class Processes:
 
     def meet(self, error: BaseException | None = None) -> None:
         """The ranks wait for each other. Raises on all of them what one has met with."""
+        if not self.anywhere(error is not None):
+            return
         own = error and next(k for k, kind in enumerate(TOLD) if isinstance(error, kind))
         for kind, text in filter(None, self.gather([error and (own, str(error))])):
             raised = TOLD[kind](text)
