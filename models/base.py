@@ -112,6 +112,7 @@ class Model:
         self.policy = pipe.transformer  # as the update calls it; of several ranks, their average
         self.frozen = None  # the base: a copy of the transformer; None where a LoRA is switched off
         self.text_of = lambda prompts: kind.encode(pipe, prompts)  # a text cache takes its place
+        self.before_pass = lambda: None  # called before each pass: where a run may end
 
     @property
     def transformer(self) -> torch.nn.Module:
@@ -134,9 +135,15 @@ class Model:
 
         transformer: what to call instead of the pipeline's own, e.g. the base.
         """
-        return self.kind.velocity_fn(
+        velocity = self.kind.velocity_fn(
             self.pipe, text, self.size, self.size, self.guidance, transformer
         )
+
+        def one_pass(latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            self.before_pass()
+            return velocity(latents, sigma)
+
+        return one_pass
 
     def decode(self, latents: torch.Tensor) -> list:
         """Clean latents (B, N, C) -> B RGB images."""

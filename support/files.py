@@ -5,8 +5,11 @@ Journal("answers.jsonl", {"judge": "Q"}).write({"image": "0_0.png", "output": ".
 """
 
 import contextlib
+import errno
+import functools
 import itertools
 import json
+import logging
 import os
 import shutil
 import threading
@@ -18,6 +21,11 @@ try:
     import fcntl
 except ImportError:  # Windows: two processes over one journal are not kept apart there
     fcntl = None
+
+log = logging.getLogger(__name__)
+
+# How file systems say that they know no locks: Lustre without -o flock, some FUSE and NFS mounts.
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 def write_atomic(path, content: bytes) -> None:
@@ -45,15 +53,27 @@ def check_outputs(outputs, inputs) -> None:
 def hold(path, wait: bool = False):
     """The file, open and locked for as long as it stays open: the system lets go of it when this
     process ends, however it ends. Raises BlockingIOError if another process holds it, unless it is
-    to wait for that one."""
+    to wait for that one. Where the file system knows no locks it goes on without, and warns once.
+    """
     file = open(path, "a+b")  # noqa: SIM115
-    if fcntl:
-        try:
+    try:
+        if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
             file.close()
             raise
+        warn_of_no_locks(error.strerror)
     return file
+
+
+@functools.cache
+def warn_of_no_locks(reason: str) -> None:
+    log.warning(
+        "outputs are on a file system without locks (%s): nothing keeps a second process from "
+        "writing to the same ones, so start only one",
+        reason,
+    )
 
 
 def free_bytes(path) -> int:

@@ -165,7 +165,7 @@ class Heldout:
         """Every rank has all images and asks the judge about its own share of them."""
         mine = self.procs.share(len(images))
         pairs = [[images[i], self.base_images[i]] for i in mine]
-        compared = self.compare([self.texts[i] for i in mine], pairs)
+        compared = self.procs.unless_stopped(self.compare, [self.texts[i] for i in mine], pairs)
         if self.record:
             self.record.write(compared.comparisons)
         won = {i: compared.points(p)[0][1] for p, i in enumerate(mine)}  # None where it is lost

@@ -41,10 +41,11 @@ class Judging:
     def collect(self) -> tuple[dict[str, Rewards], dict[str, Rewards]]:
         """Rewards by name of what was submitted: this rank's, with comparisons, and all ranks'.
 
-        Raises JudgeError, on all ranks, if too much is lost; what was answered is recorded before.
+        Raises JudgeError, on all ranks, if too much is lost, and StoppedError if a signal comes;
+        what was answered is recorded before.
         """
         jobs, self.pending = self.pending, []
-        parts = [(name, self.written(job())) for name, job in jobs]
+        parts = [(name, self.written(self.procs.unless_stopped(job))) for name, job in jobs]
         mine = {name: join([part for n, part in parts if n == name]) for name in self.rewards}
         ranks = self.procs.gather([{name: bare(part) for name, part in mine.items()}])
         rewards = {name: join([rank[name] for rank in ranks]) for name in mine}

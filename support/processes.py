@@ -16,6 +16,7 @@ With several nodes the run directory must be on a file system that all of them s
 
 import atexit
 import contextlib
+import copy
 import logging
 import math
 import os
@@ -26,8 +27,8 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -46,20 +47,70 @@ log = logging.getLogger("train")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+# Ctrl-C; the end of a job or a node; a closed terminal; what a scheduler sends before time is up
+# (Slurm's --signal; LSF and SGE send SIGUSR2).
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
+
+class StoppedError(BaseException):
+    """A signal asked for the end, and it is heeded where no whole step is lost. No Exception: one
+    that is raised while a judge is asked must not pass for a failure of the judge."""
+
+
 # Errors that a rank tells the others: what was given cannot work, a number is not finite, ...
-TOLD = (FloatingPointError, ValueError, OSError, SystemExit)
+TOLD = (FloatingPointError, ValueError, OSError, SystemExit, StoppedError)
 
 # FSDP2 warns once a block that outputs must not be changed in place; we never do.
 warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable", UserWarning)
 
 
-class Processes(NamedTuple):
+class Stop:
+    """What signals ask for. Before and after the loop KeyboardInterrupt is raised at once. Within
+    it, a patient one remembers the first, which the run heeds at its next boundary, or at once
+    while it waits for a judge; a second Ctrl-C or SIGTERM raises KeyboardInterrupt all the same."""
+
+    def __init__(self):
+        self.asked, self.since = "", -math.inf  # by which signal; when
+        self.urged = False  # by Ctrl-C or SIGTERM: others come in twos (SIGHUP), or as a warning
+        self.patient, self.waiting = False, False
+
+    def __call__(self, number: int, _frame=None) -> None:
+        now, urgent = time.monotonic(), number in (signal.SIGINT, signal.SIGTERM)
+        if self.asked and "TORCHELASTIC_RUN_ID" in os.environ and now - self.since < 1:
+            return  # torchrun passes on what the terminal had told its workers already
+        if not self.patient or (self.urged and urgent):
+            raise KeyboardInterrupt
+        self.urged |= urgent
+        if not self.asked:
+            self.asked, self.since = signal.Signals(number).name, now
+            log.warning(
+                "%s: the run ends before the next pass through the network and keeps its last "
+                "whole step; a second Ctrl-C or SIGTERM ends it at once",
+                self.asked,
+            )
+            if self.waiting:
+                raise StoppedError(self.asked)
+
+    def unless_asked(self, function: Callable, *args):
+        """function(*args), which a signal breaks off: StoppedError."""
+        self.waiting = True  # first: a signal before the next line is seen by it
+        try:
+            if self.asked:
+                raise StoppedError(self.asked)
+            return function(*args)
+        finally:
+            self.waiting = False
+
+
+@dataclass(frozen=True)
+class Processes:
     """Where this process stands among those that torchrun started; alone without torchrun."""
 
     rank: int
     world: int
     device: torch.device
+    stop: Stop = field(default_factory=Stop)
 
     @property
     def first(self) -> bool:
@@ -73,21 +124,52 @@ class Processes(NamedTuple):
         dist.all_gather_object(parts, items)
         return [item for part in parts for item in part]
 
+    def anywhere(self, here: bool) -> bool:
+        """Whether something is so on any rank."""
+        if self.world == 1:
+            return here
+        found = torch.tensor(int(here))
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found)
+
     def alike(self, function: Callable, *args, **settings):
-        """function(*args, **settings) of this rank. An error on any rank is raised on all of them,
-        which would else wait for the one that stopped: ValueError, FloatingPointError, OSError,
-        SystemExit."""
+        """function(*args, **settings) of this rank. An error of TOLD on any rank is raised on all
+        of them, which would else wait for the one that stopped."""
         if self.world == 1:
             return function(*args, **settings)
         result, error = None, None
         try:
             result = function(*args, **settings)
-        except tuple(TOLD) as caught:
-            kind = next(k for k, kind in enumerate(TOLD) if isinstance(caught, kind))
-            error = kind, str(caught)
-        for kind, text in filter(None, self.gather([error])):
-            raise TOLD[kind](text)
+        except TOLD as caught:
+            if hasattr(caught, "told"):  # at a boundary within the function
+                raise
+            error = caught
+        self.meet(error)
         return result
+
+    def meet(self, error: BaseException | None = None) -> None:
+        """The ranks wait for each other. Raises on all of them what one has met with."""
+        if not self.anywhere(error is not None):
+            return
+        own = error and next(k for k, kind in enumerate(TOLD) if isinstance(error, kind))
+        for kind, text in filter(None, self.gather([error and (own, str(error))])):
+            raised = TOLD[kind](text)
+            raised.told = True
+            raise raised
+
+    def boundary(self) -> None:
+        """Where a run may end: StoppedError on all ranks, if one of them heard a signal.
+
+        They come here equally often, before each pass through the network, so that no gradient and
+        no gathered weight is left half way. A rank that has met with an error instead waits for the
+        others in `alike`: this ends them with it.
+        """
+        self.meet(StoppedError(self.stop.asked) if self.stop.asked else None)
+
+    def unless_stopped(self, function: Callable, *args):
+        """What `alike` does, of a function without passes that may take long, such as to wait for a
+        judge: a signal breaks it off on the rank that hears it."""
+        return self.alike(self.stop.unless_asked, function, *args)
 
     def from_first(self, function: Callable, *args):
         """What function(*args) gives on rank 0 alone, or its error, on every rank."""
@@ -120,7 +202,7 @@ def check_device(name: str) -> None:
         raise ValueError(f"--device '{name}': this machine, or its PyTorch, has none") from None
 
 
-def start_processes(device: str, shard: bool = False) -> Processes:
+def start_processes(device: str, shard: bool = False, stop: Stop | None = None) -> Processes:
     """Joins torchrun's ranks. shard: a group is made even of one process, for FSDP2.
 
     Raises ValueError for a device that is not there.
@@ -145,32 +227,18 @@ def start_processes(device: str, shard: bool = False) -> Processes:
         atexit.register(lambda _: None, dist.group.WORLD)
     elif shard and not dist.is_initialized():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    return Processes(rank, world, torch.device(device))
-
-
-class Stop:
-    """Ctrl-C and SIGTERM. A patient one remembers the first, which the run heeds after the step at
-    work; else, and at a second one, KeyboardInterrupt is raised at once."""
-
-    def __init__(self):
-        self.asked, self.since, self.patient = "", -math.inf, False
-
-    def __call__(self, number: int, _frame=None) -> None:
-        now = time.monotonic()
-        if self.asked and "TORCHELASTIC_RUN_ID" in os.environ and now - self.since < 1:
-            return  # torchrun passes on what the terminal had told its workers already
-        if not self.patient or self.asked:
-            raise KeyboardInterrupt
-        self.asked, self.since = signal.Signals(number).name, now
-        log.warning("%s: this step is the last; a second signal ends at once", self.asked)
+    return Processes(rank, world, torch.device(device), stop or Stop())
 
 
 @contextlib.contextmanager
 def signals():
-    """A Stop that hears Ctrl-C and SIGTERM for a while, which only the main thread can."""
+    """A Stop that hears SIGNALS for a while, which only the main thread can. One that whoever
+    started the process has it ignore, as nohup does, stays ignored."""
     stop, old = Stop(), {}
     if threading.current_thread() is threading.main_thread():
-        old = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+        heard = [n for n in numbers if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+        old = {n: signal.signal(n, stop) for n in heard}
     try:
         yield stop
     finally:
@@ -363,10 +431,47 @@ def training_state(transformer, optimizer, average: MovingAverage) -> dict:
     }
 
 
-def save_checkpoint(
-    folder: Path, procs: Processes, transformer, optimizer, average, step: int, keep=()
-) -> None:
-    """Trainable weights, optimizer state and average, each rank its part.
+class LastWhole:
+    """The state after the last whole step, which stays the run's to save while the next is at work.
+
+    It lies in the live tensors until the optimizer moves them. Where a step has several updates, a
+    copy of it in main memory is made then: to finish the step would take as long as its other
+    updates, which may be minutes.
+    """
+
+    def __init__(self, transformer, optimizer, average: MovingAverage, updates: int):
+        self.live, self.updates = (transformer, optimizer, average), updates
+        self.whole()
+        optimizer.register_step_pre_hook(self._before_update)
+
+    def whole(self) -> None:
+        """The step is over: its state is in the live tensors."""
+        self.moved, self.copy = False, None
+
+    def _before_update(self, *_) -> None:
+        if not self.moved:
+            self.moved = True
+            self.copy = copied(training_state(*self.live)) if self.updates > 1 else None
+
+    @property
+    def known(self) -> bool:
+        return not self.moved or self.copy is not None
+
+    def state(self) -> dict:
+        return self.copy or training_state(*self.live)
+
+
+def copied(state):
+    """A copy in main memory of nested dicts of tensors."""
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    return copy.deepcopy(state)
+
+
+def save_checkpoint(folder: Path, procs: Processes, state: dict, step: int, keep=()) -> None:
+    """A training_state, each rank its part.
 
     Then drops older ones, but for the last before it and those of the steps in `keep`.
     """
@@ -377,7 +482,7 @@ def save_checkpoint(
         shutil.rmtree(target)  # what a killed run left half written
     procs.wait()
     try:
-        dcp.save(training_state(transformer, optimizer, average), checkpoint_id=str(target))
+        dcp.save(state, checkpoint_id=str(target))
     except dcp.api.CheckpointException as error:  # on all ranks, and no Exception
         if procs.first:
             shutil.rmtree(target, ignore_errors=True)  # what is left of the disk is of use

@@ -25,17 +25,13 @@ from support.config import Config, check_config, micro_batch_of, parse_rewards
 from support.files import writing
 from support.heldout import Heldout
 from support.judging import JudgeError, Judging
-from support.processes import Processes
+from support.processes import Processes, StoppedError
 from support.prompts import Prompts, make_batch
 
 log = rundir.log
 
 
 # ----------------------------------------------------------------------------- the run
-
-
-class StoppedError(Exception):
-    """A signal asked for the end."""
 
 
 class Run:
@@ -70,7 +66,7 @@ class Run:
         self.heldout.measure_base()
         self.metrics = [{"step": 0, **self.heldout.base.metrics()}]
         self.write = lambda row: None
-        self.at, self.stop = 0, processes.Stop()  # the step at work; whether it is to be the last
+        self.at = 0  # the step at work
         self.seconds, self.kl = {}, 0.0  # of the step at work
         self.doubted = Counter()  # warnings of each kind, and steps
         self.last = None  # the last evaluation of this process: (Held, grid)
@@ -88,6 +84,8 @@ class Run:
         """
         self.optimizer, self.average = optimizer, average
         self.take_up()
+        self.last_whole = processes.LastWhole(*self.state, self.cfg.updates)
+        self.model.before_pass = self.boundary
         for step in self.steps():
             yield step, self.parts(step)
 
@@ -101,6 +99,12 @@ class Run:
             self.metrics = rundir.read_metrics(self.out, processes.step_of(last))
         if self.procs.first:
             rundir.write_metrics(self.out, self.metrics)
+
+    def boundary(self) -> None:
+        """Before each pass: the run ends here if a signal asked for it, on all ranks alike, unless
+        the last whole step is lost by then and the present one has but to be written down."""
+        if self.last_whole.known:
+            self.procs.boundary()
 
     def evaluates(self, step: int) -> bool:
         return step > 0 and (step % self.cfg.eval_every == 0 or step == self.cfg.steps)
@@ -122,9 +126,8 @@ class Run:
         for step in self.bar:
             self.at = step
             yield step
-            asked = [name for name in self.procs.gather([self.stop.asked]) if name]
-            if asked and step < self.cfg.steps:
-                raise StoppedError(asked[0])
+            if step < self.cfg.steps:
+                self.procs.boundary()
 
     @contextlib.contextmanager
     def timed(self, what: str):
@@ -157,6 +160,7 @@ class Run:
         mine = rundir.learning_of(done.losses, done.norms) | {"kl_to_base": self.kl, **self.seconds}
         row = {"step": step, **rundir.judging_of(done.rewards), "frac_floor": done.frac_floor}
         self.metrics.append(row | rundir.over_ranks(self.procs.gather([mine])))
+        self.last_whole.whole()
         self.doubt()
         if self.procs.first and (step == 1 or self.evaluates(step)):
             gallery.keep(self.out, self.heldout.compare.name, done)
@@ -203,11 +207,16 @@ class Run:
             self.checkpoint(step)
 
     def checkpoint(self, step: int) -> None:
-        """Saves the state after this step; the one before it and the best held-out one stay."""
+        """Saves the state after this step; the one before it and the best held-out one stay.
+
+        Before the first step there is none: the run begins anew.
+        """
+        if not step:
+            return
         best = rundir.best_step(self.metrics)
         folder = self.out / "checkpoint"
         with writing(folder / f"step_{step:06d}"):
-            processes.save_checkpoint(folder, self.procs, *self.state, step, [best])
+            processes.save_checkpoint(folder, self.procs, self.last_whole.state(), step, [best])
 
     def kept(self) -> str:
         """Which checkpoints there are, in words."""
@@ -221,29 +230,20 @@ class Run:
     def ends_well(self):
         """An end before the last step, on all ranks alike, loses no whole step and says what stays.
 
-        A judge fails, and signals are heeded, where weights are those of a whole step: they are
+        Where a judge fails and where signals are heeded the last whole step is still known: it is
         saved first. Numbers that are not finite come from weights that should not be.
         """
-        done, again = lambda: self.metrics[-1]["step"], "repeat the command with --resume"
-        self.stop.patient = True
+        stop, again = self.procs.stop, "repeat the command with --resume"
+        stop.patient = True
         try:
             yield
         except JudgeError as error:
-            if self.procs.first:
-                rundir.write_metrics(self.out, self.metrics)
-            self.checkpoint(done())
             slow = f" ({self.cfg.concurrency} calls were in flight: --concurrency has fewer)"
             slow = slow if "no answer within" in str(error) else ""
-            raise JudgeError(
-                f"{error}{slow}; the state after step {done()} is saved in '{self.out}': when the "
-                f"judge answers again, {again}"
-            )
+            saved = self.saved()
+            raise JudgeError(f"{error}{slow}; {saved}: when the judge answers again, {again}")
         except StoppedError as name:
-            self.checkpoint(done())
-            raise StoppedError(
-                f"stopped by {name}: the state after step {done()} is saved in '{self.out}'; to "
-                f"go on, {again}"
-            )
+            raise StoppedError(f"stopped by {name}: {self.saved()}; to go on, {again}")
         except KeyboardInterrupt:
             raise StoppedError(f"stopped at once: {self.kept()}; to go on from there, {again}")
         except FloatingPointError as error:
@@ -257,7 +257,21 @@ class Run:
         except OSError as error:  # such as a full disk
             raise OSError(f"{error}; {self.kept()}; to go on from there, {again}")
         finally:
-            self.stop.patient = False
+            stop.patient = False
+
+    def saved(self) -> str:
+        """Saves the state after the last whole step, and says so."""
+        step = self.metrics[-1]["step"]
+        if self.last_whole.copy and self.procs.first:
+            log.info(
+                "step %d had changed the weights: what is saved is a copy from before", self.at
+            )
+        if self.procs.first:
+            rundir.write_metrics(self.out, self.metrics)
+        self.checkpoint(step)
+        if not step:
+            return f"no step was whole yet, and '{self.out}' keeps none"
+        return f"the state after step {step} is saved in '{self.out}'"
 
     def finish(self) -> None:
         """final/ with its card, the pictures before and after, and the result in words."""
@@ -359,11 +373,10 @@ def started(cfg: Config):
     try:
         check_config(cfg, int(os.environ.get("WORLD_SIZE", 1)))
         with processes.signals() as stop:
-            run = start_run(cfg, processes.start_processes(cfg.device, cfg.shard))
-            run.stop = stop
+            run = start_run(cfg, processes.start_processes(cfg.device, cfg.shard, stop))
             with run.held, run.ends_well():
                 yield run
-    except (*processes.TOLD, JudgeError, StoppedError) as error:
+    except (*processes.TOLD, JudgeError) as error:
         said = str(error)
     except KeyboardInterrupt:
         said = "stopped before a step was made: nothing is lost, repeat the command"

@@ -246,6 +246,9 @@ def test_each_rank_descends_its_own_advantages():
     for rank in range(2):
 
         class Two(Processes):
+            def anywhere(self, here):
+                return here
+
             def gather(self, items, rank=rank):
                 if not isinstance(items[0], dict):  # how the other one fares: well
                     return items * 2

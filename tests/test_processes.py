@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,14 +16,16 @@ import torch
 from classroom import served, url_of
 from conftest import ROOT
 from diffusers import FluxPipeline
-from real_runs import ALONE, log_of, stepped
+from real_runs import ALONE, few_steps, log_of, stepped
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import train
 from models import flux
 from support import processes
 from support.config import Config
 from support.footprint import Alive
+from support.processes import StoppedError
 from support.run import start_run
 
 HANG = 120.0  # seconds after which processes that have not ended never will
@@ -59,14 +62,14 @@ def moment_of(run):
 
 
 class Sent(TorchDispatchMode):
-    """Counts what went to other ranks, by the name of its operation."""
+    """Counts the weights and gradients that went to other ranks, by the name of the operation."""
 
     def __init__(self):
         super().__init__()
         self.counts = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "c10d":
+        if func.namespace == "c10d" and tree_leaves(args)[0].is_floating_point():
             self.counts[func.__name__.split(".")[0]] += 1
         return func(*args, **(kwargs or {}))
 
@@ -82,6 +85,32 @@ def ends_of_one_rank_end_all(procs) -> None:
         procs.alike(odd)
     assert procs.alike(lambda: procs.rank) == procs.rank
     assert procs.from_first(lambda: procs.rank) == 0
+
+
+def a_signal_to_one_rank_ends_both(procs, cfg) -> None:
+    """Before one and the same pass, though the weights have moved; the last whole step is saved."""
+    procs = replace(procs, stop=processes.Stop())
+    run = stepped(cfg, procs=procs)
+    whole, passes = trained_weights(run), []
+
+    def before_pass():
+        passes.append(run.last_whole.moved)
+        if procs.rank == 1 and sum(passes) == 2:
+            procs.stop(signal.SIGTERM)
+        run.boundary()
+
+    run.model.before_pass = before_pass
+    with (
+        pytest.raises(StoppedError, match="by SIGTERM: the state after step 1 is"),
+        run.ends_well(),
+    ):
+        few_steps(run)
+    assert procs.gather([len(passes)]) == [len(passes)] * 2 and sum(passes) == 2
+    last = procs.from_first(processes.newest_checkpoint, Path(cfg.out) / "checkpoint")
+    assert last.name == "step_000001"
+    processes.load_checkpoint(last, *run.state)
+    kept = trained_weights(run)
+    assert all(torch.equal(kept[name], whole[name]) for name in whole)
 
 
 def groups_end_after_their_wrappers() -> None:
@@ -122,6 +151,9 @@ def as_one_of_two(rank: int, folder: Path) -> None:
             if mode == "fsdp":
                 run.model.save(folder / "final", whole)
     ends_of_one_rank_end_all(procs)
+    for mode in ("ddp", "fsdp"):
+        often = dict(updates=2, checkpoint_every=9, out=str(folder / f"{mode} stopped"))
+        a_signal_to_one_rank_ends_both(procs, replace(config(mode, folder), **often))
     torch.distributed.destroy_process_group()
     groups_end_after_their_wrappers()
 

@@ -1,5 +1,6 @@
 """The run directory: loggers at work, the code on the model card, what a resumption may change."""
 
+import errno
 import json
 import math
 import sys
@@ -15,6 +16,7 @@ from conftest import ROOT
 from grpo import Loss
 from models import flux
 from rewards import Rewards
+from support import files
 from support.config import Config
 from support.run import check_shared
 from support.rundir import (
@@ -22,6 +24,7 @@ from support.rundir import (
     check_disk,
     contents,
     disk_bytes,
+    hold_run,
     judge_rates,
     judging_of,
     learning_of,
@@ -328,3 +331,25 @@ def test_a_node_with_other_files_is_told_which(tmp_path):
     prompts.write_text("a blue circle\n")
     with pytest.raises(ValueError, match="--prompts: other files"):
         check_shared(cfg, of_first, None)
+
+
+def hold_a_run_and_two_journals(folder):
+    hold_run(Config(out=str(folder / "run"))).close()
+    for name in ("one.jsonl", "two.jsonl"):
+        files.Journal(folder / name, {"for": name}).write({"line": 1})
+
+
+@pytest.mark.parametrize("name", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "ENOTSUP", "EIO"])
+def test_where_files_cannot_be_locked_one_warning_says_so(name, tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(getattr(errno, name), "so it says")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    files.warn_of_no_locks.cache_clear()
+    if name == "EIO":  # any other error ends it
+        with pytest.raises(SystemExit, match="cannot write to --out .*: so it says"):
+            hold_a_run_and_two_journals(tmp_path)
+    else:
+        hold_a_run_and_two_journals(tmp_path)
+        assert caplog.text.count("without locks (so it says)") == len(caplog.records) == 1
+        assert (tmp_path / "two.jsonl").read_text().endswith('{"line": 1}\n')

@@ -23,7 +23,8 @@ from judges.mllm import Answer, StreamingMLLM
 from support import processes
 from support.config import Config
 from support.files import hold
-from support.run import StoppedError, start_run
+from support.processes import StoppedError
+from support.run import start_run
 
 SMALL = dict(prompts_per_step=2, group_size=4, heldout=8, eval_every=2, checkpoint_every=1)
 
@@ -274,46 +275,115 @@ def test_a_prompt_that_is_always_refused_ends_no_run(tmp_path, monkeypatch, capl
 @pytest.fixture
 def made(tmp_path):
     """A run of which one step is made and kept."""
-    return stepped(small(tmp_path))
+    return stepped(small(tmp_path), procs=replace(ALONE, stop=processes.Stop()))
 
 
-def test_a_first_signal_ends_after_the_step_and_a_second_at_once(made):
-    run, steps = made, made.steps()
-    next(steps)
+def test_a_second_ctrl_c_or_sigterm_ends_at_once_and_other_signals_do_not(made):
+    def signalled(*names):
+        made.procs = replace(made.procs, stop=processes.Stop())
+        with made.ends_well():
+            for name in names:
+                made.procs.stop(getattr(signal, name))
+            made.boundary()
 
-    def signalled(how_often):
-        with run.ends_well():
-            for _ in range(how_often):
-                run.stop(signal.SIGINT)
-            next(steps)
-
-    with pytest.raises(StoppedError, match="by SIGINT: the state after step 1 is saved"):
-        signalled(1)
-    with pytest.raises(StoppedError, match="at once: .* keeps the state after step 1;"):
-        signalled(2)
+    for names in (["SIGINT"], ["SIGHUP", "SIGHUP"], ["SIGUSR1", "SIGTERM"]):
+        first = names[0]
+        with pytest.raises(StoppedError, match=f"by {first}: the state after step 1 is saved"):
+            signalled(*names)
+    for names in (["SIGINT", "SIGINT"], ["SIGUSR1", "SIGTERM", "SIGINT"]):
+        with pytest.raises(StoppedError, match="at once: .* keeps the state after step 1;"):
+            signalled(*names)
     with pytest.raises(KeyboardInterrupt):  # before and after the loop there is nothing to finish
         processes.Stop()(signal.SIGTERM)
 
 
+@pytest.mark.parametrize("name", processes.SIGNALS)
+def test_a_signal_is_heard_unless_whoever_started_the_process_has_it_ignored(name):
+    number = getattr(signal, name)
+    with processes.signals() as stop:
+        stop.patient = True
+        os.kill(os.getpid(), number)
+    assert stop.asked == name
+    before = signal.signal(number, signal.SIG_IGN)  # as under nohup
+    try:
+        with processes.signals() as stop:
+            stop.patient = True
+            os.kill(os.getpid(), number)
+        assert not stop.asked and signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
 def test_a_signal_within_a_checkpoints_write_waits_for_its_end(made, monkeypatch):
-    run, steps = made, made.steps()
-    next(steps)
     save = processes.dcp.save
 
     def interrupted(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
+        made.procs.stop(signal.SIGTERM)
         save(*args, **kwargs)
 
     monkeypatch.setattr(processes.dcp, "save", interrupted)
 
-    def two_steps():
-        with processes.signals() as run.stop, run.ends_well():
-            run.checkpoint(2)
-            next(steps)
+    def checkpoint_and_next_step():
+        with made.ends_well():
+            made.checkpoint(2)
+            made.boundary()
 
     with pytest.raises(StoppedError, match="by SIGTERM"):
-        two_steps()
-    assert processes.checkpoint_steps(run.out / "checkpoint") == [1, 2]
+        checkpoint_and_next_step()
+    assert processes.checkpoint_steps(made.out / "checkpoint") == [1, 2]
+
+
+# Where a signal comes, and the step whose state is kept then.
+PASSES = {
+    "the first rollout": (lambda run: True, 0),
+    "an update": (lambda run: run.at == 2 and torch.is_grad_enabled(), 1),
+    "a second update": (lambda run: run.at == 2 and run.last_whole.moved, 1),
+    "an evaluation": (lambda run: run.at == run.metrics[-1]["step"] == 2, 2),
+}
+JUDGED = {"judging": ("rewards", 2), "judging of an evaluation": ("heldout", 3)}
+
+
+def stopped(cfg, place):
+    """A run to which a signal comes at one place; what is said of its end."""
+    run = start_run(cfg, replace(ALONE, stop=processes.Stop()))
+
+    def signalled(*_):
+        run.procs.stop(signal.SIGTERM)
+        pytest.fail("the judge is waited for")
+
+    def before_pass():
+        if place in PASSES and PASSES[place][0](run):
+            run.procs.stop(signal.SIGTERM)
+        run.boundary()
+        assert not run.procs.stop.asked  # it has ended here
+
+    run.model.before_pass = before_pass
+    if place == "judging":
+        run.rewards = {"pairwise": signalled}
+    if place == "judging of an evaluation":
+        run.heldout.compare = signalled
+    with run.held, pytest.raises(StoppedError) as told, run.ends_well():
+        train.train(cfg, run.procs, run)
+    return str(told.value)
+
+
+def test_stopped_at_every_place_and_resumed_is_bit_identical(tmp_path):
+    """One run is stopped at each place in turn, before the very next pass; nothing but these ends
+    saves a state of it."""
+    kept = dict(steps=3, eval_every=2, checkpoint_every=9, micro_batch=4, updates=2)
+    whole, cfg = small(tmp_path / "whole", **kept), small(tmp_path / "stopped", **kept)
+    whole_run(whole).held.close()
+    for place, (_, step) in (PASSES | JUDGED).items():
+        said = stopped(cfg, place)
+        cfg = replace(cfg, resume=True)
+        assert "stopped by SIGTERM" in said and "--resume" in said and "\n" not in said
+        assert ("no step was whole yet" in said) if not step else (f"after step {step}" in said)
+        newest = [step] if step else []
+        assert processes.checkpoint_steps(tmp_path / "stopped" / "checkpoint")[-1:] == newest, place
+    whole_run(cfg)
+    assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
+    weights = [(tmp_path / name / WEIGHTS).read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
