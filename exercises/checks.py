@@ -143,9 +143,12 @@ def expect_part(what: str, got, wanted, read: str, likely: dict | None = None) -
     is_one = type(wanted).__name__ if isinstance(got, kind) else type(got).__name__
     expect(f"the kind of {what}", is_one, kind.__name__, {}, read)
     numbers = [torch.as_tensor(x) for x in (got, wanted)]
+    fit = {s: torch.as_tensor(v) for s, v in (likely or {}).items() if v is not None}
     for name in ("shape", "dtype"):
         one, other = (str(getattr(x, name)) for x in numbers)
-        expect(f"the {name} of {what}", one, other, {}, read)
+        known = {str(getattr(v, name)): s for s, v in fit.items()}
+        known.pop(other, None)
+        expect(f"the {name} of {what}", one, other, known, read)
     if isinstance(got, torch.Tensor) and what.split()[0] not in ("next_latents", "mean"):
         attached = got.requires_grad and not wanted.requires_grad
         detach = {True: "attached: detach what is logged, else it keeps all that was computed."}
@@ -154,8 +157,7 @@ def expect_part(what: str, got, wanted, read: str, likely: dict | None = None) -
     far = (got - wanted).abs().nan_to_num(math.inf) - 2e-5 * wanted.abs()
     if far.numel() and far.max() > 2e-6 * min(1, wanted.abs().max()):
         at = tuple(int(i) for i in torch.unravel_index(far.argmax(), far.shape))
-        fit = {s: torch.as_tensor(v).double() for s, v in (likely or {}).items() if v is not None}
-        same = [s for s, v in fit.items() if v.shape == got.shape and torch.allclose(got, v, 1e-4)]
+        same = [s for s, v in fit.items() if torch.allclose(got, v.double(), 1e-4)]
         known = {got[at].item(): said for said in same}
         expect(f"{what}, at {at}", got[at].item(), wanted[at].item(), known, read, 0)
 

@@ -103,10 +103,10 @@ def test_the_next_latents_are_drawn():
     }
     spread = both[0].std()
     expect("deviation of 10,000 drawn elements", spread, 0.4696, mistakes, DRAW, tol=0.03)
-    expect_draws(lambda generator: step_of(2, generator=generator).next_latents, DRAW)
-    expect_noise(both / step.std, "sample", DRAW)
-    scored = step_of(2, size=(100, 100), next_latents=step.next_latents).log_prob
-    expect_part("log_prob of a draw", step.log_prob, scored, DRAW)
+    again = step_of(2, size=(100, 100), generator=torch.Generator().manual_seed(0))
+    same = torch.equal(step.next_latents, again.next_latents)
+    ignored = {False: "generator ignored: pass it on to torch.randn."}
+    expect("whether one seed gives one draw", same, True, ignored, DRAW)
 
 
 def test_the_next_latents_that_are_given_are_kept():
@@ -228,6 +228,14 @@ def test_the_arithmetic_is_float32():
     dtype = str(step.next_latents.dtype)
     made = {"torch.float32": "given next_latents changed to float32: they come back as they came."}
     expect("the dtype of the next_latents given", dtype, "torch.bfloat16", made, FLOAT32)
+
+
+def test_every_draw_is_new_and_scored():
+    expect_draws(lambda generator: step_of(2, generator=generator).next_latents, DRAW)
+    step = step_of(2, size=(100, 100), generator=torch.Generator().manual_seed(0))
+    expect_noise((step.next_latents - step.mean) / step.std, "sample", DRAW)
+    scored = step_of(2, size=(100, 100), next_latents=step.next_latents).log_prob
+    expect_part("log_prob of a draw", step.log_prob, scored, DRAW)
 
 
 def test_any_latents_sigmas_and_noise_level():

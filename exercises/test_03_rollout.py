@@ -137,7 +137,7 @@ def test_the_ratio_moves_with_the_weights():
 
 def test_any_rollout_is_of_our_steps_and_replayed_as_ours():
     """Three samples whose tokens and channels differ; also a single step."""
-    rng = torch.Generator().manual_seed(1)
+    rng, fixed = torch.Generator().manual_seed(1), "0.7 written for noise_level: it may be any."
     for table in ([1, 0.95, 0.72, 0.31, 0.1, 0.02, 0], [1, 0.6, 0], [1, 0]):
         for level in (0.2, 1.3, 0.0):
             noise, sigmas = torch.randn((3, 8, 6), generator=rng), torch.tensor(table).float()
@@ -145,6 +145,8 @@ def test_any_rollout_is_of_our_steps_and_replayed_as_ours():
             trajectory = ex.rollout(**inputs, generator=rng)
             levels = [level] * (len(table) - 2) + [0.0]
             expect_walk(trajectory, Network(), noise, sigmas, levels, ROLLOUT)
+            told = trajectory.noise_level
+            expect("noise_level of the trajectory", told, level, {0.7: fixed}, ROLLOUT)
             trajectory = sampler.rollout(**inputs, generator=rng)
             for index in range(len(table) - 2):
                 what = f"of step {index} of {table}, noise level {level}"

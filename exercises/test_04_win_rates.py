@@ -74,11 +74,11 @@ def test_a_win_rate_is_the_share_of_comparisons_won():
     rates = ex.win_rates(pairs, [0, 0, 0, 0, 1, 1], 4)
     turned = {1.0: "upside down: points are the first image's."}
     expect("win rate of image 0, which loses all", rates[0], 0.0, turned, RATES)
-    half = ex.win_rates([(0, 1), (0, 2)], [1, 0], 3)[0]
-    whole = {0.0: "division by whole numbers: / gives a fraction, // does not."}
-    expect("win rate of image 0, which wins 1 of 2", half, 0.5, whole, RATES)
+    nothing = "second image forgotten: j gets 1 - points."
+    if ex.win_rates([(0, 1), (0, 2)], [1, 0], 3)[0] == 0:
+        nothing = "division by whole numbers: / gives a fraction, // does not."
     mistakes = {
-        0.0: "second image forgotten: j gets 1 - points.",
+        0.0: nothing,
         0.5: "second image forgotten: j gets 1 - points.",
         2 / 3: "points of i given to j: j gets 1 - points.",
         1.0: "wins for win rate: divide by the number of comparisons.",
@@ -222,7 +222,9 @@ def test_any_points_and_pairs():
     for size in (2, 3, 5, 8):
         for count in (1, size, 4 * size):
             pairs = [tuple(draw.sample(range(size), 2)) for _ in range(count)]
-            inputs = dict(pairs=pairs, points=draw.choices(points, k=count), group_size=size)
+            inputs = dict(
+                pairs=pairs, points=draw.choices(points[size % 2 :], k=count), group_size=size
+            )
             what = f"of {size} images in {count} pairs, in any order, some more than once"
             expect_as_ours(ex, "win_rates", what, RATES, **inputs)
 
@@ -242,6 +244,6 @@ def test_any_groups_and_answers():
         expect_unchanged(ex.PairwiseReward(Judge(says)), REWARD, prompts=prompts, images=images)
         got = ex.PairwiseReward(Judge(says))(prompts, images)
         expect("the kind of what is returned", type(got).__name__, "Rewards", {}, REWARD)
-        expect("its counts", got.counts, Counter(), {}, REWARD)
+        expect("the kind of its counts", isinstance(got.counts, Counter), True, {}, REWARD)
         ours = rewards.PairwiseReward(Judge(says))(prompts, images)
         expect_part(f"values of {groups} groups of {size}", got.values, ours.values, REWARD)

@@ -124,8 +124,8 @@ def test_any_answer():
     counts += "|<THINK>{tie}</THINK>\n{answer}|{tie}</think>{other}</think>{answer}"
     counts += "|<think>{other}</think>{answer}<think>{tie}<think>{other}"
     counts += "|<think>{tie}</think>{other}<think>{tie}</think>{answer}"
-    counts += "|<answer>.\n{phrase}.. \n.</answer>|{tie} <answer> {phrase} .</answer>"
-    lost = "{phrase}|Answer, {phrase}, I think|<think>{answer}|{answer}</think>|<THINK>{answer}"
+    counts += "|<answer>\n. {phrase}.. .</answer>|{tie} <answer> {phrase} .</answer>"
+    lost = "{phrase}|Answer, {phrase}, I think|<think>{answer}|{answer}</think>"
     lost += "|<think>{answer}</think><think>{other}|{answer} <answer></answer>|({answer}</think>)"
     lost += "|<think>{other}</think>{answer}<think>{tie}</think>Hm.|{other} <answer>?</answer>"
     for phrase, verdict in phrases.items():

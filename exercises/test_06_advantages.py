@@ -126,5 +126,5 @@ def test_any_groups_floor_and_clip():
                 what = f"of {groups} groups of {size}, {settings}"
                 args = (ex, "group_advantages", what, FLOOR, mistaken if settings else {})
                 expect_as_ours(*args, rewards=given, **settings)
-    whole = torch.tensor([[0, 1, 1], [7, 7, 7]])
+    whole = torch.tensor([[0, 1, 1], [7, 7, 9]])
     expect_as_ours(ex, "group_advantages", "of whole numbers", NORMAL, rewards=whole, std_floor=0.0)
