@@ -142,7 +142,7 @@ def test_any_rollout_is_of_our_steps_and_replayed_as_ours():
         for level in (0.2, 1.3, 0.0):
             noise, sigmas = torch.randn((3, 8, 6), generator=rng), torch.tensor(table).float()
             inputs = dict(velocity_fn=Network(), noise=noise, sigmas=sigmas, noise_level=level)
-            trajectory = ex.rollout(**inputs, generator=rng)
+            trajectory = ex.rollout(**inputs | {"noise": noise.clone()}, generator=rng)
             levels = [level] * (len(table) - 2) + [0.0]
             expect_walk(trajectory, Network(), noise, sigmas, levels, ROLLOUT)
             told = trajectory.noise_level

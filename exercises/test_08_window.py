@@ -195,7 +195,9 @@ def test_any_rollout_with_a_window():
                 continue
             noise, sigmas = torch.randn((3, 8, 6), generator=rng), torch.tensor(table).float()
             for level in (0.2, 1.3):
-                inputs = dict(noise=noise, sigmas=sigmas, noise_level=level, sde_steps=window)
+                inputs = dict(
+                    noise=noise.clone(), sigmas=sigmas, noise_level=level, sde_steps=window
+                )
                 trajectory = ex.rollout(network, **inputs, generator=rng)
                 levels = [level if k in window else 0.0 for k in range(len(table) - 1)]
                 expect_walk(trajectory, network, noise, sigmas, levels, ROLLOUT)
