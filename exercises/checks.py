@@ -2,19 +2,25 @@
 
 A check is a function without arguments that calls `expect` once for each number it looks at. The
 inputs are chosen so that each usual mistake gives a number of its own, by which it is recognized.
+The last check of an exercise compares with our solution on many inputs of every kind.
 
     expect("sigma in the middle", sigmas[2], 0.75, {0.5: "shift forgotten: ..."}, "part 2")
+    expect_as_ours(ex, "sigma_schedule", "of 7 steps", "part 1", num_steps=7)
     sde_step = student("sde_step")          # in a later exercise: the student's if it passes
 """
 
+import copy
 import importlib
 import math
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+
+import sampler
 
 # exercise -> the names that the student writes, and the module in which our solution of each stands
 EXERCISES = {
@@ -68,14 +74,149 @@ def expect(what: str, got, wanted, mistakes: dict, read: str, tol: float = 1e-4)
         pytest.fail(f"{what}\n{told}", pytrace=False)
 
 
-def expect_unchanged(call: Callable, read: str, **inputs: torch.Tensor) -> None:
-    """Fails if call(**inputs) writes into a tensor that it is given, and says into which."""
-    before = {name: value.clone() for name, value in inputs.items()}
-    call(**inputs)
-    changed = [name for name, value in inputs.items() if not torch.equal(value, before[name])]
+def expect_unchanged(call: Callable, read: str, **inputs) -> None:
+    """Fails if call(**inputs) writes into a tensor or a list that it is given, and names it."""
+    given, changed = copy.deepcopy(inputs), "none"
+    call(**given)
+    for name, value in inputs.items():
+        pairs = zip(tensors_in(value), tensors_in(given[name]))
+        listed = isinstance(value, list) and value != given[name]
+        if listed or not all(torch.equal(*pair) for pair in pairs):
+            changed = name
     whose = "it is the caller's, who needs it again: make a new tensor, x = x + 1 for x += 1."
     mistakes = {name: f"{name} changed in place: {whose}" for name in inputs}
-    expect("which input is written into", changed[0] if changed else "none", "none", mistakes, read)
+    expect("which input is written into", changed, "none", mistakes, read)
+
+
+def expect_as_ours(
+    ex: ModuleType, name: str, what: str, read: str, mistaken: dict | None = None, **inputs
+) -> None:
+    """Fails unless ex's function of that name gives what ours gives, and leaves its inputs alone.
+
+    mistaken: a mistake's name and cause -> the inputs, where they differ, with which ours gives
+    what it gives: {"0.7 written for noise_level.": {"noise_level": 0.7}}. Every part of a tuple
+    with names is compared, and the slope of a loss or log_prob by each input that requires one.
+    """
+    exercise = ex.__name__.rpartition("ex_")[2]
+    ours = getattr(importlib.import_module(EXERCISES[exercise][name]), name)
+    yours = getattr(ex, name)
+    expect_unchanged(yours, read, **inputs)
+    got, wanted = parts_of(yours, inputs), parts_of(ours, inputs)
+    expect(f"the parts of what is returned {what}", list(got), list(wanted), {}, read)
+    wrong = {said: parts_of(ours, inputs | other) for said, other in (mistaken or {}).items()}
+    for part in wanted:
+        likely = {said: parts.get(part) for said, parts in wrong.items()}
+        expect_part(f"{part} {what}", got[part], wanted[part], read, likely)
+
+
+def parts_of(function: Callable, inputs: dict) -> dict:
+    """What function(**inputs) returns, by name, and the slopes of what is to have a gradient."""
+    inputs = copy.deepcopy(inputs)
+    result = function(**inputs)
+    parts = result._asdict() if hasattr(result, "_asdict") else {"what comes": result}
+    by = [x for x in tensors_in(list(inputs.values())) if x.requires_grad]
+    for name in parts.keys() & {"loss", "log_prob", "what comes"} if by else ():
+        value = torch.as_tensor(parts[name])
+        uneven = (value * torch.linspace(1, 2, value.numel()).view(value.shape)).sum()
+        slopes = [None] * len(by)
+        if uneven.requires_grad:
+            slopes = torch.autograd.grad(uneven, by, retain_graph=True, allow_unused=True)
+        zeros = (torch.zeros_like(x) if g is None else g for x, g in zip(by, slopes))
+        parts |= {f"slope {n} of {name}": slope for n, slope in enumerate(zeros)}
+    return parts
+
+
+def tensors_in(value) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    within = value if isinstance(value, list | tuple) else getattr(value, "__dict__", {}).values()
+    return [tensor for part in within for tensor in tensors_in(part)]
+
+
+def expect_part(what: str, got, wanted, read: str, likely: dict | None = None) -> None:
+    """As expect, of whole tensors and lists of numbers, and as exact as float32 allows."""
+    if not isinstance(wanted, torch.Tensor | list):
+        return expect(
+            what, got, wanted, {v: s for s, v in (likely or {}).items() if v != wanted}, read, 1e-6
+        )
+    kind = type(wanted)
+    is_one = type(wanted).__name__ if isinstance(got, kind) else type(got).__name__
+    expect(f"the kind of {what}", is_one, kind.__name__, {}, read)
+    numbers = [torch.as_tensor(x) for x in (got, wanted)]
+    fit = {s: torch.as_tensor(v) for s, v in (likely or {}).items() if v is not None}
+    for name in ("shape", "dtype"):
+        one, other = (str(getattr(x, name)) for x in numbers)
+        known = {str(getattr(v, name)): s for s, v in fit.items()}
+        known.pop(other, None)
+        expect(f"the {name} of {what}", one, other, known, read)
+    if isinstance(got, torch.Tensor) and what.split()[0] not in ("next_latents", "mean"):
+        attached = got.requires_grad and not wanted.requires_grad
+        detach = {True: "attached: detach what is logged, else it keeps all that was computed."}
+        expect(f"whether {what} has a gradient by mistake", attached, False, detach, read)
+    got, wanted = (x.detach().double() for x in numbers)
+    far = (got - wanted).abs().nan_to_num(math.inf) - 2e-5 * wanted.abs()
+    if far.numel() and far.max() > 2e-6 * min(1, wanted.abs().max()):
+        at = tuple(int(i) for i in torch.unravel_index(far.argmax(), far.shape))
+        same = [s for s, v in fit.items() if torch.allclose(got, v.double(), 1e-4)]
+        known = {got[at].item(): said for said in same}
+        expect(f"{what}, at {at}", got[at].item(), wanted[at].item(), known, read, 0)
+
+
+def expect_draws(draw: Callable, read: str) -> None:
+    """Fails unless draw(generator) goes on from draw to draw, and disturbs no other numbers."""
+    before = torch.get_rng_state()
+    one, other = (torch.Generator().manual_seed(seed) for seed in (3, 4))
+    draws = [draw(one), draw(one), draw(other), draw(torch.Generator().manual_seed(3))]
+    still = torch.equal(torch.get_rng_state(), before)
+    ignored = "generator ignored: pass it on to what draws."
+    again = torch.equal(draws[0], draws[3])
+    expect("whether one seed gives one draw", again, True, {False: ignored}, read)
+    shared = {False: "torch's own numbers used: all noise is drawn with the generator given."}
+    expect("whether torch's own numbers stay as they were", still, True, shared, read)
+    seeded = {True: "a seed of your own: the generator that is given goes on from draw to draw."}
+    for k, which in ((1, "generator's second draw"), (2, "other seed's draw")):
+        same = torch.equal(draws[0], draws[k])
+        expect(f"whether one draw is the {which}", same, False, seeded, read)
+    same = torch.equal(draw(None), draw(None))
+    expect("whether two draws without a generator are the same", same, False, seeded, read)
+
+
+def expect_walk(
+    trajectory, network: Callable, noise: torch.Tensor, sigmas: torch.Tensor, levels: list, read
+) -> None:
+    """Fails unless each step of a rollout is one of ours, from its latents at its noise level."""
+    expect_part("the first latents", trajectory.latents[0], noise, read)
+    expect_part("trajectory.sigmas", trajectory.sigmas, sigmas, read)
+    steps = f" of {len(levels)} steps, noise levels {levels}"
+    expect("how many latents" + steps, len(trajectory.latents), len(sigmas), {}, read)
+    drawn = []
+    for k, level in enumerate(levels):
+        before, after = trajectory.latents[k : k + 2]
+        velocity = network(before, sigmas[k].expand(len(noise))).detach()
+        step = sampler.sde_step(before, velocity, sigmas, k, level, next_latents=after)
+        for name in ("mean", "std", "log_prob"):
+            got, wanted = getattr(trajectory, name + "s")[k], getattr(step, name)
+            expect_part(f"{name} of step {k}{steps}", got, wanted, read)
+        if step.std.max() > 0:
+            drawn += [*(after - step.mean) / step.std]
+        else:
+            expect_part(f"latents after step {k}{steps}", after, step.mean, read)
+    if drawn:
+        expect_noise(torch.stack(drawn), "sample or step", read)
+
+
+def expect_noise(noise: torch.Tensor, of: str, read: str) -> None:
+    """Fails unless noise (S, ...) is a Gaussian's, and other noise for each of the S."""
+    rows = torch.nn.functional.normalize(noise.flatten(1))
+    near = ((rows @ rows.T).abs() > 0.9).sum() > len(rows)
+    once = {True: f"the same noise for more than one {of}: draw it in the shape of the batch."}
+    expect(f"whether one {of} has the noise of another", bool(near), False, once, read)
+    moments = dict(mean=noise.mean(), std=noise.std(), fourth_power=noise.pow(4).mean())
+    for (name, got), wanted in zip(moments.items(), (0.0, 1.0, 3.0)):
+        room = {0.0: 6, 1.0: 6, 3.0: 60}[wanted] / noise.numel() ** 0.5
+        plain = {False: "another noise: torch.randn's is a Gaussian's, and times std."}
+        what = f"whether the noise has a Gaussian's {name}, {wanted} (it has {got:.3f})"
+        expect(what, bool((got - wanted).abs() < room), True, plain, read)
 
 
 def alike(one, other, tol: float) -> bool:

@@ -1,7 +1,7 @@
 """Checks of exercise 1, in the order of the work: python -m pytest exercises/test_01_sigmas.py"""
 
 from exercises import ex_01_sigmas as ex
-from exercises.checks import expect
+from exercises.checks import expect, expect_as_ours
 
 FIRST_LINE = "the first line of the docstring of sigma_schedule in exercises/ex_01_sigmas.py"
 EVEN = "part 1 of the docstring of sigma_schedule in exercises/ex_01_sigmas.py"
@@ -60,9 +60,16 @@ def test_a_shift_pushes_the_levels_up():
         2.5: "brackets forgotten: everything after the division sign belongs to the denominator.",
     }
     expect("the level after 2 of 4 steps with shift 3", sigmas[2], 0.75, mistakes, SHIFT)
-    expect("the last level with shift 3", sigmas[4], 0.0, {}, SHIFT)
     what, fixed = "the level after 2 of 4 steps with shift 2", "3 written for shift: it may be any."
     expect(what, ex.sigma_schedule(4, 2.0)[2], 2 / 3, {0.75: fixed}, SHIFT)
     what, least = "the same with shift 0.5", "a shift below 1 ignored: it pushes the levels down."
     whole = "shift cut to a whole number: it may be any number above 0."
     expect(what, ex.sigma_schedule(4, 0.5)[2], 1 / 3, {0.5: least, 0.0: whole}, SHIFT)
+
+
+def test_any_number_of_steps_and_any_shift():
+    for num_steps in (*range(1, 17), 28, 50):
+        for shift in (0.3, 1.0, 1.7, 3.0, 6.5):
+            what = f"of {num_steps} steps, shift {shift}"
+            expect_as_ours(ex, "sigma_schedule", what, SHIFT, num_steps=num_steps, shift=shift)
+    expect_as_ours(ex, "sigma_schedule", "of 7 steps, no shift given", FIRST_LINE, num_steps=7)

@@ -2,9 +2,12 @@
 
 import itertools
 import math
+import random
+from collections import Counter
 
+import rewards
 from exercises import ex_04_win_rates as ex
-from exercises.checks import expect
+from exercises.checks import expect, expect_as_ours, expect_part, expect_unchanged
 from judges.mllm import Answer
 
 POINTS = "the docstring of mean_points in exercises/ex_04_win_rates.py"
@@ -69,11 +72,13 @@ def test_a_win_rate_is_the_share_of_comparisons_won():
     """The paper's example: image 2 beats all, 1 beats 0 and 3, 3 beats 0."""
     pairs = list(itertools.combinations(range(4), 2))
     rates = ex.win_rates(pairs, [0, 0, 0, 0, 1, 1], 4)
-    expect("the shape of 4 win rates", tuple(rates.shape), (4,), {}, RATES)
     turned = {1.0: "upside down: points are the first image's."}
     expect("win rate of image 0, which loses all", rates[0], 0.0, turned, RATES)
+    nothing = "second image forgotten: j gets 1 - points."
+    if ex.win_rates([(0, 1), (0, 2)], [1, 0], 3)[0] == 0:
+        nothing = "division by whole numbers: / gives a fraction, // does not."
     mistakes = {
-        0.0: "second image forgotten: j gets 1 - points.",
+        0.0: nothing,
         0.5: "second image forgotten: j gets 1 - points.",
         2 / 3: "points of i given to j: j gets 1 - points.",
         1.0: "wins for win rate: divide by the number of comparisons.",
@@ -123,7 +128,9 @@ def test_a_lost_comparison_is_not_counted():
 def test_each_pair_is_asked_about_in_both_orders_and_within_its_prompt():
     judge = Judge()
     values = rewarded(judge)
-    asked = len(judge.asked)
+    asked, of = len(judge.asked), {query.images[0][0] for query in judge.asked}
+    stays = {1: "the first group alone: `return` or images[0] keeps the others from their turn."}
+    expect("of how many of 2 groups images are shown", len(of), 2, stays, REWARD)
     many = "pairs too many: pair_schedule lists each pair once, and no image with itself."
     mistakes = {
         6: "one order only: each pair is asked about twice.",
@@ -204,3 +211,39 @@ def test_a_pair_of_which_one_answer_is_lost_is_left_out():
     }
     what = "win rate of an image that lost an answer against two others, and beats the third"
     expect(what, rate, 1.0, mistakes, STAYS_LOST)
+
+
+def test_any_points_and_pairs():
+    points = (None, 0.0, 0.1, 0.5, 0.9, 1.0)
+    for forward, backward in itertools.product(points, points):
+        what, inputs = f"from {forward} and {backward}", dict(forward=forward, backward=backward)
+        expect_as_ours(ex, "mean_points", what, POINTS, **inputs)
+    draw = random.Random(0)
+    for size in (2, 3, 5, 8):
+        for count in (1, size, 4 * size):
+            pairs = [tuple(draw.sample(range(size), 2)) for _ in range(count)]
+            inputs = dict(
+                pairs=pairs, points=draw.choices(points[size % 2 :], k=count), group_size=size
+            )
+            what = f"of {size} images in {count} pairs, in any order, some more than once"
+            expect_as_ours(ex, "win_rates", what, RATES, **inputs)
+
+
+def test_any_groups_and_answers():
+    """Groups of one prompt and of equal images, too; of all that is said a third is no win."""
+    phrases = ("Image 1 is better", "Image 2 is better", "Both are equal", "I cannot tell")
+
+    def says(first, second):
+        which = (7 * first[1] + 3 * second[1] + first[1] * second[1]) % 11 % 4
+        return f"<answer>{phrases[which]}</answer>"
+
+    draw = random.Random(0)
+    for groups, size in ((1, 2), (3, 4), (4, 6)):
+        prompts = ["dog", "cat", "dog", "owl"][:groups]
+        images = [[(prompt, draw.randrange(9)) for _ in range(size)] for prompt in prompts]
+        expect_unchanged(ex.PairwiseReward(Judge(says)), REWARD, prompts=prompts, images=images)
+        got = ex.PairwiseReward(Judge(says))(prompts, images)
+        expect("the kind of what is returned", type(got).__name__, "Rewards", {}, REWARD)
+        expect("the kind of its counts", isinstance(got.counts, Counter), True, {}, REWARD)
+        ours = rewards.PairwiseReward(Judge(says))(prompts, images)
+        expect_part(f"values of {groups} groups of {size}", got.values, ours.values, REWARD)

@@ -99,3 +99,43 @@ def test_a_thought_is_no_answer():
     reads(f"<think>Perhaps {ONE}? Or rather", "UNPARSABLE", cut, THINKING)
     headless = {"FIRST": "a thought whose <think> is missing for the answer: </think> ends it."}
     reads(f"Perhaps {ONE}?</think> Hm.", "UNPARSABLE", headless, THINKING)
+
+
+def test_any_answer():
+    """Each phrase, and what is nearly one, alone and among other answers and thoughts."""
+    phrases = {
+        "Image 1 is better": "FIRST",
+        "Image 2 is better": "SECOND",
+        "Both are equal": "TIE",
+        "Both are equal in color": "UNPARSABLE",
+        "Not both are equal": "UNPARSABLE",
+        "Not equal": "UNPARSABLE",
+        "I doubt that Image 2 is better": "UNPARSABLE",
+        "Image 2 is better, I think": "UNPARSABLE",
+        "Image 3 is better": "UNPARSABLE",
+        "Image 1 is worse": "UNPARSABLE",
+        "Image 2 is better?": "UNPARSABLE",
+        "Image 1 is better,": "UNPARSABLE",
+        "": "UNPARSABLE",
+        " . ": "UNPARSABLE",
+    }
+    counts = "{answer}|{loud}|{other} {answer}|{tie} {other} {other} {answer}|{answer} So be it."
+    counts += "|Both are equal in size. {answer}|<think>{other}</think>{answer}|{answer}<think>"
+    counts += "|<THINK>{tie}</THINK>\n{answer}|{tie}</think>{other}</think>{answer}"
+    counts += "|<think>{other}</think>{answer}<think>{tie}<think>{other}"
+    counts += "|<think>{tie}</think>{other}<think>{tie}</think>{answer}"
+    counts += "|<answer>\n. {phrase}.. .</answer>|{tie} <answer> {phrase} .</answer>"
+    lost = "{phrase}|Answer, {phrase}, I think|<think>{answer}|{answer}</think>"
+    lost += "|<think>{answer}</think><think>{other}|{answer} <answer></answer>|({answer}</think>)"
+    lost += "|<think>{other}</think>{answer}<think>{tie}</think>Hm.|{other} <answer>?</answer>"
+    for phrase, verdict in phrases.items():
+        answer = f"<answer>{phrase}</answer>"
+        named = dict(phrase=phrase, answer=answer, loud=answer.upper(), other=TWO)
+        named["tie"] = "<answer>Both are equal</answer>"
+        if verdict == "SECOND":
+            named["other"] = ONE
+        for form in counts.split("|"):
+            reads(form.format(**named), verdict, {}, WHOLE)
+        for form in lost.split("|"):
+            if not form.startswith("{phrase}"):
+                reads(form.format(**named), "UNPARSABLE", {}, REST)

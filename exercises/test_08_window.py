@@ -1,16 +1,18 @@
 """Checks of exercise 8, in the order of the work: python -m pytest exercises/test_08_window.py"""
 
+import random
+
 import numpy as np
 import torch
 
 from exercises import ex_08_window as ex
-from exercises.checks import expect
+from exercises.checks import expect, expect_as_ours, expect_draws, expect_walk
 from support.prompts import seed_of
 
 PLACES = "part 1 of the docstring of draw_window in exercises/ex_08_window.py"
 SAME = "part 2 of the docstring of draw_window in exercises/ex_08_window.py"
 ROLLOUT = "the docstring of rollout in exercises/ex_08_window.py"
-SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.2, 0.0])
+SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.2, 0.1, 0.0])
 
 
 def test_a_window_is_some_steps_in_a_row():
@@ -21,6 +23,8 @@ def test_a_window_is_some_steps_in_a_row():
     )
     row = all(window == list(range(window[0], window[0] + 3)) for window in windows)
     single = "steps drawn one by one: draw where the window begins, and take those that follow."
+    if all(sorted(window) == list(range(min(window), min(window) + 3)) for window in windows):
+        single = "not ascending: the first of the steps comes first."
     expect("whether its steps follow each other", row, True, {False: single}, PLACES)
 
 
@@ -34,16 +38,18 @@ def test_the_window_moves():
 
 
 def test_every_place_is_possible():
-    starts = {ex.draw_window(0, step, 2, 9, 3)[0] for step in range(200)}
+    begins = [ex.draw_window(0, step, 4, 11, 3)[0] for step in range(400)]
     low = "low ignored: the window lies in low, low + 1, ... high - 1."
-    expect("the first place of 200 windows in steps 2 to 8", min(starts), 2, {0: low}, PLACES)
+    twice = "low counted twice: rng.integers(a, b) begins with a, so nothing is to be added."
+    what = "the first place of 400 windows in steps 4 to 10"
+    expect(what, min(begins), 4, {0: low, 8: twice}, PLACES)
     mistakes = {
-        5: "one place too few: rng.integers(a, b) never gives b, and high - width is possible.",
-        7: "one place too many: the window would end with high.",
-        8: "width forgotten: the window must end before high.",
+        7: "one place too few: rng.integers(a, b) never gives b, and high - width is possible.",
+        9: "one place too many: the window would end with high.",
+        10: "width forgotten: the window must end before high.",
+        12: twice,
     }
-    expect("the last place of 200 windows in steps 2 to 8", max(starts), 6, mistakes, PLACES)
-    begins = [ex.draw_window(0, step, 2, 9, 3)[0] for step in range(400)]
+    expect("the last place of 400 windows in steps 4 to 10", max(begins), 8, mistakes, PLACES)
     often = max(begins.count(place) for place in set(begins)) / len(begins)
     piled = "one place more often than others: `min` or `max` moves all that does not fit there."
     what = f"whether none of 5 places holds a third of 400 windows (one holds {often:.2f})"
@@ -62,6 +68,7 @@ def test_nothing_else_is_seeded():
     for library, seed, draw in (
         ("numpy", np.random.seed, lambda: np.random.randint(10**9)),
         ("torch", torch.manual_seed, lambda: torch.randint(10**9, (1,)).item()),
+        ("Python", random.seed, lambda: random.randrange(10**9)),
     ):
         seed(0)
         wanted = draw()
@@ -84,7 +91,7 @@ def test_all_processes_have_one_window():
 
 
 def walk(sde_steps, size=3, asked=None):
-    """Five steps of three images from the same noise, 1 everywhere; the velocity is always -0.5.
+    """Six steps of three images from the same noise, 1 everywhere; the velocity is always -0.5.
 
     asked: a list for what the network is asked.
     """
@@ -100,14 +107,14 @@ def walk(sde_steps, size=3, asked=None):
 
 def test_the_network_is_asked_as_in_exercise_3():
     asked = []
-    trajectory = walk([1, 2], asked=asked)
+    trajectory = walk([2, 3], asked=asked)
     steps = "steps outside of the window skipped: they are Euler steps, not nothing."
-    expect("how often the network is asked in 5 steps", len(asked), 5, {2: steps}, ROLLOUT)
+    expect("how often the network is asked in 6 steps", len(asked), 6, {2: steps}, ROLLOUT)
     shapes = [tuple(sigma.shape) for _, sigma in asked]
     all_alike = "one sigma for all samples: the network wants it B times, sigmas[k].expand(B)."
     expect("the shape of the sigma it is told", shapes[0], (3,), {(): all_alike}, ROLLOUT)
     late = "one level late: the network is told the sigma with which the step begins."
-    for k, mistakes in ((1, {0.7: late}), (3, {0.2: late, 0.9: "the window's first sigma."})):
+    for k, mistakes in ((1, {0.7: late}), (4, {0.1: late, 0.7: "the window's first sigma."})):
         what = f"the sigma that it is told in step {k}"
         expect(what, asked[k][1][0], SIGMAS[k].item(), mistakes, ROLLOUT)
     seen = all(torch.equal(latents, trajectory.latents[k]) for k, (latents, _) in enumerate(asked))
@@ -116,19 +123,20 @@ def test_the_network_is_asked_as_in_exercise_3():
 
 
 def test_noise_comes_in_the_window_only():
-    counts = tuple(int((std > 0).sum()) for std in walk([1, 2]).stds)
+    counts = tuple(int((std > 0).sum()) for std in walk([2, 3]).stds)
     mistakes = {
-        (3, 3, 3, 3, 0): "window ignored: every step has noise.",
-        (3, 0, 0, 3, 0): "inside out: the window is where the noise is.",
-        (0, 0, 0, 0, 0): "no noise at all: in the window the level is noise_level.",
-        (3, 3, 0, 0, 0): "a step too early: step k begins with sigmas[k].",
-        (0, 0, 3, 3, 0): "a step too late: step k begins with sigmas[k].",
-        (0, 3, 0, 0, 0): "the window's first step only.",
-        (0, 3, 3, 3, 0): "a step too many: the window holds the steps that are named.",
-        (0, 1, 2, 2, 0): "a window per image instead of per group: it is the same for all samples.",
+        (3, 3, 3, 3, 3, 0): "window ignored: every step has noise.",
+        (3, 3, 0, 0, 3, 0): "inside out: the window is where the noise is.",
+        (0, 0, 0, 0, 0, 0): "no noise at all: in the window the level is noise_level.",
+        (3, 3, 0, 0, 0, 0): "the first steps: sde_steps holds their numbers, not how many.",
+        (0, 3, 3, 0, 0, 0): "a step too early: step k begins with sigmas[k].",
+        (0, 0, 0, 3, 3, 0): "a step too late: step k begins with sigmas[k].",
+        (0, 0, 3, 0, 0, 0): "the window's first step only.",
+        (0, 0, 3, 3, 3, 0): "a step too many: the window holds the steps that are named.",
+        (0, 0, 1, 2, 2, 0): "a window per image: it is the same for all samples.",
     }
-    what = "how many of 3 images get noise in each step, window 1, 2"
-    expect(what, counts, (0, 3, 3, 0, 0), mistakes, ROLLOUT)
+    what = "how many of 3 images get noise in each step, window 2, 3"
+    expect(what, counts, (0, 0, 3, 3, 0, 0), mistakes, ROLLOUT)
 
 
 def test_without_a_window_the_way_is_the_odes():
@@ -138,29 +146,64 @@ def test_without_a_window_the_way_is_the_odes():
 
 
 def test_the_window_is_what_is_trained_on():
-    trajectory = walk([1, 2])
+    trajectory = walk([2, 3])
     every = "all steps but the last: steps without noise would be replayed."
     got = tuple(trajectory.sde_steps)
     mistakes = {
-        (0, 1, 2, 3): every,
         (0, 1, 2, 3, 4): every,
-        (1,): "the first step of the window only: all of its steps are replayed.",
-        (1, 2, 3): "a step too many: only those of the window are replayed.",
+        (0, 1, 2, 3, 4, 5): every,
+        (2,): "the first step of the window only: all of its steps are replayed.",
+        (2, 3, 4): "a step too many: only those of the window are replayed.",
     }
-    expect("trajectory.sde_steps", got, (1, 2), mistakes, ROLLOUT)
+    expect("trajectory.sde_steps", got, (2, 3), mistakes, ROLLOUT)
     outside = "the level outside of the window: replay scores the steps in it."
     expect("trajectory.noise_level", trajectory.noise_level, 0.7, {0.0: outside}, ROLLOUT)
 
 
 def test_images_part_in_the_window():
-    trajectory = walk([1, 2])
+    trajectory = walk([2, 3])
     latents = trajectory.latents
-    drawn = bool((latents[2] != trajectory.means[1]).any())
+    drawn = bool((latents[3] != trajectory.means[2]).any())
     mean = {False: "the mean for the draw: next_latents of the Step go on, not its mean."}
-    expect(
-        "whether the next latents differ from the mean in the window", drawn, True, mean, ROLLOUT
-    )
-    apart = [bool((state[0] != state[1]).any()) for state in latents]
-    expect("whether two images from the same noise differ before", apart[1], False, {}, ROLLOUT)
+    what = "whether the next latents differ from the mean in the window"
+    expect(what, drawn, True, mean, ROLLOUT)
     alike = "the same fresh noise for all images: draw it in the shape of the batch."
-    expect("whether they differ after", apart[3], True, {False: alike}, ROLLOUT)
+    apart = bool((latents[4, 0] != latents[4, 1]).any())
+    what = "whether two images from the same noise differ after the window"
+    expect(what, apart, True, {False: alike}, ROLLOUT)
+
+
+def test_any_window():
+    fixed = {"3 written for width: it may be any.": {"width": 3}}
+    for low, high, width in ((0, 5, 1), (3, 9, 1), (2, 24, 5), (3, 7, 4), (0, 4, 4), (7, 19, 3)):
+        for seed, step in ((0, 0), (0, 5), (42, 731), (7, 10**5), (10**6, 3)):
+            what = f"of {seed=}, {step=}, {low=}, {high=}, {width=}"
+            inputs = dict(seed=seed, step=step, low=low, high=high, width=width)
+            expect_as_ours(ex, "draw_window", what, SAME, fixed, **inputs)
+
+
+def test_any_rollout_with_a_window():
+    """Three samples whose tokens and channels differ; also no window at all."""
+    rng, weight = torch.Generator().manual_seed(1), torch.linspace(-1, 0.5, 6)
+
+    def network(latents, sigma):
+        return weight * latents + sigma.view(-1, 1, 1)
+
+    for table in ([1, 0.95, 0.72, 0.31, 0.1, 0.02, 0], [1, 0.6, 0], [1, 0]):
+        for window in ([0], [1, 2, 3], [4], [0, 1, 2, 3, 4], []):
+            if any(k > len(table) - 3 for k in window):
+                continue
+            noise, sigmas = torch.randn((3, 8, 6), generator=rng), torch.tensor(table).float()
+            for level in (0.2, 1.3):
+                inputs = dict(
+                    noise=noise.clone(), sigmas=sigmas, noise_level=level, sde_steps=window
+                )
+                trajectory = ex.rollout(network, **inputs, generator=rng)
+                levels = [level if k in window else 0.0 for k in range(len(table) - 1)]
+                expect_walk(trajectory, network, noise, sigmas, levels, ROLLOUT)
+                got = (tuple(trajectory.sde_steps), trajectory.noise_level)
+                fixed = {(tuple(window), 0.7): "0.7 written for noise_level: it may be any."}
+                what = "sde_steps and noise_level of the trajectory"
+                expect(what, got, (tuple(window), level), fixed, ROLLOUT)
+    inputs = dict(velocity_fn=network, noise=noise, sigmas=SIGMAS, noise_level=0.7, sde_steps=[1])
+    expect_draws(lambda generator: ex.rollout(**inputs, generator=generator).latents, ROLLOUT)

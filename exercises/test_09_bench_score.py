@@ -4,9 +4,12 @@ By hand, what was judged: Style 1 of 1, Attribute 3 of 4, Relationship 0 of 2. W
 that were not: Style 1 of 2, Attribute 3 of 5, Relationship 0 of 3.
 """
 
+import random
+
 from exercises import ex_09_bench_score as ex
-from exercises.checks import expect
+from exercises.checks import expect, expect_as_ours
 from unigenbench.results import Result
+from unigenbench.testpoints import SUBS
 
 COLOR, SHAPE, SIZE, BIGGER = (
     "Attribute - Color",
@@ -89,3 +92,20 @@ def test_nothing_to_score():
     nothing = "nothing for 0: strict counts what was not judged as wrong."
     got = ex.overall(LOST, strict=True)
     expect("strict score of a picture not judged", got, 0.0, {None: nothing}, FAILED)
+
+
+def test_any_results():
+    """Few and many testpoints a picture, in any order and of all dimensions."""
+    draw = random.Random(0)
+    for count in (1, 2, 7, 40):
+        for share in (0, 0.3, 1):
+            results = []
+            for _ in range(count):
+                subs = draw.choices(SUBS, k=draw.randint(1, 6))
+                scores = [draw.randint(0, 1) for _ in subs]
+                results.append(result(subs, None if draw.random() < share else scores))
+            for strict in (False, True):
+                what = f"of {count} pictures, {share:.0%} of them not judged, {strict=}"
+                inputs = dict(results=results, strict=strict)
+                expect_as_ours(ex, "overall", what, COLLECT, **inputs)
+            expect_as_ours(ex, "overall", f"of {count} pictures", COLLECT, results=results)

@@ -69,6 +69,13 @@ def patches(*colors, ground=LIGHT) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def speckled(image: Image.Image) -> Image.Image:
+    """The same picture but for one pixel in a corner."""
+    twin = image.copy()
+    twin.putpixel((0, 0), (255, 0, 0))
+    return twin
+
+
 def hacks() -> list[tuple]:
     """A prompt, a picture in which its demands are met, and what hacked makes of it."""
     return [(prompt, right[0], ex.hacked(prompt, right[0])) for prompt, right in groups()]
@@ -124,6 +131,25 @@ def test_the_score_sees_a_share_of_the_colors():
     expect(what, 0.5 <= half <= 0.61, True, {False: said}, SEES)
 
 
+def test_score_is_sight_and_taste_of_any_picture():
+    prompts = [prompt for prompt, _ in groups()]
+    pictures = [right[0] for _, right in groups()] + [patches("red", "pink"), patches()]
+    for n, picture in enumerate(pictures):
+        given, tastes = picture.copy(), []
+        for prompt in (*prompts[n % 4 :: 8], prompts[n % 24], prompts[n % 24]):
+            named = ex.named(prompt)
+            tastes.append(ex.score(prompt, picture) - len(named & ex.visible(picture)) / len(named))
+        what = f"whether score, less the share it sees, is 0 to 0.1 (it is {tastes[0]:.3f})"
+        other = {False: "sight is something else than the share of the named colors, plus taste."}
+        expect(what, -1e-6 <= min(tastes) <= max(tastes) <= 0.1 + 1e-6, True, other, SEES)
+        chance = "chance for taste: the same picture gets the same score each time."
+        expect("whether it is so twice", tastes[-1] == tastes[-2], True, {False: chance}, TASTE)
+        moved = max(tastes) - min(tastes) > 1e-6
+        asked = {True: "taste of the prompt: it has nothing to do with what is asked for."}
+        expect("whether the taste of a picture changes with the prompt", moved, False, asked, TASTE)
+        expect("whether score leaves its picture alone", picture == given, True, {}, SEES)
+
+
 def test_the_score_can_be_hacked():
     prompt, (right, *_) = groups()[0]
     given = right.copy()
@@ -131,8 +157,9 @@ def test_the_score_can_be_hacked():
     painted = {False: "painted on the picture that is given: image.copy() comes first."}
     kept = given.tobytes() == right.tobytes()
     expect("whether the picture that is given stays as it is", kept, True, painted, HACKED)
-    size = hacks()[0][2].size
-    expect("the size of a hacked picture", size, (32, 32), {}, HACKED)
+    made = hacks()[0][2]
+    size = (*made.size, made.mode)
+    expect("the size of a hacked picture, and its mode", size, (32, 32, "RGB"), {}, HACKED)
     scores = [(p, ex.score(p, right), ex.score(p, worse)) for p, right, worse in hacks()]
     falls = [f"{p}: {before:.3f} -> {after:.3f}" for p, before, after in scores if after <= before]
     higher = len(scores) - len(falls)
@@ -150,7 +177,7 @@ def test_the_score_can_be_hacked():
 
 
 def test_points_are_those_of_one_comparison():
-    pairs = right_and_wrong() + hacks()
+    pairs = right_and_wrong()[:10] + hacks()
     odd = sum(ex.points(*pair) not in (0, 0.5, 1) for pair in pairs)
     between = "points in between: a comparison is won, lost or a tie."
     what = f"how many of {len(pairs)} comparisons give neither 1, 0.5 nor 0"
@@ -168,7 +195,9 @@ def test_a_right_picture_beats_a_wrong_one():
 
 
 def test_the_order_makes_no_difference():
-    pairs = [(p, a, b) for p, (a, b, *_) in groups()] + right_and_wrong()
+    pairs = [(p, wrong, speckled(wrong)) for p, _, wrong in right_and_wrong()[:8]]
+    pairs += [(p, a, b) for p, (a, b, *_) in groups()[:8]] + right_and_wrong()[:8]
+    pairs += [(p, more, less) for p, _, more, less in one_demand_apart()[:12]]
     odd = sum(ex.points(p, a, b) + ex.points(p, b, a) != 1 for p, a, b in pairs)
     first = "no ties: equal pictures get 0.5 each, in either order."
     what = f"whether the points of both orders add up to 1 (in {odd} of {len(pairs)} pairs not)"

@@ -105,7 +105,8 @@ def draw(curves: dict[str, tuple[list, list]], title: str, path: Path) -> None:
     for (name, (steps, values)), (color, style) in zip(curves.items(), styles):
         axes.plot(steps, values, "o" + style, color=color, label=name, lw=2, ms=5)
     highest = max([1.0, *(value for _, values in curves.values() for value in values)])
-    axes.set(title=title, xlabel="step", ylim=(0, highest))  # closer, chance would look like a rise
+    # From 0, since closer chance would look like a rise; with room for the marks at the top.
+    axes.set(title=title, xlabel="step", ylim=(0, 1.05 * highest))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
