@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from real_runs import ALONE, together
 
 import grpo
 import sampler
 import train
 from rewards import Rewards
 from support.config import Config
-from support.processes import Processes
 from support.prompts import Batch
 from support.run import Run
 
@@ -34,27 +34,30 @@ class Slope(torch.nn.Module):
 
 
 class Rows(NamedTuple):
-    text: torch.Tensor
+    embeds: torch.Tensor
 
     def rows(self, rows):
-        return Rows(self.text[rows])
+        return Rows(self.embeds[rows])
 
 
 class Toy:
-    """A base model of one number, as the loop sees it."""
+    """A base model of one number, as the loop sees it; of prompt "q" its velocity is twice that of
+    prompt "p"."""
 
     def __init__(self, weight=0.0, base=0.0):
         self.transformer, self.frozen = Slope(weight), Slope(base)
 
     def encode(self, prompts, group_size):
-        return Rows(torch.zeros(len(prompts) * group_size, 1))
+        times = torch.tensor([1.0 + ord(prompt) - ord("p") for prompt in prompts])
+        return Rows(times.repeat_interleave(group_size).view(-1, 1, 1))
 
     def noise(self, seeds):
         noise = [torch.randn(4, 3, generator=torch.Generator().manual_seed(s)) for s in seeds]
         return torch.stack(noise)
 
     def velocity(self, text, transformer=None):
-        return transformer or self.transformer
+        network = transformer or self.transformer
+        return lambda latents, sigma: text.embeds * network(latents, sigma)
 
     def decode(self, clean):
         return list(clean)
@@ -66,18 +69,32 @@ class Toy:
         return [self.transformer.weight]
 
 
-SIGMAS = sampler.sigma_schedule(4)
+TOY = Config(
+    num_steps=4,
+    shift=3.0,
+    noise_level=0.5,
+    sde_kind="dance",
+    group_size=2,
+    prompts_per_step=2,
+    guard=False,
+    max_grad_norm=1e9,
+    clip_range=10.0,
+)
+SIGMAS = sampler.sigma_schedule(TOY.num_steps, TOY.shift)
+
+
+def sampled(model, batch, micro_batch):
+    return train.sample(model, batch, SIGMAS, TOY.noise_level, TOY.sde_kind, micro_batch)
 
 
 def rolled(model, group_size=2):
     seeds = list(range(group_size))
-    batch = Batch(["p"], seeds, [100 + s for s in seeds], [0, 1, 2])
-    return train.sample(model, batch, SIGMAS, 0.7, "flow", group_size)
+    return sampled(model, Batch(["p"], seeds, [100 + s for s in seeds], [0, 1, 2]), group_size)
 
 
-def objective(model, rollout, advantages, k, **settings):
+def objective(model, rollout, advantages, k, rows=None, **settings):
     values = dict(clip_range=10.0, guard=False, kl_coef=0.0) | settings
-    rows = slice(0, len(advantages))
+    rows = slice(0, len(advantages)) if rows is None else rows
     return train.objective(model, model.transformer, rollout, advantages, k, rows, **values).loss
 
 
@@ -145,8 +162,10 @@ class Bigger:
         return Rewards(torch.tensor(values), Counter(wanted=len(prompts) * 2, comparisons=2))
 
 
-def toy_run(model, optimizer, average=None, micro_batch=2):
-    batch = Batch(["p", "q"], [0, 1, 2, 3], [100, 101, 102, 103], [0, 1, 2])
+BATCH = Batch(["p", "q"], [0, 1, 2, 3], [100, 101, 102, 103], [0, 1, 2])
+
+
+def toy_run(model, optimizer, average=None, micro_batch=2, batch=BATCH):
     rows = []
     return types.SimpleNamespace(
         model=model,
@@ -164,36 +183,27 @@ def toy_run(model, optimizer, average=None, micro_batch=2):
     )
 
 
-TOY = Config(
-    num_steps=4, group_size=2, prompts_per_step=2, guard=False, max_grad_norm=1e9, clip_range=10.0
-)
-ALONE = Processes(0, 1, torch.device("cpu"))
-
-
 def test_only_a_windows_steps_are_stochastic_and_all_of_them_are_replayed():
     batch = Batch(["p"], [0, 1], [100, 101], [1, 2], [1, 2])
-    rollout = train.sample(Toy(0.5), batch, SIGMAS, 0.7, "flow", 1)
+    rollout = sampled(Toy(0.5), batch, 1)
     trajectory = rollout.trajectory
     assert trajectory.sde_steps == (1, 2)
     assert [(trajectory.stds[k] > 0).all().item() for k in range(4)] == [False, True, True, False]
     assert torch.equal(trajectory.latents[1], trajectory.means[0])  # the ODE's own
 
 
-def one_toy_step(cfg=TOY, lr=1e-3, **settings):
+def one_toy_step(cfg=TOY, lr=1e-3, procs=ALONE, **settings):
     model = Toy()
     optimizer = torch.optim.SGD(model.trainable(), lr=lr)
     run = toy_run(model, optimizer, **settings)
-    train.train(cfg, ALONE, run)
+    train.train(cfg, procs, run)
     return model.transformer.weight.item(), run
 
 
 def test_a_step_of_the_loop_draws_what_the_judge_likes():
     """More of the steps that led to the larger picture: pictures grow on the same noise."""
     moved, _ = one_toy_step(lr=1e-2)
-    before, after = (
-        train.sample(Toy(w), Batch(["p"], [0, 1], [100, 101], []), SIGMAS, 0.7, "flow", 2)
-        for w in (0.0, moved)
-    )
+    before, after = (sampled(Toy(w), Batch(["p"], [0, 1], [100, 101], []), 2) for w in (0.0, moved))
     wins = grpo.group_advantages(Bigger()(["p"], before.images).values).flatten()
     sums = [torch.stack(r.images[0]).sum((1, 2)) for r in (before, after)]
     assert moved != 0.0 and ((sums[1] - sums[0]) * wins).sum() > 0
@@ -201,7 +211,7 @@ def test_a_step_of_the_loop_draws_what_the_judge_likes():
 
 def test_a_step_is_the_mean_over_samples_and_replayed_steps_whatever_the_micro_batch():
     model = Toy()
-    rollout = train.sample(model, toy_run(model, None).parts(2)[0], SIGMAS, 0.7, "flow", 4)
+    rollout = sampled(model, BATCH, 4)
     advantages = grpo.group_advantages(Bigger()(["p", "q"], rollout.images).values, 0.05).flatten()
     parts = [objective(model, rollout, advantages, k) for k in (0, 1, 2)]
     expected = -1e-3 * slope_of(sum(parts) / 3, model)
@@ -211,9 +221,19 @@ def test_a_step_is_the_mean_over_samples_and_replayed_steps_whatever_the_micro_b
         assert len(run.rows) == 1 and run.model.transformer.weight.grad is None
 
 
-def test_several_updates_each_see_their_part():
-    moved, run = one_toy_step(cfg=replace(TOY, updates=2), micro_batch=2)
-    assert len(run.rows[0]["norms"]) == 2 and moved != one_toy_step(micro_batch=2)[0]  # two norms
+def test_several_updates_each_descend_their_part_at_the_weights_that_the_last_one_left():
+    """Of every group some images: every other micro-batch."""
+    model, lr = Toy(), 0.1
+    rollout = sampled(model, BATCH, 1)
+    advantages = grpo.group_advantages(Bigger()(["p", "q"], rollout.images).values, 0.05).flatten()
+    for part in (torch.tensor([0, 2]), torch.tensor([1, 3])):
+        losses = [objective(model, rollout, advantages[part], k, part) for k in (0, 1, 2)]
+        slope = slope_of(sum(losses) / 3, model)
+        with torch.no_grad():
+            model.transformer.weight -= lr * slope
+    moved, run = one_toy_step(replace(TOY, updates=2), lr, micro_batch=1)
+    assert moved == pytest.approx(model.transformer.weight.item(), rel=1e-4)
+    assert len(run.rows[0]["norms"]) == 2
 
 
 def test_a_gradient_is_clipped_to_its_largest_norm():
@@ -228,24 +248,11 @@ def test_the_moving_average_follows_each_step():
 
 
 def test_each_rank_descends_its_own_advantages():
-    """Two ranks with the same prompts and other pictures: of the gathered rewards, each takes its
-    own."""
-    theirs = Rewards(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), Counter(wanted=4))
-    moved = []
-    for rank in range(2):
-
-        class Two(Processes):
-            def gather(self, items, rank=rank):
-                if not isinstance(items[0], dict):  # how the other one fares: well
-                    return items * 2
-                other = {"pairwise": theirs}
-                return [items[0], other] if rank == 0 else [other, items[0]]
-
-        model = Toy()
-        run = toy_run(model, torch.optim.SGD(model.trainable(), lr=1e-3))
-        train.train(TOY, Two(rank, 2, torch.device("cpu")), run)
-        moved.append(model.transformer.weight.item())
-    assert moved[0] == moved[1] == one_toy_step()[0] != 0.0  # not the others' zeros
+    """A group's advantages are its own, so each of two ranks moves as it would alone."""
+    batches = [Batch([p], [n, n + 1], [n, n + 1], [0, 1, 2]) for p, n in (("p", 0), ("q", 5))]
+    moved = together(lambda procs: one_toy_step(procs=procs, batch=batches[procs.rank])[0])
+    alone = [one_toy_step(batch=batch)[0] for batch in batches]
+    assert moved == alone and abs(alone[0] - alone[1]) > 1e-6
 
 
 # ------------------------------------------------------------------- numbers that are not finite
