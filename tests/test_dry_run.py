@@ -101,3 +101,6 @@ def test_memory_and_disk_of_this_machine_count_unless_it_plans_for_another(
     with pytest.raises(SystemExit, match="main memory, .*too little here.*; disk, .*too little"):
         dry_run.main(cfg)
     dry_run.main(replace(cfg, ranks=2))
+    assert "2 rank(s)" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--gpu_memory 0.001 leaves"):
+        dry_run.main(replace(cfg, ranks=2, gpu_memory=0.001))

@@ -53,7 +53,8 @@ def test_scores_by_hand():
     }
     assert s.overall == pytest.approx((1 + 2 / 5 + 1) / 3)
     assert s.strict == pytest.approx((1 + 2 / 8 + 1 / 2) / 3)
-    assert s.coverage == Coverage(12, 8, 3, 1)
+    assert s.coverage == Coverage(12, 8, 3, 1) and s.accuracy == 5 / 8
+    assert {row[0]: row[3:] for row in tables.score_rows(s)}["Attribute"] == ["2/5", "25.00"]
     assert tables.coverage_line(s).startswith("INCOMPLETE")
 
 
@@ -158,6 +159,7 @@ def test_result_file_is_read_back(tmp_path):
             reasons=["it's", 'a "b",\nc'],
         ),
         *RESULTS[3:],
+        result(7, ("Style",), [1], language="zh"),
     ]
     write_results(rows, tmp_path / "r.csv")
     assert read_results(tmp_path / "r.csv") == rows
@@ -166,7 +168,7 @@ def test_result_file_is_read_back(tmp_path):
     assert list(lines[0]) == ["index", "prompt", "testpoint", "output", "result_json", "img_path"]
     assert lines[0]["testpoint"] == "['Style', 'Attribute - Color']"  # as Python prints it
     assert json.loads(lines[0]["result_json"])["score"] == [1, 0]
-    assert lines[1]["result_json"] == "null"
+    assert lines[1]["result_json"] == "null" and lines[-1]["testpoint"] == "['风格']"
 
 
 def official_file(path, rows):

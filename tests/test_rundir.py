@@ -97,7 +97,6 @@ def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux
     if lora:
         flux.add_lora(pipe, 2)
     flux.save(pipe, final)
-    scores = {"win_rate_vs_base": 0.5}
     settings = {"recipe": "shapes", "reward": "clip", "guard": False, "base_url": "http://x"}
     write_card(
         final,
@@ -106,7 +105,7 @@ def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux
         lora,
         settings,
         "it went well",
-        {"base": scores, "trained": scores},
+        {"base": {"win_rate_vs_base": 0.5}, "trained": {"win_rate_vs_base": 0.625}},
     )
     card = (final / "README.md").read_text()
     for part in (
@@ -114,7 +113,7 @@ def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux
         "--recipe shapes",
         "--reward clip",
         "--no-guard\n",
-        "| win_rate_vs_base | 0.500 | 0.500 |",
+        "| win_rate_vs_base | 0.500 | 0.625 |",
         "library_name: diffusers",
         f"base_model: {TINY}",
     ):
