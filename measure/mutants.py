@@ -29,7 +29,18 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 BAR = 0.95  # share of all mutants that are to be noticed
 FORKS = multiprocessing.get_context("forkserver")
-PRELOADED = ["torch.distributed.checkpoint", "diffusers.pipelines.flux", "transformers", "pytest"]
+PRELOADED = [  # what the tests import and no mutant changes
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "diffusers.pipelines.flux.pipeline_flux",
+    "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.t5.modeling_t5",
+    "peft",
+    "openai",
+    "scipy.ndimage",
+    "matplotlib.figure",
+]
 LEFT_OUT = shutil.ignore_patterns(".git", "runs", "__pycache__", ".pytest_cache", "*.pyc")
 
 
@@ -132,6 +143,7 @@ def main() -> None:
         if not args.words or any(w == m["kind"] or w in m["name"] for w in args.words)
     ]
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     FORKS.set_forkserver_preload(PRELOADED)  # the libraries, once for all mutants
     caught = tried(chosen, args.jobs, args.timeout)
     of_kind = Counter(m["kind"] for m in chosen)

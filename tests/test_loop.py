@@ -165,7 +165,7 @@ class Bigger:
 BATCH = Batch(["p", "q"], [0, 1, 2, 3], [100, 101, 102, 103], [0, 1, 2])
 
 
-def toy_run(model, optimizer, average=None, micro_batch=2, batch=BATCH):
+def toy_run(model, optimizer, average=None, micro_batch=2, batch=BATCH, groups=2):
     rows = []
     return types.SimpleNamespace(
         model=model,
@@ -173,7 +173,7 @@ def toy_run(model, optimizer, average=None, micro_batch=2, batch=BATCH):
         optimizer=optimizer,
         micro_batch=micro_batch,
         average=average or types.SimpleNamespace(update=lambda: None),
-        parts=lambda step: [batch],
+        parts=lambda step: batch.split(groups),
         rewards={"pairwise": Bigger()},
         weights={"pairwise": 1.0},
         submit=functools.partial,
@@ -192,8 +192,8 @@ def test_only_a_windows_steps_are_stochastic_and_all_of_them_are_replayed():
     assert torch.equal(trajectory.latents[1], trajectory.means[0])  # the ODE's own
 
 
-def one_toy_step(cfg=TOY, lr=1e-3, procs=ALONE, **settings):
-    model = Toy()
+def one_toy_step(cfg=TOY, lr=1e-3, procs=ALONE, weight=0.0, **settings):
+    model = Toy(weight)
     optimizer = torch.optim.SGD(model.trainable(), lr=lr)
     run = toy_run(model, optimizer, **settings)
     train.train(cfg, procs, run)
@@ -210,14 +210,16 @@ def test_a_step_of_the_loop_draws_what_the_judge_likes():
 
 
 def test_a_step_is_the_mean_over_samples_and_replayed_steps_whatever_the_micro_batch():
-    model = Toy()
+    """And however many groups are sampled at a time."""
+    model = Toy(0.5)
     rollout = sampled(model, BATCH, 4)
     advantages = grpo.group_advantages(Bigger()(["p", "q"], rollout.images).values, 0.05).flatten()
     parts = [objective(model, rollout, advantages, k) for k in (0, 1, 2)]
-    expected = -1e-3 * slope_of(sum(parts) / 3, model)
+    expected = -0.1 * slope_of(sum(parts) / 3, model)
     for micro_batch in (4, 2, 3, 1):  # 3: one of three samples, one of one
-        moved, run = one_toy_step(micro_batch=micro_batch)
-        assert moved == pytest.approx(expected, rel=1e-4)
+        shape = dict(micro_batch=micro_batch, groups=1 + micro_batch // 2 % 2)
+        moved, run = one_toy_step(lr=0.1, weight=0.5, **shape)
+        assert moved - 0.5 == pytest.approx(expected, rel=1e-3)
         assert len(run.rows) == 1 and run.model.transformer.weight.grad is None
 
 
@@ -274,8 +276,8 @@ class Poisoned(Toy):
 def test_what_is_not_finite_stops_the_step_before_the_optimizer(what, odd, monkeypatch):
     model = Poisoned(what, odd)
     if what == "loss":
-        clipped = grpo.clipped_loss
-        bad = lambda *a: clipped(*a)._replace(loss=clipped(*a).loss * 0 + odd)
+        clipped, odds = grpo.clipped_loss, iter([odd])  # of the first alone
+        bad = lambda *a: clipped(*a)._replace(loss=clipped(*a).loss * 0 + next(odds, 0.0))
         monkeypatch.setattr(grpo, "clipped_loss", bad)
     if what == "log-prob":
         join_ = sampler.concatenate
