@@ -275,6 +275,7 @@ ROUND = scenes.Reading((RED,), 0, False, 1.0)
         (ROUND, ROUND._replace(fidelity=1.4), 0),  # below what is noticed
         (ROUND, ROUND._replace(fidelity=1.6), 1),
         (ROUND, ROUND._replace(things=(RED, RED), fidelity=9.0), 0),  # to leave out does not pay
+        (ROUND, ROUND._replace(unread=1), 0),
         (ROUND._replace(things=(RED, RED)), ROUND._replace(unread=1, fidelity=0.0), 1),
     ],
 )
