@@ -1,8 +1,10 @@
 """Two gloo processes against one: what they learn, checkpoints that move between them, a recipe."""
 
+import contextlib
 import math
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -58,6 +60,15 @@ def moment_of(run):
     return flat(state["exp_avg"] for state in run.optimizer.state.values())
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens at."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
 class Sent(TorchDispatchMode):
     """Counts what went to other ranks, by the name of its operation."""
 
@@ -84,24 +95,24 @@ def ends_of_one_rank_end_all(procs) -> None:
     assert procs.from_first(lambda: procs.rank) == 0
 
 
-def groups_end_after_their_wrappers() -> None:
+def groups_end_after_their_wrappers(ports: list[int]) -> None:
     """Ends a group right after a collective of Python objects, and then what wrapped a network for
     it, time and again: unless start_processes holds the group, one of the first ten never ends."""
-    for number in range(12):
-        os.environ["MASTER_PORT"] = str(29600 + number)
+    for port in ports:
+        os.environ["MASTER_PORT"] = str(port)
         procs = processes.start_processes("cpu")
         wrapped = processes.replicate(torch.nn.Linear(2, 2), procs)
-        assert procs.gather(["here"] * 3) == ["here"] * 6
+        assert procs.gather([procs.rank, "x"]) == [0, "x", 1, "x"]
         torch.distributed.destroy_process_group()
         del wrapped
 
 
-def as_one_of_two(rank: int, folder: Path) -> None:
+def as_one_of_two(rank: int, folder: Path, ports: list[int]) -> None:
     """What each of two processes does: a step of each mode, whose checkpoint both take up again.
     Rank 0 writes what the tests compare."""
     torch.set_num_threads(1)
     os.environ |= dict(RANK=str(rank), WORLD_SIZE="2")  # what torchrun sets
-    os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT="29541")
+    os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(ports[0]))
     procs = processes.start_processes("cpu")
     for mode in MODES:
         with Sent() as sent:
@@ -123,7 +134,7 @@ def as_one_of_two(rank: int, folder: Path) -> None:
                 run.model.save(folder / "final", whole)
     ends_of_one_rank_end_all(procs)
     torch.distributed.destroy_process_group()
-    groups_end_after_their_wrappers()
+    groups_end_after_their_wrappers(ports[1:])
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +143,8 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     forks = multiprocessing.get_context("forkserver")  # which loads the libraries once for both
     forks.set_forkserver_preload(["train", "support.footprint"])
-    ranks = [forks.Process(target=as_one_of_two, args=(rank, folder)) for rank in range(2)]
+    ports = free_ports(1 + 12)
+    ranks = [forks.Process(target=as_one_of_two, args=(rank, folder, ports)) for rank in range(2)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -239,7 +251,8 @@ def recipe(tmp_path_factory):
     """A folder in which torchrun's two ranks made two steps of the recipe; the command, the log and
     what was said. The judge's server is still there."""
     folder = tmp_path_factory.mktemp("recipe")
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29547"]
+    port = f"--master_port={free_ports(1)[0]}"
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", port]
     with pytest.MonkeyPatch.context() as here, served() as server:
         here.setenv("OPENAI_API_KEY", "none")
         command = recipe_at_small_size(folder, url_of(server))

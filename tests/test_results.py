@@ -11,6 +11,7 @@ from bench import overall
 from support.bootstrap import interval, resample
 from unigenbench import results as R
 from unigenbench import tables
+from unigenbench.report import radar_percent, write_report
 from unigenbench.results import Coverage, Result, compare, read_results, score, write_results
 from unigenbench.testpoints import PRIMARIES, SUBS, Prompt, primary_of
 
@@ -56,6 +57,7 @@ def test_scores_by_hand():
     assert s.coverage == Coverage(12, 8, 3, 1) and s.accuracy == 5 / 8
     assert {row[0]: row[3:] for row in tables.score_rows(s)}["Attribute"] == ["2/5", "25.00"]
     assert tables.coverage_line(s).startswith("INCOMPLETE")
+    assert [radar_percent(s)[name] for name in ("Attribute", "Action")] == [40.0, None]
 
 
 def test_a_dropped_row_counts_as_failed():
@@ -163,6 +165,8 @@ def test_result_file_is_read_back(tmp_path):
     ]
     write_results(rows, tmp_path / "r.csv")
     assert read_results(tmp_path / "r.csv") == rows
+    with pytest.raises(ValueError, match="two result files have the same name"):
+        write_report([tmp_path / "r.csv"] * 2, tmp_path / "report.html")
     with open(tmp_path / "r.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert list(lines[0]) == ["index", "prompt", "testpoint", "output", "result_json", "img_path"]
