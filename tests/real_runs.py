@@ -1,7 +1,9 @@
-"""What tests of real runs share: one process, a run of a few steps, and its log."""
+"""What tests of runs share: one process or several in threads, a run of a few steps, its log."""
 
 import itertools
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -10,6 +12,23 @@ from support.processes import Processes
 from support.run import Run, start_run
 
 ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def together(function, world=2) -> list:
+    """What function(procs) gives on each of so many ranks, which are threads of this process."""
+    barrier, given = threading.Barrier(world, timeout=60), [None] * world
+
+    class Ranks(Processes):
+        def gather(self, items):
+            given[self.rank] = items
+            barrier.wait()
+            every = [item for part in given for item in part]
+            barrier.wait()  # nobody gives anew what others have not taken
+            return every
+
+    with ThreadPoolExecutor(world) as pool:
+        ranks = [Ranks(rank, world, torch.device("cpu")) for rank in range(world)]
+        return list(pool.map(function, ranks))
 
 
 def few_steps(run: Run, count=1) -> Run:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -35,6 +36,7 @@ def make_prompts(count):
 
 def draw(folder, prompts):
     folder.mkdir()
+    (folder / "settings.json").write_text("{}")  # as generate leaves it there
     for p in prompts:
         for i in range(4):
             Image.new("RGB", (8, 8), (p.index, i, 0)).save(folder / f"{p.index}_{i}.png")
@@ -46,10 +48,11 @@ class Judge:
     name = "fake"
 
     def __init__(self, say=None):
-        self.say, self.asked, self.texts = say, [], []
+        self.say, self.asked, self.texts, self.sizes = say, [], [], set()
 
     def ask(self, queries):
         answers = []
+        self.sizes.add(len(queries))
         for query in queries:
             ((image,), text) = query
             pixel = image.getpixel((0, 0))[:2]
@@ -72,10 +75,16 @@ def place(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("lanes, batch", [(1, 1), (1, 5), (4, 1), (3, 2), (2, 100)])
+@pytest.mark.parametrize("lanes, batch", [(1, 1), (1, 100), (4, 1), (3, 2)])
 def test_each_image_is_asked_about_once_and_never_again(place, lanes, batch):
-    judge = Judge()
+    meet = threading.Barrier(lanes, timeout=60)  # as many calls are in flight
+
+    def say(*_):
+        meet.wait()
+
+    judge = Judge(say)
     results = place(judge, lanes=lanes, batch=batch)
+    assert judge.sizes == {min(batch, 12)}
     assert Counter(judge.asked) == Counter({(p, i): 1 for p in range(3) for i in range(4)})
     assert [(r.index, Path(r.image).name, r.scores, r.reasons) for r in results] == [
         (p, f"{p}_{i}.png", [1, 0], ["a", "b"]) for p in range(3) for i in range(4)
@@ -98,8 +107,8 @@ def test_failed_and_unparsable_are_told_apart_and_retried_at_the_next_start(plac
     def say(pixel, text):
         if pixel == (0, 0):
             return Answer(error="503")
-        if pixel == (1, 1):
-            return Answer("I like it")
+        if pixel == (1, 1):  # and then nothing more
+            return Answer(error="503") if "Your last" in text else Answer("I like it")
 
     judge = Judge(say)
     states = {Path(r.image).name: r.state for r in place(judge)}
@@ -236,13 +245,14 @@ def test_a_fault_in_one_lane_stops_the_others_and_keeps_what_was_said(place):
     def say(pixel, text):
         if pixel == (1, 0):
             raise RuntimeError("out of memory")
+        time.sleep(0.02)
 
     with pytest.raises(RuntimeError, match="out of memory"):
         place(Judge(say), lanes=2, batch=1)
     kept = len(Journal(place.journal, {"judge": "fake"}).lines)
     again = Judge()
     place(again)
-    assert kept >= 4 and len(again.asked) == 12 - kept
+    assert 4 <= kept <= 8 and len(again.asked) == 12 - kept
 
 
 def test_a_dead_judge_ends_the_work_with_one_sentence(tmp_path):

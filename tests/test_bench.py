@@ -63,7 +63,8 @@ def test_judge_score_and_report_from_the_command_line(drawn, capsys):
     out = capsys.readouterr().out
     scores = Path("s.json").read_bytes()
     assert "INCOMPLETE" not in out and "absent" in out and "Overall (mean over" in out
-    assert json.loads(scores)["settings"]["judge"].startswith("shapes")
+    settings = json.loads(scores)["settings"]
+    assert settings["judge"].startswith("shapes") and settings["prompts"] == 3
     run("judge --prompts shapes --limit 3 --images images --out r.csv")
     run("score r.csv --json s.json")
     assert Path("s.json").read_bytes() == scores
@@ -177,7 +178,8 @@ def test_a_blind_judge_is_refused_before_it_judges(drawn, monkeypatch):
     assert not Path("r.csv").exists() and len(Blind.asked) == 2 * (2 + 2 * 2)
 
 
-def test_an_incomplete_run_says_so_first_and_exits_non_zero(drawn, capsys):
+def test_an_incomplete_run_says_so_first_and_exits_non_zero(drawn, capsys, monkeypatch):
+    run("judge --prompts shapes --limit 3 --images images --out whole.csv")
     Path("images/0_1.png").unlink()
     run("judge --prompts shapes --limit 3 --images images --out r.csv")
     capsys.readouterr()
@@ -185,8 +187,13 @@ def test_an_incomplete_run_says_so_first_and_exits_non_zero(drawn, capsys):
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith("r.csv: INCOMPLETE") and f"{len(drawn[0].testpoints)} failed" in first
     assert run("score r.csv --allow_partial") == 0
+    assert run("score whole.csv r.csv --json s.json") == 1
+    assert json.loads(Path("s.json").read_text())["coverage"]["failed"] == 0  # of the first
     run("report r.csv --out one.html")
     assert "INCOMPLETE" in Path("one.md").read_text() and "Strict" in Path("one.md").read_text()
+    statuses = iter([0, 0, 1, 0])  # of the default's four commands
+    monkeypatch.setattr(bench, "run", lambda _: next(statuses))
+    assert bench.run_default() == 1
 
 
 def test_what_a_file_lacks_of_the_prompt_set_counts_as_failed(drawn, capsys):

@@ -219,9 +219,15 @@ def test_the_call_budget_of_every_flag(settings, calls):
         ({"opponents": 1}, "at least 2, or 0"),
         ({"opponents": 3, "group_size": 9}, "one of the two numbers even"),
         ({"opponents": 2, "reward": "pointwise"}, "a pairwise reward"),
+        ({"offload": True}, "--offload is for a LoRA"),
+        ({"offload": True, "lora_rank": 2}, "with --gradient_checkpointing"),
+        (
+            {"offload": True, "lora_rank": 2, "gradient_checkpointing": True, "compile": True},
+            "without --compile",
+        ),
     ],
 )
-def test_wrong_settings_of_judging_get_one_sentence(settings, sentence):
+def test_settings_that_do_not_go_together_get_one_sentence(settings, sentence):
     with pytest.raises(SystemExit, match=sentence):
         check_config(Config(**settings), 1)
 
@@ -314,6 +320,17 @@ def test_every_number_is_finite_and_in_its_range(f):
         assert "\n" not in str(stop.value)
     for settings in RECIPES.values():  # and what ships lies within
         check_numbers(Config(**settings))
+
+
+def test_a_rank_takes_its_share_of_prompts_and_memory(monkeypatch):
+    """By default 128 samples of 16 kB, and 400 bytes for each of 7 comparisons."""
+    with pytest.raises(SystemExit, match="a group never spans ranks"):
+        check_config(Config(prompts_per_step=3), 2)
+    monkeypatch.setattr("support.config.main_memory", lambda: 2.3e6)
+    with pytest.raises(SystemExit, match="this machine has 0"):
+        check_config(Config(), 1)
+    check_config(Config(), 2)
+    check_config(Config(opponents=2), 1)
 
 
 def test_a_number_too_large_for_any_machine_is_refused_before_it_is_tried():

@@ -145,8 +145,9 @@ def test_near_duplicates_are_refused(tmp_path):
             return default | {"prompt": "A red fox sleeps under the old oak tree."}
         return default
 
-    prompts, given_up = C.construct(Writer(say), 5, tmp_path / "j.jsonl")
-    assert len(prompts) == 5 and not given_up
+    count = C.BATCH + 2  # twins in one batch, and of one before
+    prompts, given_up = C.construct(Writer(say), count, tmp_path / "j.jsonl")
+    assert len(prompts) == count and not given_up
     assert sum("red fox" in p.text for p in prompts) == 1
     assert C.alike("A red fox sleeps under the oak!", "a red fox sleeps under the oak") == 1
     assert C.alike("a red fox sleeps", "two blue cars race") == 0

@@ -5,11 +5,13 @@ import csv
 import pytest
 import torch
 from conftest import ROOT
+from test_loop import BATCH, SIGMAS, TOY, Toy, sampled
 
+import grpo
 import sampler
 import train
 from models import base
-from support.diagnostics import check_on_policy, doubts, drifting
+from support.diagnostics import check_on_policy, doubts, drifting, kl_to_base
 from support.prompts import Batch
 
 
@@ -47,7 +49,52 @@ def test_a_replay_that_differs_stops_the_run(tiny_rollout):
         checked(model, rollout)
 
 
-HEALTHY = dict(groups_lost=0, kl_to_base=0.01, tie_rate=0.3, first_rate=0.5)
+class Odd(torch.nn.Module):
+    """The toy's network, off by so much at the second of its steps."""
+
+    def __init__(self, network, off):
+        super().__init__()
+        self.network, self.off = network, off
+
+    def forward(self, latents, sigma):
+        return self.network(latents, sigma) + self.off * (sigma == SIGMAS[1]).view(-1, 1, 1)
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_the_floor_is_the_largest_of_each_step_and_the_worst_step_decides(guard, caplog):
+    model = Toy(0.5)
+    rollout, rows = sampled(model, BATCH, 4), slice(0, 4)
+    model.transformer = Odd(model.transformer, 1e-3)
+    new = sampler.replay(model.velocity(rollout.text), rollout.trajectory, 1)
+    old = rollout.trajectory.step(1)
+    plain = new.log_prob - old.log_prob
+    ratio = (grpo.normalized_log_ratio(new, old) if guard else plain).exp()
+    largest = (ratio - 1).abs().max().item()
+    assert plain.abs().max() < 1e-3  # the bound in bfloat16
+    floors = check_on_policy(model, rollout, rows, "bfloat16", guard, 5 * largest)
+    assert floors == pytest.approx([0.0, largest, 0.0], abs=1e-6) and largest > 1e-5
+    assert "noise floor" in caplog.text
+    model.transformer.off *= 2e-3 / plain.abs().max().item()  # a mean over steps is below the bound
+    with pytest.raises(SystemExit, match="does not reproduce rollout"):
+        check_on_policy(model, rollout, rows, "bfloat16", guard, 1.0)
+
+
+def test_the_kl_to_the_base_is_the_mean_over_steps_of_the_first_samples():
+    """By hand: of a constant diffusion d, a velocity that differs by v moves the mean by
+    v dsigma (1 + d^2 (1 - sigma) / (2 sigma)), against a deviation of d sqrt(-dsigma)."""
+    weight, d = 0.3, TOY.noise_level
+    rollout, expected = sampled(Toy(weight), BATCH, 4), []
+    for k in (0, 1, 2):
+        sigma, dsigma = SIGMAS[k], SIGMAS[k] - SIGMAS[k + 1]
+        moved = weight * rollout.trajectory.latents[k, :2] * dsigma
+        moved = moved * (1 + d**2 * (1 - sigma) / (2 * sigma))
+        expected.append((moved**2).mean() / (2 * d**2 * dsigma))
+    kl = kl_to_base(Toy(weight), rollout, 2)
+    assert kl == pytest.approx(torch.stack(expected).mean().item(), rel=1e-3)
+
+
+# as bad as it may be
+HEALTHY = dict(groups_lost=0, kl_to_base=9.9, tie_rate=0.99, first_rate=0.94)
 HEALTHY |= dict(reward_mean=0.5, reward_std=0.03, frac_floor=1.0, grad_norm=0.07)
 MIXED = dict(clip_mean=28.0, clip_std=1e-6)  # the spread is rounding
 
@@ -68,7 +115,7 @@ MIXED = dict(clip_mean=28.0, clip_std=1e-6)  # the spread is rounding
     ids=str,
 )
 def test_learning_nothing_is_said_aloud(odd, kind, once):
-    row = {"step": 1, "order_agreement": 0.9} | HEALTHY
+    row = {"step": 1, "order_agreement": 0.21} | HEALTHY
     assert doubts([row], first=True) == doubts([row | MIXED], first=False) == {}
     assert set(doubts([row | odd], first=True)) == {kind}
     assert set(doubts([row | odd], first=False)) == (set() if once else {kind})

@@ -102,6 +102,11 @@ def test_memory_and_disk_of_this_machine_count_unless_it_plans_for_another(
     with pytest.raises(SystemExit, match="main memory, .*too little here.*; disk, .*too little"):
         dry_run.main(cfg)
     dry_run.main(replace(cfg, ranks=2))
+    assert "2 rank(s)" in capsys.readouterr().out
+    said = dry_run.calls_in_flight(replace(cfg, concurrency=6), 2, 60)
+    assert "6 calls in flight, 3 a rank;" in said and "60 take 1.7 minutes" in said
+    with pytest.raises(SystemExit, match="--gpu_memory 0.001 leaves"):
+        dry_run.main(replace(cfg, ranks=2, gpu_memory=0.001))
 
 
 def test_the_verifier_is_refused_for_prompts_that_it_does_not_know(tmp_path):

@@ -60,10 +60,12 @@ def parts_of(pipe):
 
 
 def test_noise_depends_on_the_seed_alone(tiny_flux):
-    both = flux.initial_noise(tiny_flux, 32, 32, [1, 2])
-    assert both.shape == (2, 16, 32) and both.dtype == torch.float32
-    assert torch.equal(both[1:], flux.initial_noise(tiny_flux, 32, 32, [2]))
+    both = flux.initial_noise(tiny_flux, 32, 64, [1, 2])
+    assert both.shape == (2, 32, 32) and both.dtype == torch.float32
+    assert torch.equal(both[1:], flux.initial_noise(tiny_flux, 32, 64, [2]))
     assert abs(both.mean()) < 0.15 and abs(both.std() - 1) < 0.1
+    images = flux.decode(tiny_flux, both, 32, 64, batch_size=1)
+    assert [image.size for image in images] == [(64, 32)] * 2
 
 
 def test_text_rows_repeat_a_prompt_for_its_group(tiny_flux):

@@ -1,13 +1,18 @@
 """The headline of a run: held-out results written by hand, with their gain, interval and sides."""
 
+import contextlib
+import types
+from collections import Counter
+
 import pytest
 import torch
+from real_runs import ALONE, together
 
-from judges.mllm import Answer
-from rewards import PairwiseReward
+from judges.verdicts import Outcome
+from rewards import Comparison, Rewards
 from support.config import Config
 from support.heldout import Held, Heldout
-from support.processes import Processes
+from support.judging import JudgeError
 
 BASE = Held([[True, False], [False], [False, False, True]], [2.0, 4.0, 6.0], [0.5, 0.5, 0.5])
 TRAINED = Held([[True, True], [True], [False, False, True]], [1.0, 2.0, 3.0], [1.0, 1.0, 0.5])
@@ -82,50 +87,83 @@ def test_no_win_rate_is_claimed_that_was_not_read():
 
 
 class Numbers:
-    """A model whose pictures are numbers: the base draws 0, the trained network 1."""
+    """A model whose pictures are numbers: the noise of a seed, to which the trained network adds
+    sigma times what the prompt says, integrated over its steps."""
 
-    transformer = 1
+    transformer, sizes = 1.0, ()
 
     def encode(self, prompts):
-        return len(prompts)
+        self.sizes = (*self.sizes, len(prompts))
+        return torch.tensor([float(prompt) for prompt in prompts]).view(-1, 1, 1)
 
     def noise(self, seeds):
-        return torch.zeros(len(seeds), 1, 1)
+        return torch.tensor([seed % 2**20 / 2**20 for seed in seeds]).view(-1, 1, 1)
 
     def velocity(self, text, transformer):
-        return lambda latents, sigma: torch.full_like(latents, -float(transformer or 0))
+        return lambda latents, sigma: -transformer * text * sigma.view(-1, 1, 1)
 
     def decode(self, clean):
         return clean.flatten().tolist()
 
     def base(self):
-        from contextlib import nullcontext
-
-        return nullcontext(0)
+        return contextlib.nullcontext(0.0)
 
 
-class HigherWins:
-    """A judge by the numbers, which may have nothing to say of the first pairs."""
+class Difference:
+    """A PairwiseReward by the numbers, in tenths, and by the prompt; loses the first so many."""
 
-    name, asked, lost = "higher wins", 0, 0
+    name = "difference"
 
-    def ask(self, queries):
-        self.asked += 1
-        better = [f"Image {1 if q.images[0] > q.images[1] else 2} is better" for q in queries]
-        return [Answer(error="down")] * self.lost + list(map(Answer, better[self.lost :]))
+    def __init__(self, lost=0):
+        self.lost, self.asked = lost, []
+
+    def __call__(self, prompts, images):
+        self.asked.append(len(prompts))
+        points = [(a - b) * float(p) / 100 for p, (a, b) in zip(prompts, images)]
+        points[: self.lost] = [None] * self.lost
+        counts = Counter(wanted=len(points), failed=self.lost, groups_lost=self.lost)
+        compared = tuple(Comparison(p, 0, 1, Outcome(won)) for p, won in enumerate(points))
+        return Rewards(torch.zeros(len(points), 2), counts, None, compared)
 
 
-def test_the_win_rate_against_the_base_is_the_trained_models_own():
-    class File:
-        heldout = ["a", "b", "c"]
+PROMPTS = ["3", "1", "2", "1", "5"]
 
-    cfg = Config(heldout=3, num_steps=2)
-    alone = Processes(0, 1, torch.device("cpu"))
-    judge = HigherWins()
-    held = Heldout(cfg, alone, Numbers(), PairwiseReward(judge), File())
+
+def measured(procs=ALONE, lost=0, **settings):
+    """Of PROMPTS: the Heldout, its judge, and what evaluation finds."""
+    cfg = Config(heldout=len(PROMPTS), num_steps=2, shift=3.0, **settings)
+    prompts = types.SimpleNamespace(heldout=PROMPTS)
+    held = Heldout(cfg, procs, Numbers(), Difference(lost), prompts, grid=(3, 2))
     held.measure_base()
-    assert not judge.asked  # of a picture against itself
-    assert held.base.wins == [0.5] * 3 and held.base_images == [0.0] * 3
-    assert held.evaluate().wins == [1.0] * 3
-    judge.lost = 1  # one order of the first pair, and when it is asked again
-    assert held.evaluate().wins == [None, 1.0, 1.0]
+    assert not held.compare.asked  # of a picture against itself
+    return held, held.evaluate()
+
+
+def test_the_trained_draw_what_the_base_draws_and_what_they_learned():
+    """From sigmas 1, 3/4, 0: 1 * 1/4 + 3/4 * 3/4 of each prompt's number."""
+    held, found = measured(max_failed=0.3)
+    trained = held.sample(held.texts, held.seeds, 1.0)
+    gains = [float(prompt) * 13 / 16 for prompt in PROMPTS]
+    assert [a - b for a, b in zip(trained, held.base_images)] == pytest.approx(gains)
+    assert found.wins == pytest.approx([g * float(p) / 100 for g, p in zip(gains, PROMPTS)])
+    assert held.base.wins == [0.5] * 5
+    grid = sum(held.base_grid, [])
+    assert len({*held.base_images, *grid}) == 5 + 3 * 2  # each from its own noise
+
+
+def test_neither_batches_nor_ranks_change_what_is_measured():
+    held, found = measured()
+    for other, again in together(lambda procs: measured(procs, micro_batch=2)):
+        assert other.base_images == held.base_images and other.base_grid == held.base_grid
+        assert again.wins == pytest.approx(found.wins)
+        assert max(other.model.sizes) == 2 and other.compare.asked == [3]  # its share
+
+
+def test_a_lost_comparison_has_no_win_rate_and_too_many_end_the_run_on_all_ranks():
+    assert [win is None for win in measured(lost=1)[1].wins].count(True) == 1
+
+    def of_rank(procs):
+        with pytest.raises(JudgeError, match="2 of 6 judgements lost"):
+            measured(procs, lost=0 if procs.rank else 2)
+
+    together(of_rank)

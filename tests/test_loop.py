@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from real_runs import ALONE, together
 
 import grpo
 import sampler
@@ -16,7 +17,6 @@ import train
 from rewards import Rewards
 from support.config import Config
 from support.judging import Judging
-from support.processes import Processes
 from support.prompts import Batch
 
 
@@ -32,28 +32,31 @@ class Slope(torch.nn.Module):
 
 
 class Rows(NamedTuple):
-    text: torch.Tensor
+    embeds: torch.Tensor
 
     def rows(self, rows):
-        return Rows(self.text[rows])
+        return Rows(self.embeds[rows])
 
 
 class Toy:
-    """A base model of one number, as the loop sees it."""
+    """A base model of one number, as the loop sees it; of prompt "q" its velocity is twice that of
+    prompt "p"."""
 
     def __init__(self, weight=0.0, base=0.0):
         self.transformer, self.frozen = Slope(weight), Slope(base)
         self.policy = self.transformer
 
     def encode(self, prompts, group_size):
-        return Rows(torch.zeros(len(prompts) * group_size, 1))
+        times = torch.tensor([1.0 + ord(prompt) - ord("p") for prompt in prompts])
+        return Rows(times.repeat_interleave(group_size).view(-1, 1, 1))
 
     def noise(self, seeds):
         noise = [torch.randn(4, 3, generator=torch.Generator().manual_seed(s)) for s in seeds]
         return torch.stack(noise)
 
     def velocity(self, text, transformer=None):
-        return transformer or self.transformer
+        network = transformer or self.transformer
+        return lambda latents, sigma: text.embeds * network(latents, sigma)
 
     def decode(self, clean):
         return list(clean)
@@ -65,19 +68,41 @@ class Toy:
         return [self.transformer.weight]
 
 
-SIGMAS = sampler.sigma_schedule(4)
-HOW = dict(noise_level=0.7, kind="flow")
+TOY = Config(
+    num_steps=4,
+    shift=3.0,
+    noise_level=0.5,
+    sde_kind="dance",
+    group_size=2,
+    prompts_per_step=2,
+    guard=False,
+    max_grad_norm=1e9,
+    clip_range=10.0,
+    lr=1e-3,
+)
+SIGMAS = sampler.sigma_schedule(TOY.num_steps, TOY.shift)
+
+
+@pytest.fixture(autouse=True)
+def plain_descent(monkeypatch):
+    """Gradient descent in AdamW's place: what moves the weight is the gradient."""
+    descent = lambda weights, lr, **_: torch.optim.SGD(weights, lr)
+    monkeypatch.setattr(torch.optim, "AdamW", descent)
+
+
+def sampled(model, batch, micro_batch):
+    how = dict(noise_level=TOY.noise_level, kind=TOY.sde_kind, micro_batch=micro_batch)
+    return train.sample(model, batch, SIGMAS, **how)
 
 
 def rolled(model, group_size=2):
     seeds = list(range(group_size))
-    batch = Batch(["p"], seeds, [100 + s for s in seeds], [0, 1, 2])
-    return train.sample(model, batch, SIGMAS, **HOW, micro_batch=group_size)
+    return sampled(model, Batch(["p"], seeds, [100 + s for s in seeds], [0, 1, 2]), group_size)
 
 
-def objective(model, rollout, advantages, k, **settings):
+def objective(model, rollout, advantages, k, rows=None, **settings):
     values = dict(clip_range=10.0, guard=False, kl_coef=0.0) | settings
-    rows = slice(0, len(advantages))
+    rows = slice(0, len(advantages)) if rows is None else rows
     return train.objective(model, rollout, advantages, k, rows, **values).loss
 
 
@@ -134,9 +159,6 @@ def test_past_the_clip_range_an_image_pulls_no_more():
     assert slope_of(objective(model, rollout, -better, k, clip_range=1e-6), model) != 0.0
 
 
-ALONE = Processes(0, 1, torch.device("cpu"))
-
-
 class Bigger:
     """A reward: of two pictures, the one with the larger sum wins."""
 
@@ -148,11 +170,10 @@ class Bigger:
         return Rewards(torch.tensor(values), Counter(wanted=len(prompts) * 2, comparisons=2))
 
 
-def batch_of_two():
-    return Batch(["p", "q"], [0, 1, 2, 3], [100, 101, 102, 103], [0, 1, 2])
+BATCH = Batch(["p", "q"], [0, 1, 2, 3], [100, 101, 102, 103], [0, 1, 2])
 
 
-def toy_run(model, procs=ALONE, micro_batch=2):
+def toy_run(model, procs=ALONE, micro_batch=2, batch=BATCH, groups=2):
     """A run of one step; what comes of it is in run.done."""
     run = types.SimpleNamespace(model=model, procs=procs, micro_batch=micro_batch, done=[])
     run.judging = Judging({"pairwise": Bigger()}, procs, max_failed=0.0)
@@ -164,67 +185,63 @@ def toy_run(model, procs=ALONE, micro_batch=2):
 
     def batches(optimizer, average):
         run.optimizer, run.average = optimizer, average
-        yield 2, [batch_of_two()]
+        yield 2, batch.split(groups)
 
     run.batches = batches
     return run
 
 
-TOY = Config(
-    num_steps=4, group_size=2, prompts_per_step=2, guard=False, max_grad_norm=1e9, clip_range=10.0
-)
-
-
 def test_only_a_windows_steps_are_stochastic_and_all_of_them_are_replayed():
     batch = Batch(["p"], [0, 1], [100, 101], [1, 2], [1, 2])
-    rollout = train.sample(Toy(0.5), batch, SIGMAS, **HOW, micro_batch=1)
+    rollout = sampled(Toy(0.5), batch, 1)
     trajectory = rollout.trajectory
     assert trajectory.sde_steps == (1, 2)
     assert [(trajectory.stds[k] > 0).all().item() for k in range(4)] == [False, True, True, False]
     assert torch.equal(trajectory.latents[1], trajectory.means[0])  # the ODE's own
 
 
-def descend(run, cfg=TOY, lr=1e-3):
-    """A step with plain gradient descent in AdamW's place: what moves is the gradient."""
-    descent = lambda weights, *_, **__: torch.optim.SGD(weights, lr)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim, "AdamW", descent)
-        train.train(cfg, run)
-
-
-def one_toy_step(cfg=TOY, lr=1e-3, **settings):
-    run = toy_run(Toy(), **settings)
-    descend(run, cfg, lr)
+def one_toy_step(cfg=TOY, lr=1e-3, procs=ALONE, weight=0.0, **settings):
+    run = toy_run(Toy(weight), procs, **settings)
+    train.train(replace(cfg, lr=lr), run)
     return run.model.transformer.weight.item(), run
 
 
 def test_a_step_of_the_loop_draws_what_the_judge_likes():
     """More of the steps that led to the larger picture: pictures grow on the same noise."""
     moved, _ = one_toy_step(lr=1e-2)
-    before, after = (
-        train.sample(Toy(w), Batch(["p"], [0, 1], [100, 101], []), SIGMAS, **HOW, micro_batch=2)
-        for w in (0.0, moved)
-    )
+    before, after = (sampled(Toy(w), Batch(["p"], [0, 1], [100, 101], []), 2) for w in (0.0, moved))
     wins = grpo.group_advantages(Bigger()(["p"], before.images).values).flatten()
     sums = [torch.stack(r.images[0]).sum((1, 2)) for r in (before, after)]
     assert moved != 0.0 and ((sums[1] - sums[0]) * wins).sum() > 0
 
 
 def test_a_step_is_the_mean_over_samples_and_replayed_steps_whatever_the_micro_batch():
-    model = Toy()
-    rollout = train.sample(model, batch_of_two(), SIGMAS, **HOW, micro_batch=4)
+    """And however many groups are sampled at a time."""
+    model = Toy(0.5)
+    rollout = sampled(model, BATCH, 4)
     advantages = grpo.group_advantages(Bigger()(["p", "q"], rollout.images).values, 0.05).flatten()
     parts = [objective(model, rollout, advantages, k) for k in (0, 1, 2)]
-    expected = -1e-3 * slope_of(sum(parts) / 3, model)
+    expected = -0.1 * slope_of(sum(parts) / 3, model)
     for micro_batch in (4, 2, 3, 1):  # 3: one of three samples, one of one
-        moved, run = one_toy_step(micro_batch=micro_batch)
-        assert moved == pytest.approx(expected, rel=1e-4)
+        shape = dict(micro_batch=micro_batch, groups=1 + micro_batch // 2 % 2)
+        moved, run = one_toy_step(lr=0.1, weight=0.5, **shape)
+        assert moved - 0.5 == pytest.approx(expected, rel=1e-3)
         assert len(run.done) == 1 and run.model.transformer.weight.grad is None
 
 
-def test_several_updates_each_see_their_part():
-    moved, run = one_toy_step(cfg=replace(TOY, updates=2), micro_batch=2)
-    assert len(run.done[0].norms) == 2 and moved != one_toy_step(micro_batch=2)[0]  # two norms
+def test_several_updates_each_descend_their_part_at_the_weights_that_the_last_one_left():
+    """Of every group some images: every other micro-batch."""
+    model, lr = Toy(), 0.1
+    rollout = sampled(model, BATCH, 1)
+    advantages = grpo.group_advantages(Bigger()(["p", "q"], rollout.images).values, 0.05).flatten()
+    for part in (torch.tensor([0, 2]), torch.tensor([1, 3])):
+        losses = [objective(model, rollout, advantages, k, part) for k in (0, 1, 2)]
+        slope = slope_of(sum(losses) / 3, model)
+        with torch.no_grad():
+            model.transformer.weight -= lr * slope
+    moved, run = one_toy_step(replace(TOY, updates=2), lr, micro_batch=1)
+    assert moved == pytest.approx(model.transformer.weight.item(), rel=1e-4)
+    assert len(run.done[0].norms) == 2
 
 
 def test_a_gradient_is_clipped_to_its_largest_norm():
@@ -239,24 +256,11 @@ def test_the_moving_average_follows_each_step():
 
 
 def test_each_rank_descends_its_own_advantages():
-    """Two ranks with the same prompts and other pictures: of the gathered rewards, each takes its
-    own."""
-    theirs = Rewards(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), Counter(wanted=4))
-    moved = []
-    for rank in range(2):
-
-        class Two(Processes):
-            def anywhere(self, here):
-                return here
-
-            def gather(self, items, rank=rank):
-                if not isinstance(items[0], dict):  # how the other one fares: well
-                    return items * 2
-                other = {"pairwise": theirs}
-                return [items[0], other] if rank == 0 else [other, items[0]]
-
-        moved.append(one_toy_step(procs=Two(rank, 2, torch.device("cpu")))[0])
-    assert moved[0] == moved[1] == one_toy_step()[0] != 0.0  # not the others' zeros
+    """A group's advantages are its own, so each of two ranks moves as it would alone."""
+    batches = [Batch([p], [n, n + 1], [n, n + 1], [0, 1, 2]) for p, n in (("p", 0), ("q", 5))]
+    moved = together(lambda procs: one_toy_step(procs=procs, batch=batches[procs.rank])[0])
+    alone = [one_toy_step(batch=batch)[0] for batch in batches]
+    assert moved == alone and abs(alone[0] - alone[1]) > 1e-6
 
 
 # ------------------------------------------------------------------- numbers that are not finite
@@ -278,8 +282,8 @@ class Poisoned(Toy):
 def test_what_is_not_finite_stops_the_step_before_the_optimizer(what, odd, monkeypatch):
     model = Poisoned(what, odd)
     if what == "loss":
-        clipped = grpo.clipped_loss
-        bad = lambda *a: clipped(*a)._replace(loss=clipped(*a).loss * 0 + odd)
+        clipped, odds = grpo.clipped_loss, iter([odd])  # of the first alone
+        bad = lambda *a: clipped(*a)._replace(loss=clipped(*a).loss * 0 + next(odds, 0.0))
         monkeypatch.setattr(grpo, "clipped_loss", bad)
     if what == "log-prob":
         join_ = sampler.concatenate
@@ -288,5 +292,5 @@ def test_what_is_not_finite_stops_the_step_before_the_optimizer(what, odd, monke
     monkeypatch.setattr(torch.optim.SGD, "step", lambda *_: pytest.fail("the optimizer's step"))
     run = toy_run(model)
     with pytest.raises(FloatingPointError):
-        descend(run)
+        train.train(TOY, run)
     assert not run.done  # and nothing was logged or saved

@@ -13,20 +13,26 @@ def test_the_verifier_needs_no_settings():
 
 def test_a_servers_settings_reach_it():
     url = "http://127.0.0.1:1/v1"
-    settings = {"timeout": 7.0, "patience": 8.0, "max_calls": 9}
+    settings = {"timeout": 7.0, "patience": 8.0, "max_calls": 9, "concurrency": 3}
     judge = make_judge("openai", url, "judge", max_tokens=5, seed=None, **settings)
     assert isinstance(judge, OpenAIMLLM)
     assert judge.name == f"judge at {url} (temperature 0.0, seed None, max_tokens 5)"
     assert (judge.timeout, judge.patience, judge.max_calls) == (7.0, 8.0, 9)
+    assert judge._slots.most == 3
 
 
-def test_a_local_judge_needs_a_model_that_is_there(tmp_path):
+def test_a_local_judge_needs_a_model_that_is_there(tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match="needs --judge_model, the folder or hub name of its model"
     ):
         make_judge("local", max_tokens=5)
     with pytest.raises(ValueError, match="cannot load a multimodal model from"):
         make_judge("local", model=str(tmp_path), max_tokens=5)
+    monkeypatch.setattr("judges.local.LocalMLLM", dict)
+    assert make_judge("local", model=[("is", "there")], max_tokens=5) == {
+        "is": "there",
+        "max_new_tokens": 5,
+    }
 
 
 def test_an_unknown_judge_is_told_which_there_are():

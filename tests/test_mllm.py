@@ -54,3 +54,7 @@ def test_only_what_is_lost_is_asked_again_and_no_more_often_than_allowed():
     assert heard == [[0], [0, 1], [0, 1, 2]]
     assert asked == [["", "a", "bb"], ["a!", "bb!"], ["bb!!"]]  # then there is nothing to ask
     assert ask_again(ask, [Query((), "bb")], again) == [[0, 1]]
+    echo = lambda queries: [query.text for query in queries]
+    louder = lambda query, said: None if query.text == "a" else query.text + "!"
+    heard = ask_again(echo, [Query((), text) for text in "abc"], louder)
+    assert heard == [["a"], ["b", "b!"], ["c", "c!"]]  # each its own

@@ -235,6 +235,15 @@ def test_scorers_are_counted():
     assert published == pytest.approx(1.71e9, rel=0.01) and plan.scorer_bytes(settings_of()) == 0
 
 
+def test_what_is_not_held_needs_no_memory(uncounted):
+    whole = dict(ema=0.9, reward="pairwise,clip", text_cache="")
+    with_all = plan.make_plan(TINY, settings_of(**SMALL | whole)).bytes
+    without = dict(ema=0.0, reward="pairwise", text_cache="texts")
+    for (flag, value), part in zip(without.items(), ("ema", "scorers", "text_encoders")):
+        bytes = plan.make_plan(TINY, settings_of(**SMALL | whole | {flag: value})).bytes
+        assert getattr(bytes, part) == 0 < getattr(with_all, part)
+
+
 def test_micro_batch_0_is_what_train_makes_of_it(uncounted):
     settings = settings_of(**SMALL | {"micro_batch": 0})
     for judge, samples in (("openai", 2), ("shapes", 4)):
@@ -310,7 +319,7 @@ def test_the_table_and_the_refusal():
     assert "\n" not in said and "--gpu_memory" in said
     assert "--lora_rank" in said and "more ranks" in said
     with pytest.raises(SystemExit, match="--micro_batch 1"):
-        plan.refuse(wide._replace(phases={"update": 10**9}), gpu_memory=1)
+        plan.refuse(wide._replace(phases={"update": 10**9, "optimizer": 1}), gpu_memory=1)
     plain = replace(wide.settings, lora_rank=4, shard=False, text_cache="x", offload=True)
     with pytest.raises(SystemExit, match="a larger GPU"):
         plan.refuse(wide._replace(settings=plain, phases={"encode": 10**12}), gpu_memory=1)

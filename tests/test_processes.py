@@ -1,9 +1,11 @@
 """Two gloo processes against one: what they learn, checkpoints that move between them, a recipe."""
 
+import contextlib
 import math
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -61,6 +63,15 @@ def moment_of(run):
     return flat(state["exp_avg"] for state in run.optimizer.state.values())
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens at."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
 class Sent(TorchDispatchMode):
     """Counts the weights and gradients that went to other ranks, by the name of the operation."""
 
@@ -113,24 +124,24 @@ def a_signal_to_one_rank_ends_both(procs, cfg) -> None:
     assert all(torch.equal(kept[name], whole[name]) for name in whole)
 
 
-def groups_end_after_their_wrappers() -> None:
+def groups_end_after_their_wrappers(ports: list[int]) -> None:
     """Ends a group right after a collective of Python objects, and then what wrapped a network for
     it, time and again: unless start_processes holds the group, one of the first ten never ends."""
-    for number in range(12):
-        os.environ["MASTER_PORT"] = str(29600 + number)
+    for port in ports:
+        os.environ["MASTER_PORT"] = str(port)
         procs = processes.start_processes("cpu")
         wrapped = processes.replicate(torch.nn.Linear(2, 2), procs)
-        assert procs.gather(["here"] * 3) == ["here"] * 6
+        assert procs.gather([procs.rank, "x"]) == [0, "x", 1, "x"]
         torch.distributed.destroy_process_group()
         del wrapped
 
 
-def as_one_of_two(rank: int, folder: Path) -> None:
+def as_one_of_two(rank: int, folder: Path, ports: list[int]) -> None:
     """What each of two processes does: a step of each mode, whose checkpoint both take up again.
     Rank 0 writes what the tests compare."""
     torch.set_num_threads(1)
     os.environ |= dict(RANK=str(rank), WORLD_SIZE="2")  # what torchrun sets
-    os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT="29541")
+    os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(ports[0]))
     procs = processes.start_processes("cpu")
     for mode in MODES:
         with Sent() as sent:
@@ -155,7 +166,7 @@ def as_one_of_two(rank: int, folder: Path) -> None:
         often = dict(updates=2, checkpoint_every=9, out=str(folder / f"{mode} stopped"))
         a_signal_to_one_rank_ends_both(procs, replace(config(mode, folder), **often))
     torch.distributed.destroy_process_group()
-    groups_end_after_their_wrappers()
+    groups_end_after_their_wrappers(ports[1:])
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +175,8 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     forks = multiprocessing.get_context("forkserver")  # which loads the libraries once for both
     forks.set_forkserver_preload(["train", "support.footprint"])
-    ranks = [forks.Process(target=as_one_of_two, args=(rank, folder)) for rank in range(2)]
+    ports = free_ports(1 + 12)
+    ranks = [forks.Process(target=as_one_of_two, args=(rank, folder, ports)) for rank in range(2)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -271,7 +283,8 @@ def recipe(tmp_path_factory):
     """A folder in which torchrun's two ranks made two steps of the recipe; the command, the log and
     what was said. The judge's server is still there."""
     folder = tmp_path_factory.mktemp("recipe")
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29547"]
+    port = f"--master_port={free_ports(1)[0]}"
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", port]
     with pytest.MonkeyPatch.context() as here, served() as server:
         here.setenv("OPENAI_API_KEY", "none")
         command = recipe_at_small_size(folder, url_of(server))

@@ -62,6 +62,7 @@ def test_scores_of_an_unfinished_answer_stand_closed_after_the_thinking(text, sc
 def test_chinese_prompts_are_asked_in_chinese():
     text = question(PROMPT._replace(text="一顶红帽", language="zh"))
     assert "提示词：一顶红帽" in text and "考点 2：语法-否定" in text and "Caption" not in text
+    assert "定义：提示词否定的内容没有出现。" in text
 
 
 def test_a_template_of_ones_own():

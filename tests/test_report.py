@@ -134,6 +134,16 @@ def test_page_is_whole_offline_and_holds_hostile_text_as_text(page):
     assert groups[1]["images"][0]["src"].startswith("data:image/png")  # 32 pixels, as it is
 
 
+def test_what_was_not_judged_comes_first_with_what_failed():
+    point = Point("Style", "ink", True, "")
+    cards = [
+        Card(1, "half", "", [point, point._replace(passed=False)]),
+        Card(2, "whole", "", [point]),
+        Card(3, "not judged", "", [point._replace(passed=None)] * 2),
+    ]
+    assert [group["index"] for group in report.gallery_data({"model": cards})] == [3, 1, 2]
+
+
 def test_markdown_table():
     table = markdown_table(["Dim", "a|b"], [["Style", "50.00"]], ["a note"])
     assert table == "| Dim | a\\|b |\n|---|---:|\n| Style | 50.00 |\n\na note\n"

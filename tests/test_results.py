@@ -11,6 +11,7 @@ from bench import overall
 from support.bootstrap import interval, resample
 from unigenbench import results as R
 from unigenbench import tables
+from unigenbench.report import radar_percent
 from unigenbench.results import Coverage, Result, compare, read_results, score, write_results
 from unigenbench.testpoints import PRIMARIES, SUBS, Prompt, primary_of
 
@@ -53,8 +54,10 @@ def test_scores_by_hand():
     }
     assert s.overall == pytest.approx((1 + 2 / 5 + 1) / 3)
     assert s.strict == pytest.approx((1 + 2 / 8 + 1 / 2) / 3)
-    assert s.coverage == Coverage(12, 8, 3, 1)
+    assert s.coverage == Coverage(12, 8, 3, 1) and s.accuracy == 5 / 8
+    assert {row[0]: row[3:] for row in tables.score_rows(s)}["Attribute"] == ["2/5", "25.00"]
     assert tables.coverage_line(s).startswith("INCOMPLETE")
+    assert [radar_percent(s)[name] for name in ("Attribute", "Action")] == [40.0, None]
 
 
 def test_a_dropped_row_counts_as_failed():
@@ -159,7 +162,8 @@ def test_result_file_is_read_back(tmp_path, odd):
             0, ("Style", COLOR), [1, 0], output=text, descriptions=["a", text], reasons=[text] * 2
         ),
         result(1, (COLOR,), None, 1, output=text),
-        RESULTS[5],
+        *RESULTS[3:],
+        result(7, ("Style",), [1], language="zh"),
     ]
     write_results(rows, tmp_path / "r.csv")
     assert read_results(tmp_path / "r.csv") == rows
@@ -167,9 +171,9 @@ def test_result_file_is_read_back(tmp_path, odd):
         lines = list(csv.DictReader(file))
     assert list(lines[0]) == ["index", "prompt", "testpoint", "output", "result_json", "img_path"]
     assert lines[0]["testpoint"] == "['Style', 'Attribute - Color']"  # as Python prints it
-    assert [line["output"] for line in lines] == [text, text, ""]
+    assert [line["output"] for line in lines[:2]] == [text, text]
     assert ast.literal_eval(lines[0]["result_json"])["analysis"] == [text] * 2
-    assert lines[1]["result_json"] == "null"
+    assert lines[1]["result_json"] == "null" and lines[-1]["testpoint"] == "['风格']"
 
 
 def test_half_of_a_pair_of_surrogates_does_not_cost_the_file(tmp_path):

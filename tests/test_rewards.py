@@ -356,6 +356,8 @@ def test_a_soft_judge_that_always_prefers_one_place_gives_all_half():
     values, counts, *_ = PairwiseReward(Soft(odds), soft=True)(["p"], [[0, 1, 2, 3]])
     assert values.tolist() == [[0.5] * 4]
     assert (counts["ties"], counts["agree"], counts["first"]) == (6, 0, 12)
+    even = PairwiseReward(Soft(dict.fromkeys(odds, 0.5)), soft=True)(["p"], [[0, 1, 2, 3]]).counts
+    assert (even["ties"], even["agree"], even["first"], even["second"]) == (6, 6, 0, 0)
 
 
 @pytest.mark.parametrize("reward", [PairwiseReward(Judge(higher)), PointwiseReward(Judge(higher))])

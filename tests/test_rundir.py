@@ -21,8 +21,10 @@ from support.config import Config
 from support.run import check_shared
 from support.rundir import (
     best_step,
+    card_snippet,
     check_disk,
     contents,
+    digest,
     disk_bytes,
     hold_run,
     judge_rates,
@@ -92,13 +94,12 @@ def test_a_logger_that_is_not_installed_is_named(kind, tmp_path, monkeypatch):
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux):
     """Run as it stands, with the placeholder filled in, in float32 on the CPU."""
-    run = dict(dtype="float32", size=32, num_steps=2, guidance=3.5)
+    run = dict(dtype="float32", size=40, num_steps=3, guidance=2.5)
     (tmp_path / "config.json").write_text(json.dumps({"config": run}))
     final, pipe = tmp_path / "final", flux.load(TINY)
     if lora:
         flux.add_lora(pipe, 2)
     flux.save(pipe, final)
-    scores = {"win_rate_vs_base": 0.5}
     settings = {"recipe": "shapes", "reward": "clip", "guard": False, "base_url": "http://x"}
     write_card(
         final,
@@ -107,7 +108,7 @@ def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux
         lora,
         settings,
         "it went well",
-        {"base": scores, "trained": scores},
+        {"base": {"win_rate_vs_base": 0.5}, "trained": {"win_rate_vs_base": 0.625}},
     )
     card = (final / "README.md").read_text()
     for part in (
@@ -115,7 +116,7 @@ def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux
         "--recipe shapes",
         "--reward clip",
         "--no-guard\n",
-        "| win_rate_vs_base | 0.500 | 0.500 |",
+        "| win_rate_vs_base | 0.500 | 0.625 |",
         "library_name: diffusers",
         f"base_model: {TINY}",
     ):
@@ -127,13 +128,14 @@ def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux
     torch.manual_seed(0)
     same = tiny_flux(
         "a prompt",
-        height=32,
-        width=32,
-        num_inference_steps=2,
-        guidance_scale=3.5,
+        height=40,
+        width=40,
+        num_inference_steps=3,
         max_sequence_length=12,
     ).images[0]
     assert np.array_equal(np.asarray(drawn["image"]), np.asarray(same))
+    other = card_snippet("Pipeline", TINY, lora, final, run | {"dtype": "bfloat16"})
+    assert "dtype=torch.bfloat16)" in "".join(other) and "guidance_scale=2.5" in code
 
 
 def test_a_run_resumes_on_other_hardware_but_not_as_another_run(tmp_path):
@@ -177,6 +179,15 @@ def test_a_run_is_of_what_stood_in_its_files(name, with_files):
     places[name].write_text("a\n")
     if name in FILES:  # the same, elsewhere
         prepare_run(replace(cfg, **{name: str(places[name].rename(places[name].with_name("new")))}))
+
+
+def test_of_a_file_too_large_to_be_read_the_length_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr("support.rundir.WHOLE", 3)
+    file, found = tmp_path / "weights", []
+    for text in ("one", "two", "four", "five", "seven"):
+        file.write_text(text)
+        found.append(digest(str(file)))
+    assert len(set(found)) == 4 and found[2] == found[3]
 
 
 def test_what_may_be_lost_and_how_a_judge_is_reached_may_change(with_files):

@@ -252,7 +252,9 @@ def test_replay_on_the_shipped_model_gives_ratio_exactly_one(tiny_flux, kind):
 def test_replay_carries_gradient_and_takes_one_index_a_row(tiny_flux):
     scale = torch.ones((), requires_grad=True)
     velocity = lambda latents, sigma: scale * linear_velocity(latents, sigma)
-    trajectory = sampler.rollout(velocity, torch.randn(4, 3, 2), sampler.sigma_schedule(5), 0.7)
+    sigmas = sampler.sigma_schedule(5, 3.0)
+    trajectory = sampler.rollout(velocity, torch.randn(4, 3, 2), sigmas, 0.4)
+    assert torch.equal(trajectory.step(2, [1]).next_latents, trajectory.latents[3, [1]])
     index = torch.tensor([0, 1, 2, 3])
     mixed = sampler.replay(velocity, trajectory, index)
     stored = trajectory.log_probs[index, torch.arange(4)]

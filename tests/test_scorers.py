@@ -246,6 +246,8 @@ def test_a_multimodal_llm_rates_each_image_alone(images, caplog):
     for prompt, query in zip(prompts, rater.asked):
         assert f"\nCaption: {prompt}\n" in query.text
     assert not caplog.records
+    form = "{prompt}\n" + RATINGS  # who repeats the question has not answered it
+    assert scorers.MLLMScorer(Rater(Answer("a\n" + RATINGS)), form).score("a", images[:1]) == [None]
 
 
 @pytest.mark.parametrize(
@@ -253,6 +255,7 @@ def test_a_multimodal_llm_rates_each_image_alone(images, caplog):
     [
         (Answer(error="HTTP 500"), "HTTP 500"),
         (Answer("I like it"), "no ratings in an answer that ends with 'I like it'"),
+        (Answer(RATINGS, unfinished="cut off"), "cut off: no ratings in an answer that ends with"),
     ],
 )
 def test_an_image_without_ratings_has_no_score_and_the_last_reason_is_logged(

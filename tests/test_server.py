@@ -31,13 +31,13 @@ from judges.server import OpenAIMLLM, retry_delay
 def test_request_is_what_the_protocol_says():
     image, other = picture("red"), picture("blue")
     with serving() as server:
-        judge = client(server, temperature=0.0, seed=7, max_tokens=99)
+        judge = client(server, temperature=0.0, seed=0, max_tokens=99)
         answers = judge.ask([Query((image, other), "which?")])
     assert answers == [Answer("echo which?", None, "m")]  # m: who the server says it was
     body, headers = server.requests[0]
     assert headers["Authorization"] == f"Bearer {KEY}"
     sent = {key: body[key] for key in ("model", "temperature", "seed", "max_tokens")}
-    assert sent == {"model": "judge", "temperature": 0, "seed": 7, "max_tokens": 99}
+    assert sent == {"model": "judge", "temperature": 0, "seed": 0, "max_tokens": 99}
     *images, text = body["messages"][0]["content"]
     assert text == {"type": "text", "text": "which?"}
     for sent, original in zip(images, (image, other), strict=True):
@@ -67,8 +67,10 @@ def test_passing_faults_are_retried(fault):
 
 def test_a_hanging_server_times_out_and_is_retried():
     with serving("hold") as server:  # until the end of the block
-        answers = client(server, timeout=1.0, max_retries=50).ask([Query((), "again")])
+        judge = client(server, timeout=1.0, max_retries=50)
+        answers = judge.ask([Query((), "again")])
     assert texts(answers) == ["echo again"] and len(server.requests) >= 2
+    assert judge._slots.falls and judge._slots.size % 1  # fewer calls, and a part of one more again
 
 
 def test_the_error_of_a_hanging_server_says_how_long_it_was_waited_for():

@@ -1,5 +1,7 @@
 """The splits: every prompt reads back, training and held-out ones share no combination."""
 
+from collections import Counter
+
 import numpy as np
 
 from shapes.prompts import all_prompts, heldout_prompts, sample_prompts
@@ -22,6 +24,8 @@ def test_train_and_heldout_combinations_are_disjoint():
     assert {p.kind for p in heldout_prompts()} == set(KINDS)
     sampled = sample_prompts(500, np.random.default_rng(0))
     assert {p.text for p in sampled} <= train
+    assert min(Counter(p.kind for p in sampled)[kind] for kind in KINDS) > 25  # of 45
+    assert len({p.kind for p in heldout_prompts()[:60]}) > 6  # mixed, also in its first ones
 
 
 def test_eight_primary_dimensions_are_covered():

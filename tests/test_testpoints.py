@@ -170,8 +170,8 @@ def test_written_prompts_are_read_back(tmp_path, odd):
     assert load_prompts(tmp_path / "p.csv") == prompts
 
 
-def test_labels_are_read_whatever_their_blanks():
-    assert canonical(" Attribute-Color ") == canonical("属性 - 颜色") == "Attribute - Color"
+def test_labels_are_read_whatever_their_blanks_and_case():
+    assert canonical(" ATTRIBUTE-color ") == canonical("属性 - 颜色") == "Attribute - Color"
 
 
 # ----------------------------------------------------------------------------- question and answer

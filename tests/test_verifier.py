@@ -20,6 +20,7 @@ from shapes.verifier import (
     CHECKS,
     KINDS,
     ShapesMLLM,
+    answer_scores,
     compare,
     parse_prompt,
     parse_testpoint,
@@ -189,6 +190,15 @@ def test_each_check_draws_its_line_where_it_says(prompt, things, holds):
     assert satisfied(parse_prompt(prompt), scenes.Reading(tuple(things), 0, False, 0.0))[0] == holds
 
 
+def test_what_is_said_of_a_shape_holds_of_each_of_it():
+    def first(prompt, *things):
+        return satisfied(parse_prompt(prompt), scenes.Reading(things, 0, False, 0.0))
+
+    assert first("a small red circle", RED._replace(r=3.4), RED) == [True, True, False]
+    assert not first("a red circle to the left of a blue square", RED, RED._replace(x=30), BLUE)[0]
+    assert not first("two circles, all of them red", RED)[1]  # all of one
+
+
 @pytest.mark.parametrize(
     "size, r, holds",
     [
@@ -255,6 +265,25 @@ def test_cleanness_never_decides_between_looks():
     readings = scenes.read([Image.fromarray(clean), Image.fromarray(dirty)])
     assert readings[1].fidelity - readings[0].fidelity > ShapesMLLM.JND
     assert compare(parse_prompt("a large red square"), *readings, jnd=0.5)[1] == 0
+
+
+ROUND = scenes.Reading((RED,), 0, False, 1.0)
+
+
+@pytest.mark.parametrize(
+    "first, second, winner",
+    [
+        (ROUND, ROUND._replace(fidelity=1.4), 0),  # below what is noticed
+        (ROUND, ROUND._replace(fidelity=1.6), 1),
+        (ROUND, ROUND._replace(things=(RED, RED), fidelity=9.0), 0),  # to leave out does not pay
+        (ROUND, ROUND._replace(unread=1), 0),
+        (ROUND._replace(things=(RED, RED)), ROUND._replace(unread=1, fidelity=0.0), 1),
+    ],
+)
+def test_among_equals_fewer_blots_win_and_then_the_cleaner_one(first, second, winner):
+    prompt = parse_prompt("a large red square")
+    assert compare(prompt, first, second, jnd=0.5)[1] == winner
+    assert compare(prompt, second, first, jnd=0.5)[1] == (3 - winner if winner else 0)
 
 
 def test_json_form_where_it_is_asked_for():
@@ -359,3 +388,6 @@ def test_scores_rise_with_testpoints_and_cleanness():
     images = [Image.fromarray(p) for p in scenes.render([one(), one(color="blue")])]
     good, bad = scorer.score(["a large red circle"] * 2, images)
     assert 4.5 < good <= 5 and bad < good - 0.3
+    (blue,) = scenes.read(images[1:])
+    said = answer_scores(parse_prompt("a large red circle"), blue)
+    assert f"Alignment Score (1-5): {1 + 4 * 2 / 3:.4f}" in said  # two of three testpoints

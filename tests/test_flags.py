@@ -1,0 +1,227 @@
+"""Every flag is read, used, and changes something: those of train.py in what they name, those of
+bench.py in what their command calls. A new flag fails here until it is put to one of the tests."""
+
+import argparse
+import dataclasses
+import re
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from real_runs import ALONE, log_of, stepped
+from test_loop import TOY, one_toy_step
+
+import bench
+from shapes.verifier import ShapesMLLM
+from support import build
+from support.config import Config
+from support.prompts import Prompts, make_batch
+
+# Of each part of a run the settings to begin with, and another value of each flag that it reads.
+SERVED = dict(judge="openai", judge_model="m", base_url="http://h/v1")
+PARTS = {
+    "drawn": (dict(), dict(same_noise=True, num_steps=5, timestep_fraction=0.2, prompts="a file")),
+    "drawn in a window": (
+        dict(window=2, window_range="1:5"),
+        dict(seed=1, prompts_per_step=2, group_size=3, window=3, window_range="0:3"),
+    ),
+    "stepped": (
+        vars(TOY) | dict(updates=2, kl_coef=0.1),
+        dict(
+            shift=1.0,
+            noise_level=0.7,
+            sde_kind="flow",
+            guard=True,
+            clip_range=1e-9,
+            max_grad_norm=1e-3,
+            kl_coef=0.2,
+            updates=1,
+            std_floor=1.0,
+            adv_clip=0.1,
+        ),
+    ),
+    "loaded": (
+        dict(lora_rank=2),
+        dict(
+            seed=1,
+            model="m",
+            size=64,
+            guidance=2.0,
+            lora_rank=4,
+            lora_alpha=1,
+            dtype="bfloat16",
+            gradient_checkpointing=True,
+            compile=True,
+            offload=True,
+            shard=True,
+            vae_slicing=True,
+        ),
+    ),
+    "judged": (
+        SERVED,
+        dict(
+            judge="local",
+            judge_model="n",
+            base_url="http://other/v1",
+            judge_tokens=7,
+            judge_seed=-1,
+            max_calls=7,
+            concurrency=6,
+            call_timeout=7.0,
+            patience=200.0,
+        ),
+    ),
+    "rewarded": (
+        dict(),
+        dict(
+            reward="pointwise", opponents=2, both_orders=False, soft=True, judge_prompt="template"
+        ),
+    ),
+    "tried": (dict(judge="local"), dict(soft=True, judge_prompt="template")),
+    "run": (
+        dict(prompts_per_step=1, group_size=2, num_steps=2, heldout=1, steps=9, eval_every=2)
+        | dict(checkpoint_every=1),
+        dict(lr=1e-3, weight_decay=1.0, ema=0.0, checkpoint_every=2),
+    ),
+}
+# Where a run happens, what it writes, what it only plans, and what ends it: tests of their own.
+ELSEWHERE = {
+    *("recipe", "out", "steps", "resume", "device", "logger", "text_cache", "micro_batch"),
+    *("max_failed", "dry_run", "gpu_memory", "ranks", "eval_every", "heldout"),
+}
+
+
+def said_of(mock) -> list[str]:
+    """All that was called, without the numbers of the mocks."""
+    return [re.sub(r" id='\d+'", "", str(call)) for call in mock.mock_calls]
+
+
+def drawn(cfg, *_):
+    prompts = Prompts([f"prompt {n}" for n in range(50)], []) if cfg.prompts else None
+    return make_batch(cfg, prompts, 3)
+
+
+def stepped_toy(cfg, *_):
+    return one_toy_step(cfg, lr=0.01, micro_batch=1)[0]
+
+
+def loaded(cfg, _, patch):
+    made = MagicMock()
+    made.processes.blocks.return_value = [made.block]
+    made.pipe.components = {}
+    made.load.return_value.pipe = made.pipe
+    patch.setattr(build, "processes", made.processes)
+    patch.setattr(build.base, "load", made.load)
+    patch.setattr(build.copy, "deepcopy", made.copied)
+    build.load_model(cfg, ALONE)
+    return said_of(made), torch.initial_seed()
+
+
+def judged(cfg, _, patch):
+    made = MagicMock()
+    patch.setattr("judges.server.OpenAIMLLM", made.server)
+    patch.setattr("judges.local.LocalMLLM", made.local)
+    build.judge_of(cfg, 2)
+    return said_of(made)
+
+
+def rewarded(cfg, folder, patch):
+    (folder / "template").write_text("{prompt}")
+    patch.chdir(folder)
+    (reward,) = build.rewards_of(cfg, ShapesMLLM(), "cpu").values()
+    names = ("both_orders", "opponents", "soft", "template")
+    return type(reward), [getattr(reward, name, None) for name in names]
+
+
+def tried(cfg, folder, patch):
+    (folder / "template").write_text("{prompt}")
+    patch.chdir(folder)
+    patch.setattr(build, "check_sight", lambda *settings: settings[1:])
+    return build.try_judge(cfg, ShapesMLLM())
+
+
+def run(cfg, folder, _):
+    stepped(dataclasses.replace(cfg, out=str(folder)), 2)
+    return log_of(folder), sorted(path.name for path in (folder / "checkpoint").iterdir())
+
+
+LOOKS = {
+    "drawn": drawn,
+    "stepped": stepped_toy,
+    "loaded": loaded,
+    "judged": judged,
+    "rewarded": rewarded,
+    "tried": tried,
+    "run": run,
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_flag_of_training_changes_what_it_names(part, tmp_path_factory):
+    usual, others = PARTS[part]
+    look, cfg = LOOKS[part.split()[0]], Config(**usual)
+
+    def seen(cfg):
+        with pytest.MonkeyPatch.context() as patch:
+            return look(cfg, tmp_path_factory.mktemp("flag"), patch)
+
+    before = seen(cfg)
+    assert before == seen(cfg)  # or everything would change it
+    for name, value in others.items():
+        assert seen(dataclasses.replace(cfg, **{name: value})) != before, name
+
+
+def test_every_flag_of_training_is_put_to_the_test():
+    tested = {name for _, others in PARTS.values() for name in others}
+    fields = {f.name for f in dataclasses.fields(Config)}
+    assert tested | ELSEWHERE == fields and not tested & ELSEWHERE
+
+
+# ----------------------------------------------------------------------------- bench.py
+
+JUDGE = "--judge openai --base_url http://h/v1 --judge_model m"
+COMMANDS = {
+    "generate": "--model m --prompts shapes --out o",
+    "judge": f"--prompts shapes --images i --out r.csv {JUDGE}",
+    "score": "r.csv",
+    "report": "r.csv",
+    "construct": f"--count 2 --out p.csv {JUDGE}",
+}
+CALLED = (
+    "check_sight complete compare construct generate journal_of judge_images make_judge "
+    "read_results score settings_of tables write_atomic write_prompts write_report write_results "
+    "write_scores"
+)
+
+
+def called(line, patch):
+    """What a command calls, of which nothing is done, and its exit status."""
+    made = MagicMock()
+    made.make_judge.return_value.name = "m"
+    made.construct.return_value = [1], []
+    made.check_sight.return_value = ""
+    for name in CALLED.split():
+        patch.setattr(bench, name, getattr(made, name))
+    return bench.run(line.split()), said_of(made)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_of_bench_changes_what_its_command_calls(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("other").write_text("{prompt}")
+    line = f"{command} {COMMANDS[command]}"
+    (commands,) = bench.make_parser()._subparsers._group_actions
+    before = called(line, monkeypatch)
+    assert before == called(line, monkeypatch)
+    for action in commands.choices[command]._actions:
+        if isinstance(action, argparse._HelpAction):
+            continue
+        value = {"judge": "shapes", "prompts": "own"}.get(
+            action.dest, "7" if action.type else "" if action.nargs == 0 else "other"
+        )
+        if action.option_strings:
+            changed = f"{line} {action.option_strings[0]} {value}"
+        else:
+            changed = f"{line} other" if action.nargs else line.replace(" r.csv", " other")
+        assert called(changed, monkeypatch) != before, action.dest
