@@ -22,7 +22,7 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036, so that an older one ends in a sentence
     raise SystemExit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}")
 
-from support.stop import interruptible, stopped
+from common.interrupt import interruptible, stopped
 
 if __name__ == "__main__":
     interruptible("bench.py")  # also while the libraries below load
@@ -36,14 +36,14 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
+from common.files import check_outputs, journal_of, write_atomic
+from common.wording import one_line
 from judges.make import KINDS, make_judge
 from judges.mllm import MLLM
 from judges.sight import check_sight
 from judges.verdicts import read_template
 from shapes import prompts as shapes_prompts
 from shapes.server import ClassroomMLLM
-from support.files import check_outputs, journal_of, write_atomic
-from support.wording import one_line
 
 # Others import these from here, whether or not they are used below.
 from unigenbench import tables

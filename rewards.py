@@ -10,7 +10,7 @@ Departures from the released code:
   - each pair is judged in both orders and its points are the mean of the two, so that orders that
     disagree are a tie (there: one order, and a judge that prefers the first image is believed);
   - an answer without a verdict is asked for once more, then left out (there: half a win each);
-  - too many lost answers end the run with one sentence (there: KeyError): support/judging.py.
+  - too many lost answers end the run with one sentence (there: KeyError): training/judging.py.
 Ties matter. With every difference counted a win rate is a rank, and a difference that nobody can
 see weighs as much as a decisive one.
 
@@ -29,7 +29,7 @@ import torch
 from judges.mllm import MLLM, Query
 from judges.verdicts import PAIRWISE_TEMPLATE, Outcome, Verdict, ask, parse_verdict  # noqa: F401
 
-JUDGED = ("pairwise", "pointwise")  # of --reward; support/build.py makes them
+JUDGED = ("pairwise", "pointwise")  # of --reward; training/start.py makes them
 
 # The least std of a group that divides its rewards, in each reward's own units, where --std_floor
 # gives no other. Where a group's std is below it, images hardly differ, and advantages stay small.

@@ -3,10 +3,10 @@
 `train` is the algorithm: prompts -> G rollouts each of the flow as an SDE -> pictures -> all pairs
 compared by a judge -> win rates -> advantages within the group -> replay of the rollout's steps
 with gradient, and descent of the clipped loss. arXiv 2508.20751; sampler.py, rewards.py and grpo.py
-hold the three ideas; support/ holds what a run needs besides.
+hold the three ideas; training/ holds what a run needs besides.
 
     python train.py                                  # the embedded default: minutes on a laptop CPU
-    python train.py --steps 20 --out runs/short      # every setting is a flag: support/config.py
+    python train.py --steps 20 --out runs/short      # every setting is a flag: training/config.py
     python train.py --reward pointwise --out runs/pointwise
     torchrun --nproc_per_node=2 train.py             # gradients averaged over ranks, groups whole
     python train.py --recipe flux-lora --prompts prompts.txt --base_url http://judge:8000/v1
@@ -18,7 +18,7 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036, so that an older one ends in a sentence
     raise SystemExit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}")
 
-from support.config import parse_config
+from training.config import parse_config
 
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
     parse_config()  # answers and ends: before the libraries below, which take seconds to load
@@ -32,8 +32,8 @@ import grpo
 import sampler
 from models.base import check_finite
 from rewards import std_floors
-from support import processes
-from support.run import Run, started
+from training import distributed
+from training.run import Run, started
 
 log = logging.getLogger("train")
 
@@ -63,7 +63,7 @@ class TrainStep(NamedTuple):
 def train(cfg, run: Run) -> None:
     """Pref-GRPO: each pass of the loop is a training step, a line of the log."""
     optimizer = torch.optim.AdamW(run.model.trainable(), cfg.lr, weight_decay=cfg.weight_decay)
-    average = processes.MovingAverage(run.model.transformer, cfg.ema)
+    average = distributed.MovingAverage(run.model.transformer, cfg.ema)
     sigmas = sampler.sigma_schedule(cfg.num_steps, cfg.shift)  # (K+1,)
     how = dict(noise_level=cfg.noise_level, kind=cfg.sde_kind, micro_batch=run.micro_batch)
     for step, parts in run.batches(optimizer, average):
@@ -151,12 +151,12 @@ def update(cfg, run: Run, rollout: Rollout, advantages, replayed: list[int]):
         parts = [(k, rows) for rows in batches[n :: cfg.updates] for k in replayed]
         samples = sum(rows.stop - rows.start for _, rows in parts)
         for i, (k, rows) in enumerate(parts, 1):
-            with processes.gradients(run.model.policy, average=i == len(parts)):
+            with distributed.gradients(run.model.policy, average=i == len(parts)):
                 loss = objective(run.model, rollout, advantages, k, rows, **how)
                 ((rows.stop - rows.start) / samples * loss.loss).backward()
             losses.append(grpo.Loss(*(x.detach() for x in loss)))
         run.procs.alike(check_finite, [("the loss", torch.stack([x.loss for x in losses]))])
-        norms.append(processes.clip_gradients(run.model.trainable(), cfg.max_grad_norm))
+        norms.append(distributed.clip_gradients(run.model.trainable(), cfg.max_grad_norm))
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
     run.average.update()
@@ -192,7 +192,7 @@ def main() -> None:
     log.setLevel(logging.INFO)
     cfg = parse_config()
     if cfg.dry_run:
-        from support import dry_run
+        from training import dry_run
 
         return dry_run.main(cfg)
     with started(cfg) as run:  # whatever ends it says in one sentence why, and what is kept

@@ -31,7 +31,7 @@ EXERCISES = {
     "05_verdicts": {"parse_verdict": "judges.verdicts"},
     "06_advantages": {"group_advantages": "grpo"},
     "07_loss": dict.fromkeys(["clipped_loss", "normalized_log_ratio"], "grpo"),
-    "08_window": {"draw_window": "support.prompts", "rollout": "sampler"},
+    "08_window": {"draw_window": "training.data", "rollout": "sampler"},
     "09_bench_score": {"overall": "bench"},
     "10_hack": dict.fromkeys(["score", "hacked", "points"], "exercises.our_hack"),
 }

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from exercises.checks import USED, student
 from exercises.train import BRIEF, draw, held_out, settings, trained
+from figures import pictures
 from rewards import PairwiseReward, PointwiseReward
-from support import pictures
 
 
 class Scorer:

@@ -7,7 +7,7 @@ import torch
 
 from exercises import ex_08_window as ex
 from exercises.checks import expect, expect_as_ours, expect_draws, expect_walk
-from support.prompts import seed_of
+from training.data import seed_of
 
 PLACES = "part 1 of the docstring of draw_window in exercises/ex_08_window.py"
 SAME = "part 2 of the docstring of draw_window in exercises/ex_08_window.py"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from common.rgb import to_rgb
 from judges.mllm import Answer, Query, StreamingMLLM, cut_off, open_thought
-from support.rgb import to_rgb
 
 log = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ def make_judge(
 
         return LocalMLLM(model, max_new_tokens=max_tokens)
     if kind == "openai":
-        from judges.server import OpenAIMLLM
+        from judges.openai_client import OpenAIMLLM
 
         return OpenAIMLLM(
             base_url or None,

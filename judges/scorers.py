@@ -43,9 +43,9 @@ from safetensors import safe_open
 from transformers import CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection
 from transformers.utils import cached_file
 
+from common.rgb import to_rgb
 from judges.mllm import MLLM, Query
 from judges.verdicts import POINTWISE_TEMPLATE, Outcome, read_rating
-from support.rgb import to_rgb
 
 log = logging.getLogger(__name__)
 

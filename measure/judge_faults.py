@@ -32,9 +32,9 @@ import train
 from rewards import PairwiseReward
 from shapes.server import Faults, JudgeServer
 from shapes.verifier import ShapesMLLM
-from support.config import Config
-from support.processes import Processes
-from support.run import start_run
+from training.config import Config
+from training.distributed import Processes
+from training.run import start_run
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -19,13 +19,13 @@ import time
 
 import sampler
 import train
-from judges.server import OpenAIMLLM
+from judges.openai_client import OpenAIMLLM
 from models import base
 from rewards import PairwiseReward
 from shapes.prompts import heldout_prompts
-from support.config import Config
-from support.processes import in_background
-from support.prompts import Batch
+from training.config import Config
+from training.data import Batch
+from training.distributed import in_background
 
 
 def measure(

@@ -16,9 +16,9 @@ import torch
 import sampler
 import train
 from models import base
-from support.config import Config
-from support.footprint import Alive
-from support.prompts import Batch
+from training.config import Config
+from training.data import Batch
+from training.footprint import Alive
 
 MODEL = str(Path(__file__).resolve().parent.parent / "assets" / "tiny-flux")
 SIZES = [(4, 16), (8, 16), (16, 16), (4, 32), (8, 32), (4, 64)]  # K, B at micro-batches of 16

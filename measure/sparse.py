@@ -26,7 +26,7 @@ from models import base
 from rewards import PairwiseReward, pair_schedule, win_rates
 from shapes.prompts import heldout_prompts
 from shapes.verifier import ShapesMLLM
-from support.prompts import Batch
+from training.data import Batch
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -26,8 +26,8 @@ from models import base
 from rewards import PairwiseReward
 from shapes.prompts import heldout_prompts
 from shapes.verifier import ShapesMLLM
-from support.config import Config
-from support.prompts import Batch, make_batch
+from training.config import Config
+from training.data import Batch, make_batch
 
 AGAINST = {  # what is measured -> what it is held against
     "rollout": "K bare passes",

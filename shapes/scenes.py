@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from support.rgb import to_rgb
+from common.rgb import to_rgb
 
 SIZE = 32  # pixels
 LIGHT, DARK = (238, 236, 230), (30, 30, 36)  # the two grounds

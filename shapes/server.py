@@ -19,11 +19,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from PIL import Image
 
+from common.rgb import to_rgb
 from judges.mllm import MLLM, Answer, Query
 from shapes import phrasebook
 from shapes.scenes import Reading
 from shapes.verifier import ShapesMLLM
-from support.rgb import to_rgb
 
 
 class ClassroomMLLM(ShapesMLLM):

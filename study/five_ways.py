@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.rgb import to_rgb
+from figures import pictures
 from rewards import PairwiseReward, PointwiseReward
 from shapes.verifier import parse_prompt
 from study.runs import OUT, RESULTS, Arm, Size, Table, make_runs, size_asked_for
 from study.summary import TRUTH, spreads, summarize, write_rows
-from support import pictures
-from support.heldout import verify
-from support.rgb import to_rgb
+from training.heldout import verify
 
 TASTE = 0.1  # what the strongest colors add to a score; a testpoint adds a third or a half
 VISIBLE = 0.1  # differences in score up to this tie: those that taste alone can make

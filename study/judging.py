@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.files import write_atomic
+from figures import pictures
 from judges.mllm import Query
 from judges.verdicts import PAIRWISE_TEMPLATE, ask
 from rewards import PairwiseReward, mean_points
@@ -24,9 +26,7 @@ from shapes.verifier import ShapesMLLM
 from study.runs import OUT, RESULTS, Arm, Size, Table, make_runs, size_asked_for, write_csv
 from study.scorers import choices
 from study.summary import counts, row_of, shares, write_rows
-from support import pictures
-from support.files import write_atomic
-from support.prompts import seed_of
+from training.data import seed_of
 from unigenbench.tables import markdown_table
 
 

@@ -16,6 +16,7 @@ import math
 import re
 import zlib
 
+from common.files import write_atomic
 from rewards import PairwiseReward
 from shapes.scenes import read
 from shapes.verifier import ShapesMLLM, compare, parse_prompt
@@ -23,7 +24,6 @@ from study import five_ways, scorers
 from study.longer import made, of_seeds, seeds_table
 from study.runs import OUT, RESULTS, Arm, Table, size_asked_for, write_csv
 from study.table1 import COMMON, LEARNED, NO_FLOOR, OURS, SLOWER, AlwaysAWinner, Watch, slower
-from support.files import write_atomic
 
 BOTH, ONE, SOFT = "always a winner both orders", "win rates one order", "soft winner both orders"
 WEIGHTS = (0, 0.03, 0.1, 0.3)

@@ -17,6 +17,8 @@ step), longer_scorers and longer_seeds (.csv and .md), and of each group of arms
 longer_ways_prompts.csv, longer_ways_summary (.csv and .md), longer_ways.png.
 """
 
+from common.files import write_atomic
+from figures.pictures import series
 from study import five_ways, scorers
 from study.runs import OUT, RESULTS, Arm, Size, Table, make_runs, size_asked_for, write_csv
 from study.summary import TRUTH, summarize, write_rows
@@ -34,8 +36,6 @@ from study.table1 import (
     summary_rows,
     write_scorers,
 )
-from support.files import write_atomic
-from support.pictures import series
 from unigenbench.tables import markdown_table
 
 # Ours without its floor, and a judge's scores with one: as large a share of their scale, 1 to 5.

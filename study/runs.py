@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import train
-from support import rundir
-from support.config import parse_config
-from support.files import hold, write_atomic
-from support.run import Run, started
+from common.files import hold, write_atomic
+from training import log as run_log
+from training.config import parse_config
+from training.run import Run, started
 
 log = logging.getLogger("study")
 RESULTS, OUT = Path(__file__).parent / "results", Path("runs/study")
@@ -178,7 +178,7 @@ def descend(run: Run, label: str, watch: Callable) -> None:
     def seen(done: train.TrainStep) -> None:
         if run.evaluates(done.step):
             run.metrics[-1] |= watch(run.heldout.grid_prompts, run.last[1])
-            rundir.write_metrics(run.out, run.metrics)
+            run_log.write_metrics(run.out, run.metrics)
 
     run.observers.append(seen)
     train.train(run.cfg, run)

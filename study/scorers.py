@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import sampler
 import train
+from common.files import writing
 from judges.mllm import Query
 from judges.scorers import CLIPScorer
 from judges.verdicts import PAIRWISE_TEMPLATE, Verdict, ask
@@ -28,8 +29,7 @@ from models import base
 from shapes import pretrain
 from shapes.prompts import heldout_prompts, sample_prompts
 from shapes.verifier import ShapesMLLM
-from support.files import writing
-from support.prompts import Batch, seed_of
+from training.data import Batch, seed_of
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CLIP, FLUX = str(ASSETS / "tiny-clip"), str(ASSETS / "tiny-flux")

@@ -22,16 +22,16 @@ from scipy.stats import chi2, norm
 import grpo
 import sampler
 import train
+from common.files import write_atomic
+from figures import pictures
 from models import base
 from rewards import pair_schedule, win_rates
 from shapes.verifier import parse_prompt
 from study.five_ways import OUT, RESULTS, WAYS, Score, Way, points_of
 from study.runs import size_asked_for, write_csv
-from support import pictures
-from support.config import parse_config
-from support.files import write_atomic
-from support.heldout import verify
-from support.prompts import make_batch, seed_of
+from training.config import parse_config
+from training.data import make_batch, seed_of
+from training.heldout import verify
 from unigenbench.tables import markdown_table
 
 TESTPOINT = 1 / 3  # the true difference d: one testpoint of three

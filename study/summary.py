@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from common.bootstrap import mean_interval
+from common.files import write_atomic
+from figures.pictures import series
 from study.runs import Table, write_csv
-from support.bootstrap import mean_interval
-from support.files import write_atomic
-from support.pictures import series
 from unigenbench.tables import markdown_table
 
 TRUTH = "heldout_accuracy"  # of the log

@@ -24,6 +24,8 @@ import numpy as np
 import torch
 
 import sampler
+from common.files import write_atomic
+from figures import pictures
 from judges.scorers import CLIPScorer, MLLMScorer
 from models import base
 from rewards import PairwiseReward
@@ -44,10 +46,8 @@ from study.runs import (
     write_csv,
 )
 from study.summary import TRUTH, counts, over_seeds, row_of, shares, summarize, write_rows
-from support import pictures
-from support.files import write_atomic
-from support.heldout import primary_of
-from support.prompts import seed_of
+from training.data import seed_of
+from training.heldout import primary_of
 from unigenbench.report import radar
 from unigenbench.tables import markdown_table, text_table
 

@@ -39,4 +39,4 @@ def tiny_flux():
 def uncounted(monkeypatch):
     """Plans of memory whose passes are not counted, which takes a second each."""
     passes = ("activations", "activations_other", "forward", "decode", "encode")
-    monkeypatch.setattr("support.plan.counted_bytes", lambda *_: dict.fromkeys(passes, 0))
+    monkeypatch.setattr("training.plan.counted_bytes", lambda *_: dict.fromkeys(passes, 0))

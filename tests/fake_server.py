@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from PIL import Image
 
-from judges.server import OpenAIMLLM
+from judges.openai_client import OpenAIMLLM
 
 KEY, PASSWORD = "sk-secret-0123456789", "pa55word"
 HANG = 120.0  # seconds after which a test that waits for what never happens is given up

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 import train
-from support.processes import Processes
-from support.run import Run, start_run
+from training.distributed import Processes
+from training.run import Run, start_run
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from common.files import Journal
 from judges.mllm import Answer, cut_off
-from judges.server import OpenAIMLLM
-from support.files import Journal
+from judges.openai_client import OpenAIMLLM
 from unigenbench.asking import Patience, judge_images
 from unigenbench.images import open_image, opens
 from unigenbench.testpoints import Prompt

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from support.processes import MovingAverage
+from training.distributed import MovingAverage
 
 
 def test_the_average_keeps_nine_tenths_of_itself():

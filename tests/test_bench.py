@@ -18,11 +18,11 @@ from fake_server import HANG
 from PIL import Image
 
 import bench
+from common.interrupt import stopped
 from judges.mllm import Answer, cut_off
 from shapes import prompts as shapes_prompts
 from shapes import scenes, verifier
-from support import heldout
-from support.stop import stopped
+from training import heldout
 from unigenbench.asking import judge_images
 from unigenbench.construct import SUBTHEMES, alike
 from unigenbench.results import Result, read_results, score, write_results

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from support.bootstrap import interval, interval_text, mean_interval, resample
+from common.bootstrap import interval, interval_text, mean_interval, resample
 
 
 def test_each_replicate_draws_as_many_prompts_as_there_are():

@@ -21,8 +21,7 @@ from judges.scorers import MLLMScorer
 from judges.verdicts import PAIRWISE_TEMPLATE
 from rewards import PairwiseReward, PointwiseReward, pair_schedule
 from shapes.verifier import ShapesMLLM
-from support.build import call_budget, comparison_of, rewards_of
-from support.config import (
+from training.config import (
     GROUPS,
     RECIPES,
     Config,
@@ -33,6 +32,7 @@ from support.config import (
     parse_rewards,
     updates_sentence,
 )
+from training.start import call_budget, comparison_of, rewards_of
 
 CLIP = ROOT / "assets" / "tiny-clip"
 
@@ -242,7 +242,7 @@ def test_settings_at_the_edge_that_work(settings):
 
 
 def test_help_shows_every_setting_in_its_group_and_loads_no_library():
-    program = "import sys, support.config; print('torch' in sys.modules)"
+    program = "import sys, training.config; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "False\n"  # so that --help answers at once
     done = subprocess.run(
@@ -326,7 +326,7 @@ def test_a_rank_takes_its_share_of_prompts_and_memory(monkeypatch):
     """By default 128 samples of 16 kB, and 400 bytes for each of 7 comparisons."""
     with pytest.raises(SystemExit, match="a group never spans ranks"):
         check_config(Config(prompts_per_step=3), 2)
-    monkeypatch.setattr("support.config.main_memory", lambda: 2.3e6)
+    monkeypatch.setattr("training.config.main_memory", lambda: 2.3e6)
     with pytest.raises(SystemExit, match="this machine has 0"):
         check_config(Config(), 1)
     check_config(Config(), 2)

@@ -11,8 +11,8 @@ import grpo
 import sampler
 import train
 from models import base
-from support.diagnostics import check_on_policy, doubts, drifting, kl_to_base
-from support.prompts import Batch
+from training.data import Batch
+from training.diagnostics import check_on_policy, doubts, drifting, kl_to_base
 
 
 def checked(model, rollout, dtype="float32", clip_range=1e-4):

@@ -11,7 +11,7 @@ import pytest
 from classroom import served, url_of
 from conftest import ROOT
 
-from support import build, config, dry_run
+from training import config, dry_run, start
 
 TINY = str(ROOT / "assets" / "tiny-flux")
 
@@ -118,8 +118,8 @@ def test_the_verifier_is_refused_for_prompts_that_it_does_not_know(tmp_path):
         file.write_text(f"A large red circle.\n{foreign}\n")
         said = f"1 of 2 prompts in --prompts '{file}' are none, such as '{foreign}': give --judge"
         with pytest.raises(ValueError, match=re.escape(said)):
-            build.judge_of(cfg)
+            start.judge_of(cfg)
         dry_run.check_outside(cfg, findings := dry_run.Findings())
         assert any(said in sentence for sentence in findings.said)
     file.write_text("A large red circle.\ntwo circles, all of them blue\n")
-    assert build.judge_of(cfg).name == "shapes"
+    assert start.judge_of(cfg).name == "shapes"

@@ -6,10 +6,10 @@ import itertools
 import numpy as np
 import pytest
 
+from figures import explain
 from models import base, flux
 from shapes import verifier
-from support import explain
-from support.config import Config
+from training.config import Config
 
 CFG = dataclasses.replace(Config(), group_size=3, num_steps=3)
 PROMPT = verifier.parse_prompt("a pink square to the left of a blue circle")

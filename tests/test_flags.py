@@ -14,9 +14,9 @@ from test_loop import TOY, one_toy_step
 
 import bench
 from shapes.verifier import ShapesMLLM
-from support import build
-from support.config import Config
-from support.prompts import Prompts, make_batch
+from training import start
+from training.config import Config
+from training.data import Prompts, make_batch
 
 # Of each part of a run the settings to begin with, and another value of each flag that it reads.
 SERVED = dict(judge="openai", judge_model="m", base_url="http://h/v1")
@@ -111,25 +111,25 @@ def loaded(cfg, _, patch):
     made.processes.blocks.return_value = [made.block]
     made.pipe.components = {}
     made.load.return_value.pipe = made.pipe
-    patch.setattr(build, "processes", made.processes)
-    patch.setattr(build.base, "load", made.load)
-    patch.setattr(build.copy, "deepcopy", made.copied)
-    build.load_model(cfg, ALONE)
+    patch.setattr(start, "distributed", made.processes)
+    patch.setattr(start.base, "load", made.load)
+    patch.setattr(start.copy, "deepcopy", made.copied)
+    start.load_model(cfg, ALONE)
     return said_of(made), torch.initial_seed()
 
 
 def judged(cfg, _, patch):
     made = MagicMock()
-    patch.setattr("judges.server.OpenAIMLLM", made.server)
+    patch.setattr("judges.openai_client.OpenAIMLLM", made.server)
     patch.setattr("judges.local.LocalMLLM", made.local)
-    build.judge_of(cfg, 2)
+    start.judge_of(cfg, 2)
     return said_of(made)
 
 
 def rewarded(cfg, folder, patch):
     (folder / "template").write_text("{prompt}")
     patch.chdir(folder)
-    (reward,) = build.rewards_of(cfg, ShapesMLLM(), "cpu").values()
+    (reward,) = start.rewards_of(cfg, ShapesMLLM(), "cpu").values()
     names = ("both_orders", "opponents", "soft", "template")
     return type(reward), [getattr(reward, name, None) for name in names]
 
@@ -137,8 +137,8 @@ def rewarded(cfg, folder, patch):
 def tried(cfg, folder, patch):
     (folder / "template").write_text("{prompt}")
     patch.chdir(folder)
-    patch.setattr(build, "check_sight", lambda *settings: settings[1:])
-    return build.try_judge(cfg, ShapesMLLM())
+    patch.setattr(start, "check_sight", lambda *settings: settings[1:])
+    return start.try_judge(cfg, ShapesMLLM())
 
 
 def run(cfg, folder, _):

@@ -5,8 +5,8 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
-from support import fonts
-from support.pictures import new_figure, sample_grid, wrapped
+from figures import fonts
+from figures.pictures import new_figure, sample_grid, wrapped
 from unigenbench.report import radar
 
 BEAR, CAT = "\u718a", "\u732b"

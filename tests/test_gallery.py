@@ -12,14 +12,14 @@ from PIL import Image
 from real_runs import stepped, whole_run
 
 import train
+from figures import gallery
 from judges.mllm import Answer, Query
 from judges.scorers import MLLMScorer
 from judges.verdicts import PAIRWISE_TEMPLATE
 from rewards import PairwiseReward, PointwiseReward, Rewards
-from support import gallery
-from support.config import Config
-from support.judging import JudgeError
-from support.prompts import make_batch
+from training.config import Config
+from training.data import make_batch
+from training.judging import JudgeError
 
 HOSTILE = "</script><script>document.title='owned'</script><!-- \" ' & <b>bold</b> @@DATA@@"
 
@@ -213,7 +213,7 @@ def test_a_run_that_ends_early_has_its_page(tmp_path, monkeypatch):
             self.asked += 1
             return super().ask(queries) if self.asked < 2 else [Answer(error="down")] * len(queries)
 
-    monkeypatch.setattr("support.build.judge_of", lambda *_: Mortal())
+    monkeypatch.setattr("training.start.judge_of", lambda *_: Mortal())
     with pytest.raises(JudgeError, match="the state after step 1 is saved"):
         whole_run(replace(CFG, out=str(tmp_path / "run")))
     assert '"step": 1' in (tmp_path / "run/gallery.html").read_text()

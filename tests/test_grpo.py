@@ -8,7 +8,7 @@ import rewards
 import sampler
 import train
 from judges.scorers import PUBLISHED
-from support.config import Config
+from training.config import Config
 
 # The paper's figure: four images of one prompt.
 HPS = ([0.3457, 0.3530, 0.3496, 0.3494], [-1.44, 1.39, 0.07, -0.01])

@@ -15,8 +15,8 @@ import pytest
 from conftest import ROOT
 
 import bench
-from support import explain
-from support.config import Config, parse_config
+from figures import explain
+from training.config import Config, parse_config
 
 GUIDE = (ROOT / "GUIDE.md").read_text()
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

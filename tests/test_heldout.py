@@ -10,9 +10,9 @@ from real_runs import ALONE, together
 
 from judges.verdicts import Outcome
 from rewards import Comparison, Rewards
-from support.config import Config
-from support.heldout import Held, Heldout
-from support.judging import JudgeError
+from training.config import Config
+from training.heldout import Held, Heldout
+from training.judging import JudgeError
 
 BASE = Held([[True, False], [False], [False, False, True]], [2.0, 4.0, 6.0], [0.5, 0.5, 0.5])
 TRAINED = Held([[True, True], [True], [False, False, True]], [1.0, 2.0, 3.0], [1.0, 1.0, 0.5])

@@ -15,9 +15,9 @@ import grpo
 import sampler
 import train
 from rewards import Rewards
-from support.config import Config
-from support.judging import Judging
-from support.prompts import Batch
+from training.config import Config
+from training.data import Batch
+from training.judging import Judging
 
 
 class Slope(torch.nn.Module):

@@ -3,7 +3,7 @@
 import pytest
 
 from judges.make import make_judge
-from judges.server import OpenAIMLLM
+from judges.openai_client import OpenAIMLLM
 from shapes.verifier import ShapesMLLM
 
 

@@ -5,7 +5,7 @@ import re
 
 from measure import fairness, scaling, speed
 from shapes import scenes
-from support.config import Config
+from training.config import Config
 
 SMALL = dataclasses.replace(Config(), prompts_per_step=1, group_size=2, num_steps=2)
 

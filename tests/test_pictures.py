@@ -5,7 +5,7 @@ import itertools
 import pytest
 from PIL import Image
 
-from support import pictures
+from figures import pictures
 
 
 def solid(color, side=32):

@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 import sampler
 import train
 from models import base, flux
-from support import config, footprint, plan
-from support.prompts import Batch
+from training import config, footprint, plan
+from training.data import Batch
 
 TINY = str(ROOT / "assets" / "tiny-flux")
 FLUX_SIZE = dict(

@@ -3,8 +3,8 @@
 import pytest
 
 from shapes.verifier import ShapesMLLM
-from support.build import comparison_of
-from support.config import Config
+from training.config import Config
+from training.start import comparison_of
 from unigenbench.questions import answer_form, parse_reasons, parse_scores, question
 from unigenbench.testpoints import Prompt
 

@@ -4,10 +4,10 @@ import json
 
 from PIL import Image
 
-from judges import record
 from judges.mllm import Answer
 from judges.scorers import MLLMScorer
 from rewards import PairwiseReward, PointwiseReward
+from training import record
 
 PAIR = [Image.new("RGB", (16, 8), color) for color in ("red", "blue")]
 FIRST = "<answer>Image 1 is better</answer>"

@@ -11,8 +11,8 @@ import pytest
 from fake_server import HANG, KEY, PASSWORD, Handler, client, completion, serving, texts
 
 from judges.mllm import Query
+from judges.openai_client import OpenAIMLLM
 from judges.refusal import told_wait
-from judges.server import OpenAIMLLM
 
 DATE = "Mon, 30 Nov 2026 20:00:00 GMT"  # of the server, whatever this machine's clock says
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir")

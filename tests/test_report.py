@@ -8,7 +8,7 @@ import pytest
 from browser import needs_browser, seen
 from PIL import Image
 
-from support.pictures import PALETTE, save_figure
+from figures.pictures import PALETTE, save_figure
 from unigenbench import report
 from unigenbench.report import Card, Point
 from unigenbench.tables import markdown_table

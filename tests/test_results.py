@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench import overall
-from support.bootstrap import interval, resample
+from common.bootstrap import interval, resample
 from unigenbench import results as R
 from unigenbench import tables
 from unigenbench.report import radar_percent

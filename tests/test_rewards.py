@@ -20,7 +20,7 @@ from rewards import (
     pair_schedule,
     win_rates,
 )
-from support.judging import JudgeError, check_lost
+from training.judging import JudgeError, check_lost
 
 ONE, TWO = "<answer>Image 1 is better</answer>", "<answer>Image 2 is better</answer>"
 EQUAL = "<answer>Both are equal</answer>"

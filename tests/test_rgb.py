@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from judges import scorers, server
+from common.rgb import ORIENTATION, TURNS, to_rgb
+from figures.pictures import enlarge
+from judges import openai_client, scorers
 from shapes import scenes
 from shapes.server import parse_request
-from support.pictures import enlarge
-from support.rgb import ORIENTATION, TURNS, to_rgb
 from unigenbench import report
 from unigenbench.images import open_image
 
@@ -186,7 +186,7 @@ def uri_shows(image: Image.Image, uri: str) -> Image.Image:
 @pytest.mark.parametrize("image", [RED, Image.fromarray(SIXTEEN), RED.quantize(4)])
 def test_all_who_read_a_picture_see_the_same(image, tmp_path):
     upright = to_rgb(image)
-    assert difference(uri_shows(image, server._data_uri(image)), upright) == 0
+    assert difference(uri_shows(image, openai_client._data_uri(image)), upright) == 0
     (rgb,) = scorers._rgb([image], 1, "x")
     assert difference(rgb, upright) == 0
     assert enlarge(image, 1).tobytes() == upright.tobytes()

@@ -20,9 +20,9 @@ import sampler
 import train
 from models import sd3
 from shapes.pretrain import MAX_TOKENS, word_tokenizer
-from support.config import Config
-from support.processes import Processes
-from support.run import start_run
+from training.config import Config
+from training.distributed import Processes
+from training.run import start_run
 from unigenbench.testpoints import Prompt
 
 PROMPTS = ["a red circle inside a blue square", "three green triangles"]

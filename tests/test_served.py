@@ -19,15 +19,15 @@ from real_runs import ALONE, few_steps, log_of, whole_run
 
 import train
 from judges.mllm import Answer, Query
-from judges.server import OpenAIMLLM
+from judges.openai_client import OpenAIMLLM
 from rewards import PairwiseReward, join
 from shapes.server import Faults, JudgeServer
 from shapes.verifier import ShapesMLLM
-from support.build import judge_of, try_judge
-from support.config import Config, check_config
-from support.judging import JudgeError
-from support.processes import Processes, in_background
-from support.run import start_run
+from training.config import Config, check_config
+from training.distributed import Processes, in_background
+from training.judging import JudgeError
+from training.run import start_run
+from training.start import judge_of, try_judge
 
 WAIT = 60  # seconds after which a test fails that waits for another thread
 SMALL = dict(
@@ -272,8 +272,8 @@ def test_what_is_outside_is_tried_before_weights_are_loaded(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.txt").write_text("no place")
-    monkeypatch.setattr("support.build.load_model", Refusing)
-    monkeypatch.setattr("judges.server.retry_delay", lambda *_: 0.0)
+    monkeypatch.setattr("training.start.load_model", Refusing)
+    monkeypatch.setattr("judges.openai_client.retry_delay", lambda *_: 0.0)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with served() as server:
         cfg = config(server, tmp_path / "run", **settings)

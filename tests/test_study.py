@@ -10,12 +10,12 @@ from conftest import ROOT
 from PIL import Image
 
 import grpo
+from common.files import hold
 from rewards import PointwiseReward
 from shapes.prompts import heldout_prompts, sample_scene
 from shapes.scenes import render
 from study import five_ways, runs, spread, summary
 from study.runs import Arm, Size, Table
-from support.files import hold
 
 STUDY = (ROOT / "STUDY.md").read_text()
 RESULTS = ROOT / "study" / "results"

@@ -18,7 +18,7 @@ from shapes.scenes import render
 from shapes.verifier import ShapesMLLM
 from study import five_ways, kl, longer, scorers, summary, table1
 from study.runs import RESULTS, Table
-from support.config import parse_config
+from training.config import parse_config
 
 KL_TABLES = ("_prompts.csv", "_seeds.csv", "_seeds.md")
 

@@ -19,12 +19,12 @@ from real_runs import ALONE, log_of, stepped, whole_run
 from torch.distributed.checkpoint.api import CheckpointException
 
 import train
+from common.files import hold
 from judges.mllm import Answer, StreamingMLLM
-from support import processes
-from support.config import Config
-from support.files import hold
-from support.processes import StoppedError
-from support.run import start_run
+from training import distributed
+from training.config import Config
+from training.distributed import StoppedError
+from training.run import start_run
 
 SMALL = dict(prompts_per_step=2, group_size=4, heldout=8, eval_every=2, checkpoint_every=1)
 
@@ -165,7 +165,7 @@ def test_one_bad_gradient_in_a_healthy_run_costs_no_checkpoint(tmp_path):
     for part in ("step 3,", "the gradient's norm is nan", "--lr 0.0001", "after step 1, 2"):
         assert part in str(told.value)
     assert [row["step"] for row in log_of(tmp_path)] == [0, 1, 2]
-    assert processes.checkpoint_steps(tmp_path / "checkpoint") == [1, 2]
+    assert distributed.checkpoint_steps(tmp_path / "checkpoint") == [1, 2]
     run.held.close()
     again = stepped(replace(cfg, resume=True))
     assert all(torch.isfinite(p).all() for p in again.model.trainable())
@@ -244,7 +244,7 @@ class Says(StreamingMLLM):
 
 
 def test_a_judge_that_cannot_be_read_ends_with_no_claim_and_a_status(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("support.build.judge_of", lambda *_: Says("Nice."))
+    monkeypatch.setattr("training.start.judge_of", lambda *_: Says("Nice."))
     with pytest.raises(SystemExit, match="whether this run learned is not known"):
         whole_run(small(tmp_path, steps=1, max_failed=1.0))
     said = capsys.readouterr().out
@@ -257,7 +257,7 @@ def test_a_judge_that_cannot_be_read_ends_with_no_claim_and_a_status(tmp_path, m
 
 def test_a_judge_that_says_one_thing_is_doubted_after_the_first_step(tmp_path, monkeypatch, caplog):
     judge = Says("<answer>Image 1 is better</answer>")
-    monkeypatch.setattr("support.build.judge_of", lambda *_: judge)
+    monkeypatch.setattr("training.start.judge_of", lambda *_: judge)
     stepped(small(tmp_path), 2)
     assert caplog.text.count("contradicts itself in 100% of pairs") == 1
     assert "in no group do rewards differ" in caplog.text
@@ -266,7 +266,7 @@ def test_a_judge_that_says_one_thing_is_doubted_after_the_first_step(tmp_path, m
 def test_a_prompt_that_is_always_refused_ends_no_run(tmp_path, monkeypatch, caplog):
     (tmp_path / "p.txt").write_text("a red circle\na blue square\na red square\n")
     judge = Says("<answer>Image 1 is better</answer>", refused=["blue"])
-    monkeypatch.setattr("support.build.judge_of", lambda *_: judge)
+    monkeypatch.setattr("training.start.judge_of", lambda *_: judge)
     run = stepped(small(tmp_path / "run", prompts=str(tmp_path / "p.txt")), 2)
     assert [row["groups_lost"] for row in run.metrics[1:]] == [1, 1]
     assert "of 1 group(s) no judgement could be read" in caplog.text
@@ -275,12 +275,12 @@ def test_a_prompt_that_is_always_refused_ends_no_run(tmp_path, monkeypatch, capl
 @pytest.fixture
 def made(tmp_path):
     """A run of which one step is made and kept."""
-    return stepped(small(tmp_path), procs=replace(ALONE, stop=processes.Stop()))
+    return stepped(small(tmp_path), procs=replace(ALONE, stop=distributed.Stop()))
 
 
 def test_a_second_ctrl_c_or_sigterm_ends_at_once_and_other_signals_do_not(made):
     def signalled(*names):
-        made.procs = replace(made.procs, stop=processes.Stop())
+        made.procs = replace(made.procs, stop=distributed.Stop())
         with made.ends_well():
             for name in names:
                 made.procs.stop(getattr(signal, name))
@@ -294,19 +294,19 @@ def test_a_second_ctrl_c_or_sigterm_ends_at_once_and_other_signals_do_not(made):
         with pytest.raises(StoppedError, match="at once: .* keeps the state after step 1;"):
             signalled(*names)
     with pytest.raises(KeyboardInterrupt):  # before and after the loop there is nothing to finish
-        processes.Stop()(signal.SIGTERM)
+        distributed.Stop()(signal.SIGTERM)
 
 
-@pytest.mark.parametrize("name", processes.SIGNALS)
+@pytest.mark.parametrize("name", distributed.SIGNALS)
 def test_a_signal_is_heard_unless_whoever_started_the_process_has_it_ignored(name):
     number = getattr(signal, name)
-    with processes.signals() as stop:
+    with distributed.signals() as stop:
         stop.patient = True
         os.kill(os.getpid(), number)
     assert stop.asked == name
     before = signal.signal(number, signal.SIG_IGN)  # as under nohup
     try:
-        with processes.signals() as stop:
+        with distributed.signals() as stop:
             stop.patient = True
             os.kill(os.getpid(), number)
         assert not stop.asked and signal.getsignal(number) is signal.SIG_IGN
@@ -315,13 +315,13 @@ def test_a_signal_is_heard_unless_whoever_started_the_process_has_it_ignored(nam
 
 
 def test_a_signal_within_a_checkpoints_write_waits_for_its_end(made, monkeypatch):
-    save = processes.dcp.save
+    save = distributed.dcp.save
 
     def interrupted(*args, **kwargs):
         made.procs.stop(signal.SIGTERM)
         save(*args, **kwargs)
 
-    monkeypatch.setattr(processes.dcp, "save", interrupted)
+    monkeypatch.setattr(distributed.dcp, "save", interrupted)
 
     def checkpoint_and_next_step():
         with made.ends_well():
@@ -330,7 +330,7 @@ def test_a_signal_within_a_checkpoints_write_waits_for_its_end(made, monkeypatch
 
     with pytest.raises(StoppedError, match="by SIGTERM"):
         checkpoint_and_next_step()
-    assert processes.checkpoint_steps(made.out / "checkpoint") == [1, 2]
+    assert distributed.checkpoint_steps(made.out / "checkpoint") == [1, 2]
 
 
 # Where a signal comes, and the step whose state is kept then.
@@ -345,7 +345,7 @@ JUDGED = {"judging": ("rewards", 2), "judging of an evaluation": ("heldout", 3)}
 
 def stopped(cfg, place):
     """A run to which a signal comes at one place; what is said of its end."""
-    run = start_run(cfg, replace(ALONE, stop=processes.Stop()))
+    run = start_run(cfg, replace(ALONE, stop=distributed.Stop()))
 
     def signalled(*_):
         run.procs.stop(signal.SIGTERM)
@@ -379,7 +379,9 @@ def test_stopped_at_every_place_and_resumed_is_bit_identical(tmp_path):
         assert "stopped by SIGTERM" in said and "--resume" in said and "\n" not in said
         assert ("no step was whole yet" in said) if not step else (f"after step {step}" in said)
         newest = [step] if step else []
-        assert processes.checkpoint_steps(tmp_path / "stopped" / "checkpoint")[-1:] == newest, place
+        assert distributed.checkpoint_steps(tmp_path / "stopped" / "checkpoint")[-1:] == newest, (
+            place
+        )
     whole_run(cfg)
     assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
     weights = [(tmp_path / name / WEIGHTS).read_bytes() for name in ("whole", "stopped")]
@@ -401,7 +403,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(made, monkeypatch):
             os.makedirs(checkpoint_id)
             raise failure
 
-        monkeypatch.setattr(processes.dcp, "save", full)
+        monkeypatch.setattr(distributed.dcp, "save", full)
         with pytest.raises(OSError, match="GB are free there") as told, made.ends_well():
             made.checkpoint(2)
         said = str(told.value)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from support.wording import columns_of, listed, one_line, reasons
+from common.wording import columns_of, listed, one_line, reasons
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 800])

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from support.files import write_atomic
-from support.wording import listed
+from common.files import write_atomic
+from common.wording import listed
 from unigenbench.images import IMAGES, fingerprint, image_name, opens, png_of
 from unigenbench.testpoints import Prompt
 

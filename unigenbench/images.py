@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from support.rgb import to_rgb
+from common.rgb import to_rgb
 
 IMAGES = 4  # a prompt
 FORMATS = ("PNG", "JPEG", "WEBP")  # whatever the name says; none that Pillow runs a program for

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from support.files import check_outputs, write_atomic
-from support.fonts import literal
-from support.page import image_uri, write_page
-from support.pictures import PALETTE, new_figure, save_figure
-from support.wording import one_line
+from common.files import check_outputs, write_atomic
+from common.wording import one_line
+from figures.fonts import literal
+from figures.page import image_uri, write_page
+from figures.pictures import PALETTE, new_figure, save_figure
 from unigenbench.images import FORMATS
 from unigenbench.results import Result, Scores, read_results, score
 from unigenbench.tables import SCORE_HEADER, coverage_line, markdown_table, score_rows

@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from support.bootstrap import interval, resample
-from support.files import write_atomic
-from support.wording import listed
+from common.bootstrap import interval, resample
+from common.files import write_atomic
+from common.wording import listed
 from unigenbench.questions import read_literal
 from unigenbench.testpoints import (
     DIMENSIONS,

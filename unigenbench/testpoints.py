@@ -16,8 +16,8 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from support.files import write_atomic
-from support.wording import listed
+from common.files import write_atomic
+from common.wording import listed
 
 # English label -> Chinese label, one-sentence definition in English and Chinese (our own words)
 DIMENSIONS = {

@@ -1,6 +1,6 @@
 """What a run's settings name, made: the model and what learns of it, the judge, rewards, prompts.
 
-model = load_model(cfg, procs)              # cfg: config.Config; procs: processes.Processes
+model = load_model(cfg, procs)              # cfg: config.Config; procs: distributed.Processes
 rewards = rewards_of(cfg, judge_of(cfg), procs.device)
 """
 
@@ -15,10 +15,10 @@ from judges.verdicts import PAIRWISE_TEMPLATE, check_template, read_template
 from models import base
 from rewards import JUDGED, PairwiseReward, PointwiseReward
 from shapes.verifier import ShapesMLLM, parse_prompt
-from support import processes
-from support.config import Config, parse_rewards
-from support.processes import DTYPES, Processes
-from support.prompts import Prompts, TextCache, read_prompts, seed_of
+from training import distributed
+from training.config import Config, parse_rewards
+from training.data import Prompts, TextCache, read_prompts, seed_of
+from training.distributed import DTYPES, Processes
 
 # ----------------------------------------------------------------------------- what learns
 
@@ -44,17 +44,17 @@ def load_model(cfg: Config, procs: Processes) -> base.Model:
     if cfg.gradient_checkpointing:
         model.transformer.enable_gradient_checkpointing()
     if cfg.compile:  # each in place, so that no weight changes its name
-        for block in processes.blocks(model.transformer):
+        for block in distributed.blocks(model.transformer):
             block.compile()
     if elsewhere:  # the other parts first: they make room for what is pinned
         for name, part in model.pipe.components.items():
             if isinstance(part, torch.nn.Module) and name != "transformer":
                 part.to(procs.device)
     if cfg.shard:
-        processes.shard(model.transformer, procs, dtype)
-        processes.shard(model.frozen, procs, dtype, master=dtype)
+        distributed.shard(model.transformer, procs, dtype)
+        distributed.shard(model.frozen, procs, dtype, master=dtype)
     elif cfg.offload:
-        processes.offload(model.transformer, procs.device)
+        distributed.offload(model.transformer, procs.device)
     return model
 
 

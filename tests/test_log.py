@@ -13,13 +13,12 @@ import pytest
 import torch
 from conftest import ROOT
 
+from common import files
 from grpo import Loss
 from models import flux
 from rewards import Rewards
-from support import files
-from support.config import Config
-from support.run import check_shared
-from support.rundir import (
+from training.config import Config
+from training.log import (
     best_step,
     card_snippet,
     check_disk,
@@ -36,6 +35,7 @@ from support.rundir import (
     write_card,
     write_metrics,
 )
+from training.run import check_shared
 
 TINY = str(ROOT / "assets" / "tiny-flux")
 ROW = {"step": 3, "reward_mean": 0.5, "failed": 0, "judge": "shapes"}
@@ -182,7 +182,7 @@ def test_a_run_is_of_what_stood_in_its_files(name, with_files):
 
 
 def test_of_a_file_too_large_to_be_read_the_length_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr("support.rundir.WHOLE", 3)
+    monkeypatch.setattr("training.log.WHOLE", 3)
     file, found = tmp_path / "weights", []
     for text in ("one", "two", "four", "five", "seven"):
         file.write_text(text)

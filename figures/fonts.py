@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from support.wording import listed, one_line
+from common.wording import listed, one_line
 
 log = logging.getLogger(__name__)
 

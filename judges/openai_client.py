@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from PIL import Image
 
+from common.rgb import to_rgb
 from judges.mllm import Answer, Query, StreamingMLLM, cut_off
 from judges.refusal import Address, Refusal, encodable, words
 from judges.slots import Slots
-from support.rgb import to_rgb
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,13 @@ import math
 import os
 from pathlib import Path
 
+from common.files import free_bytes
 from judges.make import make_judge
-from support import build, processes, rundir
-from support.config import CHECKS, Config, check_numbers, main_memory, parse_config, parse_rewards
-from support.files import free_bytes
-from support.plan import Plan, make_plan, refuse, table
-from support.processes import DTYPES
+from training import distributed, start
+from training import log as run_log
+from training.config import CHECKS, Config, check_numbers, main_memory, parse_config, parse_rewards
+from training.distributed import DTYPES
+from training.plan import Plan, make_plan, refuse, table
 
 
 def resources(plan: Plan) -> list[tuple[str, float, float]]:
@@ -26,7 +27,7 @@ def resources(plan: Plan) -> list[tuple[str, float, float]]:
     loaded = n.transformer * (2 if s.shard else 1) + n.text + n.vae
     loaded = DTYPES[s.dtype].itemsize * max(loaded, n.pinned if s.offload else 0)
     pictures = 3 * s.size**2 * (plan.prompts // plan.world * s.group_size + 2 * s.heldout)
-    written = rundir.disk_bytes(n.trainable, s.ema, s.steps)
+    written = run_log.disk_bytes(n.trainable, s.ema, s.steps)
     return [
         ("main memory, each rank", loaded + pictures, main_memory()),
         ("disk, for checkpoints and final/", written, free_bytes(Path(s.out))),
@@ -68,16 +69,16 @@ def check_folders(cfg: Config) -> None:
 
 def check_outside(cfg: Config, findings: Findings) -> None:
     """What a run tries before it loads weights, on this machine: device, folder, prompts, judge."""
-    findings.of(processes.check_device, cfg.device)
-    findings.of(rundir.check_run, cfg)
-    prompts = findings.of(build.prompts_of, cfg)
+    findings.of(distributed.check_device, cfg.device)
+    findings.of(run_log.check_run, cfg)
+    prompts = findings.of(start.prompts_of, cfg)
     if cfg.judge == "shapes":
-        findings.of(build.check_known, cfg, prompts)
+        findings.of(start.check_known, cfg, prompts)
     findings.of(check_folders, cfg)
-    findings.of(build.comparison_of, cfg, make_judge("shapes", max_tokens=1))  # its template
+    findings.of(start.comparison_of, cfg, make_judge("shapes", max_tokens=1))  # its template
     served = cfg.judge == "openai" and (cfg.base_url or os.environ.get("OPENAI_BASE_URL"))
-    judge = findings.of(build.judge_of, cfg) if served else None
-    if judge and (doubt := findings.of(build.try_judge, cfg, judge)):
+    judge = findings.of(start.judge_of, cfg) if served else None
+    if judge and (doubt := findings.of(start.try_judge, cfg, judge)):
         print(f"warning: {doubt}")
 
 

@@ -16,7 +16,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from support.pictures import sample_grid
+from figures.pictures import sample_grid
 
 SIZE = 16_000_000  # bytes of one file of lines, of which there are two
 PICTURES = 100

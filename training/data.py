@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shapes import prompts as shapes_prompts
-from support.config import window_range
+from training.config import window_range
 
 log = logging.getLogger("train")
 

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 import sampler
+from common.bootstrap import interval_text, mean_interval
 from rewards import join
 from shapes import prompts as shapes_prompts
 from shapes import scenes, verifier
-from support.bootstrap import interval_text, mean_interval
-from support.judging import bare, check_lost
-from support.prompts import seed_of
+from training.data import seed_of
+from training.judging import bare, check_lost
 
 
 def primary_of(sub: str) -> str:
@@ -114,7 +114,7 @@ class Heldout:
     """The held-out prompts with the base's pictures; `evaluate` measures the present model."""
 
     def __init__(self, cfg, procs, model, compare, prompts=None, *, record=None, grid=(12, 4)):
-        """compare: the run's PairwiseReward; record: judges.record.Record of what it answers.
+        """compare: the run's PairwiseReward; record: training.record.Record of what it answers.
         prompts: prompts.Prompts of a file; None: those of the shapes world. grid: rows and columns
         of the pictures that people look at."""
         self.cfg, self.procs, self.model, self.compare = cfg, procs, model, compare

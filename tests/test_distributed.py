@@ -24,11 +24,11 @@ from torch.utils._pytree import tree_leaves
 
 import train
 from models import flux
-from support import processes
-from support.config import Config
-from support.footprint import Alive
-from support.processes import StoppedError
-from support.run import start_run
+from training import distributed
+from training.config import Config
+from training.distributed import StoppedError
+from training.footprint import Alive
+from training.run import start_run
 
 HANG = 120.0  # seconds after which processes that have not ended never will
 
@@ -54,7 +54,7 @@ def trained_weights(run):
     """Whole, by name; on rank 0 alone."""
     transformer = run.model.transformer
     names = {n for n, p in transformer.named_parameters() if p.requires_grad}
-    whole = processes.full_weights(transformer)
+    whole = distributed.full_weights(transformer)
     return {n: whole[n].clone() for n in sorted(names & whole.keys())}
 
 
@@ -100,7 +100,7 @@ def ends_of_one_rank_end_all(procs) -> None:
 
 def a_signal_to_one_rank_ends_both(procs, cfg) -> None:
     """Before one and the same pass, though the weights have moved; the last whole step is saved."""
-    procs = replace(procs, stop=processes.Stop())
+    procs = replace(procs, stop=distributed.Stop())
     run = stepped(cfg, procs=procs)
     whole, passes = trained_weights(run), []
 
@@ -117,9 +117,9 @@ def a_signal_to_one_rank_ends_both(procs, cfg) -> None:
     ):
         few_steps(run)
     assert procs.gather([len(passes)]) == [len(passes)] * 2 and sum(passes) == 2
-    last = procs.from_first(processes.newest_checkpoint, Path(cfg.out) / "checkpoint")
+    last = procs.from_first(distributed.newest_checkpoint, Path(cfg.out) / "checkpoint")
     assert last.name == "step_000001"
-    processes.load_checkpoint(last, *run.state)
+    distributed.load_checkpoint(last, *run.state)
     kept = trained_weights(run)
     assert all(torch.equal(kept[name], whole[name]) for name in whole)
 
@@ -129,8 +129,8 @@ def groups_end_after_their_wrappers(ports: list[int]) -> None:
     it, time and again: unless start_processes holds the group, one of the first ten never ends."""
     for port in ports:
         os.environ["MASTER_PORT"] = str(port)
-        procs = processes.start_processes("cpu")
-        wrapped = processes.replicate(torch.nn.Linear(2, 2), procs)
+        procs = distributed.start_processes("cpu")
+        wrapped = distributed.replicate(torch.nn.Linear(2, 2), procs)
         assert procs.gather([procs.rank, "x"]) == [0, "x", 1, "x"]
         torch.distributed.destroy_process_group()
         del wrapped
@@ -142,7 +142,7 @@ def as_one_of_two(rank: int, folder: Path, ports: list[int]) -> None:
     torch.set_num_threads(1)
     os.environ |= dict(RANK=str(rank), WORLD_SIZE="2")  # what torchrun sets
     os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(ports[0]))
-    procs = processes.start_processes("cpu")
+    procs = distributed.start_processes("cpu")
     for mode in MODES:
         with Sent() as sent:
             run = stepped(config(mode, folder / mode), procs=procs)
@@ -150,12 +150,12 @@ def as_one_of_two(rank: int, folder: Path, ports: list[int]) -> None:
         with torch.no_grad():
             for parameter in run.model.trainable():
                 parameter.zero_()
-        last = procs.from_first(processes.newest_checkpoint, folder / mode / "checkpoint")
-        processes.load_checkpoint(last, *run.state)
+        last = procs.from_first(distributed.newest_checkpoint, folder / mode / "checkpoint")
+        distributed.load_checkpoint(last, *run.state)
         again = trained_weights(run)
         with run.average.in_place():
             average = trained_weights(run)
-        whole = processes.full_weights(run.model.transformer)
+        whole = distributed.full_weights(run.model.transformer)
         if procs.first:
             assert all(torch.equal(weights[name], again[name]) for name in weights)
             torch.save((weights, average, sent.counts, run.metrics[1]), folder / f"{mode}.pt")
@@ -174,7 +174,7 @@ def two(tmp_path_factory):
     """The folder that two processes left, and what rank 0 wrote of each mode."""
     folder = tmp_path_factory.mktemp("two")
     forks = multiprocessing.get_context("forkserver")  # which loads the libraries once for both
-    forks.set_forkserver_preload(["train", "support.footprint"])
+    forks.set_forkserver_preload(["train", "training.footprint"])
     ports = free_ports(1 + 12)
     ranks = [forks.Process(target=as_one_of_two, args=(rank, folder, ports)) for rank in range(2)]
     for rank in ranks:
@@ -235,7 +235,7 @@ def test_offloaded_blocks_learn_the_same_and_are_fetched_one_at_a_time(tmp_path)
         if not offload:
             frozen = [
                 sum(p.nbytes for p in block.parameters() if not p.requires_grad)
-                for block in processes.blocks(transformer)
+                for block in distributed.blocks(transformer)
             ]
         text, noise = run.model.encode(["a large red circle"]), torch.randn(1, 16, 32)
         with Alive() as alive:
@@ -330,28 +330,28 @@ def test_one_process_goes_on_with_the_recipe_and_saves_a_lora(recipe, monkeypatc
 def state():
     """Weights, optimizer and average of a small network, as a checkpoint holds them."""
     layer = torch.nn.Linear(30, 30)
-    return layer, torch.optim.AdamW(layer.parameters()), processes.MovingAverage(layer, 0.5)
+    return layer, torch.optim.AdamW(layer.parameters()), distributed.MovingAverage(layer, 0.5)
 
 
 def test_every_rank_has_as_many_shares():
-    ranks = [processes.Processes(rank, 3, torch.device("cpu")) for rank in range(3)]
+    ranks = [distributed.Processes(rank, 3, torch.device("cpu")) for rank in range(3)]
     shares = [procs.share(7) for procs in ranks]
     assert {len(share) for share in shares} == {3} and set().union(*shares) == set(range(7))
 
 
 def test_the_last_two_checkpoints_stay_and_those_that_are_named(state, tmp_path):
     for step in range(1, 6):
-        processes.save_checkpoint(tmp_path, ALONE, *state, step, [2])
-    assert processes.checkpoint_steps(tmp_path) == [2, 4, 5]
+        distributed.save_checkpoint(tmp_path, ALONE, *state, step, [2])
+    assert distributed.checkpoint_steps(tmp_path) == [2, 4, 5]
 
 
 def test_a_damaged_checkpoint_is_told_in_one_sentence(state, tmp_path):
-    processes.save_checkpoint(tmp_path, ALONE, *state, 3)
-    newest = processes.newest_checkpoint(tmp_path)
+    distributed.save_checkpoint(tmp_path, ALONE, *state, 3)
+    newest = distributed.newest_checkpoint(tmp_path)
     for file in newest.glob("*.distcp"):
         file.write_bytes(file.read_bytes()[:-500])
     with pytest.raises(ValueError, match="step_000003' cannot be read .*: remove it") as told:
-        processes.load_checkpoint(newest, *state)
+        distributed.load_checkpoint(newest, *state)
     assert "\n" not in str(told.value)
 
 
@@ -361,22 +361,22 @@ def test_a_gradient_that_is_not_finite_is_told_before_any_step(odd):
     weight.grad = torch.tensor([1.0, odd, 0.0])
     for max_norm in (0.0, 1.0):
         with pytest.raises(FloatingPointError, match="the gradient's norm is"):
-            processes.clip_gradients([weight], max_norm)
+            distributed.clip_gradients([weight], max_norm)
 
 
 def test_a_norm_of_0_leaves_the_gradient_as_it_is():
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([3.0, 4.0])
-    assert processes.clip_gradients([weight], 0.0) == 5.0 and weight.grad.tolist() == [3.0, 4.0]
-    assert processes.clip_gradients([weight], 1.0) == 5.0
+    assert distributed.clip_gradients([weight], 0.0) == 5.0 and weight.grad.tolist() == [3.0, 4.0]
+    assert distributed.clip_gradients([weight], 1.0) == 5.0
     assert weight.grad.norm().item() == pytest.approx(1.0, rel=1e-5)
 
 
 def test_a_half_written_checkpoint_is_not_the_newest(tmp_path):
-    assert processes.newest_checkpoint(tmp_path) is None
+    assert distributed.newest_checkpoint(tmp_path) is None
     for step in (9, 10, 11):
         (tmp_path / f"step_{step:06d}").mkdir()
     for step in (9, 10):
         (tmp_path / f"step_{step:06d}" / ".metadata").write_text("")
-    assert processes.newest_checkpoint(tmp_path).name == "step_000010"
-    assert processes.checkpoint_steps(tmp_path) == [9, 10]
+    assert distributed.newest_checkpoint(tmp_path).name == "step_000010"
+    assert distributed.checkpoint_steps(tmp_path) == [9, 10]

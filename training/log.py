@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from support.config import parse_rewards
-from support.files import free_bytes, hold, write_atomic
-from support.wording import listed
+from common.files import free_bytes, hold, write_atomic
+from common.wording import listed
+from training.config import parse_rewards
 
 log = logging.getLogger("train")
 

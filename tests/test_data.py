@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from models import flux
-from support.config import Config
-from support.prompts import (
+from training.config import Config
+from training.data import (
     Prompts,
     TextCache,
     make_batch,

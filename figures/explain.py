@@ -1,7 +1,7 @@
 """Pictures that explain the method on one prompt: a group, and where its advantages come from.
 
-    python -m support.explain --out runs/explain                       # the weights that ship
-    python -m support.explain --model runs/shapes/final --prompt "two small red squares"
+    python -m figures.explain --out runs/explain                       # the weights that ship
+    python -m figures.explain --model runs/shapes/final --prompt "two small red squares"
 
   group.png        one group: each image's denoising, who beat whom, win rates, advantages, and
                    which testpoints (demands of the prompt) hold
@@ -24,13 +24,9 @@ from PIL import Image, ImageDraw
 import grpo
 import models.base
 import sampler
-from judges.scorers import MLLMScorer
-from rewards import PairwiseReward, PointwiseReward, std_floors
-from shapes import scenes, verifier
-from support.config import Config
-from support.files import write_atomic
-from support.fonts import pillow_fonts
-from support.pictures import (
+from common.files import write_atomic
+from figures.fonts import pillow_fonts
+from figures.pictures import (
     CELL,
     GAP,
     INK,
@@ -44,7 +40,11 @@ from support.pictures import (
     new_figure,
     save_figure,
 )
-from support.prompts import seed_of
+from judges.scorers import MLLMScorer
+from rewards import PairwiseReward, PointwiseReward, std_floors
+from shapes import scenes, verifier
+from training.config import Config
+from training.data import seed_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TIED = "#dddddd"

@@ -1,7 +1,7 @@
 """The gallery of a run, one page to turn through: groups of pictures, who beat whom, win rates,
 advantages, and the words of the judge about each pair.
 
-    python -m support.gallery runs/shapes        # makes runs/shapes/gallery.html again
+    python -m figures.gallery runs/shapes        # makes runs/shapes/gallery.html again
 
 What is kept are groups that the run learned from, those of its first step and of each step that
 evaluates, as they were sampled, judged and normalized there: it costs the judge no question. Of
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
+from common.files import write_atomic
+from figures.page import image_uri, write_page
 from rewards import Comparison, points_table
-from support.files import write_atomic
-from support.page import image_uri, write_page
 
 PAGE = Path(__file__).with_name("gallery.html")  # the template
 STEP = 1_000_000  # bytes: groups of a step are kept up to this, and the first one always

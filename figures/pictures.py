@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import NamedTuple
 
-from support.files import write_atomic
-from support.fonts import dress, literal, pillow_fonts
-from support.rgb import to_rgb
-from support.wording import one_line
+from common.files import write_atomic
+from common.rgb import to_rgb
+from common.wording import one_line
+from figures.fonts import dress, literal, pillow_fonts
 
 CELL = 96  # pixels: images smaller than this are enlarged by nearest neighbor
 GAP = 6  # pixels between the cells of a grid

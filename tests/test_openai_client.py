@@ -25,7 +25,7 @@ from fake_server import (
 from PIL import Image
 
 from judges.mllm import Answer, Query
-from judges.server import OpenAIMLLM, retry_delay
+from judges.openai_client import OpenAIMLLM, retry_delay
 
 
 def test_request_is_what_the_protocol_says():
@@ -280,7 +280,7 @@ def test_interrupt_ends_a_waiting_process():
     program = (
         "import sys\n"
         "from judges.mllm import Query\n"
-        "from judges.server import OpenAIMLLM\n"
+        "from judges.openai_client import OpenAIMLLM\n"
         "judge = OpenAIMLLM(sys.argv[1], 'judge', api_key='x', concurrency=2)\n"
         "judge.ask([Query((), f'hold {k}') for k in range(100)])\n"
     )

@@ -11,8 +11,8 @@ import json
 from io import BytesIO
 from pathlib import Path
 
-from support.files import write_atomic
-from support.rgb import to_rgb
+from common.files import write_atomic
+from common.rgb import to_rgb
 
 HERE = Path(__file__).parent
 THUMBNAIL = 384  # pixels: larger images are shrunk to this before they are put into a page

@@ -1,7 +1,7 @@
 """What a run will need, before anything is downloaded: parameters, bytes per rank, passes, calls.
 
-Lasting bytes follow from the configuration and from who holds what (processes.py); those of a pass
-are counted by footprint.py. Assumed: AdamW with float32 states, in its foreach form on a GPU, which
+Lasting bytes follow from the configuration and from who holds what (distributed.py); those of a
+pass are counted by footprint.py. Assumed: AdamW with float32 states, in its foreach form on a GPU, which
 holds one more copy of the trained weights while it steps; FSDP2 gathers a block ahead of the one at
 work. Not counted: the CUDA context, cuBLAS and cuDNN workspaces and fragmentation, for which MARGIN
 of the GPU is left; torch.compile, which mostly saves; a judge in process (--judge local), whose
@@ -18,14 +18,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models import flux
-from support import processes
-from support.build import calls_of
-from support.config import (
+from training import distributed
+from training.config import (
     Config,
     micro_batch_of,
     parse_rewards,
 )
-from support.footprint import (
+from training.distributed import DTYPES
+from training.footprint import (
     FLOAT,
     decode_bytes,
     encode_bytes,
@@ -34,7 +34,7 @@ from support.footprint import (
     meta_pipeline,
     replay_peak,
 )
-from support.processes import DTYPES
+from training.start import calls_of
 
 MARGIN = 0.1  # share of the GPU left for what is not counted
 DECODED_AT_ONCE = 64  # flux.decode's batch_size
@@ -118,7 +118,7 @@ def weight_bytes(module: torch.nn.Module) -> int:
 
 
 def count(pipe) -> Counts:
-    blocks, whole = processes.blocks(pipe.transformer), numel(pipe.transformer)
+    blocks, whole = distributed.blocks(pipe.transformer), numel(pipe.transformer)
     weights = [p.numel() for block in blocks for p in block.parameters() if not p.requires_grad]
     return Counts(
         whole,

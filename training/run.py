@@ -18,17 +18,19 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from judges.record import Record
+from common.files import writing
+from figures import explain, gallery, pictures
 from models.base import check_finite
-from support import build, diagnostics, explain, gallery, pictures, processes, rundir
-from support.config import Config, check_config, micro_batch_of, parse_rewards
-from support.files import writing
-from support.heldout import Heldout
-from support.judging import JudgeError, Judging
-from support.processes import Processes, StoppedError
-from support.prompts import Prompts, make_batch
+from training import diagnostics, distributed, start
+from training import log as run_log
+from training.config import Config, check_config, micro_batch_of, parse_rewards
+from training.data import Prompts, make_batch
+from training.distributed import Processes, StoppedError
+from training.heldout import Heldout
+from training.judging import JudgeError, Judging
+from training.record import Record
 
-log = rundir.log
+log = run_log.log
 
 
 # ----------------------------------------------------------------------------- the run
@@ -40,12 +42,12 @@ class Run:
     def __init__(self, cfg: Config, procs: Processes, prompts: Prompts | None, judging, compare):
         """judging: Judging; compare: the PairwiseReward that progress is measured with."""
         self.cfg, self.procs, self.out, self.judging = cfg, procs, Path(cfg.out), judging
-        self.model = procs.alike(build.load_model, cfg, procs)
+        self.model = procs.alike(start.load_model, cfg, procs)
         transformer = self.model.transformer
         if not cfg.shard:
-            self.model.policy = processes.replicate(transformer, procs)
+            self.model.policy = distributed.replicate(transformer, procs)
         trained = sum(weight.numel() for weight in self.model.trainable())
-        procs.alike(rundir.check_disk, self.out, rundir.disk_bytes(trained, cfg.ema, cfg.steps))
+        procs.alike(run_log.check_disk, self.out, run_log.disk_bytes(trained, cfg.ema, cfg.steps))
         samples = cfg.prompts_per_step // procs.world * cfg.group_size
         self.micro_batch = micro_batch_of(cfg, samples)
         self.weights = {name: part.weight for name, part in parse_rewards(cfg.reward).items()}
@@ -60,9 +62,9 @@ class Run:
         if cfg.text_cache:
             steps = range(1, cfg.steps + 1)
             drawn = [text for s in steps for text in draw(s).prompts]  # of all ranks
-            build.cache_text(self.model, cfg, procs, drawn + self.heldout.texts)
+            start.cache_text(self.model, cfg, procs, drawn + self.heldout.texts)
         if procs.first and cfg.judge != "shapes":
-            log.info(build.call_budget(cfg, len(self.heldout.texts)))
+            log.info(start.call_budget(cfg, len(self.heldout.texts)))
         self.heldout.measure_base()
         self.metrics = [{"step": 0, **self.heldout.base.metrics()}]
         self.write = lambda row: None
@@ -84,21 +86,21 @@ class Run:
         """
         self.optimizer, self.average = optimizer, average
         self.take_up()
-        self.last_whole = processes.LastWhole(*self.state, self.cfg.updates)
+        self.last_whole = distributed.LastWhole(*self.state, self.cfg.updates)
         self.model.before_pass = self.boundary
         for step in self.steps():
             yield step, self.parts(step)
 
     def take_up(self) -> None:
         """Weights, optimizer, average and log of the last checkpoint, with --resume."""
-        last = self.procs.from_first(processes.newest_checkpoint, self.out / "checkpoint")
+        last = self.procs.from_first(distributed.newest_checkpoint, self.out / "checkpoint")
         if self.cfg.resume and last:  # none: stopped before the first
-            processes.load_checkpoint(last, *self.state)
+            distributed.load_checkpoint(last, *self.state)
             loaded = [("the checkpoint", weight) for weight in self.model.trainable()]
             self.procs.alike(check_finite, loaded)
-            self.metrics = rundir.read_metrics(self.out, processes.step_of(last))
+            self.metrics = run_log.read_metrics(self.out, distributed.step_of(last))
         if self.procs.first:
-            rundir.write_metrics(self.out, self.metrics)
+            run_log.write_metrics(self.out, self.metrics)
 
     def boundary(self) -> None:
         """Before each pass: the run ends here if a signal asked for it, on all ranks alike, unless
@@ -157,9 +159,12 @@ class Run:
         """
         step, trained = done.step, [("the trained weights", w) for w in self.model.trainable()]
         self.procs.alike(check_finite, trained)
-        mine = rundir.learning_of(done.losses, done.norms) | {"kl_to_base": self.kl, **self.seconds}
-        row = {"step": step, **rundir.judging_of(done.rewards), "frac_floor": done.frac_floor}
-        self.metrics.append(row | rundir.over_ranks(self.procs.gather([mine])))
+        mine = run_log.learning_of(done.losses, done.norms) | {
+            "kl_to_base": self.kl,
+            **self.seconds,
+        }
+        row = {"step": step, **run_log.judging_of(done.rewards), "frac_floor": done.frac_floor}
+        self.metrics.append(row | run_log.over_ranks(self.procs.gather([mine])))
         self.last_whole.whole()
         self.doubt()
         if self.procs.first and (step == 1 or self.evaluates(step)):
@@ -201,7 +206,7 @@ class Run:
         """The log, and a checkpoint where it is time for one. The log first: a kill in between
         leaves a line after the checkpoint, which --resume drops."""
         if self.procs.first:
-            rundir.write_metrics(self.out, self.metrics)
+            run_log.write_metrics(self.out, self.metrics)
             self.write(self.metrics[-1])
         if step % self.cfg.checkpoint_every == 0 or self.evaluates(step):
             self.checkpoint(step)
@@ -213,14 +218,14 @@ class Run:
         """
         if not step:
             return
-        best = rundir.best_step(self.metrics)
+        best = run_log.best_step(self.metrics)
         folder = self.out / "checkpoint"
         with writing(folder / f"step_{step:06d}"):
-            processes.save_checkpoint(folder, self.procs, self.last_whole.state(), step, [best])
+            distributed.save_checkpoint(folder, self.procs, self.last_whole.state(), step, [best])
 
     def kept(self) -> str:
         """Which checkpoints there are, in words."""
-        steps = processes.checkpoint_steps(self.out / "checkpoint")
+        steps = distributed.checkpoint_steps(self.out / "checkpoint")
         if not steps:
             return f"no checkpoint of '{self.out}' was written yet"
         listed = ", ".join(map(str, steps))
@@ -267,7 +272,7 @@ class Run:
                 "step %d had changed the weights: what is saved is a copy from before", self.at
             )
         if self.procs.first:
-            rundir.write_metrics(self.out, self.metrics)
+            run_log.write_metrics(self.out, self.metrics)
         self.checkpoint(step)
         if not step:
             return f"no step was whole yet, and '{self.out}' keeps none"
@@ -278,7 +283,7 @@ class Run:
         cfg, heldout, model = self.cfg, self.heldout, self.model
         with self.average.in_place():
             held, grid = self.last or (heldout.evaluate(), heldout.grid_images(model.transformer))
-            weights = processes.full_weights(model.transformer) if cfg.shard else None
+            weights = distributed.full_weights(model.transformer) if cfg.shard else None
             if not self.procs.first:
                 return
             with writing(self.out / "final"):
@@ -289,7 +294,7 @@ class Run:
             for f in dataclasses.fields(cfg)
             if getattr(cfg, f.name) != f.default or f.name in ("recipe", "reward", "judge")
         }
-        rundir.write_card(
+        run_log.write_card(
             self.out / "final",
             type(model.pipe).__name__,
             cfg.model,
@@ -318,7 +323,7 @@ class Run:
 def start_run(cfg: Config, procs: Processes) -> Run:
     """Prepares the run directory, loads what the settings name, and takes up a checkpoint."""
     with contextlib.ExitStack() as held:
-        procs.alike(lambda: held.enter_context(rundir.hold_run(cfg)) if procs.first else None)
+        procs.alike(lambda: held.enter_context(run_log.hold_run(cfg)) if procs.first else None)
         run = prepared(cfg, procs)
         run.held = held.pop_all()  # the directory's lock, as long as the run lives
     return run
@@ -327,19 +332,21 @@ def start_run(cfg: Config, procs: Processes) -> Run:
 def prepared(cfg: Config, procs: Processes) -> Run:
     """What can be wrong outside of the settings is tried first, on all ranks alike: the run
     directory, prompts, judge and scorers; then weights are loaded, and a checkpoint is taken up."""
-    out = procs.from_first(rundir.prepare_run, cfg)
-    last = procs.from_first(processes.newest_checkpoint, out / "checkpoint") if cfg.resume else None
-    procs.alike(check_shared, cfg, procs.from_first(rundir.contents, cfg), last)
-    prompts = procs.alike(build.prompts_of, cfg)
-    judge = procs.alike(build.judge_of, cfg, procs.world)
+    out = procs.from_first(run_log.prepare_run, cfg)
+    last = (
+        procs.from_first(distributed.newest_checkpoint, out / "checkpoint") if cfg.resume else None
+    )
+    procs.alike(check_shared, cfg, procs.from_first(run_log.contents, cfg), last)
+    prompts = procs.alike(start.prompts_of, cfg)
+    judge = procs.alike(start.judge_of, cfg, procs.world)
     record = Record(out / "verdicts") if procs.first and cfg.judge != "shapes" else None
-    rewards = procs.alike(build.rewards_of, cfg, judge, procs.device)
-    compare = procs.alike(build.comparison_of, cfg, judge)
-    doubt = procs.alike(build.try_judge, cfg, judge)
+    rewards = procs.alike(start.rewards_of, cfg, judge, procs.device)
+    compare = procs.alike(start.comparison_of, cfg, judge)
+    doubt = procs.alike(start.try_judge, cfg, judge)
     if procs.first and doubt:
         log.warning("%s", doubt)
     logger, settings = cfg.logger if procs.first else "", dataclasses.asdict(cfg)
-    write = procs.alike(rundir.make_logger, logger, out, settings)
+    write = procs.alike(run_log.make_logger, logger, out, settings)
     # A server judges while sampling goes on; another judge is asked when its answer is needed.
     judging = Judging(rewards, procs, cfg.max_failed, cfg.judge == "openai", record)
     run = Run(cfg, procs, prompts, judging, compare)
@@ -350,9 +357,11 @@ def prepared(cfg: Config, procs: Processes) -> Run:
 def check_shared(cfg: Config, contents: dict, last: Path | None) -> None:
     """Raises ValueError unless this rank sees the files that rank 0 sees, and what it has written.
 
-    contents: rundir.contents on rank 0; last: the checkpoint to resume from, if there is one.
+    contents: run_log.contents on rank 0; last: the checkpoint to resume from, if there is one.
     """
-    odd = [f"--{k.split()[0]}" for k, found in rundir.contents(cfg).items() if found != contents[k]]
+    odd = [
+        f"--{k.split()[0]}" for k, found in run_log.contents(cfg).items() if found != contents[k]
+    ]
     if odd:
         raise ValueError(f"{', '.join(odd)}: other files here than on rank 0; copy them anew")
     for written in [Path(cfg.out) / "config.json", *([last] if last else [])]:
@@ -360,8 +369,8 @@ def check_shared(cfg: Config, contents: dict, last: Path | None) -> None:
             raise ValueError(
                 f"'{written}' is on rank 0 alone: --out must be a folder that all nodes share"
             )
-    if last and processes.step_of(last) > cfg.steps:
-        step = processes.step_of(last)
+    if last and distributed.step_of(last) > cfg.steps:
+        step = distributed.step_of(last)
         raise ValueError(f"the run in '{cfg.out}' is at step {step}, past --steps {cfg.steps}")
 
 
@@ -372,11 +381,11 @@ def started(cfg: Config):
     said, first = None, os.environ.get("RANK", "0") == "0"
     try:
         check_config(cfg, int(os.environ.get("WORLD_SIZE", 1)))
-        with processes.signals() as stop:
-            run = start_run(cfg, processes.start_processes(cfg.device, cfg.shard, stop))
+        with distributed.signals() as stop:
+            run = start_run(cfg, distributed.start_processes(cfg.device, cfg.shard, stop))
             with run.held, run.ends_well():
                 yield run
-    except (*processes.TOLD, JudgeError) as error:
+    except (*distributed.TOLD, JudgeError) as error:
         said = str(error)
     except KeyboardInterrupt:
         said = "stopped before a step was made: nothing is lost, repeat the command"

@@ -7,9 +7,9 @@ compared, rewards = judging.collect()       # {name: Rewards} of this rank, and 
 import functools
 from collections.abc import Callable, Sequence
 
-from judges.record import Record
 from rewards import Rewards, join
-from support.processes import Processes, in_background
+from training.distributed import Processes, in_background
+from training.record import Record
 
 
 class JudgeError(RuntimeError):
