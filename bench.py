@@ -138,13 +138,13 @@ def run_judge(args) -> int:
     args.judge = args.judge or "shapes"
     template = read_template(args.template, "--template") if args.template else None
     asked = [question(p, template) for p in prompts[: args.limit]]
-    journal, mllm, (lanes, batch) = journal_of(out), judge_of(args), lanes_of(args)
+    journal, mllm, (workers, batch) = journal_of(out), judge_of(args), lanes_of(args)
     new = args.judge != "shapes" and not journal.exists()
     if new and (doubt := check_sight(mllm, pairs_first=False)):
         print(f"warning: {doubt}", file=sys.stderr)
     # The verifier is no server that may be dead: what it does not know may come in any number.
     patience = Patience(math.inf, math.inf) if args.judge == "shapes" else Patience()
-    limits = (lanes, batch, args.limit, patience)
+    limits = (workers, batch, args.limit, patience)
     results = judge_images(mllm, prompts, args.images, journal, template, *limits)
     write_results(results, out)
     made = Path(args.images) / "settings.json"

@@ -63,7 +63,7 @@ class TrainStep(NamedTuple):
 def train(cfg, run: Run) -> None:
     """Pref-GRPO: each pass of the loop is a training step, a line of the log."""
     optimizer = torch.optim.AdamW(run.model.trainable(), cfg.lr, weight_decay=cfg.weight_decay)
-    average = distributed.MovingAverage(run.model.transformer, cfg.ema)
+    average = distributed.EMA(run.model.transformer, cfg.ema)
     sigmas = sampler.sigma_schedule(cfg.num_steps, cfg.shift)  # (K+1,)
     how = dict(noise_level=cfg.noise_level, kind=cfg.sde_kind, micro_batch=run.micro_batch)
     for step, parts in run.batches(optimizer, average):
@@ -72,7 +72,7 @@ def train(cfg, run: Run) -> None:
         with run.timed("rollout"):
             rollouts = []
             for part in parts:
-                rollouts.append(run.procs.alike(sample, run.model, part, sigmas, **how))
+                rollouts.append(run.procs.on_all_ranks(sample, run.model, part, sigmas, **how))
                 run.judging.submit(part.prompts, rollouts[-1].images)
             rollout = join(rollouts)  # B = P * G samples
         run.check(step, rollout)
@@ -155,7 +155,7 @@ def update(cfg, run: Run, rollout: Rollout, advantages, replayed: list[int]):
                 loss = objective(run.model, rollout, advantages, k, rows, **how)
                 ((rows.stop - rows.start) / samples * loss.loss).backward()
             losses.append(grpo.Loss(*(x.detach() for x in loss)))
-        run.procs.alike(check_finite, [("the loss", torch.stack([x.loss for x in losses]))])
+        run.procs.on_all_ranks(check_finite, [("the loss", torch.stack([x.loss for x in losses]))])
         norms.append(distributed.clip_gradients(run.model.trainable(), cfg.max_grad_norm))
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)

@@ -133,7 +133,7 @@ def panels(metrics) -> list[Panel]:
     preferred, none = [("win_rate_vs_base", "win rate")], (0.5, "no difference from the base")
     spread = [(k, k.removesuffix("_std")) for k in keys if k.endswith("_std")]
     dimensions = [(k, k.partition("/")[2]) for k in keys if k.startswith("heldout/")]
-    held = [("heldout_accuracy", "testpoints right"), ("heldout_perfect", "images with all right")]
+    held = [("heldout_accuracy", "accuracy"), ("heldout_all_correct", "all-correct rate")]
     signal = [
         ("tie_rate", "pairs that tie"),
         ("frac_floor", "groups without a difference"),

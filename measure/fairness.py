@@ -1,6 +1,6 @@
-"""What the autoencoder alone costs each look: mean fidelity of clean scenes of one thing, decoded.
+"""What the autoencoder costs each look: mean render error of clean scenes of one thing, decoded.
 
-The judge compares fidelity only between pictures of the same looks, since these differ.
+The judge compares render error only between pictures of the same looks, since these differ.
 
     python -m measure.fairness                   # seconds
     python -m measure.fairness --model runs/tiny
@@ -30,13 +30,13 @@ def alone(look: tuple, rng: np.random.Generator) -> scenes.Scene:
 
 
 def fidelities(model: Path, count: int) -> list[tuple[tuple, float | None]]:
-    """The look and the fidelity of `count` scenes of each look; None: not read as one thing."""
+    """The look and the render error of `count` scenes of each look; None: not read as one thing."""
     looks = itertools.product(scenes.SHAPES, scenes.COLORS, SIZES, ("light", "dark"))
     drawn = [look for look in looks for _ in range(count)]
     rng = np.random.default_rng(0)
     pixels = scenes.render([alone(look, rng) for look in drawn])
     readings = read(autoencode(pixels, model))
-    return [(k, r.fidelity if len(r.things) == 1 else None) for k, r in zip(drawn, readings)]
+    return [(k, r.render_error if len(r.things) == 1 else None) for k, r in zip(drawn, readings)]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     found = fidelities(args.model, args.pictures)
     rows = [(look, value) for look, value in found if value is not None]
-    print(f"{len(rows)} of {len(found)} scenes read; mean fidelity in gray levels:")
+    print(f"{len(rows)} of {len(found)} scenes read; mean render error in gray levels:")
     for column in range(4):
         for name in dict.fromkeys(look[column] for look, _ in rows):
             print(f"{name:10} {np.mean([v for look, v in rows if look[column] == name]):5.2f}")

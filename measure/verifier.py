@@ -109,8 +109,8 @@ def main() -> None:
         rows = [sum(c.values(), []) if sub is None else c[sub] for c in columns]
         cells = [f"{np.mean(row):9.4f}" if row else "        -" for row in rows]
         print(f"{sub or 'all':38}", *cells)
-    fidelity = [np.mean([r.fidelity for r in shown]) for shown in (readings, decoded)]
-    print(f"fidelity {fidelity[0]:.2f} and {fidelity[1]:.2f} gray levels")
+    render_error = [np.mean([r.render_error for r in shown]) for shown in (readings, decoded)]
+    print(f"render error {render_error[0]:.2f} and {render_error[1]:.2f} gray levels")
     print(f"{len(pixels) / seconds:.0f} images a second on one core")
 
 

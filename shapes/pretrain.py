@@ -409,8 +409,8 @@ def report_heldout(pipe: FluxPipeline, stage: str, prompts: list[Caption]) -> No
     kinds = {kind: share([m for p, m in zip(prompts, met) if p.kind == kind]) for kind in KINDS}
     print(
         f"after {stage}: held-out accuracy {share(met):.3f}, wholly right "
-        f"{np.mean([all(m) for m in met]):.3f}, fidelity "
-        f"{np.mean([r.fidelity for r in readings]):.2f}; "
+        f"{np.mean([all(m) for m in met]):.3f}, render error "
+        f"{np.mean([r.render_error for r in readings]):.2f}; "
         + ", ".join(f"{kind} {value:.2f}" for kind, value in kinds.items()),
         flush=True,
     )

@@ -9,7 +9,7 @@ nearest of six colors. It decides strictly, since whatever it lets pass, trainin
   - A half-drawn shape is no shape: its template must cover it with an overlap of MIN_OVERLAP.
     Where a second shape fits as well, within MIN_MARGIN, as a square with soft corners does for a
     circle, people take it for what they were told that it is: the thing says which (`also`).
-  - `fidelity` renders again what was read and compares: mean absolute difference in gray levels.
+  - `render error` is of what was read, rendered again: mean absolute error in 8-bit levels.
 """
 
 import functools
@@ -39,7 +39,7 @@ COLOR_RIVAL = 0.75  # largest distance to a color over that to the next; 1 half-
 COLOR_DEVIATION = 45.0  # root mean square of the distances to the mean
 MIN_OVERLAP = (0.95, 0.90)  # of a filled shape, and of an outline, which is all edge
 MIN_MARGIN = 0.01
-MIN_BLOB = 10  # pixels; anything smaller is dirt, which only fidelity sees
+MIN_BLOB = 10  # pixels; anything smaller is dirt, which only render error sees
 
 
 # ----------------------------------------------------------------------------- render
@@ -114,7 +114,7 @@ class Reading(NamedTuple):
     things: tuple[Thing, ...]  # what was recognized
     unread: int  # blobs that are no shape of this world
     dark: bool
-    fidelity: float  # mean absolute difference to the picture rendered again, gray levels
+    render_error: float  # mean absolute difference to the picture rendered again, gray levels
     faults: tuple[str, ...] = ()  # what was refused, a shape or its color, and by how much
 
     def in_words(self) -> str:
@@ -355,8 +355,8 @@ def read(images: list[Image.Image]) -> list[Reading]:
                 f"{hue.deviation[k]:.0f} from their mean, wanted {COLOR_DEVIATION:.0f}"
             )
     again = render([Scene(tuple(t), bool(d)) for t, d in zip(drawn, dark)])
-    fidelity = np.abs(again - pixels).mean((1, 2, 3))
+    render_error = np.abs(again - pixels).mean((1, 2, 3))
     return [
         Reading(tuple(t), u, bool(d), float(f), tuple(why))
-        for t, u, d, f, why in zip(things, unread, dark, fidelity, faults)
+        for t, u, d, f, why in zip(things, unread, dark, render_error, faults)
     ]

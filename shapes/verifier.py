@@ -282,7 +282,7 @@ def satisfied(prompt: Caption, reading: Reading) -> list[bool]:
 
 
 def look(thing: Thing) -> tuple[str, str, str, bool]:
-    """Shape, color, size and outline: what fidelity depends on even where nothing is wrong."""
+    """Shape, color, size and outline: what render error depends on even where nothing is wrong."""
     size = min(RADII, key=lambda name: abs(RADII[name] - thing.r))
     return thing.shape, thing.color or "", size, thing.outline
 
@@ -304,7 +304,7 @@ def compare(prompt: Caption, first: Reading, second: Reading, jnd: float) -> tup
     looks = [sorted(map(look, r.things)) for r in (first, second)]
     if looks[0] != looks[1]:
         return reason + " They show different things.", 0
-    flaws = [first.fidelity, second.fidelity]
+    flaws = [first.render_error, second.render_error]
     if abs(flaws[0] - flaws[1]) <= jnd:
         return reason + " Neither is visibly cleaner.", 0
     winner = 1 if flaws[0] < flaws[1] else 2
@@ -335,10 +335,10 @@ def answer_testpoints(question: str, reading: Reading) -> str:
 
 
 def answer_scores(prompt: Caption, reading: Reading) -> str:
-    """UnifiedReward's pointwise form, 1 to 5: alignment by testpoints, the rest by fidelity."""
+    """UnifiedReward's pointwise form, 1 to 5: alignment by testpoints, the rest by render error."""
     met = satisfied(prompt, reading)
     alignment = 1 + 4 * sum(met) / len(met)
-    clean = 1 + 4 * np.exp(-reading.fidelity / 4)
+    clean = 1 + 4 * np.exp(-reading.render_error / 4)
     return (
         f"Alignment Score (1-5): {alignment:.4f}\nCoherence Score (1-5): {clean:.4f}\n"
         f"Style Score (1-5): {clean:.4f}"
@@ -360,7 +360,7 @@ class ShapesMLLM:
     whatever is shown. Both depend on the query alone, so that asking again gives the same answer.
     """
 
-    JND = 0.5  # gray levels of fidelity, averaged over the picture
+    JND = 0.5  # gray levels of render error, averaged over the picture
 
     def __init__(self, error_rate: float = 0.0, first_bias: float = 0.0):
         self.error_rate, self.first_bias = error_rate, first_bias

@@ -136,7 +136,7 @@ def write_judges(rows: list[dict], head: str, folder) -> None:
 
 
 def summary_rows(lines: Table, prompts: Table) -> list[dict]:
-    """Of each way: the truth after the last step, less that of the base; fidelity, win rate."""
+    """Of each way: the truth after the last step, less that of the base; render error, win rate."""
     rows = []
     for way in filter(lines.seeds, WAYS):
         seeds = lines.seeds(way)
@@ -146,7 +146,7 @@ def summary_rows(lines: Table, prompts: Table) -> list[dict]:
         found = {
             "truth": shares(held, points),
             "less the base": shares(held - base, points),
-            "fidelity": row_of([end["heldout_fidelity"] for end in ends]),
+            "render error": row_of([end["heldout_render_error"] for end in ends]),
             "win rate": row_of([end["win_rate_vs_base"] for end in ends]),
         }
         rows += [{"arm": way, "quantity": quantity} | row for quantity, row in found.items()]

@@ -34,8 +34,8 @@ class SoftWinner(AlwaysAWinner):
     """The same judge where its probability that the first is better is taken, as `--soft` takes it:
     near 1/2 where a difference is slight. It stands for a model that can answer "first" or "second"
     alone, but is unsure where a person sees nothing: of pictures with the same looks the odds are
-    logistic in the difference in fidelity, by just noticeable ones; between the others, where the
-    coin would decide, it leans to a side by LEAN; and what can be seen is sure.
+    logistic in the difference in render error, by just noticeable ones; between the others, where
+    the coin would decide, it leans to a side by LEAN; and what can be seen is sure.
     """
 
     LEAN = 0.05
@@ -50,7 +50,7 @@ class SoftWinner(AlwaysAWinner):
         if seen := compare(prompt, first, second, jnd=math.inf)[1]:
             return float(seen == 1)
         if compare(prompt, first, second, jnd=0.0)[1]:
-            return 1 / (1 + math.exp((first.fidelity - second.fidelity) / ShapesMLLM.JND))
+            return 1 / (1 + math.exp((first.render_error - second.render_error) / ShapesMLLM.JND))
         coin = zlib.crc32(b"".join(image.tobytes() for image in query.images)) % 2
         return 0.5 + self.LEAN * (1 - 2 * coin)
 

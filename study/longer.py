@@ -52,7 +52,7 @@ FIGURES = {  # the last of the arms is what the others are held against
 SHORT = {"longer_arms": [LEARNED + SLOWER, OURS + SLOWER]}  # of the short forms
 # Scorers are trained anew where runs are made, and other ones are only nearly the same: what they
 # say of pictures is drawn as a gain, and not in the tables.
-BESIDE = {"heldout_fidelity": "fidelity", "win_rate_vs_base": "win rate"}
+BESIDE = {"heldout_render_error": "render error", "win_rate_vs_base": "win rate"}
 WAYS = ["z-scores", five_ways.CURE]
 STEPS = {"full": ("--steps=240", "--eval_every=24"), "quick": ("--steps=48", "--eval_every=12")}
 WAYS_COMMON = ("--prompts_per_step=8", "--group_size=8", "--lr=1e-4", "--heldout=157")

@@ -30,7 +30,7 @@ from training.run import Run, started
 log = logging.getLogger("study")
 RESULTS, OUT = Path(__file__).parent / "results", Path("runs/study")
 # Of the log: what it says of pictures and rewards. Times are left out, they are never the same.
-KEPT = ("heldout_accuracy", "heldout_perfect", "heldout_fidelity", "win_rate_vs_base")
+KEPT = ("heldout_accuracy", "heldout_all_correct", "heldout_render_error", "win_rate_vs_base")
 KEPT += ("reward_mean", "reward_std", "frac_floor", "tie_rate", "kl_to_base", "grad_norm")
 
 
@@ -183,7 +183,7 @@ def descend(run: Run, label: str, watch: Callable) -> None:
     run.observers.append(seen)
     train.train(run.cfg, run)
     if run.last is None:  # taken up after its last step
-        with run.average.in_place():
+        with run.average.swapped_in():
             run.last = run.heldout.evaluate(), run.heldout.grid_images(run.model.transformer)
 
 

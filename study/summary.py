@@ -24,7 +24,11 @@ from unigenbench.tables import markdown_table
 
 TRUTH = "heldout_accuracy"  # of the log
 # Measured at the last step, over seeds alone: key of the log -> heading
-BESIDE = {"vividness": "vividness", "heldout_fidelity": "fidelity", "win_rate_vs_base": "win rate"}
+BESIDE = {
+    "vividness": "vividness",
+    "heldout_render_error": "render error",
+    "win_rate_vs_base": "win rate",
+}
 # Of the rewards that a step learns from: key of the log -> heading
 SPREAD = {"reward_std": "deviation", "tie_rate": "ties", "frac_floor": "groups below the floor"}
 AVERAGED = 12  # steps, at the start and at the end

@@ -110,7 +110,7 @@ OWN = {
     "judge scores with floor": ("judge",),
 }
 BESIDE = {"third": "unseen scorer 1", "fourth": "unseen scorer 2"}
-BESIDE |= {"heldout_fidelity": "fidelity", "win_rate_vs_base": "win rate"}
+BESIDE |= {"heldout_render_error": "render error", "win_rate_vs_base": "win rate"}
 
 
 # ----------------------------------------------------------------------------- what is watched
@@ -210,8 +210,8 @@ def fallen(values: np.ndarray) -> list[int]:
 
 
 def draw_curves(lines: Table, names: list[str], path) -> None:
-    """Over training: the truth, the arm's own reward, an unseen scorer, fidelity. A column an arm,
-    a thin line a seed, the mean thick, the base dotted, a cross where the truth has fallen."""
+    """Over training: the truth, the arm's own reward, an unseen scorer, render error. A column an
+    arm, a thin line a seed, the mean thick, the base dotted, a cross where the truth has fallen."""
     figure = pictures.new_figure(figsize=(10, 7.2))
     grid = figure.subplots(4, len(names), sharex=True, sharey="row", squeeze=False)
     gain = lambda steps, values: (steps, np.array(values) - values[0])
@@ -219,7 +219,7 @@ def draw_curves(lines: Table, names: list[str], path) -> None:
         "testpoints right": lambda rows, _: pictures.series(rows, TRUTH),
         "own reward, gain": lambda rows, arm: gain(*own(rows, arm)),
         "unseen scorer, gain": lambda rows, _: gain(*pictures.series(rows, "third")),
-        "fidelity": lambda rows, _: pictures.series(rows, "heldout_fidelity"),
+        "render error": lambda rows, _: pictures.series(rows, "heldout_render_error"),
     }
     for line, (label, values_of) in zip(grid, rows.items()):
         line[0].set_ylabel(label)

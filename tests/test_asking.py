@@ -75,15 +75,15 @@ def place(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("lanes, batch", [(1, 1), (1, 100), (4, 1), (3, 2)])
-def test_each_image_is_asked_about_once_and_never_again(place, lanes, batch):
-    meet = threading.Barrier(lanes, timeout=60)  # as many calls are in flight
+@pytest.mark.parametrize("workers, batch", [(1, 1), (1, 100), (4, 1), (3, 2)])
+def test_each_image_is_asked_about_once_and_never_again(place, workers, batch):
+    meet = threading.Barrier(workers, timeout=60)  # as many calls are in flight
 
     def say(*_):
         meet.wait()
 
     judge = Judge(say)
-    results = place(judge, lanes=lanes, batch=batch)
+    results = place(judge, workers=workers, batch=batch)
     assert judge.sizes == {min(batch, 12)}
     assert Counter(judge.asked) == Counter({(p, i): 1 for p in range(3) for i in range(4)})
     assert [(r.index, Path(r.image).name, r.scores, r.reasons) for r in results] == [
@@ -97,7 +97,7 @@ def test_the_right_answer_goes_to_each_image(place):
     def say(pixel, text):
         return Answer(f"<score>[{sum(pixel) % 2}, {pixel[1] // 2}]</score>")
 
-    results = place(Judge(say), lanes=3, batch=2)
+    results = place(Judge(say), workers=3, batch=2)
     assert [r.scores for r in results] == [
         [(p + i) % 2, i // 2] for p in range(3) for i in range(4)
     ]
@@ -248,7 +248,7 @@ def test_a_fault_in_one_lane_stops_the_others_and_keeps_what_was_said(place):
         time.sleep(0.02)
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        place(Judge(say), lanes=2, batch=1)
+        place(Judge(say), workers=2, batch=1)
     kept = len(Journal(place.journal, {"judge": "fake"}).lines)
     again = Judge()
     place(again)
@@ -261,11 +261,11 @@ def test_a_dead_judge_ends_the_work_with_one_sentence(tmp_path):
     draw(tmp_path / "images", prompts)
     dead = Judge(lambda pixel, text: Answer(error="503") if pixel[0] >= 5 else None)
     with pytest.raises(ValueError, match=r"^no answer to the last 3\d calls in \d+ s \(503\); w"):
-        judge_images(dead, prompts, tmp_path / "images", journal, lanes=4, batch=1)
-    # each of the other lanes may be late with a good answer, which sets the count back, once
+        judge_images(dead, prompts, tmp_path / "images", journal, workers=4, batch=1)
+    # each of the other workers may be late with a good answer, which sets the count back, once
     assert 20 + 32 <= len(dead.asked) <= 20 + 4 * 32
     again = Judge()
-    results = judge_images(again, prompts, tmp_path / "images", journal, lanes=4, batch=1)
+    results = judge_images(again, prompts, tmp_path / "images", journal, workers=4, batch=1)
     assert {r.state for r in results} == {"judged"} and len(again.asked) == 140
 
 
@@ -276,7 +276,7 @@ def test_a_server_that_is_not_there_ends_the_work(tmp_path):
         mllm = OpenAIMLLM(f"http://127.0.0.1:{unused.getsockname()[1]}/v1", "m", max_retries=0)
         with pytest.raises(ValueError, match="to the last 3[2-9] calls .*Connection error"):
             judge_images(
-                mllm, make_prompts(10), tmp_path / "images", tmp_path / "j", lanes=8, batch=1
+                mllm, make_prompts(10), tmp_path / "images", tmp_path / "j", workers=8, batch=1
             )
 
 
@@ -302,7 +302,7 @@ from test_asking import Judge, make_prompts
 from unigenbench.asking import judge_images
 folder = Path(sys.argv[1])
 judge = Judge(lambda pixel, text: time.sleep(0.005))
-judge_images(judge, make_prompts(40), folder / "images", folder / "j.jsonl", lanes=16, batch=1)
+judge_images(judge, make_prompts(40), folder / "images", folder / "j.jsonl", workers=16, batch=1)
 """
 
 

@@ -307,9 +307,9 @@ def test_the_held_out_score_of_training_is_the_benchmarks(tmp_path):
         tmp_path / "j.jsonl",
     )
     for i in range(4):
-        met, fidelity = heldout.verify(prompts, [images[i] for images in shown])
+        met, render_error = heldout.verify(prompts, [images[i] for images in shown])
         assert met == [list(map(bool, r.scores)) for r in judged[i::4]]
-        metrics = heldout.Held(met, fidelity, [0.5] * 30).metrics()
+        metrics = heldout.Held(met, render_error, [0.5] * 30).metrics()
         assert metrics["heldout_accuracy"] == score(judged[i::4]).accuracy
         assert (metrics["heldout_accuracy"] == 1) == (i == 0)
 

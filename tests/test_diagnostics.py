@@ -12,7 +12,7 @@ import sampler
 import train
 from models import base
 from training.data import Batch
-from training.diagnostics import check_on_policy, doubts, drifting, kl_to_base
+from training.diagnostics import check_on_policy, drifting, kl_to_base, warnings_of
 
 
 def checked(model, rollout, dtype="float32", clip_range=1e-4):
@@ -116,9 +116,9 @@ MIXED = dict(clip_mean=28.0, clip_std=1e-6)  # the spread is rounding
 )
 def test_learning_nothing_is_said_aloud(odd, kind, once):
     row = {"step": 1, "order_agreement": 0.21} | HEALTHY
-    assert doubts([row], first=True) == doubts([row | MIXED], first=False) == {}
-    assert set(doubts([row | odd], first=True)) == {kind}
-    assert set(doubts([row | odd], first=False)) == (set() if once else {kind})
+    assert warnings_of([row], first=True) == warnings_of([row | MIXED], first=False) == {}
+    assert set(warnings_of([row | odd], first=True)) == {kind}
+    assert set(warnings_of([row | odd], first=False)) == (set() if once else {kind})
 
 
 def warned(path) -> dict[str, list[int]]:

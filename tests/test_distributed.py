@@ -93,9 +93,9 @@ def ends_of_one_rank_end_all(procs) -> None:
             raise FloatingPointError("NaN on one")
 
     with pytest.raises(FloatingPointError, match="^NaN on one$"):
-        procs.alike(odd)
-    assert procs.alike(lambda: procs.rank) == procs.rank
-    assert procs.from_first(lambda: procs.rank) == 0
+        procs.on_all_ranks(odd)
+    assert procs.on_all_ranks(lambda: procs.rank) == procs.rank
+    assert procs.broadcast(lambda: procs.rank) == 0
 
 
 def a_signal_to_one_rank_ends_both(procs, cfg) -> None:
@@ -117,7 +117,7 @@ def a_signal_to_one_rank_ends_both(procs, cfg) -> None:
     ):
         few_steps(run)
     assert procs.gather([len(passes)]) == [len(passes)] * 2 and sum(passes) == 2
-    last = procs.from_first(distributed.newest_checkpoint, Path(cfg.out) / "checkpoint")
+    last = procs.broadcast(distributed.newest_checkpoint, Path(cfg.out) / "checkpoint")
     assert last.name == "step_000001"
     distributed.load_checkpoint(last, *run.state)
     kept = trained_weights(run)
@@ -150,13 +150,13 @@ def as_one_of_two(rank: int, folder: Path, ports: list[int]) -> None:
         with torch.no_grad():
             for parameter in run.model.trainable():
                 parameter.zero_()
-        last = procs.from_first(distributed.newest_checkpoint, folder / mode / "checkpoint")
+        last = procs.broadcast(distributed.newest_checkpoint, folder / mode / "checkpoint")
         distributed.load_checkpoint(last, *run.state)
         again = trained_weights(run)
-        with run.average.in_place():
+        with run.average.swapped_in():
             average = trained_weights(run)
         whole = distributed.full_weights(run.model.transformer)
-        if procs.first:
+        if procs.is_main:
             assert all(torch.equal(weights[name], again[name]) for name in weights)
             torch.save((weights, average, sent.counts, run.metrics[1]), folder / f"{mode}.pt")
             if mode == "fsdp":
@@ -202,7 +202,7 @@ def test_two_processes_learn_what_one_learns_and_one_resumes_them(mode, two, tmp
         return flat(trained_weights(resumed).values())
 
     assert torch.equal(present(), flat(weights.values()))
-    with resumed.average.in_place():
+    with resumed.average.swapped_in():
         assert torch.equal(present(), flat(average.values()))
     assert torch.equal(present(), flat(weights.values()))
     assert not torch.equal(flat(average.values()), flat(weights.values()))
@@ -330,12 +330,12 @@ def test_one_process_goes_on_with_the_recipe_and_saves_a_lora(recipe, monkeypatc
 def state():
     """Weights, optimizer and average of a small network, as a checkpoint holds them."""
     layer = torch.nn.Linear(30, 30)
-    return layer, torch.optim.AdamW(layer.parameters()), distributed.MovingAverage(layer, 0.5)
+    return layer, torch.optim.AdamW(layer.parameters()), distributed.EMA(layer, 0.5)
 
 
 def test_every_rank_has_as_many_shares():
     ranks = [distributed.Processes(rank, 3, torch.device("cpu")) for rank in range(3)]
-    shares = [procs.share(7) for procs in ranks]
+    shares = [procs.my_share(7) for procs in ranks]
     assert {len(share) for share in shares} == {3} and set().union(*shares) == set(range(7))
 
 

@@ -21,8 +21,8 @@ TRAINED = Held([[True, True], [True], [False, False, True]], [1.0, 2.0, 3.0], [1
 def test_metrics_by_hand():
     assert TRAINED.metrics() == {
         "heldout_accuracy": pytest.approx(4 / 6),  # testpoints weigh alike, not prompts
-        "heldout_perfect": pytest.approx(2 / 3),
-        "heldout_fidelity": pytest.approx(2.0),
+        "heldout_all_correct": pytest.approx(2 / 3),
+        "heldout_render_error": pytest.approx(2.0),
         "win_rate_vs_base": pytest.approx(2.5 / 3),
     }
 
@@ -67,8 +67,8 @@ def test_the_sentence_says_what_was_before_and_what_is_now():
     said = TRAINED.against(BASE)
     for part in (
         "held-out accuracy 0.333 -> 0.667: gain +0.333",
-        "wholly right 0.00 -> 0.67",
-        "fidelity 4.00 -> 2.00",
+        "all-correct rate 0.00 -> 0.67",
+        "render error 4.00 -> 2.00",
         "win rate against the base 0.833",
     ):
         assert part in said

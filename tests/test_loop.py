@@ -179,7 +179,7 @@ def toy_run(model, procs=ALONE, micro_batch=2, batch=BATCH, groups=2):
     run.judging = Judging({"pairwise": Bigger()}, procs, max_failed=0.0)
     run.weights = {"pairwise": 1.0}
     run.timed = lambda what: contextlib.nullcontext()
-    run.own = lambda values: values.chunk(procs.world)[procs.rank].flatten()
+    run.own = lambda values: values.chunk(procs.world_size)[procs.rank].flatten()
     run.check = lambda step, rollout: None
     run.after = run.done.append
 

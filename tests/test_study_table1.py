@@ -235,7 +235,7 @@ def test_the_base_is_the_same_in_all_runs(results):
     lines, _ = results
     arms = (*table1.NAMES, *table1.SLOW)
     first = [lines.run(arm, seed)[0] for arm in arms for seed in lines.seeds(arm)]
-    columns = ("heldout_accuracy", "heldout_fidelity", *scorers.NAMES, "judge")
+    columns = ("heldout_accuracy", "heldout_render_error", *scorers.NAMES, "judge")
     for row in first:
         assert [row[c] for c in columns] == pytest.approx([first[0][c] for c in columns], rel=1e-4)
 

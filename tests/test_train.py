@@ -91,7 +91,7 @@ def test_a_run_leaves_what_the_readme_promises(undisturbed):
         "grad_norm",
     }
     assert all(wanted <= set(row) for row in rows[1:])
-    held = {"heldout_accuracy", "heldout_perfect", "heldout_fidelity", "win_rate_vs_base"}
+    held = {"heldout_accuracy", "heldout_all_correct", "heldout_render_error", "win_rate_vs_base"}
     assert [held <= set(row) for row in rows] == [True, False, True, True]  # and the last
     assert all(row["reward_mean"] == pytest.approx(0.5) for row in rows[1:])
     # 0 but for rounding: another batch shape

@@ -55,7 +55,7 @@ def test_verifier_agrees_with_the_truth(drawn_world):
     prompts, _, readings = drawn_world
     verdicts = [v for p, r in zip(prompts, readings) for v in satisfied(p, r)]
     assert np.mean(verdicts) >= 0.995
-    assert np.mean([r.fidelity for r in readings]) < 1.0
+    assert np.mean([r.render_error for r in readings]) < 1.0
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ def test_cleanness_never_decides_between_looks():
     clean, dirty = scenes.render([one("circle", "yellow"), one("triangle", "green")])
     dirty[2:4, 2:30:2] = (200, 200, 200)
     readings = scenes.read([Image.fromarray(clean), Image.fromarray(dirty)])
-    assert readings[1].fidelity - readings[0].fidelity > ShapesMLLM.JND
+    assert readings[1].render_error - readings[0].render_error > ShapesMLLM.JND
     assert compare(parse_prompt("a large red square"), *readings, jnd=0.5)[1] == 0
 
 
@@ -273,11 +273,15 @@ ROUND = scenes.Reading((RED,), 0, False, 1.0)
 @pytest.mark.parametrize(
     "first, second, winner",
     [
-        (ROUND, ROUND._replace(fidelity=1.4), 0),  # below what is noticed
-        (ROUND, ROUND._replace(fidelity=1.6), 1),
-        (ROUND, ROUND._replace(things=(RED, RED), fidelity=9.0), 0),  # to leave out does not pay
+        (ROUND, ROUND._replace(render_error=1.4), 0),  # below what is noticed
+        (ROUND, ROUND._replace(render_error=1.6), 1),
+        (
+            ROUND,
+            ROUND._replace(things=(RED, RED), render_error=9.0),
+            0,
+        ),  # to leave out does not pay
         (ROUND, ROUND._replace(unread=1), 0),
-        (ROUND._replace(things=(RED, RED)), ROUND._replace(unread=1, fidelity=0.0), 1),
+        (ROUND._replace(things=(RED, RED)), ROUND._replace(unread=1, render_error=0.0), 1),
     ],
 )
 def test_among_equals_fewer_blots_win_and_then_the_cleaner_one(first, second, winner):

@@ -67,7 +67,7 @@ def check_on_policy(
     return floors
 
 
-def doubts(metrics: list[dict], first: bool) -> dict[str, str]:
+def warnings_of(metrics: list[dict], first: bool) -> dict[str, str]:
     """What in the log's last line says that nothing is learned, or too much: sentences by kind.
 
     metrics: the log's lines, in order. first: a run's first step; the judge is doubted then, before

@@ -58,7 +58,7 @@ class StoppedError(BaseException):
 
 
 # Errors that a rank tells the others: what was given cannot work, a number is not finite, ...
-TOLD = (FloatingPointError, ValueError, OSError, SystemExit, StoppedError)
+SHARED_ERRORS = (FloatingPointError, ValueError, OSError, SystemExit, StoppedError)
 
 # FSDP2 warns once a block that outputs must not be changed in place; we never do.
 warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
@@ -108,40 +108,40 @@ class Processes:
     """Where this process stands among those that torchrun started; alone without torchrun."""
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
     stop: Stop = field(default_factory=Stop)
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def gather(self, items: list) -> list:
         """The ranks' lists, one after another, on every rank."""
-        if self.world == 1:
+        if self.world_size == 1:
             return items
-        parts = [None] * self.world
+        parts = [None] * self.world_size
         dist.all_gather_object(parts, items)
         return [item for part in parts for item in part]
 
     def anywhere(self, here: bool) -> bool:
         """Whether something is so on any rank."""
-        if self.world == 1:
+        if self.world_size == 1:
             return here
         found = torch.tensor(int(here))
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return bool(found)
 
-    def alike(self, function: Callable, *args, **settings):
-        """function(*args, **settings) of this rank. An error of TOLD on any rank is raised on all
-        of them, which would else wait for the one that stopped."""
-        if self.world == 1:
+    def on_all_ranks(self, function: Callable, *args, **settings):
+        """function(*args, **settings) of this rank. One of SHARED_ERRORS on any rank is raised
+        on all of them, which would else wait for the one that stopped."""
+        if self.world_size == 1:
             return function(*args, **settings)
         result, error = None, None
         try:
             result = function(*args, **settings)
-        except TOLD as caught:
-            if hasattr(caught, "told"):  # at a boundary within the function
+        except SHARED_ERRORS as caught:
+            if hasattr(caught, "shared"):  # at a boundary within the function
                 raise
             error = caught
         self.meet(error)
@@ -151,10 +151,10 @@ class Processes:
         """The ranks wait for each other. Raises on all of them what one has met with."""
         if not self.anywhere(error is not None):
             return
-        own = error and next(k for k, kind in enumerate(TOLD) if isinstance(error, kind))
+        own = error and next(k for k, kind in enumerate(SHARED_ERRORS) if isinstance(error, kind))
         for kind, text in filter(None, self.gather([error and (own, str(error))])):
-            raised = TOLD[kind](text)
-            raised.told = True
+            raised = SHARED_ERRORS[kind](text)
+            raised.shared = True
             raise raised
 
     def boundary(self) -> None:
@@ -162,28 +162,28 @@ class Processes:
 
         They come here equally often, before each pass through the network, so that no gradient and
         no gathered weight is left half way. A rank that has met with an error instead waits for the
-        others in `alike`: this ends them with it.
+        others in `on_all_ranks`: this ends them with it.
         """
         self.meet(StoppedError(self.stop.asked) if self.stop.asked else None)
 
     def unless_stopped(self, function: Callable, *args):
-        """What `alike` does, of a function without passes that may take long, such as to wait for a
-        judge: a signal breaks it off on the rank that hears it."""
-        return self.alike(self.stop.unless_asked, function, *args)
+        """What `on_all_ranks` does, of a function without passes that may take long, such as
+        to wait for a judge: a signal breaks it off on the rank that hears it."""
+        return self.on_all_ranks(self.stop.unless_asked, function, *args)
 
-    def from_first(self, function: Callable, *args):
+    def broadcast(self, function: Callable, *args):
         """What function(*args) gives on rank 0 alone, or its error, on every rank."""
-        found = self.alike(lambda: function(*args) if self.first else None)
+        found = self.on_all_ranks(lambda: function(*args) if self.is_main else None)
         return self.gather([found])[0]
 
-    def share(self, count: int) -> list[int]:
+    def my_share(self, count: int) -> list[int]:
         """This rank's indices out of `count`, as many on every rank: with sharded weights each
         forward pass is a collective, so the last ones are done twice, not by some ranks."""
-        rounds = -(-count // self.world)
-        return [i % count for i in range(self.rank, rounds * self.world, self.world)]
+        rounds = -(-count // self.world_size)
+        return [i % count for i in range(self.rank, rounds * self.world_size, self.world_size)]
 
     def wait(self) -> None:
-        if self.world > 1:
+        if self.world_size > 1:
             dist.barrier()
 
 
@@ -285,7 +285,7 @@ def shard(
     averaged in float32. Inputs are not cast: rotary embeddings stay float32, as in the unsharded
     model.
     """
-    mesh = init_device_mesh(procs.device.type, (procs.world,))
+    mesh = init_device_mesh(procs.device.type, (procs.world_size,))
     policy = MixedPrecisionPolicy(
         param_dtype=dtype if dtype != master else None,
         reduce_dtype=torch.float32,
@@ -337,7 +337,7 @@ def offload(transformer: torch.nn.Module, device: torch.device) -> None:
 
 def replicate(transformer: torch.nn.Module, procs: Processes) -> torch.nn.Module:
     """What update() calls so that gradients are averaged; the module itself if alone."""
-    return DistributedDataParallel(transformer) if procs.world > 1 else transformer
+    return DistributedDataParallel(transformer) if procs.world_size > 1 else transformer
 
 
 @contextlib.contextmanager
@@ -374,7 +374,7 @@ def full_weights(transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
 # ----------------------------------------------------------------------------- moving average
 
 
-class MovingAverage:
+class EMA:
     """Exponential moving average of the trainable weights, in float32, sharded as they are."""
 
     def __init__(self, transformer: torch.nn.Module, decay: float):
@@ -388,7 +388,7 @@ class MovingAverage:
             mean.lerp_(self.live[name].detach().float(), 1 - self.decay)
 
     @contextlib.contextmanager
-    def in_place(self):
+    def swapped_in(self):
         """The average stands in for the live weights; without a decay nothing is exchanged."""
         kept = {n: self.live[n].detach().clone() for n in self.mean}
         try:
@@ -421,7 +421,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return folder / f"step_{steps[-1]:06d}" if steps else None
 
 
-def training_state(transformer, optimizer, average: MovingAverage) -> dict:
+def training_state(transformer, optimizer, average: EMA) -> dict:
     weights = {n: p.detach() for n, p in transformer.named_parameters() if p.requires_grad}
     options = StateDictOptions(ignore_frozen_params=True)
     return {
@@ -439,7 +439,7 @@ class LastWhole:
     updates, which may be minutes.
     """
 
-    def __init__(self, transformer, optimizer, average: MovingAverage, updates: int):
+    def __init__(self, transformer, optimizer, average: EMA, updates: int):
         self.live, self.updates = (transformer, optimizer, average), updates
         self.whole()
         optimizer.register_step_pre_hook(self._before_update)
@@ -476,19 +476,19 @@ def save_checkpoint(folder: Path, procs: Processes, state: dict, step: int, keep
     Then drops older ones, but for the last before it and those of the steps in `keep`.
     """
     target = folder / f"step_{step:06d}"
-    if procs.from_first((target / ".metadata").exists):
+    if procs.broadcast((target / ".metadata").exists):
         return  # the same state: a run has but one after each step
-    if procs.first and target.exists():
+    if procs.is_main and target.exists():
         shutil.rmtree(target)  # what a killed run left half written
     procs.wait()
     try:
         dcp.save(state, checkpoint_id=str(target))
     except dcp.api.CheckpointException as error:  # on all ranks, and no Exception
-        if procs.first:
+        if procs.is_main:
             shutil.rmtree(target, ignore_errors=True)  # what is left of the disk is of use
         raise RuntimeError(str(next(iter(error.failures.values()))[0])) from None
     procs.wait()
-    if procs.first:
+    if procs.is_main:
         kept = {*checkpoint_steps(folder)[-2:], step, *keep}
         for old in folder.glob("step_*"):
             if step_of(old) not in kept:

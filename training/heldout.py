@@ -2,7 +2,7 @@
 
 The win rate that Pref-GRPO optimizes averages one half by construction, so it cannot show progress.
 Held-out prompts do: the share of testpoints that hold, the share of pictures wholly right,
-fidelity, and the win rate of the current model against the frozen base under the same judge.
+render error, and the win rate of the current model against the frozen base under the same judge.
 For prompts from a file nothing can be verified: the win rate alone is measured, by the judge that
 also gave the reward. It says that the judge's taste was learnt; score final/ with bench.py for a
 second view.
@@ -33,7 +33,7 @@ class Held(NamedTuple):
     """Held-out results, one entry a prompt."""
 
     met: list[list[bool]]  # which of its testpoints hold; empty for prompts from a file
-    fidelity: list[float]  # gray levels, lower is better; empty for prompts from a file
+    render_error: list[float]  # gray levels, lower is better; empty for prompts from a file
     wins: list[float | None]  # win rate against the base's picture; None: comparison lost
     subs: Sequence[Sequence[str]] = ()  # the sub dimension that each testpoint tests
 
@@ -57,8 +57,8 @@ class Held(NamedTuple):
             return win_rate
         return {
             "heldout_accuracy": sum(map(sum, self.met)) / sum(map(len, self.met)),
-            "heldout_perfect": float(np.mean([all(met) for met in self.met])),
-            "heldout_fidelity": float(np.mean(self.fidelity)),
+            "heldout_all_correct": float(np.mean([all(met) for met in self.met])),
+            "heldout_render_error": float(np.mean(self.render_error)),
             **{f"heldout/{k}": share for k, share in self.by_dimension(primary_of).items()},
             **win_rate,
         }
@@ -89,9 +89,10 @@ class Held(NamedTuple):
             f"held-out accuracy {before['heldout_accuracy']:.3f} -> "
             f"{now['heldout_accuracy']:.3f}: gain {gain:+.3f} "
             f"({interval_text(bounds, '{:+.3f}'.format)}), "
-            f"wholly right {before['heldout_perfect']:.2f} -> {now['heldout_perfect']:.2f}, "
-            f"fidelity {before['heldout_fidelity']:.2f} -> {now['heldout_fidelity']:.2f} gray "
-            "levels, " + text + self.worse_than(base)
+            f"all-correct rate {before['heldout_all_correct']:.2f} -> "
+            f"{now['heldout_all_correct']:.2f}, "
+            f"render error {before['heldout_render_error']:.2f} -> "
+            f"{now['heldout_render_error']:.2f} of 255 levels, " + text + self.worse_than(base)
         )
 
     def worse_than(self, base: "Held") -> str:
@@ -104,10 +105,10 @@ class Held(NamedTuple):
 
 
 def verify(prompts: list, images: list) -> tuple[list[list[bool]], list[float]]:
-    """Which testpoints hold in one picture of each prompt, and each picture's fidelity."""
+    """Which testpoints hold in one picture of each prompt, and each picture's render error."""
     readings = scenes.read(images)
     met = [verifier.satisfied(p, reading) for p, reading in zip(prompts, readings, strict=True)]
-    return met, [reading.fidelity for reading in readings]
+    return met, [reading.render_error for reading in readings]
 
 
 class Heldout:
@@ -140,7 +141,7 @@ class Heldout:
     ) -> list:
         """One picture a prompt, in order; the ranks share the work."""
         images, size = [], self.cfg.micro_batch or batch_size
-        mine = self.procs.share(len(prompts))
+        mine = self.procs.my_share(len(prompts))
         sigmas = sampler.sigma_schedule(self.cfg.num_steps, self.cfg.shift)
 
         def drawn(rows: list[int]) -> list:
@@ -151,7 +152,7 @@ class Heldout:
 
         for i in range(0, len(mine), size):
             rows = mine[i : i + size]
-            images += zip(rows, self.procs.alike(drawn, rows))
+            images += zip(rows, self.procs.on_all_ranks(drawn, rows))
         return [image for _, image in sorted(dict(self.procs.gather(images)).items())]
 
     def grid_images(self, transformer) -> list[list]:
@@ -163,7 +164,7 @@ class Heldout:
 
     def measure(self, images: list) -> Held:
         """Every rank has all images and asks the judge about its own share of them."""
-        mine = self.procs.share(len(images))
+        mine = self.procs.my_share(len(images))
         pairs = [[images[i], self.base_images[i]] for i in mine]
         compared = self.procs.unless_stopped(self.compare, [self.texts[i] for i in mine], pairs)
         if self.record:
@@ -175,9 +176,9 @@ class Heldout:
         return self.held(images, [win for _, win in sorted(wins.items())])
 
     def held(self, images: list, wins: list) -> Held:
-        met, fidelity = ([], []) if self.scenes is None else verify(self.scenes, images)
+        met, render_error = ([], []) if self.scenes is None else verify(self.scenes, images)
         tested = [[sub for sub, _ in scene.testpoints] for scene in self.scenes or ()]
-        return Held(met, fidelity, wins, tested)
+        return Held(met, render_error, wins, tested)
 
     def marks(self, grid: list[list]) -> list[list] | None:
         """Which testpoints hold in each picture of a grid; None for prompts from a file."""

@@ -42,13 +42,15 @@ class Run:
     def __init__(self, cfg: Config, procs: Processes, prompts: Prompts | None, judging, compare):
         """judging: Judging; compare: the PairwiseReward that progress is measured with."""
         self.cfg, self.procs, self.out, self.judging = cfg, procs, Path(cfg.out), judging
-        self.model = procs.alike(start.load_model, cfg, procs)
+        self.model = procs.on_all_ranks(start.load_model, cfg, procs)
         transformer = self.model.transformer
         if not cfg.shard:
             self.model.policy = distributed.replicate(transformer, procs)
         trained = sum(weight.numel() for weight in self.model.trainable())
-        procs.alike(run_log.check_disk, self.out, run_log.disk_bytes(trained, cfg.ema, cfg.steps))
-        samples = cfg.prompts_per_step // procs.world * cfg.group_size
+        procs.on_all_ranks(
+            run_log.check_disk, self.out, run_log.disk_bytes(trained, cfg.ema, cfg.steps)
+        )
+        samples = cfg.prompts_per_step // procs.world_size * cfg.group_size
         self.micro_batch = micro_batch_of(cfg, samples)
         self.weights = {name: part.weight for name, part in parse_rewards(cfg.reward).items()}
         # Parts of whole groups and whole micro-batches: the update's are those of the rollout.
@@ -56,21 +58,21 @@ class Run:
         groups = whole if cfg.judge == "openai" else cfg.prompts_per_step
         # All that is random in the run, by step and rank: drawn when it is asked for.
         draw = functools.partial(make_batch, cfg, prompts)
-        self.parts = lambda step: draw(step, procs.rank, procs.world).split(groups)
+        self.parts = lambda step: draw(step, procs.rank, procs.world_size).split(groups)
         record = judging.record
         self.heldout = Heldout(cfg, procs, self.model, compare, prompts, record=record)
         if cfg.text_cache:
             steps = range(1, cfg.steps + 1)
             drawn = [text for s in steps for text in draw(s).prompts]  # of all ranks
             start.cache_text(self.model, cfg, procs, drawn + self.heldout.texts)
-        if procs.first and cfg.judge != "shapes":
+        if procs.is_main and cfg.judge != "shapes":
             log.info(start.call_budget(cfg, len(self.heldout.texts)))
         self.heldout.measure_base()
         self.metrics = [{"step": 0, **self.heldout.base.metrics()}]
         self.write = lambda row: None
         self.at = 0  # the step at work
         self.seconds, self.kl = {}, 0.0  # of the step at work
-        self.doubted = Counter()  # warnings of each kind, and steps
+        self.warned = Counter()  # warnings of each kind, and steps
         self.last = None  # the last evaluation of this process: (Held, grid)
         self.label = "training"  # of the progress bar
         self.observers = []  # of a study: called with each train.TrainStep, after the run's own
@@ -93,13 +95,13 @@ class Run:
 
     def take_up(self) -> None:
         """Weights, optimizer, average and log of the last checkpoint, with --resume."""
-        last = self.procs.from_first(distributed.newest_checkpoint, self.out / "checkpoint")
+        last = self.procs.broadcast(distributed.newest_checkpoint, self.out / "checkpoint")
         if self.cfg.resume and last:  # none: stopped before the first
             distributed.load_checkpoint(last, *self.state)
             loaded = [("the checkpoint", weight) for weight in self.model.trainable()]
-            self.procs.alike(check_finite, loaded)
+            self.procs.on_all_ranks(check_finite, loaded)
             self.metrics = run_log.read_metrics(self.out, distributed.step_of(last))
-        if self.procs.first:
+        if self.procs.is_main:
             run_log.write_metrics(self.out, self.metrics)
 
     def boundary(self) -> None:
@@ -121,7 +123,7 @@ class Run:
             total=self.cfg.steps,
             desc=self.label,
             leave=self.label == "training",  # else one bar is seen at a time
-            disable=not self.procs.first,
+            disable=not self.procs.is_main,
         )
         if self.evaluates(done) and "win_rate_vs_base" not in self.metrics[-1]:
             self.evaluate(done)  # the judge failed within it: only that is left of the step
@@ -140,14 +142,14 @@ class Run:
 
     def own(self, values: torch.Tensor) -> torch.Tensor:
         """This rank's groups, of (P, G) of all ranks: (B,), on the device."""
-        return values.chunk(self.procs.world)[self.procs.rank].flatten().to(self.procs.device)
+        return values.chunk(self.procs.world_size)[self.procs.rank].flatten().to(self.procs.device)
 
     def check(self, step: int, rollout) -> None:
         """Is replay the rollout, before anything is learned? How far is the base?"""
         cfg = self.cfg
         if step == self.first_step:  # after --resume too: ranks, device or versions may be others
             how = (slice(0, self.micro_batch), cfg.dtype, cfg.guard, cfg.clip_range)
-            self.procs.alike(diagnostics.check_on_policy, self.model, rollout, *how)
+            self.procs.on_all_ranks(diagnostics.check_on_policy, self.model, rollout, *how)
         count = min(cfg.group_size, self.micro_batch)
         self.kl = diagnostics.kl_to_base(self.model, rollout, count)
 
@@ -158,7 +160,7 @@ class Run:
         Raises FloatingPointError, before anything is written, if weights are no longer finite.
         """
         step, trained = done.step, [("the trained weights", w) for w in self.model.trainable()]
-        self.procs.alike(check_finite, trained)
+        self.procs.on_all_ranks(check_finite, trained)
         mine = run_log.learning_of(done.losses, done.norms) | {
             "kl_to_base": self.kl,
             **self.seconds,
@@ -166,32 +168,32 @@ class Run:
         row = {"step": step, **run_log.judging_of(done.rewards), "frac_floor": done.frac_floor}
         self.metrics.append(row | run_log.over_ranks(self.procs.gather([mine])))
         self.last_whole.whole()
-        self.doubt()
-        if self.procs.first and (step == 1 or self.evaluates(step)):
+        self.warn()
+        if self.procs.is_main and (step == 1 or self.evaluates(step)):
             gallery.keep(self.out, self.heldout.compare.name, done)
         self.evaluate(step) if self.evaluates(step) else self.save(step)
         for observe in self.observers:
             observe(done)
 
-    def doubt(self) -> None:
+    def warn(self) -> None:
         """Warns of what says that nothing is learned, or too much; of each kind the 1st, 2nd, 4th,
         ... time."""
-        for kind, sentence in diagnostics.doubts(self.metrics, not self.doubted).items():
-            self.doubted[kind] += 1
-            if self.procs.first and self.doubted[kind].bit_count() == 1:
+        for kind, sentence in diagnostics.warnings_of(self.metrics, not self.warned).items():
+            self.warned[kind] += 1
+            if self.procs.is_main and self.warned[kind].bit_count() == 1:
                 log.warning("step %d: %s", self.metrics[-1]["step"], sentence)
-        self.doubted["step"] += 1
+        self.warned["step"] += 1
 
     def evaluate(self, step: int) -> None:
         shown = self.cfg.judge == "shapes" and self.heldout.scenes  # where a verdict costs nothing
         scene = self.heldout.scenes[0] if shown else None
-        with self.average.in_place():
+        with self.average.swapped_in():
             self.last = self.heldout.evaluate(), self.heldout.grid_images(self.model.transformer)
             group = scene and explain.draw_group(self.model, self.cfg, scene, self.cfg.seed)
         held, grid = self.last
         self.metrics[-1] |= held.metrics()
         self.save(step)
-        if self.procs.first:
+        if self.procs.is_main:
             name, value = next(iter(held.metrics().items()))
             self.bar.set_postfix_str(f"{name} {math.nan if value is None else value:.3f}")
             path = self.out / "samples" / f"step_{step:05d}.png"
@@ -205,7 +207,7 @@ class Run:
     def save(self, step: int) -> None:
         """The log, and a checkpoint where it is time for one. The log first: a kill in between
         leaves a line after the checkpoint, which --resume drops."""
-        if self.procs.first:
+        if self.procs.is_main:
             run_log.write_metrics(self.out, self.metrics)
             self.write(self.metrics[-1])
         if step % self.cfg.checkpoint_every == 0 or self.evaluates(step):
@@ -267,11 +269,11 @@ class Run:
     def saved(self) -> str:
         """Saves the state after the last whole step, and says so."""
         step = self.metrics[-1]["step"]
-        if self.last_whole.copy and self.procs.first:
+        if self.last_whole.copy and self.procs.is_main:
             log.info(
                 "step %d had changed the weights: what is saved is a copy from before", self.at
             )
-        if self.procs.first:
+        if self.procs.is_main:
             run_log.write_metrics(self.out, self.metrics)
         self.checkpoint(step)
         if not step:
@@ -281,10 +283,10 @@ class Run:
     def finish(self) -> None:
         """final/ with its card, the pictures before and after, and the result in words."""
         cfg, heldout, model = self.cfg, self.heldout, self.model
-        with self.average.in_place():
+        with self.average.swapped_in():
             held, grid = self.last or (heldout.evaluate(), heldout.grid_images(model.transformer))
             weights = distributed.full_weights(model.transformer) if cfg.shard else None
-            if not self.procs.first:
+            if not self.procs.is_main:
                 return
             with writing(self.out / "final"):
                 model.save(self.out / "final", weights)
@@ -323,7 +325,9 @@ class Run:
 def start_run(cfg: Config, procs: Processes) -> Run:
     """Prepares the run directory, loads what the settings name, and takes up a checkpoint."""
     with contextlib.ExitStack() as held:
-        procs.alike(lambda: held.enter_context(run_log.hold_run(cfg)) if procs.first else None)
+        procs.on_all_ranks(
+            lambda: held.enter_context(run_log.hold_run(cfg)) if procs.is_main else None
+        )
         run = prepared(cfg, procs)
         run.held = held.pop_all()  # the directory's lock, as long as the run lives
     return run
@@ -332,21 +336,21 @@ def start_run(cfg: Config, procs: Processes) -> Run:
 def prepared(cfg: Config, procs: Processes) -> Run:
     """What can be wrong outside of the settings is tried first, on all ranks alike: the run
     directory, prompts, judge and scorers; then weights are loaded, and a checkpoint is taken up."""
-    out = procs.from_first(run_log.prepare_run, cfg)
+    out = procs.broadcast(run_log.prepare_run, cfg)
     last = (
-        procs.from_first(distributed.newest_checkpoint, out / "checkpoint") if cfg.resume else None
+        procs.broadcast(distributed.newest_checkpoint, out / "checkpoint") if cfg.resume else None
     )
-    procs.alike(check_shared, cfg, procs.from_first(run_log.contents, cfg), last)
-    prompts = procs.alike(start.prompts_of, cfg)
-    judge = procs.alike(start.judge_of, cfg, procs.world)
-    record = Record(out / "verdicts") if procs.first and cfg.judge != "shapes" else None
-    rewards = procs.alike(start.rewards_of, cfg, judge, procs.device)
-    compare = procs.alike(start.comparison_of, cfg, judge)
-    doubt = procs.alike(start.try_judge, cfg, judge)
-    if procs.first and doubt:
+    procs.on_all_ranks(check_shared, cfg, procs.broadcast(run_log.contents, cfg), last)
+    prompts = procs.on_all_ranks(start.prompts_of, cfg)
+    judge = procs.on_all_ranks(start.judge_of, cfg, procs.world_size)
+    record = Record(out / "verdicts") if procs.is_main and cfg.judge != "shapes" else None
+    rewards = procs.on_all_ranks(start.rewards_of, cfg, judge, procs.device)
+    compare = procs.on_all_ranks(start.comparison_of, cfg, judge)
+    doubt = procs.on_all_ranks(start.try_judge, cfg, judge)
+    if procs.is_main and doubt:
         log.warning("%s", doubt)
-    logger, settings = cfg.logger if procs.first else "", dataclasses.asdict(cfg)
-    write = procs.alike(run_log.make_logger, logger, out, settings)
+    logger, settings = cfg.logger if procs.is_main else "", dataclasses.asdict(cfg)
+    write = procs.on_all_ranks(run_log.make_logger, logger, out, settings)
     # A server judges while sampling goes on; another judge is asked when its answer is needed.
     judging = Judging(rewards, procs, cfg.max_failed, cfg.judge == "openai", record)
     run = Run(cfg, procs, prompts, judging, compare)
@@ -385,7 +389,7 @@ def started(cfg: Config):
             run = start_run(cfg, distributed.start_processes(cfg.device, cfg.shard, stop))
             with run.held, run.ends_well():
                 yield run
-    except (*distributed.TOLD, JudgeError) as error:
+    except (*distributed.SHARED_ERRORS, JudgeError) as error:
         said = str(error)
     except KeyboardInterrupt:
         said = "stopped before a step was made: nothing is lost, repeat the command"

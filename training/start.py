@@ -62,7 +62,7 @@ def cache_text(model: base.Model, cfg: Config, procs: Processes, texts: list[str
     """Encodes all texts of the run now, each rank its share, and puts the encoders away."""
     cache = TextCache(cfg.text_cache, cfg.model, DTYPES[cfg.dtype])
     texts = list(dict.fromkeys(texts))
-    cache.prepare(texts[procs.rank :: procs.world], model.text_of)
+    cache.prepare(texts[procs.rank :: procs.world_size], model.text_of)
     procs.wait()
     for name, part in model.pipe.components.items():
         if name.startswith("text_encoder") and part is not None:

@@ -3,7 +3,7 @@
 Each answer goes into a journal as soon as it is there; `kill -9` loses at most the calls in flight,
 and a second start asks only for what is missing, failed or could not be parsed.
 
-    results = judge_images(mllm, prompts, "images", "results.journal.jsonl", lanes=16, batch=1)
+    results = judge_images(mllm, prompts, "images", "results.journal.jsonl", workers=16, batch=1)
 """
 
 import hashlib
@@ -104,7 +104,7 @@ class Patience:
     """Ends the work once a judge seems dead, so that a dead server does not cost hours of timeouts.
 
     That is after `most` calls in a row without an answer, or with the first failure once no
-    call has been answered for `seconds`. With the defaults of OpenAIMLLM and 16 lanes, a server
+    call has been answered for `seconds`. With the defaults of OpenAIMLLM and 16 workers, a server
     that hangs is left after 3 to 5 minutes (its calls in flight end by their own timeouts), one
     that refuses connections after about 40 seconds.
     """
@@ -151,15 +151,15 @@ def ask(mllm: MLLM, tasks: list[Task]) -> list[Answer]:
     return [next((a for a in said[::-1] if a.text is not None), said[-1]) for said in heard]
 
 
-def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, lanes: int, batch: int, patience) -> None:
-    """Ask for every task, `lanes` calls of `batch` tasks at a time; keep(task, answer) at once.
+def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, workers: int, batch: int, patience) -> None:
+    """Ask for every task, `workers` calls of `batch` tasks at a time; keep(task, answer) at once.
 
-    Tasks are drawn when a lane is free, so that few images are in memory. A fault in one lane
+    Tasks are drawn when a worker is free, so that few images are in memory. A fault in one worker
     stops the others after the call that they are in. Raises ValueError if the judge seems dead.
     """
     draw, stop, ended = threading.Lock(), threading.Event(), queue.SimpleQueue()
 
-    def lane() -> None:
+    def worker() -> None:
         error = None
         try:
             while not stop.is_set():
@@ -177,17 +177,17 @@ def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, lanes: int, batch: int, pat
             stop.set()
         ended.put(error)
 
-    for _ in range(lanes):  # daemons: Ctrl-C waits for no call that is in flight
-        threading.Thread(target=lane, daemon=True).start()
+    for _ in range(workers):  # daemons: Ctrl-C waits for no call that is in flight
+        threading.Thread(target=worker, daemon=True).start()
     try:
-        errors = [ended.get() for _ in range(lanes)]
+        errors = [ended.get() for _ in range(workers)]
     finally:
         stop.set()
     if first := next(filter(None, errors), None):
         raise first
 
 
-class Heard:
+class JudgmentStore:
     """What a judge says of images: what its journal holds of earlier, and what comes."""
 
     def __init__(self, journal: Journal, texts: dict):
@@ -263,7 +263,7 @@ def judge_images(
     folder,
     journal_path,
     template=None,
-    lanes=1,
+    workers=1,
     batch=16,
     limit=None,
     patience=None,
@@ -287,10 +287,10 @@ def judge_images(
         )
     prompts = prompts[:limit]
     journal = Journal(journal_path, header_of(mllm), same_answers)
-    heard = Heard(journal, {p.index: question(p, template) for p in prompts})
+    heard = JudgmentStore(journal, {p.index: question(p, template) for p in prompts})
     tasks = heard.tasks(prompts, folder)
     with journal.file:  # closed, and so unlocked, also where this is cut short
-        ask_all(mllm, tasks, heard.keep, lanes, batch, patience or Patience())
+        ask_all(mllm, tasks, heard.keep, workers, batch, patience or Patience())
     if heard.broken:
         log.warning(
             "%d images cannot be judged: %s", len(heard.broken), wording.reasons(heard.broken)
