@@ -260,7 +260,7 @@ def test_a_judge_that_says_one_thing_is_doubted_after_the_first_step(tmp_path, m
     monkeypatch.setattr("training.start.judge_of", lambda *_: judge)
     stepped(small(tmp_path), 2)
     assert caplog.text.count("contradicts itself in 100% of pairs") == 1
-    assert "in no group do rewards differ" in caplog.text
+    assert "rewards do not differ in any group" in caplog.text
 
 
 def test_a_prompt_that_is_always_refused_ends_no_run(tmp_path, monkeypatch, caplog):

@@ -101,8 +101,8 @@ class Run:
             loaded = [("the checkpoint", weight) for weight in self.model.trainable()]
             self.procs.on_all_ranks(check_finite, loaded)
             self.metrics = run_log.read_metrics(self.out, distributed.step_of(last))
-        if self.procs.is_main:
-            run_log.write_metrics(self.out, self.metrics)
+            if self.procs.is_main:
+                run_log.write_metrics(self.out, self.metrics)
 
     def boundary(self) -> None:
         """Before each pass: the run ends here if a signal asked for it, on all ranks alike, unless
@@ -355,6 +355,8 @@ def prepared(cfg: Config, procs: Processes) -> Run:
     judging = Judging(rewards, procs, cfg.max_failed, cfg.judge == "openai", record)
     run = Run(cfg, procs, prompts, judging, compare)
     run.write = write
+    if procs.is_main and not cfg.resume:
+        run_log.write_metrics(out, run.metrics)  # the base, from which a run that is cut off begins
     return run
 
 
