@@ -26,6 +26,9 @@ def together(function, world=2) -> list:
             barrier.wait()  # nobody gives anew what others have not taken
             return every
 
+        def anywhere(self, here):
+            return any(self.gather([here]))
+
     with ThreadPoolExecutor(world) as pool:
         ranks = [Ranks(rank, world, torch.device("cpu")) for rank in range(world)]
         return list(pool.map(function, ranks))
