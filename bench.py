@@ -41,7 +41,7 @@ from common.wording import one_line
 from judges.make import KINDS, make_judge
 from judges.mllm import MLLM
 from judges.sight import check_sight
-from judges.verdicts import read_template
+from judges.templates import read_template
 from shapes import prompts as shapes_prompts
 from shapes.server import ClassroomMLLM
 

@@ -26,8 +26,9 @@ from typing import NamedTuple
 
 import torch
 
+from judges.answers import Outcome, Verdict, ask, parse_verdict  # noqa: F401
 from judges.mllm import MLLM, Query
-from judges.verdicts import PAIRWISE_TEMPLATE, Outcome, Verdict, ask, parse_verdict  # noqa: F401
+from judges.templates import PAIRWISE_TEMPLATE
 
 JUDGED = ("pairwise", "pointwise")  # of --reward; training/start.py makes them
 

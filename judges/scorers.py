@@ -44,8 +44,9 @@ from transformers import CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection
 from transformers.utils import cached_file
 
 from common.rgb import to_rgb
+from judges.answers import Outcome, read_rating
 from judges.mllm import MLLM, Query
-from judges.verdicts import POINTWISE_TEMPLATE, Outcome, read_rating
+from judges.templates import POINTWISE_TEMPLATE
 
 log = logging.getLogger(__name__)
 

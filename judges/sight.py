@@ -10,8 +10,9 @@ import re
 
 from PIL import Image, ImageDraw
 
-from judges.mllm import MLLM, Query, final_part, without_echo
-from judges.verdicts import PAIRWISE_TEMPLATE, Outcome, Verdict, ask
+from judges.answers import Outcome, Verdict, ask, final_part, without_echo
+from judges.mllm import MLLM, Query
+from judges.templates import PAIRWISE_TEMPLATE
 
 CAPTION = "a large red circle"
 # In the form of the benchmark's, which judges were tuned to answer.

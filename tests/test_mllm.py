@@ -2,7 +2,8 @@
 
 import pytest
 
-from judges.mllm import Query, ask_again, final_part, without_echo
+from judges.answers import final_part, without_echo
+from judges.mllm import Query, ask_again
 
 
 @pytest.mark.parametrize(
@@ -12,6 +13,7 @@ from judges.mllm import Query, ask_again, final_part, without_echo
         ("<thinking>", "</thinking>"),
         ("<thought>", "</thought>"),
         ("<reasoning>", "</reasoning>"),
+        ("<THINK>", "</Think>"),
         ("[THINK]", "[/THINK]"),
         ("◁think▷", "◁/think▷"),
     ],

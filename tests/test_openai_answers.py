@@ -6,8 +6,8 @@ import re
 import pytest
 from fake_server import choice, client, completion, serving, texts
 
+from judges.answers import Verdict, ask, parse_verdict
 from judges.mllm import Query
-from judges.verdicts import Verdict, ask, parse_verdict
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from PIL import Image
 
 from judges.mllm import Answer
 from judges.sight import CAPTION, check_sight, circle
-from judges.verdicts import PAIRWISE_TEMPLATE
+from judges.templates import PAIRWISE_TEMPLATE
 from shapes.verifier import ShapesMLLM
 
 ONE, TWO = "<answer>Image 1 is better</answer>", "<answer>Image 2 is better</answer>"

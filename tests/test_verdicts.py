@@ -2,15 +2,9 @@
 
 import pytest
 
+from judges.answers import Verdict, ask, parse_ratings, parse_verdict
 from judges.mllm import Answer, Query, cut_off
-from judges.verdicts import (
-    PAIRWISE_TEMPLATE,
-    POINTWISE_TEMPLATE,
-    Verdict,
-    ask,
-    parse_ratings,
-    parse_verdict,
-)
+from judges.templates import PAIRWISE_TEMPLATE, POINTWISE_TEMPLATE
 
 FIRST, SECOND, TIE, UNPARSABLE, FAILED = Verdict
 ONE, TWO = "<answer>Image 1 is better</answer>", "<answer>Image 2 is better</answer>"
