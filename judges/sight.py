@@ -93,6 +93,6 @@ def check_sight(
     if blind:
         raise ValueError(
             f"the judge {mllm.name} does not see its pictures: it says the same of a red circle "
-            "and of a blue one. Is it a multimodal model, and does its server pass images on?"
+            "and of a blue one. Is it a vision-language model, and does its server pass images on?"
         )
     return f"whether the judge {mllm.name} sees its pictures cannot be told: {error}"

@@ -188,7 +188,7 @@ def changed(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["", "none"])
 def test_a_folder_that_holds_no_model_gets_one_sentence(tmp_path, name):
-    with pytest.raises(ValueError, match="cannot load a multimodal model from") as error:
+    with pytest.raises(ValueError, match="cannot load a vision-language model from") as error:
         LocalMLLM(tmp_path / name)
     assert "\n" not in str(error.value)
 
@@ -203,7 +203,7 @@ def test_a_folder_that_holds_no_model_gets_one_sentence(tmp_path, name):
     ],
 )
 def test_a_chat_template_that_cannot_be_used_is_told_at_load(changed, template, said):
-    with pytest.raises(ValueError, match=f"cannot load a multimodal model from .*{said}") as error:
+    with pytest.raises(ValueError, match=f"cannot load a vision-language model from .*{said}") as error:
         LocalMLLM(changed(template), device="cpu")
     assert "\n" not in str(error.value)
 

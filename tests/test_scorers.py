@@ -186,7 +186,7 @@ def test_a_model_without_some_of_its_weights_is_refused(folder, aesthetic, tmp_p
     path, head = aesthetic
     CLIPVisionModelWithProjection.from_pretrained(path).save_pretrained(tmp_path / "head")
     save_file(head, tmp_path / "head" / "model.safetensors", {"format": "pt"})  # and no tower
-    with pytest.raises(ValueError, match="cannot load a CLIP tower from .* lacks"):
+    with pytest.raises(ValueError, match="cannot load a CLIP model from .* lacks"):
         scorers.load("aesthetic", str(tmp_path / "head"))
 
 
@@ -236,7 +236,7 @@ class Rater:
         return self.answers
 
 
-def test_a_multimodal_llm_rates_each_image_alone(images, caplog):
+def test_a_vision_language_model_rates_each_image_alone(images, caplog):
     rater = Rater(*[Answer(RATINGS)] * 3)
     scorer = scorers.MLLMScorer(rater)
     assert scorer.name == "rater"

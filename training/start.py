@@ -90,6 +90,7 @@ def judge_of(cfg: Config, world: int = 1):
         concurrency=max(1, cfg.concurrency // world),
         timeout=cfg.call_timeout,
         patience=cfg.patience,
+        shapes=ShapesMLLM,
     )
 
 
