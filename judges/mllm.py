@@ -29,7 +29,7 @@ class Answer(NamedTuple):
     # Why the model did not end its answer, None if it did. With an error beside this it responded
     # and said nothing, or only thought, and would do so again.
     unfinished: str | None = None
-    unreachable: bool = False  # no fault of the question: the server is dead, or wants a long wait
+    unreachable: bool = False  # whatever was asked: the server is dead, or wants a longer wait
 
 
 def cut_off(tokens: int) -> str:

@@ -198,7 +198,8 @@ class OpenAIMLLM(StreamingMLLM):
             # One query that alone is told to wait, again and again, is given up as well.
             if refusal.lasting or tries > self.max_retries or waited > self.patience:
                 dead = await self._turn()
-                return Answer(error=dead or refusal.text, unreachable=dead is not None)
+                away = refusal.unreachable or dead is not None
+                return Answer(error=dead or refusal.text, unreachable=away)
             if not refusal.wait:
                 await asyncio.sleep(retry_delay(repeats, self.backoff))
             repeats += 1

@@ -179,8 +179,8 @@ class Refusal(Exception):  # noqa: N818
     """Why a call failed, and what that asks for.
 
     text: one line for people. lasting: asking again can change nothing. wait: seconds that the
-    server asks for, None if it names none. crowded: it has too many calls at once. cut: lost before
-    any reply, as where a port speaks TLS and the URL is http.
+    server asks for, None if it names none. crowded: it has too many calls at once. unreachable: no
+    reply came at all. cut: the connection was, as where a port speaks TLS and the URL is http.
     """
 
     def __init__(self, error: Exception, address: Address, timeout: float, has_key: bool):
@@ -194,7 +194,8 @@ class Refusal(Exception):  # noqa: N818
         late = isinstance(error, TimeoutError) or type(error).__name__ == "APITimeoutError"
         self.crowded = late or self.status == 429 or self.wait is not None
         hint, said = self._of_reply(has_key), f"{type(error).__name__}: {self.words()}"
-        if type(error).__name__ == "APIConnectionError":
+        self.unreachable = type(error).__name__ == "APIConnectionError"  # and not its timeout
+        if self.unreachable:
             chain = _chain(error)
             cause = [link for link in chain if str(link)][-1]
             hint = self._of_connection(cause, {type(link).__name__ for link in chain})
