@@ -203,7 +203,7 @@ def test_a_folder_that_holds_no_model_gets_one_sentence(tmp_path, name):
     ],
 )
 def test_a_chat_template_that_cannot_be_used_is_told_at_load(changed, template, said):
-    with pytest.raises(ValueError, match=f"cannot load a vision-language model from .*{said}") as error:
+    with pytest.raises(ValueError, match=f"cannot load .* from .*{said}") as error:
         LocalMLLM(changed(template), device="cpu")
     assert "\n" not in str(error.value)
 

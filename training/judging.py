@@ -69,8 +69,8 @@ def check_lost(name: str, rewards: Rewards, max_failed: float) -> None:
 
     A group that lost everything, such as that of a prompt which the judge refuses, has advantages
     of 0. It is set aside and does not count, if there are others, and such groups are one or no
-    more than that share of all: else one prompt would end a run at the same step for ever. One that
-    was lost because the judge is dead, or wants a longer wait, is not its prompt's fault: it counts.
+    more than that share of all: else one prompt would end a run at the same step for ever. Those
+    that were lost because the judge is dead, or wants a longer wait, are not set aside.
     """
     counts, groups = rewards.counts, len(rewards.values)
     lost = counts["failed"] + counts["unparsable"]
