@@ -129,7 +129,7 @@ def test_a_group_is_set_aside_for_what_it_shows_but_not_for_a_judge_that_cannot_
     """Of two groups a step one was judged before: training must not go on with the other alone."""
     first, group = choice("<answer>Image 1 is better</answer>"), [picture("red"), picture("blue")]
     with serving(first, first, *[fault] * 99) as server:
-        reward = PairwiseReward(client(server, max_retries=0), template="{prompt}")
+        reward = PairwiseReward(client(server, max_retries=0), template="Which? {prompt}")
         rewards = join([reward([prompt], [group]) for prompt in "ab"])
     assert (rewards.counts["failed"], rewards.counts["groups_lost"]) == (2, 1)
     if isinstance(fault, int):
