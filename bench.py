@@ -41,7 +41,7 @@ from common.wording import one_line
 from judges.make import KINDS, make_judge
 from judges.mllm import MLLM
 from judges.sight import check_sight
-from judges.verdicts import read_template
+from judges.templates import read_template
 from shapes import prompts as shapes_prompts
 from shapes.server import ClassroomMLLM
 
@@ -112,7 +112,8 @@ def judge_of(args) -> MLLM:
     if args.judge == "shapes" and (args.base_url or args.judge_model):
         raise ValueError("--base_url and --judge_model are of --judge openai or local: give it too")
     limits = dict(max_tokens=args.max_tokens, concurrency=args.concurrency, timeout=args.timeout)
-    return make_judge(args.judge, args.base_url, args.judge_model, **limits)
+    # For shapes the verifier, beside which a phrase book writes what construct asks for.
+    return make_judge(args.judge, args.base_url, args.judge_model, shapes=ClassroomMLLM, **limits)
 
 
 def lanes_of(args) -> tuple[int, int]:
@@ -192,10 +193,7 @@ def run_report(args) -> int:
 def run_construct(args) -> int:
     out = Path(args.out)
     journal = journal_of(out)
-    # The verifier writes nothing: in the embedded world a phrase book does.
-    mllm = judge_of(args)
-    mllm = ClassroomMLLM() if args.judge == "shapes" else mllm
-    prompts, given_up = construct(mllm, args.count, journal, args.seed)
+    prompts, given_up = construct(judge_of(args), args.count, journal, args.seed)
     if prompts:
         write_prompts(prompts, out)
     return 1 if given_up else 0

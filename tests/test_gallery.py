@@ -15,7 +15,7 @@ import train
 from figures import gallery
 from judges.mllm import Answer, Query
 from judges.scorers import MLLMScorer
-from judges.verdicts import PAIRWISE_TEMPLATE
+from judges.templates import PAIRWISE_TEMPLATE
 from rewards import PairwiseReward, PointwiseReward, Rewards
 from training.config import Config
 from training.data import make_batch

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from common import wording
 from common.files import Journal
-from judges.mllm import MLLM, Answer, Query, ask_again, without_echo
+from judges.answers import without_echo
+from judges.mllm import MLLM, Answer, Query, ask_again
 from unigenbench.images import IMAGES, fingerprint, image_name, open_image, prompt_of
 from unigenbench.questions import final_answer, one_line, parse_reasons, parse_scores, question
 from unigenbench.results import Result

@@ -16,7 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from common.files import Journal
-from judges.mllm import MLLM, Answer, Query, final_part
+from judges.answers import final_part
+from judges.mllm import MLLM, Answer, Query
 from unigenbench.asking import Patience, header_of, same_answers
 from unigenbench.questions import answer_form, last_json, one_line, parse_scores
 from unigenbench.testpoints import DIMENSIONS, SUBS, Prompt

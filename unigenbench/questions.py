@@ -10,8 +10,8 @@ import ast
 import json
 import re
 
-from judges.mllm import final_part
-from judges.verdicts import check_template
+from judges.answers import final_part
+from judges.templates import check_template
 from unigenbench.testpoints import DIMENSIONS, Prompt
 
 TEMPLATES = {
