@@ -13,7 +13,7 @@ from judges.mllm import Answer
 from shapes.server import ClassroomMLLM
 from unigenbench import construct as C
 from unigenbench.questions import parse_scores
-from unigenbench.testpoints import SUBS, Prompt, load_prompts
+from unigenbench.testpoints import DIMENSIONS, SUBS, Prompt, load_prompts
 
 
 class Writer:
@@ -50,7 +50,7 @@ def test_plans_are_balanced_and_fit_their_subjects():
     assert set(subs) == set(SUBS) and max(subs.values()) - min(subs.values()) <= 5
     for p in drafts:
         assert len(set(p.subs)) == len(p.subs)
-        assert all(p.subject in C.NEEDS.get(sub, C.SUBJECTS) for sub in p.subs)
+        assert all(p.subject in DIMENSIONS[sub].subjects.split("; ") for sub in p.subs)
     assert C.make_drafts(50, seed=0) == drafts[:50] != C.make_drafts(50, seed=1)
 
 

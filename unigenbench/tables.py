@@ -6,7 +6,7 @@ print(text_table(["Dimension", "a", "b", *COMPARE_HEADER], compare_rows(scores, 
 
 import numpy as np
 
-from unigenbench.results import OVERALL, Scores
+from unigenbench.scores import OVERALL, Coverage, Scores
 from unigenbench.testpoints import PRIMARIES, SUBS, primary_of
 
 SCORE_HEADER = ["Dimension", "Accuracy", "95 % interval", "Correct", "Strict"]
@@ -21,9 +21,8 @@ def percent_range(interval: tuple[float, float] | None) -> str:
     return "-" if interval is None else " to ".join(map(percent, interval))
 
 
-def coverage_line(scores: Scores) -> str:
+def coverage_line(c: Coverage) -> str:
     """How much was judged; starts with INCOMPLETE unless everything was."""
-    c = scores.coverage
     whole = "" if c.judged == c.expected else "INCOMPLETE. "
     return (
         f"{whole}Testpoints: {c.expected} expected, {c.judged} judged, "
