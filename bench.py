@@ -1,6 +1,6 @@
 """UniGenBench as a tool: prompts -> images -> judged testpoints -> scores -> report.
 
-    python bench.py                               # all of it, on the embedded default
+    python bench.py                               # all of it, on the tiny FLUX that ships here
     torchrun --nproc_per_node 8 bench.py generate --model M --prompts en --out IMAGES
     python bench.py judge --prompts en --images IMAGES --judge openai --base_url URL --out R.csv
     python bench.py score R.csv [OTHER.csv] [--json S.json]            # two files: compares them
@@ -141,8 +141,8 @@ def run_judge(args) -> int:
     asked = [question(p, template) for p in prompts[: args.limit]]
     journal, mllm = journal_of(out), judge_of(args)
     new = args.judge != "shapes" and not journal.exists()
-    if new and (doubt := check_sight(mllm, pairs_first=False)):
-        print(f"warning: {doubt}", file=sys.stderr)
+    if new and (warning := check_sight(mllm, pairs_first=False)):
+        print(f"warning: {warning}", file=sys.stderr)
     # Of a server one image a call, so that each answer is kept at once.
     calls, images = {"openai": (args.concurrency, 1), "local": (1, 8), "shapes": (1, 64)}[
         args.judge
@@ -232,7 +232,9 @@ def positive(text: str) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(title="steps; without one: all, on the embedded default")
+    commands = parser.add_subparsers(
+        title="steps; without one: all, on the tiny FLUX that ships here"
+    )
 
     def command(function, name, text):
         sub = commands.add_parser(name, help=text, description=text)

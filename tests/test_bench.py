@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
-    """Three prompts of the embedded world, drawn as asked except for one image of the second."""
+    """Three prompts of shapes, drawn as asked except for one image of the second."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     chosen = shapes_prompts.heldout_prompts()[:3]
@@ -208,6 +208,10 @@ def test_a_report_is_of_one_prompt_set(drawn):
     run("judge --prompts shapes --limit 2 --images images --out b.csv")
     with pytest.raises(ValueError, match="^a.csv and b.csv are of different prompts .* index 2"):
         run("report a.csv b.csv --out r.html")
+    Path("other").mkdir()
+    Path("other/a.csv").write_bytes(Path("a.csv").read_bytes())
+    with pytest.raises(ValueError, match="two result files have the same name"):
+        run("report a.csv other/a.csv --out r.html")
     assert not Path("r.html").exists()
 
 
@@ -254,7 +258,7 @@ def test_the_default_run_twice_gives_the_same_bytes(tmp_path, monkeypatch):
 
 
 def test_the_held_out_score_of_training_is_the_benchmarks(tmp_path):
-    """The same pictures, right and wrong ones, through train.py's measure and through the files."""
+    """The same images, right and wrong ones, through train.py's measure and through the files."""
     rng, prompts = np.random.default_rng(0), shapes_prompts.heldout_prompts()[:30]
     (tmp_path / "images").mkdir()
     shown = [

@@ -209,7 +209,7 @@ def called(line, patch):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_of_bench_changes_what_its_command_calls(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("other").write_text("{prompt}")
+    Path("other").write_text("{prompt} {testpoint}")
     line = f"{command} {COMMANDS[command]}"
     (commands,) = bench.make_parser()._subparsers._group_actions
     before = called(line, monkeypatch)

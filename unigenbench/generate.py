@@ -1,4 +1,4 @@
-"""Prompts into images: four a prompt, the same bytes whatever the number of processes or restarts.
+"""Prompts into images: four per prompt, the same bytes whatever the number of processes or starts.
 
     generate(prompts, "images", "black-forest-labs/FLUX.1-dev", steps=30, guidance=3.5)
 
@@ -175,7 +175,7 @@ def generate(
     rank=0,
     ranks=1,
 ) -> None:
-    """Four PNG a prompt into `out`; this process makes every `ranks`-th prompt.
+    """Four PNG per prompt into `out`; this process makes every `ranks`-th prompt.
 
     The images of one prompt are one batch, always: its shape decides the order of floating-point
     sums, so no other batch gives the same bytes. For the same reason each process on a CPU uses

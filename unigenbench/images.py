@@ -1,4 +1,4 @@
-"""The benchmark's image files: four a prompt, as the official evaluator names them.
+"""The benchmark's image files: four per prompt, as the official evaluator names them.
 
 image, data = open_image(folder / image_name(prompt.index, 0))         # folder/12_0.png
 
@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from common.rgb import to_rgb
 from common.wording import one_line
 
-IMAGES = 4  # a prompt
+IMAGES = 4  # per prompt
 FORMATS = ("PNG", "JPEG", "WEBP")  # whatever the name says; none that Pillow runs a program for
 PROMPT = "unigenbench:prompt"  # the keyword of a text chunk of PNG; others write "prompt", as JSON
 

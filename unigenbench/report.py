@@ -69,7 +69,7 @@ def radar(scores_by_name: dict[str, dict[str, float | None]], path) -> None:
 
 
 class Point(NamedTuple):
-    """What the judge said of one testpoint."""
+    """What was read of one testpoint in the judge's answer."""
 
     sub: str
     description: str

@@ -1,4 +1,4 @@
-"""Result files: what a judge said of each image, in the official evaluator's form.
+"""Result files: what a judge answered about each image, in the official evaluator's form.
 
 They are read and written as they are. Of a row's scores what equals 1 is right and all else wrong,
 "1" and 2 too, and a row in which JSON writes true, false or null is not judged, all as the official
@@ -30,7 +30,7 @@ from unigenbench.testpoints import (
 
 
 class Result(NamedTuple):
-    """What the judge said of one image. No scores and no output: the call failed, or no image."""
+    """A judge's answer about one image. No scores and no output: the call failed, or no image."""
 
     index: int
     prompt: str
@@ -57,12 +57,12 @@ def official_scores(text: str, count: int) -> list[int] | None:
     Raises ValueError if there is no list of that length.
     """
     try:
-        said = ast.literal_eval(text).get("score")
+        scores = ast.literal_eval(text).get("score")
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return None
-    if not isinstance(said, list) or len(said) != count:
-        raise ValueError(f"{said!r} is not one score for each of {count} testpoints")
-    return [int(value == 1) for value in said]
+    if not isinstance(scores, list) or len(scores) != count:
+        raise ValueError(f"{scores!r} is not one score for each of {count} testpoints")
+    return [int(value == 1) for value in scores]
 
 
 def parse_result(row: dict) -> Result:
