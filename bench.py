@@ -53,6 +53,7 @@ from unigenbench.results import (
     Result,
     check_same_prompts,
     complete,
+    read_models,
     read_results,
     settings_of,
     settings_path,
@@ -185,10 +186,7 @@ def run_score(args) -> int:
 def run_report(args) -> int:
     paths, out = [Path(p) for p in args.results], Path(args.out)
     check_outputs(files_of(out), paths)
-    results = {one_line(path.stem): read_results(path) for path in paths}
-    if len(results) < len(paths):
-        raise ValueError("two result files have the same name, which a report shows models by")
-    check_same_prompts(paths, [*results.values()])
+    results = read_models(paths)
     write_report(results, {name: score(r) for name, r in results.items()}, out)
     print(f"open {one_line(args.out)}")
     return 0

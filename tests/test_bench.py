@@ -36,18 +36,13 @@ ROOT = Path(__file__).parent.parent
 def drawn(tmp_path, monkeypatch):
     """Three prompts of shapes, drawn as asked except for one image of the second."""
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    chosen = shapes_prompts.heldout_prompts()[:3]
+    rng, chosen = np.random.default_rng(0), shapes_prompts.heldout_prompts()[:3]
     (tmp_path / "images").mkdir()
-    for index, prompt in enumerate(chosen):
-        for i in range(4):
-            scene = (
-                scenes.Scene(())
-                if (index, i) == (1, 2)
-                else shapes_prompts.sample_scene(prompt, rng)
-            )
-            image = Image.fromarray(scenes.render([scene])[0])
-            image.save(tmp_path / "images" / f"{index}_{i}.png")
+    for index, i in np.ndindex(3, 4):
+        asked = shapes_prompts.sample_scene(chosen[index], rng)
+        scene = scenes.Scene(()) if (index, i) == (1, 2) else asked
+        image = Image.fromarray(scenes.render([scene])[0])
+        image.save(tmp_path / "images" / f"{index}_{i}.png")
     return chosen
 
 
@@ -261,28 +256,15 @@ def test_the_held_out_score_of_training_is_the_benchmarks(tmp_path):
     """The same images, right and wrong ones, through train.py's measure and through the files."""
     rng, prompts = np.random.default_rng(0), shapes_prompts.heldout_prompts()[:30]
     (tmp_path / "images").mkdir()
-    shown = [
-        [
-            Image.fromarray(pixels)
-            for pixels in scenes.render(
-                [
-                    shapes_prompts.sample_scene(prompts[(n + i * (n % 2)) % 30], rng)
-                    for i in range(4)
-                ]
-            )
-        ]
-        for n in range(30)
-    ]
+    shown = {}
     for n, i in np.ndindex(30, 4):
-        shown[n][i].save(tmp_path / "images" / f"{n}_{i}.png")
-    judged = judge_images(
-        verifier.ShapesMLLM(),
-        bench.find_prompts("shapes")[:30],
-        tmp_path / "images",
-        tmp_path / "j.jsonl",
-    )
+        scene = shapes_prompts.sample_scene(prompts[(n + i * (n % 2)) % 30], rng)
+        shown[n, i] = Image.fromarray(scenes.render([scene])[0])
+        shown[n, i].save(tmp_path / "images" / f"{n}_{i}.png")
+    where = (bench.find_prompts("shapes")[:30], tmp_path / "images", tmp_path / "j.jsonl")
+    judged = judge_images(verifier.ShapesMLLM(), *where)
     for i in range(4):
-        met, render_error = heldout.verify(prompts, [images[i] for images in shown])
+        met, render_error = heldout.verify(prompts, [shown[n, i] for n in range(30)])
         assert met == [list(map(bool, r.scores)) for r in judged[i::4]]
         metrics = heldout.Held(met, render_error, [0.5] * 30).metrics()
         assert metrics["heldout_accuracy"] == bench.score(judged[i::4]).accuracy
@@ -348,13 +330,9 @@ def test_ctrl_c_is_one_sentence(at, line, tmp_path):
     r = Path(tmp_path, "r.csv")
     write_results([Result(0, "p", ["Style"], "0_0.png", [1])], r)
     script = INTERRUPTED.format(at=at, path=str(ROOT / "bench.py"))
-    ended = subprocess.run(
-        [sys.executable, "-c", script, *line.split()],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    command, env = [sys.executable, "-c", script, *line.split()], {"PYTHONPATH": str(ROOT)}
+    where = dict(cwd=tmp_path, env=os.environ | env)
+    ended = subprocess.run(command, **where, capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stderr.strip() == stopped("bench.py").strip()
 

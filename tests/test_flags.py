@@ -190,8 +190,8 @@ COMMANDS = {
 }
 CALLED = (
     "check_same_prompts check_sight complete compare construct coverage_of generate journal_of "
-    "judge_images make_judge read_results score settings_of tables write_prompts write_report "
-    "write_results write_scores write_settings"
+    "judge_images make_judge read_models read_results score settings_of tables write_prompts "
+    "write_report write_results write_scores write_settings"
 )
 
 

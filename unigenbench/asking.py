@@ -180,10 +180,9 @@ def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, workers: int, batch: int, p
             continue
         for task, answer in zip(chunk, answers):
             keep(task, answer)
+        lost = [read_judgement(a, t.text, t.count).lost for a, t in zip(answers, chunk)]
         try:
-            patience.check(
-                [read_judgement(a, t.text, t.count).lost for a, t in zip(answers, chunk)]
-            )
+            patience.check(lost)
         except ValueError as dead:
             fault = fault or dead
     if fault:
@@ -207,15 +206,8 @@ class JudgmentStore:
 
     def keep(self, task: Task, answer: Answer) -> None:
         self.answers[task.name, task.digest] = answer
-        self.journal.write(
-            {
-                "image": task.name,
-                "digest": task.digest,
-                "output": answer.text or "",
-                "error": answer.error,
-                "unfinished": answer.unfinished,
-            }
-        )
+        line = {"image": task.name, "digest": task.digest, "output": answer.text or ""}
+        self.journal.write(line | {"error": answer.error, "unfinished": answer.unfinished})
 
     def judgement(self, prompt: Prompt, name: str) -> tuple[Answer, Judgement]:
         none = Answer(error="no such image")

@@ -102,17 +102,10 @@ def gallery_data(cards_by_model: dict[str, list[Card]]) -> list[dict]:
     groups = {}
     for model, cards in cards_by_model.items():
         for card in cards:
-            group = groups.setdefault(
-                (model, card.index),
-                {"model": model, "index": card.index, "prompt": card.prompt, "images": []},
-            )
-            group["images"].append(
-                {
-                    "src": data_uri(card.image),
-                    "name": Path(card.image).name,
-                    "points": [list(point) for point in card.points],
-                }
-            )
+            group = dict(model=model, index=card.index, prompt=card.prompt, images=[])
+            group = groups.setdefault((model, card.index), group)
+            image = dict(src=data_uri(card.image), name=Path(card.image).name)
+            group["images"].append(image | {"points": [list(point) for point in card.points]})
 
     def share_passed(group):
         passed = [point[2] is True for image in group["images"] for point in image["points"]]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.files import write_atomic
-from common.wording import listed
+from common.wording import listed, one_line
 from unigenbench.questions import read_literal
 from unigenbench.testpoints import (
     DIMENSIONS,
@@ -166,25 +166,24 @@ def check_same_prompts(paths: list, results: list[list[Result]]) -> None:
             )
 
 
+def read_models(paths: list[Path]) -> dict[str, list[Result]]:
+    """The results of each file by the file's name, all of the same prompts. Raises ValueError."""
+    results = {one_line(path.stem): read_results(path) for path in paths}
+    if len(results) < len(paths):
+        raise ValueError("two result files have the same name, which a report shows models by")
+    check_same_prompts(paths, [*results.values()])
+    return results
+
+
 def write_results(results: list[Result], path) -> None:
     """The official result CSV; reasons and descriptions go into its result_json."""
     rows = []
     for r in results:
         labels = [DIMENSIONS[sub].label(r.language) for sub in r.subs]
-        judged = (
-            {
-                "prompt": r.prompt,
-                "testpoint": labels,
-                "description": r.descriptions,
-                "analysis": r.reasons,
-                "score": r.scores,
-            }
-            if r.scores
-            else None
-        )
-        rows.append(
-            [r.index, r.prompt, labels, r.output, json.dumps(judged, ensure_ascii=False), r.image]
-        )
+        judged = dict(prompt=r.prompt, testpoint=labels, description=r.descriptions)
+        judged |= dict(analysis=r.reasons, score=r.scores)
+        text = json.dumps(judged if r.scores else None, ensure_ascii=False)
+        rows.append([r.index, r.prompt, labels, r.output, text, r.image])
     write_table(path, COLUMNS, rows)
 
 

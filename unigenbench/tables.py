@@ -49,28 +49,13 @@ def score_rows(scores: Scores) -> list[list[str]]:
     """Dimension, accuracy, 95 % interval, correct/judged, strict accuracy; absent ones say so."""
     rows = []
     for name, label in lines_of_table():
-        tally = scores.primary.get(name) or scores.sub.get(name)
-        rows.append(
-            [
-                label,
-                percent(tally.accuracy),
-                percent_range(tally.interval),
-                f"{tally.correct}/{tally.total}",
-                percent(tally.strict),
-            ]
-            if tally
-            else [label, "absent", "", "", ""]
-        )
-    rows.append(
-        [
-            overall_name(scores),
-            percent(scores.overall),
-            percent_range(scores.interval),
-            "",
-            percent(scores.strict),
-        ]
-    )
-    return rows
+        tally, cells = scores.primary.get(name) or scores.sub.get(name), ["absent", "", "", ""]
+        if tally:
+            accuracy = percent(tally.accuracy), percent_range(tally.interval)
+            cells = [*accuracy, f"{tally.correct}/{tally.total}", percent(tally.strict)]
+        rows.append([label, *cells])
+    overall = (percent(scores.overall), percent_range(scores.interval), "", percent(scores.strict))
+    return [*rows, [overall_name(scores), *overall]]
 
 
 def compare_rows(scores: list[Scores], difference: dict) -> list[list[str]]:
