@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training.distributed import EMA
+from training.checkpoint import EMA
 
 
 def test_the_average_keeps_nine_tenths_of_itself():

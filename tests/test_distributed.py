@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 import train
 from models import flux
-from training import distributed
+from training import checkpoint, distributed
 from training.config import Config
 from training.distributed import StoppedError
 from training.footprint import Alive
@@ -117,9 +117,9 @@ def a_signal_to_one_rank_ends_both(procs, cfg) -> None:
     ):
         few_steps(run)
     assert procs.gather([len(passes)]) == [len(passes)] * 2 and sum(passes) == 2
-    last = procs.broadcast(distributed.newest_checkpoint, Path(cfg.out) / "checkpoint")
+    last = procs.broadcast(checkpoint.newest_checkpoint, Path(cfg.out) / "checkpoint")
     assert last.name == "step_000001"
-    distributed.load_checkpoint(last, *run.state)
+    checkpoint.load_checkpoint(last, *run.state)
     kept = trained_weights(run)
     assert all(torch.equal(kept[name], whole[name]) for name in whole)
 
@@ -150,8 +150,8 @@ def as_one_of_two(rank: int, folder: Path, ports: list[int]) -> None:
         with torch.no_grad():
             for parameter in run.model.trainable():
                 parameter.zero_()
-        last = procs.broadcast(distributed.newest_checkpoint, folder / mode / "checkpoint")
-        distributed.load_checkpoint(last, *run.state)
+        last = procs.broadcast(checkpoint.newest_checkpoint, folder / mode / "checkpoint")
+        checkpoint.load_checkpoint(last, *run.state)
         again = trained_weights(run)
         with run.average.swapped_in():
             average = trained_weights(run)
@@ -330,7 +330,7 @@ def test_one_process_goes_on_with_the_recipe_and_saves_a_lora(recipe, monkeypatc
 def state():
     """Weights, optimizer and average of a small network, as a checkpoint holds them."""
     layer = torch.nn.Linear(30, 30)
-    return layer, torch.optim.AdamW(layer.parameters()), distributed.EMA(layer, 0.5)
+    return layer, torch.optim.AdamW(layer.parameters()), checkpoint.EMA(layer, 0.5)
 
 
 def test_every_rank_has_as_many_shares():
@@ -341,17 +341,17 @@ def test_every_rank_has_as_many_shares():
 
 def test_the_last_two_checkpoints_stay_and_those_that_are_named(state, tmp_path):
     for step in range(1, 6):
-        distributed.save_checkpoint(tmp_path, ALONE, *state, step, [2])
-    assert distributed.checkpoint_steps(tmp_path) == [2, 4, 5]
+        checkpoint.save_checkpoint(tmp_path, ALONE, *state, step, [2])
+    assert checkpoint.checkpoint_steps(tmp_path) == [2, 4, 5]
 
 
 def test_a_damaged_checkpoint_is_told_in_one_sentence(state, tmp_path):
-    distributed.save_checkpoint(tmp_path, ALONE, *state, 3)
-    newest = distributed.newest_checkpoint(tmp_path)
+    checkpoint.save_checkpoint(tmp_path, ALONE, *state, 3)
+    newest = checkpoint.newest_checkpoint(tmp_path)
     for file in newest.glob("*.distcp"):
         file.write_bytes(file.read_bytes()[:-500])
     with pytest.raises(ValueError, match="step_000003' cannot be read .*: remove it") as told:
-        distributed.load_checkpoint(newest, *state)
+        checkpoint.load_checkpoint(newest, *state)
     assert "\n" not in str(told.value)
 
 
@@ -373,10 +373,10 @@ def test_a_norm_of_0_leaves_the_gradient_as_it_is():
 
 
 def test_a_half_written_checkpoint_is_not_the_newest(tmp_path):
-    assert distributed.newest_checkpoint(tmp_path) is None
+    assert checkpoint.newest_checkpoint(tmp_path) is None
     for step in (9, 10, 11):
         (tmp_path / f"step_{step:06d}").mkdir()
     for step in (9, 10):
         (tmp_path / f"step_{step:06d}" / ".metadata").write_text("")
-    assert distributed.newest_checkpoint(tmp_path).name == "step_000010"
-    assert distributed.checkpoint_steps(tmp_path) == [9, 10]
+    assert checkpoint.newest_checkpoint(tmp_path).name == "step_000010"
+    assert checkpoint.checkpoint_steps(tmp_path) == [9, 10]

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 import train
 from common.files import hold
 from judges.mllm import Answer, StreamingMLLM
-from training import distributed
+from training import checkpoint, distributed
 from training.config import Config
 from training.distributed import StoppedError
 from training.run import start_run
@@ -165,7 +165,7 @@ def test_one_bad_gradient_in_a_healthy_run_costs_no_checkpoint(tmp_path):
     for part in ("step 3,", "the gradient's norm is nan", "--lr 0.0001", "after step 1, 2"):
         assert part in str(told.value)
     assert [row["step"] for row in log_of(tmp_path)] == [0, 1, 2]
-    assert distributed.checkpoint_steps(tmp_path / "checkpoint") == [1, 2]
+    assert checkpoint.checkpoint_steps(tmp_path / "checkpoint") == [1, 2]
     run.held.close()
     again = stepped(replace(cfg, resume=True))
     assert all(torch.isfinite(p).all() for p in again.model.trainable())
@@ -315,13 +315,13 @@ def test_a_signal_is_heard_unless_whoever_started_the_process_has_it_ignored(nam
 
 
 def test_a_signal_within_a_checkpoints_write_waits_for_its_end(made, monkeypatch):
-    save = distributed.dcp.save
+    save = checkpoint.dcp.save
 
     def interrupted(*args, **kwargs):
         made.procs.stop(signal.SIGTERM)
         save(*args, **kwargs)
 
-    monkeypatch.setattr(distributed.dcp, "save", interrupted)
+    monkeypatch.setattr(checkpoint.dcp, "save", interrupted)
 
     def checkpoint_and_next_step():
         with made.ends_well():
@@ -330,7 +330,7 @@ def test_a_signal_within_a_checkpoints_write_waits_for_its_end(made, monkeypatch
 
     with pytest.raises(StoppedError, match="by SIGTERM"):
         checkpoint_and_next_step()
-    assert distributed.checkpoint_steps(made.out / "checkpoint") == [1, 2]
+    assert checkpoint.checkpoint_steps(made.out / "checkpoint") == [1, 2]
 
 
 # Where a signal comes, and the step whose state is kept then.
@@ -379,7 +379,7 @@ def test_stopped_at_every_place_and_resumed_is_bit_identical(tmp_path):
         assert "stopped by SIGTERM" in said and "--resume" in said and "\n" not in said
         assert ("no step was whole yet" in said) if not step else (f"after step {step}" in said)
         newest = [step] if step else []
-        assert distributed.checkpoint_steps(tmp_path / "stopped" / "checkpoint")[-1:] == newest, (
+        assert checkpoint.checkpoint_steps(tmp_path / "stopped" / "checkpoint")[-1:] == newest, (
             place
         )
     whole_run(cfg)
@@ -403,7 +403,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(made, monkeypatch):
             os.makedirs(checkpoint_id)
             raise failure
 
-        monkeypatch.setattr(distributed.dcp, "save", full)
+        monkeypatch.setattr(checkpoint.dcp, "save", full)
         with pytest.raises(OSError, match="GB are free there") as told, made.ends_well():
             made.checkpoint(2)
         said = str(told.value)

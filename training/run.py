@@ -21,7 +21,7 @@ from tqdm import tqdm
 from common.files import writing
 from figures import explain, gallery, pictures
 from models.base import check_finite
-from training import diagnostics, distributed, start
+from training import checkpoint, diagnostics, distributed, start
 from training import log as run_log
 from training.config import Config, check_config, micro_batch_of, parse_rewards
 from training.data import Prompts, make_batch
@@ -88,19 +88,19 @@ class Run:
         """
         self.optimizer, self.average = optimizer, average
         self.take_up()
-        self.last_whole = distributed.LastWhole(*self.state, self.cfg.updates)
+        self.last_whole = checkpoint.LastWhole(*self.state, self.cfg.updates)
         self.model.before_pass = self.boundary
         for step in self.steps():
             yield step, self.parts(step)
 
     def take_up(self) -> None:
         """Weights, optimizer, average and log of the last checkpoint, with --resume."""
-        last = self.procs.broadcast(distributed.newest_checkpoint, self.out / "checkpoint")
+        last = self.procs.broadcast(checkpoint.newest_checkpoint, self.out / "checkpoint")
         if self.cfg.resume and last:  # none: stopped before the first
-            distributed.load_checkpoint(last, *self.state)
+            checkpoint.load_checkpoint(last, *self.state)
             loaded = [("the checkpoint", weight) for weight in self.model.trainable()]
             self.procs.on_all_ranks(check_finite, loaded)
-            self.metrics = run_log.read_metrics(self.out, distributed.step_of(last))
+            self.metrics = run_log.read_metrics(self.out, checkpoint.step_of(last))
         if self.procs.is_main:
             run_log.write_metrics(self.out, self.metrics)
 
@@ -223,11 +223,11 @@ class Run:
         best = run_log.best_step(self.metrics)
         folder = self.out / "checkpoint"
         with writing(folder / f"step_{step:06d}"):
-            distributed.save_checkpoint(folder, self.procs, self.last_whole.state(), step, [best])
+            checkpoint.save_checkpoint(folder, self.procs, self.last_whole.state(), step, [best])
 
     def kept(self) -> str:
         """Which checkpoints there are, in words."""
-        steps = distributed.checkpoint_steps(self.out / "checkpoint")
+        steps = checkpoint.checkpoint_steps(self.out / "checkpoint")
         if not steps:
             return f"no checkpoint of '{self.out}' was written yet"
         listed = ", ".join(map(str, steps))
@@ -338,7 +338,7 @@ def prepared(cfg: Config, procs: Processes) -> Run:
     directory, prompts, judge and scorers; then weights are loaded, and a checkpoint is taken up."""
     out = procs.broadcast(run_log.prepare_run, cfg)
     last = (
-        procs.broadcast(distributed.newest_checkpoint, out / "checkpoint") if cfg.resume else None
+        procs.broadcast(checkpoint.newest_checkpoint, out / "checkpoint") if cfg.resume else None
     )
     procs.on_all_ranks(check_shared, cfg, procs.broadcast(run_log.contents, cfg), last)
     prompts = procs.on_all_ranks(start.prompts_of, cfg)
@@ -373,8 +373,8 @@ def check_shared(cfg: Config, contents: dict, last: Path | None) -> None:
             raise ValueError(
                 f"'{written}' is on rank 0 alone: --out must be a folder that all nodes share"
             )
-    if last and distributed.step_of(last) > cfg.steps:
-        step = distributed.step_of(last)
+    if last and checkpoint.step_of(last) > cfg.steps:
+        step = checkpoint.step_of(last)
         raise ValueError(f"the run in '{cfg.out}' is at step {step}, past --steps {cfg.steps}")
 
 
