@@ -33,7 +33,8 @@ import sampler
 from models.base import check_finite
 from rewards import std_floors
 from training import checkpoint, distributed
-from training.run import Run, started
+from training.run import Run
+from training.session import started
 
 log = logging.getLogger("train")
 

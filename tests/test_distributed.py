@@ -28,7 +28,7 @@ from training import checkpoint, distributed
 from training.config import Config
 from training.distributed import StoppedError
 from training.footprint import Alive
-from training.run import start_run
+from training.session import ends_well, start_run
 
 HANG = 120.0  # seconds after which processes that have not ended never will
 
@@ -111,10 +111,8 @@ def a_signal_to_one_rank_ends_both(procs, cfg) -> None:
         run.boundary()
 
     run.model.before_pass = before_pass
-    with (
-        pytest.raises(StoppedError, match="by SIGTERM: the state after step 1 is"),
-        run.ends_well(),
-    ):
+    saved = pytest.raises(StoppedError, match="by SIGTERM: the state after step 1 is")
+    with saved, ends_well(run):
         few_steps(run)
     assert procs.gather([len(passes)]) == [len(passes)] * 2 and sum(passes) == 2
     last = procs.broadcast(checkpoint.newest_checkpoint, Path(cfg.out) / "checkpoint")
@@ -253,27 +251,14 @@ def test_offloaded_blocks_learn_the_same_and_are_fetched_one_at_a_time(tmp_path)
 def recipe_at_small_size(folder: Path, url: str) -> list[str]:
     """The command of the LoRA recipe for the tiny models: bfloat16, LoRA, checkpointing, text
     cache, mixed rewards, a judge server."""
-    prompts = [
-        f"a large {c} {s}" for c in ("red", "blue") for s in ("circle", "square", "triangle")
-    ]
+    colors, shapes = ("red", "blue"), ("circle", "square", "triangle")
+    prompts = [f"a large {color} {shape}" for color in colors for shape in shapes]
     (folder / "prompts.txt").write_text("\n".join(prompts))
-    settings = dict(
-        recipe="flux-lora",
-        model=ROOT / "assets/tiny-flux",
-        size=32,
-        num_steps=3,
-        prompts_per_step=2,
-        group_size=4,
-        micro_batch=2,
-        lr=1e-3,
-        reward=f"pairwise:0.4,clip={ROOT / 'assets/tiny-clip'}:0.6",
-        heldout=2,
-        checkpoint_every=1,
-        prompts=folder / "prompts.txt",
-        text_cache=folder / "texts",
-        base_url=url,
-        out=folder / "run",
-    )
+    shape = dict(size=32, num_steps=3, prompts_per_step=2, group_size=4, micro_batch=2, lr=1e-3)
+    reward = f"pairwise:0.4,clip={ROOT / 'assets/tiny-clip'}:0.6"
+    files = dict(prompts=folder / "prompts.txt", text_cache=folder / "texts", out=folder / "run")
+    kept = dict(heldout=2, checkpoint_every=1, base_url=url, reward=reward)
+    settings = dict(recipe="flux-lora", model=ROOT / "assets/tiny-flux") | shape | files | kept
     flags = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
     return [str(ROOT / "train.py"), *flags]
 
@@ -317,10 +302,9 @@ def test_one_process_goes_on_with_the_recipe_and_saves_a_lora(recipe, monkeypatc
     *first, last = log_of(folder / "run")
     assert first == rows and last["step"] == 3
     assert last["grad_norm"] > 0 and "win_rate_vs_base" in last
-    FluxPipeline.from_pretrained(ROOT / "assets/tiny-flux").load_lora_weights(
-        folder / "run" / "final"
-    )
-    assert "--recipe flux-lora" in (folder / "run" / "final" / "README.md").read_text()
+    final = folder / "run" / "final"
+    FluxPipeline.from_pretrained(ROOT / "assets/tiny-flux").load_lora_weights(final)
+    assert "--recipe flux-lora" in (final / "README.md").read_text()
 
 
 # ----------------------------------------------------------------------------- one process
@@ -341,12 +325,12 @@ def test_every_rank_has_as_many_shares():
 
 def test_the_last_two_checkpoints_stay_and_those_that_are_named(state, tmp_path):
     for step in range(1, 6):
-        checkpoint.save_checkpoint(tmp_path, ALONE, *state, step, [2])
+        checkpoint.save_checkpoint(tmp_path, ALONE, checkpoint.training_state(*state), step, [2])
     assert checkpoint.checkpoint_steps(tmp_path) == [2, 4, 5]
 
 
 def test_a_damaged_checkpoint_is_told_in_one_sentence(state, tmp_path):
-    checkpoint.save_checkpoint(tmp_path, ALONE, *state, 3)
+    checkpoint.save_checkpoint(tmp_path, ALONE, checkpoint.training_state(*state), 3)
     newest = checkpoint.newest_checkpoint(tmp_path)
     for file in newest.glob("*.distcp"):
         file.write_bytes(file.read_bytes()[:-500])
@@ -355,21 +339,16 @@ def test_a_damaged_checkpoint_is_told_in_one_sentence(state, tmp_path):
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("odd", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_is_told_before_any_step(odd):
-    weight = torch.nn.Parameter(torch.zeros(3))
-    weight.grad = torch.tensor([1.0, odd, 0.0])
-    for max_norm in (0.0, 1.0):
-        with pytest.raises(FloatingPointError, match="the gradient's norm is"):
-            distributed.clip_gradients([weight], max_norm)
-
-
-def test_a_norm_of_0_leaves_the_gradient_as_it_is():
+def test_a_norm_of_0_leaves_the_gradient_as_it_is_and_one_that_is_not_finite_ends_the_step():
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([3.0, 4.0])
     assert distributed.clip_gradients([weight], 0.0) == 5.0 and weight.grad.tolist() == [3.0, 4.0]
     assert distributed.clip_gradients([weight], 1.0) == 5.0
     assert weight.grad.norm().item() == pytest.approx(1.0, rel=1e-5)
+    for odd in (math.nan, math.inf):
+        weight.grad[0] = odd
+        with pytest.raises(FloatingPointError, match="the gradient's norm is"):
+            distributed.clip_gradients([weight], 1.0)
 
 
 def test_a_half_written_checkpoint_is_not_the_newest(tmp_path):
@@ -380,3 +359,23 @@ def test_a_half_written_checkpoint_is_not_the_newest(tmp_path):
         (tmp_path / f"step_{step:06d}" / ".metadata").write_text("")
     assert checkpoint.newest_checkpoint(tmp_path).name == "step_000010"
     assert checkpoint.checkpoint_steps(tmp_path) == [9, 10]
+
+
+def test_the_average_keeps_nine_tenths_of_itself():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    layer.weight.data.fill_(1.0)
+    average = checkpoint.EMA(layer, 0.9)
+    layer.weight.data.fill_(2.0)
+    average.update()
+    with average.swapped_in():
+        assert layer.weight.item() == pytest.approx(0.9 * 1 + 0.1 * 2)
+    assert layer.weight.item() == 2.0  # training goes on from its own weights
+
+
+def test_without_a_decay_the_live_weights_are_used():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    average = checkpoint.EMA(layer, 0.0)
+    layer.weight.data.fill_(3.0)
+    average.update()
+    with average.swapped_in():
+        assert layer.weight.item() == 3.0
