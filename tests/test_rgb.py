@@ -15,7 +15,7 @@ from shapes.server import parse_request
 from unigenbench.images import open_image
 
 GRAY = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
-TURNED = GRAY.transpose(Image.Transpose.ROTATE_90), GRAY.transpose(Image.Transpose.ROTATE_180)
+TURNED = GRAY.transpose(Image.Transpose.ROTATE_270), GRAY.transpose(Image.Transpose.ROTATE_180)
 COLORS = Image.merge("RGB", [GRAY, *TURNED])
 LEVELS = np.asarray(GRAY)
 SIXTEEN = LEVELS.astype(np.uint16) * 257
