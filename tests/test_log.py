@@ -229,6 +229,8 @@ def test_a_folder_that_is_not_shared_is_told_before_weights_are_loaded(tmp_path,
     last = tmp_path / "checkpoint" / "step_000002"
     last.mkdir()
     check_shared(cfg, log.contents(cfg), last)
+    with pytest.raises(ValueError, match="is at step 2, past --steps 1"):
+        check_shared(replace(cfg, steps=1), log.contents(cfg), last)
     (tmp_path / lost).rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=f"{lost}.*all nodes share"):
         check_shared(cfg, log.contents(cfg), last)

@@ -23,11 +23,7 @@ from rewards import join
 from shapes import prompts as shapes_prompts
 from shapes import scenes, verifier
 from training.judging import bare, check_lost
-
-
-def primary_of(sub: str) -> str:
-    """The primary dimension of a sub dimension's label, such as "Attribute - Color"."""
-    return sub.split(" - ")[0]
+from unigenbench.testpoints import primary_of
 
 
 class Held(NamedTuple):
