@@ -13,6 +13,7 @@ hold the three ideas; training/ holds what a run needs besides.
     python train.py --resume                         # continue runs/shapes after Ctrl-C or a kill
 """
 
+import os
 import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036, so that an older one ends in a sentence
@@ -22,6 +23,11 @@ from training.config import parse_config
 
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
     parse_config()  # answers and ends: before the libraries below, which take seconds to load
+
+# Idle threads of GNU's OpenMP, which torch uses on a CPU, spin for milliseconds before they sleep,
+# and take the cores from whatever else works there. It has to be said before torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import logging
 from typing import NamedTuple

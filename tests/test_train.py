@@ -116,6 +116,7 @@ def test_killed_and_resumed_is_bit_identical(undisturbed, tmp_path):
 def test_a_run_stopped_before_its_first_checkpoint_resumes_from_the_start(undisturbed, tmp_path):
     cfg = Config(**SMALL, steps=3, out=str(tmp_path))
     start_run(cfg, ALONE).held.close()  # and no step is made
+    assert log_of(tmp_path) == log_of(undisturbed[0])[:1]  # the base
     stepped(replace(cfg, resume=True))
     assert log_of(tmp_path) == log_of(undisturbed[0])[:2]
 

@@ -98,8 +98,8 @@ class Run:
             loaded = [("the checkpoint", weight) for weight in self.model.trainable()]
             self.procs.on_all_ranks(check_finite, loaded)
             self.metrics = run_log.read_metrics(self.out, checkpoint.step_of(last))
-        if self.procs.is_main:
-            run_log.write_metrics(self.out, self.metrics)
+            if self.procs.is_main:
+                run_log.write_metrics(self.out, self.metrics)
 
     def boundary(self) -> None:
         """Before each pass: the run ends here if a signal asked for it, on all ranks alike, unless

@@ -52,6 +52,8 @@ def start_run(cfg: Config, procs: Processes) -> Run:
             log.info(start.call_budget(cfg, len(heldout.texts)))
         heldout.measure_base()
         run = Run(cfg, procs, model, judging, heldout, prompts)
+        if procs.is_main and not cfg.resume:  # the base, from which a run that is cut off begins
+            run_log.write_metrics(out, run.metrics)
         run.write, run.held = write, held.pop_all()
     return run
 
