@@ -38,8 +38,9 @@ import grpo
 import sampler
 from models.base import check_finite
 from rewards import std_floors
-from training import distributed
-from training.run import Run, started
+from training import checkpoint, distributed
+from training.run import Run
+from training.session import started
 
 log = logging.getLogger("train")
 
@@ -69,7 +70,7 @@ class TrainStep(NamedTuple):
 def train(cfg, run: Run) -> None:
     """Pref-GRPO: each pass of the loop is a training step, a line of the log."""
     optimizer = torch.optim.AdamW(run.model.trainable(), cfg.lr, weight_decay=cfg.weight_decay)
-    average = distributed.EMA(run.model.transformer, cfg.ema)
+    average = checkpoint.EMA(run.model.transformer, cfg.ema)
     sigmas = sampler.sigma_schedule(cfg.num_steps, cfg.shift)  # (K+1,)
     how = dict(noise_level=cfg.noise_level, kind=cfg.sde_kind, micro_batch=run.micro_batch)
     for step, parts in run.batches(optimizer, average):

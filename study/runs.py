@@ -25,7 +25,8 @@ import train
 from common.files import hold, write_atomic
 from training import log as run_log
 from training.config import parse_config
-from training.run import Run, started
+from training.run import Run
+from training.session import started
 
 log = logging.getLogger("study")
 RESULTS, OUT = Path(__file__).parent / "results", Path("runs/study")

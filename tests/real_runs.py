@@ -9,7 +9,8 @@ import torch
 
 import train
 from training.distributed import Processes
-from training.run import Run, start_run
+from training.run import Run
+from training.session import ends_well, start_run
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -49,7 +50,7 @@ def stepped(cfg, count=1, procs=ALONE) -> Run:
 
 def whole_run(cfg) -> Run:
     run = start_run(cfg, ALONE)
-    with run.ends_well():
+    with ends_well(run):
         train.train(cfg, run)
         run.finish()
     return run

@@ -97,7 +97,7 @@ def test_a_command_runs_and_leaves_the_files_that_are_named(command, tmp_path, m
     flags += [] if module != "train" or planned else TRAIN.split()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [module, *flags])
-    monkeypatch.setattr(explain, "Config", lambda: SMALL_GROUP)
+    monkeypatch.setattr(explain, "Settings", lambda: SMALL_GROUP)
     short = [re.sub("^(generate|judge) ", r"\1 --limit 1 ", line) for line in bench.DEFAULT]
     monkeypatch.setattr(bench, "DEFAULT", short)
     try:

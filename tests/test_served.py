@@ -26,7 +26,7 @@ from shapes.verifier import ShapesMLLM
 from training.config import Config, check_config
 from training.distributed import Processes, in_background
 from training.judging import JudgeError
-from training.run import start_run
+from training.session import start_run
 from training.start import judge_of, try_judge
 
 WAIT = 60  # seconds after which a test fails that waits for another thread
