@@ -12,7 +12,7 @@ from PIL import Image
 from exercises import ex_10_hack as ex
 from exercises.checks import expect
 from shapes.prompts import heldout_prompts, sample_scene
-from shapes.scenes import COLORS, LIGHT, render
+from shapes.render import COLORS, LIGHT, render
 
 PART = "part {} of the docstring of {} in exercises/ex_10_hack.py"
 SEES, TASTE = PART.format(1, "score"), PART.format(2, "score")

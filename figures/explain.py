@@ -42,7 +42,9 @@ from figures.pictures import (
 )
 from judges.scorers import MLLMScorer
 from rewards import PairwiseReward, PointwiseReward, std_floors
-from shapes import scenes, verifier
+from shapes import verifier
+from shapes.grammar import Caption, parse_prompt
+from shapes.read import read
 from training.config import Config
 from training.data import seed_of
 
@@ -78,7 +80,7 @@ def states(model, text, trajectory) -> tuple[list[list], list[list]]:
     return seen, predicted
 
 
-def draw_group(model, cfg: Config, prompt: verifier.Caption, seed: int) -> Group:
+def draw_group(model, cfg: Config, prompt: Caption, seed: int) -> Group:
     """Samples a group as the loop does, and judges it by both rewards."""
     size = cfg.group_size
     noise = model.noise([seed_of(seed, g, "noise") for g in range(size)])
@@ -91,7 +93,7 @@ def draw_group(model, cfg: Config, prompt: verifier.Caption, seed: int) -> Group
     judge = verifier.ShapesMLLM()
     compared = PairwiseReward(judge)([prompt.text], [images])
     scores = PointwiseReward(MLLMScorer(judge))([prompt.text], [images]).values[0]
-    met = [verifier.satisfied(prompt, reading) for reading in scenes.read(images)]
+    met = [verifier.satisfied(prompt, reading) for reading in read(images)]
     frames = states(model, text, trajectory)[1]
     return Group(sigmas, frames, images, compared.points(0), compared.values[0], scores, met)
 
@@ -119,7 +121,7 @@ class Sheet:
         write_atomic(path, data.getvalue())
 
 
-def group_picture(group: Group, prompt: verifier.Caption, cfg: Config, path) -> None:
+def group_picture(group: Group, prompt: Caption, cfg: Config, path) -> None:
     """One row an image: film strip, its comparisons, win rate, advantage, testpoints."""
     floor = std_floors(["pairwise"], cfg.std_floor)["pairwise"]
     advantages = grpo.group_advantages(group.rates[None], floor, cfg.adv_clip)[0]
@@ -254,7 +256,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/explain", help="folder of the pictures")
     args = parser.parse_args()
-    prompt = verifier.parse_prompt(args.prompt)
+    prompt = parse_prompt(args.prompt)
     if prompt is None:
         parser.error(f"--prompt '{args.prompt}' is no sentence of the shapes world")
     cfg, out = Config(), Path(args.out)

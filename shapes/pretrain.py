@@ -46,9 +46,11 @@ from transformers import (
 
 import sampler
 from models import flux
-from shapes import scenes
+from shapes.grammar import KINDS, RADII, SLOTS, Caption, make_prompt
 from shapes.prompts import all_prompts, heldout_prompts, place, sample_prompts, sample_scene
-from shapes.verifier import KINDS, RADII, SLOTS, Caption, make_prompt, satisfied
+from shapes.read import read
+from shapes.render import DARK, LIGHT, SHAPES, SIZE, Scene, Thing, render
+from shapes.verifier import satisfied
 
 WRONG_CAPTION, WASHED_OUT = 0.40, 0.35  # shares of the web-like data
 CONTRAST = (0.4, 0.8)  # what washed-out pictures keep of theirs
@@ -85,10 +87,10 @@ def make_data(
         pool = pools[kinds[rng.integers(len(kinds))]]
         prompts[i] = pool[rng.integers(len(pool))]
     drawn = [sample_scene(p, rng) for p in tqdm(prompts, desc="scenes", leave=False)]
-    images = np.concatenate([scenes.render(drawn[i : i + 1000]) for i in range(0, count, 1000)])
+    images = np.concatenate([render(drawn[i : i + 1000]) for i in range(0, count, 1000)])
     if web:
         for i in np.flatnonzero(rng.random(count) < WASHED_OUT):
-            ground = np.array(scenes.DARK if drawn[i].dark else scenes.LIGHT)
+            ground = np.array(DARK if drawn[i].dark else LIGHT)
             images[i] = ground + (images[i] - ground) * rng.uniform(*CONTRAST)
         wrong = rng.random(count) < WRONG_CAPTION
         prompts = [wrong_caption(p, rng) if w else p for p, w in zip(prompts, wrong)]
@@ -102,19 +104,19 @@ def any_pictures(count: int, rng: np.random.Generator, nested: float = 0.3) -> n
     repaints others (a pink square in outline) as what it knows. nested: share of things in things.
     """
 
-    def thing(x, y, r, outline=False) -> scenes.Thing:
+    def thing(x, y, r, outline=False) -> Thing:
         color = tuple(rng.integers(256, size=3))
-        return scenes.Thing(str(rng.choice(scenes.SHAPES)), color, x, y, r, outline)
+        return Thing(str(rng.choice(SHAPES)), color, x, y, r, outline)
 
-    def scene() -> scenes.Scene:
+    def scene() -> Scene:
         dark, inside, large = (rng.random(3) < (0.35, nested, 0.6)).tolist()
         if inside:
             outer, inner = RADII["outer"], RADII["inner"]
             xy = place(np.array([outer]), rng)[0]
-            return scenes.Scene((thing(*xy, outer), thing(*xy, inner)), dark)
+            return Scene((thing(*xy, outer), thing(*xy, inner)), dark)
         smalls = rng.integers(0, 3) if large else rng.integers(1, 5)
         radii = np.array([RADII["large"]] * large + [RADII["small"]] * smalls)
-        return scenes.Scene(
+        return Scene(
             tuple(
                 thing(*xy, r, r > 5 and rng.random() < 0.4)
                 for xy, r in zip(place(radii, rng), radii)
@@ -123,7 +125,7 @@ def any_pictures(count: int, rng: np.random.Generator, nested: float = 0.3) -> n
         )
 
     drawn = [scene() for _ in tqdm(range(count), desc="scenes", leave=False)]
-    return np.concatenate([scenes.render(drawn[i : i + 1000]) for i in range(0, count, 1000)])
+    return np.concatenate([render(drawn[i : i + 1000]) for i in range(0, count, 1000)])
 
 
 def to_pixels(images: np.ndarray) -> torch.Tensor:
@@ -200,7 +202,7 @@ def build(seed: int) -> FluxPipeline:
         layers_per_block=1,
         latent_channels=8,
         norm_num_groups=8,
-        sample_size=scenes.SIZE,
+        sample_size=SIZE,
         scaling_factor=1.0,
         shift_factor=0.0,
         use_quant_conv=False,
@@ -371,7 +373,7 @@ def flow_loss(
     sigma = torch.sigmoid(0.5 + torch.randn(len(clean), generator=generator))
     noisy = (1 - sigma)[:, None, None] * clean + sigma[:, None, None] * noise
     text = flux.encode.__wrapped__(pipe, texts)  # with gradient: the text encoders learn too
-    velocity = flux.velocity_fn(pipe, text, scenes.SIZE, scenes.SIZE)(noisy, sigma)
+    velocity = flux.velocity_fn(pipe, text, SIZE, SIZE)(noisy, sigma)
     return (velocity - (noise - clean)).square().mean()
 
 
@@ -398,12 +400,10 @@ def train_flow(
 @torch.no_grad()
 def report_heldout(pipe: FluxPipeline, stage: str, prompts: list[Caption]) -> None:
     """Prints which share of the prompts' testpoints the model draws right, by kind of sentence."""
-    velocity = flux.velocity_fn(
-        pipe, flux.encode(pipe, [p.text for p in prompts]), scenes.SIZE, scenes.SIZE
-    )
-    noise = flux.initial_noise(pipe, scenes.SIZE, scenes.SIZE, list(range(len(prompts))))
+    velocity = flux.velocity_fn(pipe, flux.encode(pipe, [p.text for p in prompts]), SIZE, SIZE)
+    noise = flux.initial_noise(pipe, SIZE, SIZE, list(range(len(prompts))))
     clean = sampler.ode_sample(velocity, noise, sampler.sigma_schedule(6))
-    readings = scenes.read(flux.decode(pipe, clean, scenes.SIZE, scenes.SIZE))
+    readings = read(flux.decode(pipe, clean, SIZE, SIZE))
     met = [satisfied(p, r) for p, r in zip(prompts, readings)]
     share = lambda rows: sum(map(sum, rows)) / sum(map(len, rows))
     kinds = {kind: share([m for p, m in zip(prompts, met) if p.kind == kind]) for kind in KINDS}

@@ -21,7 +21,8 @@ import bench
 from common.interrupt import stopped
 from judges.mllm import Answer, cut_off
 from shapes import prompts as shapes_prompts
-from shapes import scenes, verifier
+from shapes import verifier
+from shapes.render import Scene, render
 from training import heldout
 from unigenbench.asking import judge_images
 from unigenbench.construct import SUBTHEMES, alike
@@ -40,12 +41,8 @@ def drawn(tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     for index, prompt in enumerate(chosen):
         for i in range(4):
-            scene = (
-                scenes.Scene(())
-                if (index, i) == (1, 2)
-                else shapes_prompts.sample_scene(prompt, rng)
-            )
-            image = Image.fromarray(scenes.render([scene])[0])
+            scene = Scene(()) if (index, i) == (1, 2) else shapes_prompts.sample_scene(prompt, rng)
+            image = Image.fromarray(render([scene])[0])
             image.save(tmp_path / "images" / f"{index}_{i}.png")
     return chosen
 
@@ -289,7 +286,7 @@ def test_the_held_out_score_of_training_is_the_benchmarks(tmp_path):
     shown = [
         [
             Image.fromarray(pixels)
-            for pixels in scenes.render(
+            for pixels in render(
                 [
                     shapes_prompts.sample_scene(prompts[(n + i * (n % 2)) % 30], rng)
                     for i in range(4)

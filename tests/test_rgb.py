@@ -10,7 +10,7 @@ from PIL import Image
 from common.rgb import ORIENTATION, TURNS, to_rgb
 from figures.pictures import enlarge
 from judges import openai_client, scorers
-from shapes import scenes
+from shapes.read import read
 from shapes.server import parse_request
 from unigenbench import report
 from unigenbench.images import open_image
@@ -190,7 +190,7 @@ def test_all_who_read_a_picture_see_the_same(image, tmp_path):
     (rgb,) = scorers._rgb([image], 1, "x")
     assert difference(rgb, upright) == 0
     assert enlarge(image, 1).tobytes() == upright.tobytes()
-    assert scenes.read([image]) == scenes.read([upright])
+    assert read([image]) == read([upright])
     path = tmp_path / "0_0.png"
     image.save(path)
     seen, _ = open_image(path)

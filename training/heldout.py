@@ -19,7 +19,9 @@ import sampler
 from common.bootstrap import interval_text, mean_interval
 from rewards import join
 from shapes import prompts as shapes_prompts
-from shapes import scenes, verifier
+from shapes import verifier
+from shapes.grammar import parse_prompt
+from shapes.read import read
 from training.data import seed_of
 from training.judging import bare, check_lost
 
@@ -106,7 +108,7 @@ class Held(NamedTuple):
 
 def verify(prompts: list, images: list) -> tuple[list[list[bool]], list[float]]:
     """Which testpoints hold in one picture of each prompt, and each picture's render error."""
-    readings = scenes.read(images)
+    readings = read(images)
     met = [verifier.satisfied(p, reading) for p, reading in zip(prompts, readings, strict=True)]
     return met, [reading.render_error for reading in readings]
 
@@ -184,7 +186,7 @@ class Heldout:
         """Which testpoints hold in each picture of a grid; None for prompts from a file."""
         if self.scenes is None:
             return None
-        prompts = [verifier.parse_prompt(text) for text in self.grid_prompts]
+        prompts = [parse_prompt(text) for text in self.grid_prompts]
         return [verify([p] * len(row), row)[0] for p, row in zip(prompts, grid)]
 
     def evaluate(self) -> Held:
