@@ -41,31 +41,14 @@ PEAK_LR = 2e-3
 
 
 def build(seed: int) -> tuple[CLIPModel, CLIPProcessor]:
-    """The untrained model (patches of 8 pixels; 3 layers for pictures, 2 for text), processor."""
+    """The untrained model, of the sizes that the shipped one's config.json says, and processor."""
     torch.manual_seed(seed)
     tokenizer = pretrain.word_tokenizer()
-    text = dict(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    vision = dict(
-        image_size=SIZE,
-        patch_size=8,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-    )
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
+    config = CLIPConfig.from_pretrained(pretrain.SHIPPED.with_name("tiny-clip"))
+    config.text_config.vocab_size = len(tokenizer)
     side = {"height": SIZE, "width": SIZE}
     images = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size=side)
-    return model, CLIPProcessor(images, tokenizer)
+    return CLIPModel(config), CLIPProcessor(images, tokenizer)
 
 
 # ----------------------------------------------------------------------------- data
