@@ -4,7 +4,6 @@ Two groups lie far apart, so that a mean or a deviation taken over the wrong ima
 the first, 1, 2, 3, 6, has mean 3 and squared differences 4, 1, 0, 9: deviation sqrt(14 / 4).
 """
 
-
 import torch
 
 from exercises import ex_06_advantages as ex
