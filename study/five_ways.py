@@ -19,7 +19,7 @@ import numpy as np
 from common.rgb import to_rgb
 from figures import pictures
 from rewards import PairwiseReward, PointwiseReward
-from shapes.verifier import parse_prompt
+from shapes.grammar import parse_prompt
 from study.runs import OUT, RESULTS, Arm, Size, Table, make_runs, size_asked_for
 from study.summary import TRUTH, spreads, summarize, write_rows
 from training.heldout import verify

@@ -18,8 +18,9 @@ import zlib
 
 from common.files import write_atomic
 from rewards import PairwiseReward
-from shapes.scenes import read
-from shapes.verifier import ShapesMLLM, compare, parse_prompt
+from shapes.grammar import parse_prompt
+from shapes.read import read
+from shapes.verifier import ShapesMLLM, compare
 from study import five_ways, scorers
 from study.longer import made, of_seeds, seeds_table
 from study.runs import OUT, RESULTS, Arm, Table, size_asked_for, write_csv

@@ -26,7 +26,7 @@ from common.files import write_atomic
 from figures import pictures
 from models import base
 from rewards import pair_schedule, win_rates
-from shapes.verifier import parse_prompt
+from shapes.grammar import parse_prompt
 from study.five_ways import OUT, RESULTS, WAYS, Score, Way, points_of
 from study.runs import size_asked_for, write_csv
 from training.config import parse_config

@@ -7,11 +7,11 @@ import pytest
 
 from figures import explain
 from models import base, flux
-from shapes import verifier
+from shapes.grammar import parse_prompt
 from training.config import Config
 
 SMALL = explain.Settings(group_size=3, num_steps=3)
-PROMPT = verifier.parse_prompt("a pink square to the left of a blue circle")
+PROMPT = parse_prompt("a pink square to the left of a blue circle")
 
 
 @pytest.fixture(scope="module")

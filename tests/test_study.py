@@ -13,7 +13,7 @@ import grpo
 from common.files import hold
 from rewards import PointwiseReward
 from shapes.prompts import heldout_prompts, sample_scene
-from shapes.scenes import render
+from shapes.render import render
 from study import five_ways, runs, spread, summary
 from study.runs import Arm, Size, Table
 

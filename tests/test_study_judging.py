@@ -8,7 +8,7 @@ from PIL import Image
 
 from judges.templates import PAIRWISE_TEMPLATE
 from shapes.prompts import heldout_prompts, sample_scene
-from shapes.scenes import render
+from shapes.render import render
 from study import judging, summary
 from study.runs import RESULTS, Table
 

@@ -15,7 +15,7 @@ from judges.scorers import CLIPScorer
 from judges.templates import PAIRWISE_TEMPLATE
 from rewards import PairwiseReward
 from shapes.prompts import heldout_prompts, sample_scene
-from shapes.scenes import render
+from shapes.render import render
 from shapes.verifier import ShapesMLLM
 from study import five_ways, kl, longer, scorers, summary, table1
 from study.runs import RESULTS, Table

@@ -15,7 +15,8 @@ from judges.sight import check_sight
 from judges.templates import PAIRWISE_TEMPLATE, check_template, read_template
 from models import base
 from rewards import JUDGED, PairwiseReward, PointwiseReward
-from shapes.verifier import ShapesMLLM, parse_prompt
+from shapes.grammar import parse_prompt
+from shapes.verifier import ShapesMLLM
 from training import distributed
 from training.config import Config, parse_rewards
 from training.data import Prompts, TextCache, read_prompts
