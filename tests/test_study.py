@@ -263,7 +263,7 @@ def test_the_pages_link_every_table_and_figure():
     assert linked == {p.name for end in ("md", "png") for p in RESULTS.glob(f"*.{end}")}
 
 
-NUMBER = re.compile(r"[-+]?\d\.\d{3}(?: \.\. [-+]?\d\.\d{3})?")
+NUMBER = re.compile(r"(?<!\d)[-+]?\d\.\d{3}(?: \.\. [-+]?\d\.\d{3})?(?!\d)")
 
 
 @pytest.mark.parametrize("page", PAGES)
