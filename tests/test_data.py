@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import flux
+from models.flux import Text
 from training.config import Config
 from training.data import (
     Prompts,
@@ -64,14 +64,14 @@ def test_text_is_encoded_once_and_comes_back_as_it_was(tiny_flux, tmp_path):
 
     def encode(prompts):
         asked.extend(prompts)
-        return flux.encode(tiny_flux, prompts)
+        return tiny_flux.encode(prompts)
 
     cache = TextCache(tmp_path, "tiny", torch.float32)
     cache.prepare(["a red circle", "a blue square", "a red circle"], encode)
     cache.prepare(["a blue square"], encode)
     assert asked == ["a red circle", "a blue square"]
-    text = cache.load(["a blue square", "a red circle"], flux.Text, "cpu")
-    direct = flux.encode(tiny_flux, ["a red circle", "a blue square"])
+    text = cache.load(["a blue square", "a red circle"], Text, "cpu")
+    direct = tiny_flux.encode(["a red circle", "a blue square"])
     assert torch.equal(text.embeds, direct.embeds.flip(0))
     assert torch.equal(text.pooled, direct.pooled.flip(0))
     for other in (
@@ -79,7 +79,7 @@ def test_text_is_encoded_once_and_comes_back_as_it_was(tiny_flux, tmp_path):
         TextCache(tmp_path, "other", torch.float32),
     ):
         with pytest.raises(ValueError, match="no text embedding of 'a red circle'"):
-            other.load(["a red circle"], flux.Text, "cpu")
+            other.load(["a red circle"], Text, "cpu")
 
 
 def test_a_model_retrained_in_its_folder_is_encoded_again(tmp_path):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from figures import explain
-from models import base, flux
 from shapes import verifier
 from training.config import Config
 
@@ -17,7 +16,7 @@ PROMPT = verifier.parse_prompt("a pink square to the left of a blue circle")
 
 @pytest.fixture(scope="module")
 def group(tiny_flux):
-    return explain.draw_group(base.Model(tiny_flux, flux, 32), CFG, PROMPT, 0)
+    return explain.draw_group(tiny_flux, CFG, PROMPT, 0)
 
 
 def test_the_last_prediction_is_the_judged_picture(group):

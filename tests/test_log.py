@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from common import files
 from grpo import Loss
-from models import flux
+from models import base
 from rewards import Rewards
 from training.config import Config
 from training.log import (
@@ -96,10 +96,10 @@ def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux
     """Run as it stands, with the placeholder filled in, in float32 on the CPU."""
     run = dict(dtype="float32", size=40, num_steps=3, guidance=2.5)
     (tmp_path / "config.json").write_text(json.dumps({"config": run}))
-    final, pipe = tmp_path / "final", flux.load(TINY)
+    final, model = tmp_path / "final", base.load(TINY)
     if lora:
-        flux.add_lora(pipe, 2)
-    flux.save(pipe, final)
+        model.add_lora(2)
+    model.save(final)
     settings = {"recipe": "shapes", "reward": "clip", "guard": False, "base_url": "http://x"}
     write_card(
         final,
@@ -126,7 +126,7 @@ def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux
     drawn = {}
     exec("import torch; torch.manual_seed(0)\n" + code, drawn)
     torch.manual_seed(0)
-    same = tiny_flux(
+    same = tiny_flux.pipe(
         "a prompt",
         height=40,
         width=40,

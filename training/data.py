@@ -135,7 +135,7 @@ class TextCache:
 
     A local folder counts as another model once its encoders' files have changed.
 
-    encode: from P prompts to a NamedTuple of tensors with P rows, as flux.encode. A prompt costs
+    encode: from P prompts to a NamedTuple of tensors with P rows, as Model.text_of. A prompt costs
     about 4 MB at FLUX.1-dev's size in bfloat16 (512 tokens x 4096).
     """
 

@@ -32,7 +32,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 import grpo
 import sampler
-from models import flux
+from models.flux import Flux, Text
 
 FLOAT = 4  # bytes of a float32
 
@@ -200,13 +200,13 @@ def make_fake(module: torch.nn.Module) -> None:
 def micro_batch_input(pipe, size: int, batch: int, tokens: int):
     """(velocity function, latents, next latents, sigmas) of a micro-batch; values do not matter."""
     config, dtype = pipe.transformer.config, next(pipe.vae.parameters()).dtype
-    text = flux.Text(
+    text = Text(
         torch.zeros(batch, tokens, config.joint_attention_dim, dtype=dtype),
         torch.zeros(batch, config.pooled_projection_dim, dtype=dtype),
     )
-    _, rows, columns = flux.latent_shape(pipe, size, size)
-    latents = torch.zeros(2, batch, rows * columns // 4, config.in_channels)
-    return flux.velocity_fn(pipe, text, size, size), latents[0], latents[1], torch.linspace(1, 0, 4)
+    model = Flux(pipe, size)
+    latents = torch.zeros(2, batch, model.tokens, config.in_channels)
+    return model.velocity(text), latents[0], latents[1], torch.linspace(1, 0, 4)
 
 
 def replay_bytes(pipe, size: int, batch: int, tokens: int, descend: bool = True) -> tuple[int, int]:
@@ -215,7 +215,7 @@ def replay_bytes(pipe, size: int, batch: int, tokens: int, descend: bool = True)
     descend: False leaves the backward pass out, and the most that is alive is the forward's.
     Gradients of weights exist beforehand, as from the second micro-batch on: they do not count.
     """
-    for parameter in flux.trainable(pipe):
+    for parameter in Flux(pipe).trainable():
         parameter.grad = torch.zeros_like(parameter)
     velocity, latents, next_latents, sigmas = micro_batch_input(pipe, size, batch, tokens)
     latents.requires_grad_()  # as in all blocks after the first: a lone block may hold no adapter
@@ -233,7 +233,7 @@ def replay_bytes(pipe, size: int, batch: int, tokens: int, descend: bool = True)
         saved = alive.now
         if descend:
             loss.backward()
-    for parameter in flux.trainable(pipe):
+    for parameter in Flux(pipe).trainable():
         parameter.grad = None
     return saved, alive.peak
 
@@ -299,8 +299,8 @@ def forward_bytes(pipe, size: int, batch: int, tokens: int) -> int:
 
 @torch.no_grad()
 def decode_bytes(pipe, size: int, images: int, slicing: bool) -> int:
-    """Bytes alive at most in flux.decode: the VAE's, and pixels in its precision and float32."""
-    vae, shape = pipe.vae, flux.latent_shape(pipe, size, size)
+    """Bytes alive at most in Model.decode: the VAE's, and pixels in its precision and float32."""
+    vae, shape = pipe.vae, Flux(pipe, size).latent_shape
     dtype = next(vae.parameters()).dtype
     latents = torch.zeros(1 if slicing else images, *shape, dtype=dtype)
     with Alive() as alive:

@@ -305,7 +305,7 @@ def card_snippet(pipeline: str, model: str, lora: bool, folder: Path, run: dict)
     length = 512
     if tokenizer.is_file():
         length = json.loads(tokenizer.read_text()).get("model_max_length", length)
-    if length < 512:  # a small text encoder pads to its own length, as flux.encode does
+    if length < 512:  # a small text encoder pads to its own length, as encode_prompts does
         call["max_sequence_length"] = length
     arguments = ", ".join(f"{name}={value}" for name, value in call.items())
     return [*lines, f'image = pipe("a prompt", {arguments}).images[0]']

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from models import flux
+from models.base import DECODED_AT_ONCE
+from models.flux import Flux
 from training import distributed
 from training.config import (
     Config,
@@ -37,7 +38,6 @@ from training.footprint import (
 from training.start import calls_of
 
 MARGIN = 0.1  # share of the GPU left for what is not counted
-DECODED_AT_ONCE = 64  # flux.decode's batch_size
 ENCODED_AT_ONCE = 16  # prompts a batch where text is cached before training
 # Parameters of the published scorers' models; loaded in float32, and never trained.
 SCORERS = {
@@ -122,7 +122,7 @@ def count(pipe) -> Counts:
     weights = [p.numel() for block in blocks for p in block.parameters() if not p.requires_grad]
     return Counts(
         whole,
-        sum(p.numel() for p in flux.trainable(pipe)),
+        sum(p.numel() for p in Flux(pipe).trainable()),
         numel(pipe.text_encoder) + numel(pipe.text_encoder_2),
         numel(pipe.vae),
         max(map(numel, blocks)),
@@ -252,10 +252,10 @@ def make_plan(model: str, s: Config, world: int = 1) -> Plan:
     batches = math.ceil(samples / batch)
     pipe, tokens = meta_pipeline(model, DTYPES[s.dtype])
     if s.lora_rank:
-        flux.add_lora(pipe, s.lora_rank, s.lora_alpha)
+        Flux(pipe).add_lora(s.lora_rank, s.lora_alpha)
     else:
         pipe.transformer.requires_grad_(True)
-    channels, rows, columns = flux.latent_shape(pipe, s.size, s.size)
+    channels, rows, columns = Flux(pipe, s.size).latent_shape
     counts, stored = count(pipe), weight_bytes(pipe.transformer)
     encoders = weight_bytes(pipe.text_encoder) + weight_bytes(pipe.text_encoder_2)
     held = train_bytes(counts, stored, s, world, math.ceil(batches / s.updates) * replayed_steps(s))
