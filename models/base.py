@@ -131,7 +131,7 @@ def load(
         raise ValueError(f"'{model}' is a {found}: the loop knows {', '.join(known)}")
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    # diffusers wants to be told that a part is missing, even where the index says so
+    # diffusers has to be given a part that is missing, even where the index says so
     missing = {name: None for name, kind in index.items() if kind == [None, None]}
     with loading(model):
         pipe = known[found].pipeline.from_pretrained(model, dtype=dtype, **missing)
@@ -149,7 +149,7 @@ def load(
 class Model:
     """A pipeline of diffusers at one size and one guidance. A subclass has:
 
-    pipeline, Text       its class in diffusers; a NamedTuple of tensors, one row a prompt
+    pipeline, Text       its class in diffusers; a NamedTuple of tensors, one row per prompt
     encode_prompts       P prompts -> Text
     predict              one pass of the network: velocity
     patch                a token is a patch of so many latents squared; 2 if it does not say
@@ -235,7 +235,7 @@ class Model:
         return pixel_shuffle(grid, self.patch)
 
     def noise(self, seeds) -> torch.Tensor:
-        """Gaussian noise (B, N, C) float32, one seed an image: the same whatever the batch.
+        """Gaussian noise (B, N, C) float32, one seed per image: the same whatever the batch.
 
         Drawn on the CPU, so that a seed means the same noise on every device.
         """

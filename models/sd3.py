@@ -20,11 +20,11 @@ from diffusers import StableDiffusion3Pipeline
 
 from models.base import Model
 
-T5_TOKENS = 256  # what StableDiffusion3Pipeline reads of a prompt unless told otherwise
+T5_TOKENS = 256  # what StableDiffusion3Pipeline reads of a prompt by default
 
 
 class Text(NamedTuple):
-    """What the transformer sees of P prompts. Every field has one row a prompt."""
+    """What the transformer sees of P prompts. Every field has one row per prompt."""
 
     embeds: torch.Tensor  # (P, T, D) from CLIP-L and CLIP-G side by side, then T5
     pooled: torch.Tensor  # (P, D') from CLIP-L and CLIP-G
