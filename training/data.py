@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shapes import prompts as shapes_prompts
-from training.config import window_range
 
 log = logging.getLogger("train")
 
@@ -102,6 +101,23 @@ def step_prompts(prompts: Prompts | None, count: int, step: int, seed: int, rng)
     size = len(prompts.train)
     positions = range((step - 1) * count, step * count)
     return [prompts.train[epoch_order(size, seed, i // size)[i % size]] for i in positions]
+
+
+def window_range(cfg) -> tuple[int, int]:
+    """The first and the last step, plus one, in which --window may lie.
+
+    Raises ValueError if the text is no range, or the window does not fit into it.
+    """
+    last = cfg.num_steps - 1  # always an ODE step, and so outside
+    low, colon, high = (cfg.window_range or f"0:{last}").partition(":")
+    if not (colon and low.isdecimal() and high.isdecimal()):
+        raise ValueError(f"--window_range '{cfg.window_range}': two step numbers A:B, such as 1:4")
+    if not int(low) + cfg.window <= int(high) <= last:
+        raise ValueError(
+            f"--window {cfg.window} must fit into --window_range {low}:{high}, and that into "
+            f"0:{last}: the last of {cfg.num_steps} steps is not stochastic"
+        )
+    return int(low), int(high)
 
 
 def draw_window(seed: int, step: int, low: int, high: int, width: int) -> list[int]:

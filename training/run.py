@@ -23,7 +23,8 @@ from figures import explain, gallery, pictures
 from models.base import check_finite
 from training import diagnostics, distributed, start
 from training import log as run_log
-from training.config import Config, check_config, micro_batch_of, parse_rewards
+from training.checks import check_config
+from training.config import Config, micro_batch_of, parse_rewards
 from training.data import Prompts, make_batch
 from training.distributed import Processes, StoppedError
 from training.heldout import Heldout
