@@ -1,6 +1,6 @@
 """What the autoencoder costs each look: mean render error of clean scenes of one thing, decoded.
 
-The judge compares render error only between pictures of the same looks, since these differ.
+The judge compares render error only between images of the same looks, since these differ.
 
     python -m measure.fairness                   # seconds
     python -m measure.fairness --model runs/tiny
@@ -29,7 +29,7 @@ def alone(look: tuple, rng: np.random.Generator) -> Scene:
     return Scene((thing,), ground == "dark")
 
 
-def fidelities(model: Path, count: int) -> list[tuple[tuple, float | None]]:
+def render_errors(model: Path, count: int) -> list[tuple[tuple, float | None]]:
     """The look and the render error of `count` scenes of each look; None: not read as one thing."""
     looks = itertools.product(SHAPES, COLORS, SIZES, ("light", "dark"))
     drawn = [look for look in looks for _ in range(count)]
@@ -42,9 +42,9 @@ def fidelities(model: Path, count: int) -> list[tuple[tuple, float | None]]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, default=MODEL, help="the folder of a pipeline")
-    parser.add_argument("--pictures", type=int, default=10, help="of each look")
+    parser.add_argument("--images", type=int, default=10, help="of each look")
     args = parser.parse_args(arguments)
-    found = fidelities(args.model, args.pictures)
+    found = render_errors(args.model, args.images)
     rows = [(look, value) for look, value in found if value is not None]
     print(f"{len(rows)} of {len(found)} scenes read; mean render error in gray levels:")
     for column in range(4):

@@ -2,43 +2,37 @@
 
     python -m measure.judge_latency       # about four minutes on two idle cores
 
-The server runs in a process of its own and takes L = 200 ms a call; C calls are in flight. The
-ideal is ceil(calls / C) * L. Bars: judging within 1.15 of it; less than
-20 % of it to be seen in the step where the rollout takes longer, 1.3 times the ideal here. Two
-rollouts: one that waits, as for an accelerator, and one of the tiny FLUX with as many denoising
-steps as that takes, which competes with server and client for the CPU. Two figures for what is
-seen: the judging after the rollout's end, and the step's time less that of the rollout alone.
+The server takes L = 200 ms a call; C calls are in flight. The ideal is ceil(calls / C) * L. Bars:
+judging within 1.15 of it; less than 20 % of it to be seen in the step where the rollout takes
+longer, 1.3 times the ideal here. Two rollouts: one that waits, as for an accelerator, and one of
+the tiny FLUX with as many denoising steps as that takes, which competes with server and client for
+the CPU. Two figures for what is seen: the judging after the rollout's end, and the step's time less
+that of the rollout alone.
 """
 
 import argparse
+import dataclasses
 import math
-import subprocess
-import sys
-import tempfile
 import time
 
-import sampler
-import train
 from judges.openai_client import OpenAIMLLM
-from models import base
+from measure.servers import judge_server
+from measure.speed import timed
+from measure.step import Step
 from rewards import PairwiseReward
-from shapes.prompts import heldout_prompts
 from training.config import Config
-from training.data import Batch
+from training.data import Batch, make_batch
 from training.distributed import in_background
 
 
-def measure(
-    cfg: Config, latency: float, concurrency: int, rounds: int, model, batch: Batch, images
-) -> None:
-    judge = OpenAIMLLM(cfg.base_url, concurrency=concurrency)
-    reward = PairwiseReward(judge)
+def measure(step: Step, batch: Batch, url: str, latency: float, concurrency: int, rounds: int):
+    cfg = step.cfg
+    reward = PairwiseReward(OpenAIMLLM(url, concurrency=concurrency))
     calls = reward.calls(cfg.group_size) * cfg.prompts_per_step
     ideal = math.ceil(calls / concurrency) * latency
+    images = step.sample(cfg, batch, len(batch.noise_seeds)).images
     for number in range(rounds):
-        start = time.perf_counter()
-        reward(batch.prompts, images)
-        seconds = time.perf_counter() - start
+        seconds, _ = timed(reward, batch.prompts, images)
         print(
             f"L {latency * 1000:.0f} ms, C {concurrency:2}, {calls} calls, judging alone, round "
             f"{number + 1}: {seconds:.2f} s / ideal {ideal:.2f} s = {seconds / ideal:.3f}"
@@ -51,34 +45,19 @@ def measure(
         return [images[batch.prompts.index(prompt)] for prompt in part.prompts]
 
     def sampling(part: Batch):
-        sigmas = sampler.sigma_schedule(steps)
-        return train.sample(
-            model,
-            part,
-            sigmas,
-            noise_level=cfg.noise_level,
-            kind="flow",
-            micro_batch=cfg.group_size,
-        ).images
+        return step.sample(cfg, part, cfg.group_size).images
 
     behind("elsewhere", ideal, waiting, reward, batch)
-    steps = cfg.num_steps
-    seconds = rolled_out(sampling, batch)
-    steps = max(steps, math.ceil(steps * 1.3 * ideal / seconds))  # a rollout longer than judging
+    seconds, _ = timed(lambda: [sampling(part) for part in batch.split(1)])
+    # a rollout longer than judging
+    steps = max(cfg.num_steps, math.ceil(cfg.num_steps * 1.3 * ideal / seconds))
+    cfg = dataclasses.replace(cfg, num_steps=steps)
     behind("on this CPU", ideal, sampling, reward, batch)
-
-
-def rolled_out(sample, batch: Batch) -> float:
-    """Seconds of the rollout without judging."""
-    start = time.perf_counter()
-    for part in batch.split(1):
-        sample(part)
-    return time.perf_counter() - start
 
 
 def behind(where: str, ideal: float, sample, reward, batch: Batch) -> None:
     """Prints what is seen of judging behind a rollout, cut into groups as the loop does it."""
-    alone = rolled_out(sample, batch)
+    alone, _ = timed(lambda: [sample(part) for part in batch.split(1)])
     start, jobs = time.perf_counter(), []
     for part in batch.split(1):
         jobs.append(in_background(reward, part.prompts, sample(part)))
@@ -102,30 +81,11 @@ def main() -> None:
     parser.add_argument("--group_size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    command = [sys.executable, "-m", "shapes.server", "--port", "0", "--latency", str(args.latency)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        url = server.stdout.readline().split()[-1]
-        with tempfile.TemporaryDirectory() as folder:
-            cfg = Config(
-                out=folder,
-                judge="openai",
-                base_url=url,
-                prompts_per_step=args.prompts,
-                group_size=args.group_size,
-            )
-            model = base.load(cfg.model, cfg.size)
-            prompts = [p.text for p in heldout_prompts()[: args.prompts]]
-            count = args.prompts * args.group_size
-            batch = Batch(prompts, list(range(count)), list(range(count, 2 * count)), [])
-            sigmas = sampler.sigma_schedule(cfg.num_steps)
-            images = train.sample(
-                model, batch, sigmas, noise_level=cfg.noise_level, kind="flow", micro_batch=count
-            ).images
-            for concurrency in args.concurrency:
-                measure(cfg, args.latency, concurrency, args.rounds, model, batch, images)
-    finally:
-        server.terminate()
+    step = Step(Config(prompts_per_step=args.prompts, group_size=args.group_size))
+    batch = make_batch(step.cfg, None, 1)
+    with judge_server(f"--latency={args.latency}") as server:
+        for concurrency in args.concurrency:
+            measure(step, batch, server.url, args.latency, concurrency, args.rounds)
 
 
 if __name__ == "__main__":

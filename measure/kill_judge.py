@@ -3,7 +3,7 @@
     python -m measure.kill_judge            # 600 prompts x 4 images, three kills; Linux
     python -m measure.kill_judge --kills 0  # the memory of one process over all of them
 
-Not a test of the suite, which has a small one (test_judge.py). Judge server and judging process
+Not a test of the suite, which has a small one (test_asking.py). Judge server and judging process
 are the real commands, over loopback, 16 calls at a time. The last image of each prompt is empty, so
 that a score that strayed to another image shows.
 """
@@ -23,28 +23,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from measure.servers import ROOT, judge_server
 from shapes.prompts import all_prompts, sample_scene
 from shapes.render import Scene, render
 from unigenbench.results import read_results
 from unigenbench.testpoints import Prompt, write_prompts
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 def draw(folder: Path, count: int) -> None:
     """prompts.csv in the official form; images/: three that show what is asked, one empty."""
     rng = np.random.default_rng(0)
-    every = [
-        p for split in ("heldout", "train") for kind in all_prompts(split).values() for p in kind
-    ]
+    pools = [pool for split in ("heldout", "train") for pool in all_prompts(split).values()]
+    every = [prompt for pool in pools for prompt in pool]
     chosen = [every[i] for i in rng.permutation(len(every))[:count]]
-    write_prompts(
-        [
-            Prompt(i, p.text, list(p.testpoints), "Shapes", p.kind, "en")
-            for i, p in enumerate(chosen)
-        ],
-        folder / "prompts.csv",
-    )
+    rows = [(i, p.text, list(p.testpoints), "Shapes", p.kind, "en") for i, p in enumerate(chosen)]
+    write_prompts([Prompt(*row) for row in rows], folder / "prompts.csv")
     (folder / "images").mkdir()
     for index, prompt in enumerate(chosen):
         shown = [sample_scene(prompt, rng) for _ in range(3)] + [Scene(())]
@@ -63,27 +56,15 @@ def memory(pid: int) -> dict[str, float]:
 
 def judge(folder: Path, url: str, kill_at: int | None) -> int:
     """Start judging; kill it at `kill_at` judgements, or let it end. Prints its memory."""
-    command = [
-        sys.executable,
-        str(ROOT / "bench.py"),
-        "judge",
-        "--judge",
-        "openai",
-        "--base_url",
-        url,
-        "--prompts",
-        str(folder / "prompts.csv"),
-        "--images",
-        str(folder / "images"),
-        "--out",
-        str(folder / "results.csv"),
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    command = [sys.executable, str(ROOT / "bench.py"), "judge", "--judge=openai"]
+    command += [f"--base_url={url}", "--prompts=prompts.csv", "--images=images"]
+    command += ["--out=results.csv"]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
     journal, start, samples = folder / "results.journal.jsonl", time.monotonic(), []
     while process.poll() is None:
         done = journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
         if kill_at is not None and done >= kill_at:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             break
         if now := memory(process.pid):
             samples.append((done, now))
@@ -113,32 +94,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         draw(folder, args.prompts)
-        serve = subprocess.Popen(
-            [sys.executable, "-m", "shapes.server", "--port", "0", "--latency", "0.005"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            url = serve.stdout.readline().split()[-1]
+        with judge_server("--latency=0.005") as server:
             for moment in moments:
-                assert judge(folder, url, moment) == -signal.SIGKILL, "ended before the kill"
-            assert judge(folder, url, None) == 0
-        finally:
-            serve.send_signal(signal.SIGINT)
-            answered = serve.communicate()[0].strip()
+                assert judge(folder, server.url, moment) == -signal.SIGKILL, "ended before the kill"
+            assert judge(folder, server.url, None) == 0
         lines = (folder / "results.journal.jsonl").read_text().splitlines()[1:]
         judged = Counter(json.loads(line)["image"] for line in lines)
         results = read_results(folder / "results.csv")
-        strayed = [
-            r.image
-            for r in results
-            if set(r.scores or [2]) != {int(not r.image.endswith("_3.png"))}
-        ]
+    right = lambda result: int(not result.image.endswith("_3.png"))
+    strayed = [r.image for r in results if set(r.scores or [2]) != {right(r)}]
     twice = sum(n > 1 for n in judged.values())
     print(
         f"{len(lines)} judgements in the journal, {twice} images twice, "
         f"{total - len(judged)} lost; {len(results)} results, {len(strayed)} wrong or unjudged; "
-        f"server: {answered}"
+        f"server: {server.answered}"
     )
     raise SystemExit(int(len(lines) != total or len(judged) != total or bool(strayed)))
 

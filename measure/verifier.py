@@ -1,7 +1,7 @@
-"""What the verifier accepts, rejects and costs, on pictures whose truth is known.
+"""What the verifier accepts, rejects and costs, on images whose ground truth is known.
 
     python -m measure.verifier                   # about two minutes
-    python -m measure.verifier --pictures 300
+    python -m measure.verifier --images 300
 
 Scenes that satisfy a caption are read as rendered, and again after the shipped autoencoder has
 encoded and decoded them: a person accepts both. Then each scene is held against a caption with one
@@ -32,7 +32,7 @@ HEADS = "  rendered   decoded  rendered   decoded"
 
 
 def draw(count: int, rng: np.random.Generator) -> tuple[list[Caption], np.ndarray]:
-    """Captions of both splits, each kind equally often, and a picture that satisfies each."""
+    """Captions of both splits, each kind equally often, and an image that satisfies each."""
     pools = [
         [p for split in ("train", "heldout") for p in all_prompts(split)[kind]] for kind in KINDS
     ]
@@ -42,7 +42,7 @@ def draw(count: int, rng: np.random.Generator) -> tuple[list[Caption], np.ndarra
 
 @torch.no_grad()
 def autoencode(pixels: np.ndarray, model: Path, batch: int = 100) -> np.ndarray:
-    """Pictures (n, 32, 32, 3) uint8 through the model's encoder and decoder."""
+    """Images (n, 32, 32, 3) uint8 through the model's encoder and decoder."""
     vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=torch.float32)
     decoded = []
     for i in range(0, len(pixels), batch):
@@ -67,7 +67,7 @@ def accepted(prompts: list[Caption], readings: list[Reading]) -> dict[str, list[
 
 
 def one_wrong(prompt: Caption, rng: np.random.Generator) -> tuple[Caption, str]:
-    """The caption with one attribute changed so that its picture contradicts it; which slot."""
+    """The caption with one attribute changed so that its image contradicts it; which slot."""
     # what else stands beside a thing without a certain shape is left to chance
     names = [n for n in prompt.slots if not (prompt.kind == "negation" and n[0] == "s")]
     while True:
@@ -94,12 +94,12 @@ def rejected(prompts, wrong, readings) -> dict[str, list[bool]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--seed", type=int, default=3)
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
-    prompts, pixels = draw(args.pictures, rng)
+    prompts, pixels = draw(args.images, rng)
     start = time.process_time()
     readings = read(pixels)
     seconds = time.process_time() - start

@@ -240,7 +240,7 @@ def test_with_a_limit_the_other_images_of_the_set_are_not_foreign(drawn, caplog)
 
 
 def test_the_default_run_twice_gives_the_same_bytes(tmp_path, monkeypatch):
-    """The commands of `python bench.py`, on its first prompts. default_twice.py runs all of it."""
+    """The commands of `python bench.py`, on its first prompts."""
     monkeypatch.chdir(tmp_path)
     model = os.path.relpath(ROOT / "assets" / "tiny-flux")
     for folder in ("a", "b"):

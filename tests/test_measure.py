@@ -3,7 +3,8 @@
 import dataclasses
 import re
 
-from measure import fairness, scaling, speed
+from measure import fairness, speed
+from measure.step import Step
 from shapes.render import COLORS, SHAPES
 from training.config import Config
 
@@ -17,23 +18,16 @@ def test_speed_measures_each_of_its_ratios():
     assert ratios["judging"][0] < 1
 
 
-def test_speed_steps_at_other_sizes_and_one_image_at_a_time():
-    step = speed.Step(SMALL)
-    for sizes in ({"num_steps": 3}, {"group_size": 3}, {"micro_batch": 1}):
-        assert step.seconds(**sizes) > 0
+def test_a_step_is_run_at_other_sizes_and_one_image_at_a_time():
+    step = Step(SMALL)
+    for sizes in ({"num_steps": 3}, {"group_size": 3}, {"micro_batch": 1, "prompts_per_step": 3}):
+        rollout = step.run(**sizes)
+    assert rollout.trajectory.latents.shape[:2] == (3, 6)
     assert all(state["step"] == 3 for state in step.optimizer.state.values())
 
 
-def test_scaling_descends_all_samples():
-    cfg = dataclasses.replace(SMALL, micro_batch=1, model=scaling.MODEL)
-    model, optimizer = scaling.load(cfg)
-    rollout = scaling.step(model, optimizer, cfg, 1)
-    assert rollout.trajectory.latents.shape[:2] == (3, 2)
-    assert all(state["step"] == 2 for state in optimizer.state.values())
-
-
 def test_fairness_covers_every_look(capsys):
-    fairness.main(["--pictures=1"])
+    fairness.main(["--images=1"])
     first, *rows = capsys.readouterr().out.splitlines()
     read, drawn = (int(n) for n in re.findall(r"\d+", first))
     assert drawn == 3 * 6 * 3 * 2 and read > 0.9 * drawn

@@ -29,32 +29,32 @@ def files(folder, *endings):
 # ----------------------------------------------------------------------------- runs
 
 
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    return tmp_path_factory.mktemp("smallest")
+
+
+FULL_ONLY = {"table1_slower", "table1_curves_slower", "longer_cures", "longer_faster"}
+
+
 @pytest.mark.slow
-def test_the_smallest_studies_are_whole_and_made_again_without_their_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder = OUT / "smallest"
-
-    def make_all():
-        for command in (estimators, judging, table1, longer, kl, spread):
-            command.main(["--smallest"])
-        return files(folder, ".csv", ".md")
-
-    first = make_all()
-    tables = {name.removesuffix(".md") for name in first if name.endswith(".md")}
-    full = {p.stem for p in RESULTS.glob("*.md")}
-    assert tables == full - {"table1_slower", "longer_cures", "longer_faster"}
-    drawn = {p.stem for p in RESULTS.glob("*.png")}
-    fuller = {"table1_curves_slower", "longer_cures", "longer_faster"}
-    assert {p.stem for p in folder.glob("*.png")} == drawn - fuller
-    for arm in ("base", *table1.NAMES):
-        assert f"\n| {arm} |" in first["table1_summary.md"].decode()
-    for name in ("estimators", "judging", "table1", "longer", "longer_estimators", "kl"):
-        shutil.rmtree(folder / name)  # the run directories
-    for name in tables:
-        (folder / f"{name}.md").unlink()
-        (folder / f"{name}.csv").unlink()
-    assert make_all() == first
-    assert not (folder / "table1").exists()  # nothing was trained again
+@pytest.mark.parametrize("study", [estimators, judging, table1, longer, kl, spread])
+def test_the_smallest_study_is_whole_and_made_again_without_its_runs(study, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    stem, folder = study.__name__.split(".")[1], OUT / "smallest"
+    study.main(["--smallest"])
+    mine = lambda *ends: {k: v for k, v in files(folder, *ends).items() if k.startswith(stem)}
+    first, drawn = mine(".csv", ".md"), mine(".png")
+    made = {p.name for p in RESULTS.glob(f"{stem}*") if p.stem not in FULL_ONLY}
+    assert first.keys() | drawn.keys() == made
+    for runs in folder.glob(f"{stem}*/"):
+        shutil.rmtree(runs)
+    for name in [name for name in first if name.endswith(".md")]:
+        (folder / name).unlink()
+        (folder / name).with_suffix(".csv").unlink()
+    study.main(["--smallest"])
+    assert mine(".csv", ".md") == first
+    assert not (folder / stem).exists()  # nothing was trained again
 
 
 class Breaking(PointwiseReward):
