@@ -13,6 +13,7 @@ hold the three ideas; training/ holds what a run needs besides.
     python train.py --resume                         # continue runs/shapes after Ctrl-C or a kill
 """
 
+import os
 import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036, so that an older one ends in a sentence
@@ -23,6 +24,11 @@ from training.config import parse_config
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
     parse_config()  # answers and ends: before the libraries below, which take seconds to load
 
+# Idle threads of GNU's OpenMP, which torch uses on a CPU, spin for milliseconds before they sleep,
+# and take the cores from whatever else works there. It has to be said before torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import logging
 from typing import NamedTuple
 
@@ -32,8 +38,9 @@ import grpo
 import sampler
 from models.base import check_finite
 from rewards import std_floors
-from training import distributed
-from training.run import Run, started
+from training import checkpoint, distributed
+from training.run import Run
+from training.session import started
 
 log = logging.getLogger("train")
 
@@ -63,7 +70,7 @@ class TrainStep(NamedTuple):
 def train(cfg, run: Run) -> None:
     """Pref-GRPO: each pass of the loop is a training step, a line of the log."""
     optimizer = torch.optim.AdamW(run.model.trainable(), cfg.lr, weight_decay=cfg.weight_decay)
-    average = distributed.EMA(run.model.transformer, cfg.ema)
+    average = checkpoint.EMA(run.model.transformer, cfg.ema)
     sigmas = sampler.sigma_schedule(cfg.num_steps, cfg.shift)  # (K+1,)
     how = dict(noise_level=cfg.noise_level, kind=cfg.sde_kind, micro_batch=run.micro_batch)
     for step, parts in run.batches(optimizer, average):

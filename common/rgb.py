@@ -7,18 +7,7 @@ import struct
 from contextlib import suppress
 
 import numpy as np
-from PIL import Image
-
-ORIENTATION = 0x0112  # the EXIF tag, and what undoes each of its values
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+from PIL import Image, ImageOps
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -31,8 +20,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     image.load()  # a TIFF is turned by this, and its tag put right
     with suppress(SyntaxError, struct.error, TypeError, ValueError):  # EXIF data that are garbled
-        if (tag := image.getexif().get(ORIENTATION)) in TURNS:
-            image = image.transpose(TURNS[tag])
+        turned = image.copy()
+        turned.getexif()  # which is kept, so that what cannot be written again costs no turn
+        turned.info.pop("exif", None)
+        image = ImageOps.exif_transpose(turned)
     if image.mode.startswith(("I", "F")):
         image = _gray(image)
     elif image.mode == "LAB":

@@ -25,7 +25,8 @@ import train
 from exercises.checks import USED, student
 from figures import pictures
 from training.config import Config, parse_config
-from training.run import Run, started
+from training.run import Run
+from training.session import started
 
 # What ends in minutes on two cores, and still shows something; all other settings are train.py's.
 BRIEF = ["--steps=32", "--prompts_per_step=8", "--lr=2e-4", "--heldout=157"]

@@ -12,7 +12,7 @@ import functools
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -24,16 +24,15 @@ log = logging.getLogger(__name__)
 # taken only where no plain one will do.
 USELESS = re.compile("lastresort|blank|color", re.IGNORECASE)
 FANCY = re.compile("bold|black|italic|oblique|light|thin|serif|mono", re.IGNORECASE)
-told = set()  # scripts of which it was said that they cannot be drawn
+warned = set()  # scripts of which it was said that they cannot be drawn
 
 
 def visible(text: str) -> set[int]:
     """The characters that need a glyph: not spaces, controls, joiners and variation selectors."""
-    return {
-        ord(c)
-        for c in text
-        if not (c.isspace() or unicodedata.category(c) in ("Cc", "Cf") or "\ufe00" <= c <= "\ufe0f")
-    }
+    hidden = lambda c: (
+        c.isspace() or unicodedata.category(c) in ("Cc", "Cf") or "\ufe00" <= c <= "\ufe0f"
+    )
+    return {ord(c) for c in text if not hidden(c)}
 
 
 @functools.cache
@@ -61,39 +60,30 @@ def installed() -> list[str]:
     """Font files: matplotlib's usual one, then the system's, plain ones first."""
     from matplotlib import font_manager
 
-    found = [path for path in font_manager.findSystemFonts() if not USELESS.search(Path(path).name)]
-    plain = lambda path: not FANCY.search(Path(path).name)
-    return [usual_font(), *sorted(found, key=lambda path: (not plain(path), path))]
+    name_of = lambda path: Path(path).name
+    found = [path for path in font_manager.findSystemFonts() if not USELESS.search(name_of(path))]
+    order = lambda path: (bool(FANCY.search(name_of(path))), path)
+    return [usual_font(), *sorted(found, key=order)]
 
 
-def tell(lost: dict[str, str]) -> None:
-    """Warns of each script once that boxes stand for it. lost: one letter by script."""
-    new = {script: letter for script, letter in lost.items() if script not in told}
-    told.update(new)
+def font_file(text: str) -> str:
+    """The first font file that draws all of a text, else the one that draws the most; of what that
+    one lacks each script is warned of once."""
+    wanted, files = visible(text), installed()
+    for path in files:
+        if wanted <= letters_of(path):
+            return path
+    best = min(files, key=lambda path: len(wanted - letters_of(path)))
+    lost = {unicodedata.name(chr(c), "?").split()[0]: chr(c) for c in wanted - letters_of(best)}
+    new = sorted(lost.keys() - warned)
+    warned.update(new)
     if new:
         log.warning(
-            "boxes stand in pictures for %s: no installed font has all letters of such a text; "
+            "boxes stand in figures for %s: no installed font has all letters of such a text; "
             "Debian's fonts-noto-cjk, for one, has those of Chinese, Japanese and Korean",
-            listed(f"{letter} ({script})" for script, letter in new.items()),
+            listed(f"{lost[script]} ({script})" for script in new),
         )
-
-
-def font_files(texts: Iterable[str]) -> list[str]:
-    """For each text the first font file that draws all of it, else the one that draws the most;
-    what that one lacks is warned of."""
-    files, lost = [], set()
-    for text in texts:
-        wanted, best, missing = visible(text), "", None
-        for path in installed():
-            left = wanted - letters_of(path)
-            if missing is None or len(left) < len(missing):
-                best, missing = path, left
-            if not missing:
-                break
-        files.append(best)
-        lost |= missing
-    tell({unicodedata.name(chr(code), "?").split()[0]: chr(code) for code in sorted(lost)})
-    return files
+    return best
 
 
 def pillow_fonts(texts: Sequence[str], size: float) -> list:
@@ -101,10 +91,9 @@ def pillow_fonts(texts: Sequence[str], size: float) -> list:
     from PIL import ImageFont
 
     own = ImageFont.load_default(size)
-    known = letters_of(own.font_bytes)
-    odd = [text for text in texts if visible(text) - known]
-    others = dict(zip(odd, font_files(odd)))
-    return [ImageFont.truetype(others[t], size) if t in others else own for t in texts]
+    english = letters_of(own.font_bytes)
+    odd = lambda text: visible(text) - english
+    return [ImageFont.truetype(font_file(t), size) if odd(t) else own for t in texts]
 
 
 def literal(text: str, width: float) -> str:
@@ -116,7 +105,7 @@ def literal(text: str, width: float) -> str:
     """
     from PIL import ImageFont
 
-    (path,) = font_files([one_line(text)])
+    path = font_file(one_line(text))
     font, boxes = ImageFont.truetype(path, 100), visible(text) - letters_of(path)
     for most in range(int(4 * width), 0, -1):  # of the narrowest letters; others are fewer
         shown = one_line(text, most)
@@ -130,7 +119,6 @@ def dress(figure) -> None:
     """Gives each text of a matplotlib figure that its font cannot draw one that can."""
     from matplotlib.text import Text
 
-    texts = [text for text in figure.findobj(Text) if text.get_text()]
-    for text, path in zip(texts, font_files(text.get_text() for text in texts)):
-        if path != usual_font():
+    for text in figure.findobj(Text):
+        if text.get_text() and (path := font_file(text.get_text())) != usual_font():
             text.get_fontproperties().set_file(path)

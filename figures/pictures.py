@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import NamedTuple
 
+import numpy as np
+
 from common.files import write_atomic
 from common.rgb import to_rgb
 from common.wording import one_line
@@ -28,6 +30,13 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 # ----------------------------------------------------------------------------- grids of samples
+
+
+def save_image(image, path) -> None:
+    """A PNG, written atomically."""
+    data = BytesIO()
+    image.save(data, "PNG")
+    write_atomic(path, data.getvalue())
 
 
 def enlarge(image, side=CELL):
@@ -101,9 +110,7 @@ def sample_grid(rows, captions, path, columns=None, marks=None) -> None:
             canvas.paste(image, (left, top))
             if marks:
                 draw_marks(draw, left + cell_w / 2, top + cell_h + GAP / 2, marks[r][c])
-    data = BytesIO()
-    canvas.save(data, "PNG")
-    write_atomic(path, data.getvalue())
+    save_image(canvas, path)
 
 
 # ----------------------------------------------------------------------------- training curves
@@ -181,6 +188,14 @@ def new_figure(*args, layout="constrained", **kwargs):
     return figure
 
 
+def subplots(figure, *shape):
+    """What figure.subplots(*shape) gives, without top and right sides."""
+    axes = figure.subplots(*shape)
+    for one in np.ravel(axes):
+        one.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
 def save_figure(figure, path) -> None:
     dress(figure)
     data = BytesIO()
@@ -198,7 +213,7 @@ def training_curves(metrics, path) -> None:
     # Margins by hand: finding them takes longer than all else, and this is drawn time and again.
     figure = new_figure(figsize=(14.4, 7.2), layout=None)
     figure.subplots_adjust(0.05, 0.07, 0.96, 0.95, wspace=0.28, hspace=0.28)
-    for axes, panel in zip(figure.subplots(2, 3).flat, panels(metrics)):
+    for axes, panel in zip(subplots(figure, 2, 3).flat, panels(metrics)):
         many = len(panel.lines) > 4  # such as one a dimension: below them, in two columns
         lines = [(key, literal(label, 11 if many else 27)) for key, label in panel.lines]
         drawn = [draw_line(axes, metrics, *line, n) for n, line in enumerate(lines)]
@@ -208,7 +223,6 @@ def training_curves(metrics, path) -> None:
         axes.set(title=panel.title, xlabel="step", ylabel=panel.label, ylim=panel.limits)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
         if not any(drawn):
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=MUTED)
             continue

@@ -34,7 +34,7 @@ from shapes.server import Faults, JudgeServer
 from shapes.verifier import ShapesMLLM
 from training.config import Config
 from training.distributed import Processes
-from training.run import start_run
+from training.session import start_run
 
 ROOT = Path(__file__).resolve().parent.parent
 

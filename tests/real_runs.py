@@ -9,7 +9,8 @@ import torch
 
 import train
 from training.distributed import Processes
-from training.run import Run, start_run
+from training.run import Run
+from training.session import ends_well, start_run
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -25,6 +26,9 @@ def together(function, world=2) -> list:
             every = [item for part in given for item in part]
             barrier.wait()  # nobody gives anew what others have not taken
             return every
+
+        def anywhere(self, here):
+            return any(self.gather([here]))
 
     with ThreadPoolExecutor(world) as pool:
         ranks = [Ranks(rank, world, torch.device("cpu")) for rank in range(world)]
@@ -46,7 +50,7 @@ def stepped(cfg, count=1, procs=ALONE) -> Run:
 
 def whole_run(cfg) -> Run:
     run = start_run(cfg, ALONE)
-    with run.ends_well():
+    with ends_well(run):
         train.train(cfg, run)
         run.finish()
     return run

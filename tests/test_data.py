@@ -2,20 +2,13 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
+from common.seeds import seed_of
 from models import flux
 from training.config import Config
-from training.data import (
-    Prompts,
-    TextCache,
-    make_batch,
-    read_prompts,
-    seed_of,
-    step_prompts,
-)
+from training.data import Prompts, TextCache, make_batch, read_prompts, step_prompts
 
 LINES = [f"prompt {i}" for i in range(10)]
 
@@ -54,11 +47,6 @@ def test_each_epoch_is_a_new_shuffle_of_all_and_a_step_needs_no_history():
     assert step_prompts(prompts, 4, 7, 1, None) != steps[6]
 
 
-def test_without_a_file_the_shapes_world_is_drawn():
-    texts = [step_prompts(None, 5, 1, 0, np.random.default_rng(3)) for _ in range(2)]
-    assert texts[0] == texts[1] and len(texts[0]) == 5
-
-
 def test_text_is_encoded_once_and_comes_back_as_it_was(tiny_flux, tmp_path):
     asked = []
 
@@ -74,12 +62,9 @@ def test_text_is_encoded_once_and_comes_back_as_it_was(tiny_flux, tmp_path):
     direct = flux.encode(tiny_flux, ["a red circle", "a blue square"])
     assert torch.equal(text.embeds, direct.embeds.flip(0))
     assert torch.equal(text.pooled, direct.pooled.flip(0))
-    for other in (
-        TextCache(tmp_path, "tiny", torch.bfloat16),
-        TextCache(tmp_path, "other", torch.float32),
-    ):
+    for model, dtype in (("tiny", torch.bfloat16), ("other", torch.float32)):
         with pytest.raises(ValueError, match="no text embedding of 'a red circle'"):
-            other.load(["a red circle"], flux.Text, "cpu")
+            TextCache(tmp_path, model, dtype).load(["a red circle"], flux.Text, "cpu")
 
 
 def test_a_model_retrained_in_its_folder_is_encoded_again(tmp_path):
@@ -130,7 +115,7 @@ def test_a_group_shares_its_noise_only_where_asked():
     assert len(set(shared.step_seeds)) == 12  # what the SDE adds differs all the same
 
 
-@pytest.mark.parametrize(("fraction", "count"), [(1.0, 5), (0.6, 3), (0.01, 1)])
+@pytest.mark.parametrize("fraction, count", [(1.0, 5), (0.6, 3), (0.01, 1)])
 def test_a_share_of_the_stochastic_steps_is_replayed(fraction, count):
     drawn = [make_batch(replace(SMALL, timestep_fraction=fraction), None, s) for s in range(1, 9)]
     for batch in drawn:

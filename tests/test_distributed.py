@@ -24,11 +24,11 @@ from torch.utils._pytree import tree_leaves
 
 import train
 from models import flux
-from training import distributed
+from training import checkpoint, distributed
 from training.config import Config
 from training.distributed import StoppedError
 from training.footprint import Alive
-from training.run import start_run
+from training.session import ends_well, start_run
 
 HANG = 120.0  # seconds after which processes that have not ended never will
 
@@ -111,15 +111,13 @@ def a_signal_to_one_rank_ends_both(procs, cfg) -> None:
         run.boundary()
 
     run.model.before_pass = before_pass
-    with (
-        pytest.raises(StoppedError, match="by SIGTERM: the state after step 1 is"),
-        run.ends_well(),
-    ):
+    saved = pytest.raises(StoppedError, match="by SIGTERM: the state after step 1 is")
+    with saved, ends_well(run):
         few_steps(run)
     assert procs.gather([len(passes)]) == [len(passes)] * 2 and sum(passes) == 2
-    last = procs.broadcast(distributed.newest_checkpoint, Path(cfg.out) / "checkpoint")
+    last = procs.broadcast(checkpoint.newest_checkpoint, Path(cfg.out) / "checkpoint")
     assert last.name == "step_000001"
-    distributed.load_checkpoint(last, *run.state)
+    checkpoint.load_checkpoint(last, *run.state)
     kept = trained_weights(run)
     assert all(torch.equal(kept[name], whole[name]) for name in whole)
 
@@ -150,8 +148,8 @@ def as_one_of_two(rank: int, folder: Path, ports: list[int]) -> None:
         with torch.no_grad():
             for parameter in run.model.trainable():
                 parameter.zero_()
-        last = procs.broadcast(distributed.newest_checkpoint, folder / mode / "checkpoint")
-        distributed.load_checkpoint(last, *run.state)
+        last = procs.broadcast(checkpoint.newest_checkpoint, folder / mode / "checkpoint")
+        checkpoint.load_checkpoint(last, *run.state)
         again = trained_weights(run)
         with run.average.swapped_in():
             average = trained_weights(run)
@@ -253,27 +251,14 @@ def test_offloaded_blocks_learn_the_same_and_are_fetched_one_at_a_time(tmp_path)
 def recipe_at_small_size(folder: Path, url: str) -> list[str]:
     """The command of the LoRA recipe for the tiny models: bfloat16, LoRA, checkpointing, text
     cache, mixed rewards, a judge server."""
-    prompts = [
-        f"a large {c} {s}" for c in ("red", "blue") for s in ("circle", "square", "triangle")
-    ]
+    colors, shapes = ("red", "blue"), ("circle", "square", "triangle")
+    prompts = [f"a large {color} {shape}" for color in colors for shape in shapes]
     (folder / "prompts.txt").write_text("\n".join(prompts))
-    settings = dict(
-        recipe="flux-lora",
-        model=ROOT / "assets/tiny-flux",
-        size=32,
-        num_steps=3,
-        prompts_per_step=2,
-        group_size=4,
-        micro_batch=2,
-        lr=1e-3,
-        reward=f"pairwise:0.4,clip={ROOT / 'assets/tiny-clip'}:0.6",
-        heldout=2,
-        checkpoint_every=1,
-        prompts=folder / "prompts.txt",
-        text_cache=folder / "texts",
-        base_url=url,
-        out=folder / "run",
-    )
+    shape = dict(size=32, num_steps=3, prompts_per_step=2, group_size=4, micro_batch=2, lr=1e-3)
+    reward = f"pairwise:0.4,clip={ROOT / 'assets/tiny-clip'}:0.6"
+    files = dict(prompts=folder / "prompts.txt", text_cache=folder / "texts", out=folder / "run")
+    kept = dict(heldout=2, checkpoint_every=1, base_url=url, reward=reward)
+    settings = dict(recipe="flux-lora", model=ROOT / "assets/tiny-flux") | shape | files | kept
     flags = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
     return [str(ROOT / "train.py"), *flags]
 
@@ -317,10 +302,9 @@ def test_one_process_goes_on_with_the_recipe_and_saves_a_lora(recipe, monkeypatc
     *first, last = log_of(folder / "run")
     assert first == rows and last["step"] == 3
     assert last["grad_norm"] > 0 and "win_rate_vs_base" in last
-    FluxPipeline.from_pretrained(ROOT / "assets/tiny-flux").load_lora_weights(
-        folder / "run" / "final"
-    )
-    assert "--recipe flux-lora" in (folder / "run" / "final" / "README.md").read_text()
+    final = folder / "run" / "final"
+    FluxPipeline.from_pretrained(ROOT / "assets/tiny-flux").load_lora_weights(final)
+    assert "--recipe flux-lora" in (final / "README.md").read_text()
 
 
 # ----------------------------------------------------------------------------- one process
@@ -330,7 +314,7 @@ def test_one_process_goes_on_with_the_recipe_and_saves_a_lora(recipe, monkeypatc
 def state():
     """Weights, optimizer and average of a small network, as a checkpoint holds them."""
     layer = torch.nn.Linear(30, 30)
-    return layer, torch.optim.AdamW(layer.parameters()), distributed.EMA(layer, 0.5)
+    return layer, torch.optim.AdamW(layer.parameters()), checkpoint.EMA(layer, 0.5)
 
 
 def test_every_rank_has_as_many_shares():
@@ -341,42 +325,57 @@ def test_every_rank_has_as_many_shares():
 
 def test_the_last_two_checkpoints_stay_and_those_that_are_named(state, tmp_path):
     for step in range(1, 6):
-        distributed.save_checkpoint(tmp_path, ALONE, *state, step, [2])
-    assert distributed.checkpoint_steps(tmp_path) == [2, 4, 5]
+        checkpoint.save_checkpoint(tmp_path, ALONE, checkpoint.training_state(*state), step, [2])
+    assert checkpoint.checkpoint_steps(tmp_path) == [2, 4, 5]
 
 
 def test_a_damaged_checkpoint_is_told_in_one_sentence(state, tmp_path):
-    distributed.save_checkpoint(tmp_path, ALONE, *state, 3)
-    newest = distributed.newest_checkpoint(tmp_path)
+    checkpoint.save_checkpoint(tmp_path, ALONE, checkpoint.training_state(*state), 3)
+    newest = checkpoint.newest_checkpoint(tmp_path)
     for file in newest.glob("*.distcp"):
         file.write_bytes(file.read_bytes()[:-500])
     with pytest.raises(ValueError, match="step_000003' cannot be read .*: remove it") as told:
-        distributed.load_checkpoint(newest, *state)
+        checkpoint.load_checkpoint(newest, *state)
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("odd", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_is_told_before_any_step(odd):
-    weight = torch.nn.Parameter(torch.zeros(3))
-    weight.grad = torch.tensor([1.0, odd, 0.0])
-    for max_norm in (0.0, 1.0):
-        with pytest.raises(FloatingPointError, match="the gradient's norm is"):
-            distributed.clip_gradients([weight], max_norm)
-
-
-def test_a_norm_of_0_leaves_the_gradient_as_it_is():
+def test_a_norm_of_0_leaves_the_gradient_as_it_is_and_one_that_is_not_finite_ends_the_step():
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([3.0, 4.0])
     assert distributed.clip_gradients([weight], 0.0) == 5.0 and weight.grad.tolist() == [3.0, 4.0]
     assert distributed.clip_gradients([weight], 1.0) == 5.0
     assert weight.grad.norm().item() == pytest.approx(1.0, rel=1e-5)
+    for odd in (math.nan, math.inf):
+        weight.grad[0] = odd
+        with pytest.raises(FloatingPointError, match="the gradient's norm is"):
+            distributed.clip_gradients([weight], 1.0)
 
 
 def test_a_half_written_checkpoint_is_not_the_newest(tmp_path):
-    assert distributed.newest_checkpoint(tmp_path) is None
+    assert checkpoint.newest_checkpoint(tmp_path) is None
     for step in (9, 10, 11):
         (tmp_path / f"step_{step:06d}").mkdir()
     for step in (9, 10):
         (tmp_path / f"step_{step:06d}" / ".metadata").write_text("")
-    assert distributed.newest_checkpoint(tmp_path).name == "step_000010"
-    assert distributed.checkpoint_steps(tmp_path) == [9, 10]
+    assert checkpoint.newest_checkpoint(tmp_path).name == "step_000010"
+    assert checkpoint.checkpoint_steps(tmp_path) == [9, 10]
+
+
+def test_the_average_keeps_nine_tenths_of_itself():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    layer.weight.data.fill_(1.0)
+    average = checkpoint.EMA(layer, 0.9)
+    layer.weight.data.fill_(2.0)
+    average.update()
+    with average.swapped_in():
+        assert layer.weight.item() == pytest.approx(0.9 * 1 + 0.1 * 2)
+    assert layer.weight.item() == 2.0  # training goes on from its own weights
+
+
+def test_without_a_decay_the_live_weights_are_used():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    average = checkpoint.EMA(layer, 0.0)
+    layer.weight.data.fill_(3.0)
+    average.update()
+    with average.swapped_in():
+        assert layer.weight.item() == 3.0

@@ -1,6 +1,5 @@
 """The pictures that explain: what is drawn in them is what the method makes of a group."""
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -8,29 +7,25 @@ import pytest
 
 from figures import explain
 from models import base, flux
-from shapes import verifier
+from shapes.grammar import parse_prompt
 from training.config import Config
 
-CFG = dataclasses.replace(Config(), group_size=3, num_steps=3)
-PROMPT = verifier.parse_prompt("a pink square to the left of a blue circle")
+SMALL = explain.Settings(group_size=3, num_steps=3)
+PROMPT = parse_prompt("a pink square to the left of a blue circle")
 
 
 @pytest.fixture(scope="module")
 def group(tiny_flux):
-    return explain.draw_group(base.Model(tiny_flux, flux, 32), CFG, PROMPT, 0)
+    return explain.draw_group(base.Model(tiny_flux, flux, 32), SMALL, PROMPT, 0)
+
+
+def test_the_settings_are_a_runs_by_name_and_default():
+    assert explain.Settings()._asdict().items() <= vars(Config()).items()
 
 
 def test_the_last_prediction_is_the_judged_picture(group):
     for predicted, image in zip(group.frames[-1], group.images, strict=True):
         assert abs(np.asarray(predicted, int) - np.asarray(image, int)).max() <= 1
-
-
-def test_win_rates_are_the_means_of_the_matrix(group):
-    for i, rate in enumerate(group.rates):
-        row = [group.points[i][j] for j in range(3) if j != i]
-        assert rate.item() == pytest.approx(sum(row) / 2)
-    pairs = itertools.permutations(range(3), 2)
-    assert all(group.points[i][j] + group.points[j][i] == 1 for i, j in pairs)
 
 
 def test_what_meets_more_testpoints_is_never_beaten_by_what_meets_fewer(group):
@@ -40,7 +35,7 @@ def test_what_meets_more_testpoints_is_never_beaten_by_what_meets_fewer(group):
 
 
 def test_the_command_draws_all_four(tmp_path, monkeypatch):
-    monkeypatch.setattr(explain, "Config", lambda: CFG)
+    monkeypatch.setattr(explain, "Settings", lambda: SMALL)
     monkeypatch.setattr("sys.argv", ["explain", "--out", str(tmp_path / "pictures")])
     explain.main()
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
@@ -48,7 +43,7 @@ def test_the_command_draws_all_four(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "flags, said", [(["--prompt", "a dog"], "no sentence"), (["--model", "nowhere"], "--model")]
+    "flags, said", [(["--prompt", "a dog"], "no caption"), (["--model", "nowhere"], "--model")]
 )
 def test_mistakes_are_named(flags, said, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("sys.argv", ["explain", *flags, "--out", str(tmp_path)])

@@ -15,7 +15,6 @@ import train
 from figures import gallery
 from judges.mllm import Answer, Query
 from judges.scorers import MLLMScorer
-from judges.templates import PAIRWISE_TEMPLATE
 from rewards import PairwiseReward, PointwiseReward, Rewards
 from training.config import Config
 from training.data import make_batch
@@ -74,12 +73,9 @@ def kept(tmp_path, judge, rewards, step=1, prompts=PROMPTS, groups=GROUPS):
 @pytest.mark.parametrize(
     "judge, settings",
     [
-        (Judge(), {}),
-        (Judge(), {"both_orders": False}),
         (Judge(), {"opponents": 2}),
         (Judge(first=True), {}),  # contradicts itself: all ties
-        (Judge(first=True), {"both_orders": False}),
-        (Judge(refuses=[20]), {}),
+        (Judge(refuses=[20]), {"both_orders": False}),
         (Judge(), {"soft": True}),
     ],
 )
@@ -92,35 +88,18 @@ def test_a_win_rate_is_the_mean_of_its_row_in_the_table(judge, settings, tmp_pat
             assert rate == pytest.approx(sum(known) / len(known) if known else 0.5)
 
 
-def test_the_words_are_those_that_the_judge_says_of_the_pictures_as_shown(tmp_path):
+def test_the_words_are_those_that_the_judge_says_of_the_images_as_shown(tmp_path):
     judge = Judge(refuses=[20])
-    groups, _ = kept(
-        tmp_path,
-        judge,
-        {"pairwise": PairwiseReward, "pointwise": lambda m: PointwiseReward(MLLMScorer(m))},
-    )
+    rewards = {"pairwise": PairwiseReward, "pointwise": lambda m: PointwiseReward(MLLMScorer(m))}
+    groups, _ = kept(tmp_path, judge, rewards)
     for group, images in zip(groups, GROUPS, strict=True):
-        assert len(group["said"]) == 4 * 3 + 4  # each pair in both orders, each picture alone
+        assert len(group["said"]) == 4 * 3 + 4  # each pair in both orders, each image alone
         for said in group["said"]:
             (answer,) = judge.ask([Query(tuple(images[i] for i in said["shown"]), "")])
             assert said["words"] == (answer.text or "refused")
     read = {tuple(said["shown"]): said["read_as"] for said in groups[0]["said"]}
     assert (read[0, 2], read[2, 0], read[0, 1], read[1,]) == ("second", "first", "failed", "failed")
     assert read[0,] == pytest.approx(1.1)
-
-
-def test_what_is_asked_again_stands_with_its_last_answer(tmp_path):
-    class Hesitant(Judge):
-        def ask(self, queries):
-            plain = PAIRWISE_TEMPLATE.replace("{prompt}", "up")
-            return [
-                Answer("well") if query.text == plain else answer
-                for query, answer in zip(queries, super().ask(queries))
-            ]
-
-    groups, _ = kept(tmp_path, Hesitant(), {"pairwise": PairwiseReward})
-    assert all(said["words"] != "well" for said in groups[0]["said"])
-    assert [said["read_as"] for said in groups[0]["said"]].count("unparsable") == 0
 
 
 def test_a_step_keeps_the_groups_that_fit_and_one_at_least(tmp_path, monkeypatch):
@@ -142,24 +121,10 @@ def test_many_steps_are_thinned_evenly(tmp_path, monkeypatch):
     assert steps[0] == 1 and steps[-1] == 64 and len(steps) >= 8 and max(gaps) <= 16
 
 
-def test_large_pictures_are_shrunk(tmp_path):
-    noise = Image.effect_noise((1024, 1024), 80).convert("RGB")
-    groups, _ = kept(tmp_path, Judge(), {}, prompts=["a"], groups=[[noise] * 8])
-    assert len(json.dumps(groups)) < 8 * 1024 * 1024 / 10
-    assert all(uri.startswith("data:image/webp") for uri in groups[0]["images"])
-
-
 # ----------------------------------------------------------------------------- a run
 
-CFG = Config(
-    prompts_per_step=2,
-    group_size=4,
-    heldout=1,
-    num_steps=3,
-    eval_every=2,
-    checkpoint_every=1,
-    steps=3,
-)
+SIZES = dict(prompts_per_step=2, group_size=4, heldout=1, num_steps=3)
+CFG = Config(**SIZES, steps=3, eval_every=2, checkpoint_every=1)
 MIXTURE = replace(CFG, reward="pairwise:0.4,redness:0.6")
 
 
@@ -258,11 +223,8 @@ def test_the_page_is_whole_offline_and_holds_hostile_text_as_text(page):
     assert not re.findall(r"(?:src|href)=", text) and "http" not in text.replace("http-equiv", "")
     data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
     steps = json.loads(data)["steps"]
-    assert [group["prompt"] for step in steps for group in step["groups"]] == [
-        HOSTILE,
-        "down \ud83d",
-        "alone",
-    ]
+    prompts = [group["prompt"] for step in steps for group in step["groups"]]
+    assert prompts == [HOSTILE, "down \ud83d", "alone"]
 
 
 @needs_browser
@@ -293,10 +255,7 @@ def test_the_page_turns_in_a_real_browser(page, tmp_path):
         "Picture 4win rate 1.00advantage 0.00",
         "?LL???W?LW?W",  # every pair of the second picture is lost
         "Picture 1 against picture 2, judged by brightness",
-        [
-            ["Image 1: picture 1Image 2: picture 2", "No answer"],
-            ["Image 1: picture 2Image 2: picture 1", "No answer"],
-        ],
+        [[f"Image 1: picture {i}Image 2: picture {j}", "No answer"] for i, j in ((1, 2), (2, 1))],
         "Picture 1 against picture 3, judged by brightness",
         [
             ["Image 1: picture 1Image 2: picture 3", "Image 2 is better"],

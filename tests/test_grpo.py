@@ -1,5 +1,7 @@
 """Advantages against the paper's worked example, and the loss against its definition."""
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -18,9 +20,8 @@ WIN_RATES = ([0.0, 2 / 3, 1.0, 1 / 3], [-1.34, 0.45, 1.34, -0.45])
 @pytest.mark.parametrize("scores, published", [HPS, WIN_RATES])
 def test_the_papers_worked_example(scores, published):
     # by train.py's own floor, of --reward pointwise; win rates have the same by theirs
-    advantages, _ = train.normalize(
-        {"pointwise": torch.tensor([scores])}, {}, Config().std_floor, 5.0
-    )
+    scored = {"pointwise": rewards.Rewards(torch.tensor([scores]), Counter())}
+    advantages, _ = train.normalize(scored, {}, Config().std_floor, 5.0)
     # the figure rounds rewards and results: 0.46 there is 0.447 from the exact third
     assert torch.allclose(advantages, torch.tensor([published]), atol=0.02)
 

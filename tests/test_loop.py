@@ -68,18 +68,10 @@ class Toy:
         return [self.transformer.weight]
 
 
-TOY = Config(
-    num_steps=4,
-    shift=3.0,
-    noise_level=0.5,
-    sde_kind="dance",
-    group_size=2,
-    prompts_per_step=2,
-    guard=False,
-    max_grad_norm=1e9,
-    clip_range=10.0,
-    lr=1e-3,
-)
+SHAPE = dict(num_steps=4, shift=3.0, group_size=2, prompts_per_step=2)
+EXPLORING = dict(noise_level=0.5, sde_kind="dance")
+LEARNING = dict(guard=False, max_grad_norm=1e9, clip_range=10.0, lr=1e-3)
+TOY = Config(**SHAPE, **EXPLORING, **LEARNING)
 SIGMAS = sampler.sigma_schedule(TOY.num_steps, TOY.shift)
 
 
@@ -112,8 +104,7 @@ def slope_of(loss, model):
     return model.transformer.weight.grad.item()
 
 
-@pytest.mark.parametrize("guard", [True, False])
-@pytest.mark.parametrize("k", [0, 1, 2])
+@pytest.mark.parametrize("guard, k", [(True, 0), (False, 2)])
 def test_one_update_makes_the_better_image_likelier_and_the_worse_less_so(guard, k):
     model = Toy()
     rollout = rolled(model)
@@ -146,17 +137,6 @@ def test_the_kl_pulls_towards_the_base(weight, sign):
     assert slope * sign > 0  # descending it brings the weight nearer to 0
     with pytest.raises(AssertionError):  # and without it nothing pulls
         assert slope_of(objective(model, rollout, nothing, 1), model) * sign > 0
-
-
-def test_past_the_clip_range_an_image_pulls_no_more():
-    model = Toy()
-    rollout, k = rolled(model), 1
-    better = torch.tensor([1.0, -1.0])
-    slope = slope_of(objective(model, rollout, better, k), model)
-    with torch.no_grad():  # far towards what the advantages ask for
-        model.transformer.weight -= 0.5 * math.copysign(1, slope)
-    assert slope_of(objective(model, rollout, better, k, clip_range=1e-6), model) == 0.0
-    assert slope_of(objective(model, rollout, -better, k, clip_range=1e-6), model) != 0.0
 
 
 class Bigger:
@@ -204,15 +184,6 @@ def one_toy_step(cfg=TOY, lr=1e-3, procs=ALONE, weight=0.0, **settings):
     run = toy_run(Toy(weight), procs, **settings)
     train.train(replace(cfg, lr=lr), run)
     return run.model.transformer.weight.item(), run
-
-
-def test_a_step_of_the_loop_draws_what_the_judge_likes():
-    """More of the steps that led to the larger picture: pictures grow on the same noise."""
-    moved, _ = one_toy_step(lr=1e-2)
-    before, after = (sampled(Toy(w), Batch(["p"], [0, 1], [100, 101], []), 2) for w in (0.0, moved))
-    wins = grpo.group_advantages(Bigger()(["p"], before.images).values).flatten()
-    sums = [torch.stack(r.images[0]).sum((1, 2)) for r in (before, after)]
-    assert moved != 0.0 and ((sums[1] - sums[0]) * wins).sum() > 0
 
 
 def test_a_step_is_the_mean_over_samples_and_replayed_steps_whatever_the_micro_batch():
@@ -277,7 +248,7 @@ class Poisoned(Toy):
             self.transformer.weight.register_hook(lambda grad: grad * odd)
 
 
-@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("odd", [math.nan, -math.inf])
 @pytest.mark.parametrize("what", ["weight", "gradient", "loss", "log-prob"])
 def test_what_is_not_finite_stops_the_step_before_the_optimizer(what, odd, monkeypatch):
     model = Poisoned(what, odd)

@@ -15,12 +15,8 @@ def solid(color, side=32):
 def test_grid_enlarges_by_whole_pixels_and_shows_every_image(tmp_path):
     path = tmp_path / "new" / "grid.png"
     pure = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 255)]
-    pictures.sample_grid(
-        [[solid(pure[0]), solid(pure[1])], [solid(pure[2]), solid(pure[3])]],
-        ["first", "second"],
-        path,
-        columns=["before", "after"],
-    )
+    rows = [[solid(color) for color in pure[:2]], [solid(color) for color in pure[2:]]]
+    pictures.sample_grid(rows, ["first", "second"], path, columns=["before", "after"])
     grid = Image.open(path)
     areas = {color: n for n, color in grid.getcolors(1 << 24)}
     assert [areas[c] for c in pure] == [96 * 96] * 4  # 32 pixels, times three, not blended
@@ -28,11 +24,8 @@ def test_grid_enlarges_by_whole_pixels_and_shows_every_image(tmp_path):
 
 
 def test_grid_leaves_large_images_alone_and_takes_short_rows(tmp_path):
-    pictures.sample_grid(
-        [[solid("red", 200)], [solid("red", 200), solid("blue", 200)]],
-        ["a", "b"],
-        tmp_path / "g.png",
-    )
+    rows = [[solid("red", 200)], [solid("red", 200), solid("blue", 200)]]
+    pictures.sample_grid(rows, ["a", "b"], tmp_path / "g.png")
     areas = {c: n for n, c in Image.open(tmp_path / "g.png").getcolors(1 << 24)}
     assert areas[255, 0, 0] == 2 * 200 * 200 and areas[0, 0, 255] == 200 * 200
 
@@ -61,12 +54,7 @@ def test_long_captions_stay_left_of_the_images(tmp_path):
 
 @pytest.mark.parametrize(
     "rows, captions, columns",
-    [
-        ([], [], None),
-        ([[]], ["a"], None),
-        ([[solid("red")]], [], None),
-        ([[solid("red")]], ["a"], ["x", "y"]),
-    ],
+    [([[]], ["a"], None), ([[solid("red")]], [], None), ([[solid("red")]], ["a"], ["x", "y"])],
 )
 def test_grid_refuses_what_does_not_match(tmp_path, rows, captions, columns):
     with pytest.raises(ValueError, match="a grid needs"):
@@ -74,14 +62,9 @@ def test_grid_refuses_what_does_not_match(tmp_path, rows, captions, columns):
 
 
 def test_series_skips_steps_that_lack_a_key_or_a_number():
-    lines = [
-        {"step": 0, "a": 1.0},
-        {"step": 1},
-        {"step": 2, "a": None},
-        {"step": 3, "a": float("nan")},
-        {"step": 4, "a": 0.0},
-    ]
-    assert pictures.series(lines, "a") == ([0, 4], [1.0, 0.0])
+    values = [1.0, None, float("nan"), 0.0]
+    lines = [{"step": step, "a": value} for step, value in enumerate(values)] + [{"step": 9}]
+    assert pictures.series(lines, "a") == ([0, 3], [1.0, 0.0])
 
 
 LINES = [

@@ -11,6 +11,7 @@ from training import record
 
 PAIR = [Image.new("RGB", (16, 8), color) for color in ("red", "blue")]
 FIRST = "<answer>Image 1 is better</answer>"
+ASKED = "Which for {prompt}?"
 RATED = "\n".join(f"{kind} Score (1-5): 3" for kind in ("Alignment", "Coherence", "Style"))
 
 
@@ -19,14 +20,13 @@ class Judge:
 
     name = "judge"
 
-    def __init__(self, *said):
-        self.said = iter(said)
+    def __init__(self, *answers):
+        self.answers = iter(answers)
 
     def ask(self, queries):
-        return [next(self.said) for _ in queries]
+        return [next(self.answers) for _ in queries]
 
-    def first_probability(self, queries):
-        return [next(self.said) for _ in queries]
+    first_probability = ask
 
 
 def compared(question, *said, **settings):
@@ -43,8 +43,8 @@ def test_each_answer_stands_there_with_its_question_and_how_it_was_read(tmp_path
     recorded = record.Record(tmp_path)
     one = Answer(FIRST, None, "m")
     unsure = Answer("Nice, \u718a.\n")
-    recorded.write(compared("Which?", one, unsure, Answer(error="down")).comparisons)
-    recorded.write(compared("Which?", 0.25, None, 0.75, soft=True).comparisons)
+    recorded.write(compared(ASKED, one, unsure, Answer(error="down")).comparisons)
+    recorded.write(compared(ASKED, 0.25, None, 0.75, soft=True).comparisons)
     ratings = [Answer(RATED), Answer(error="down")]
     recorded.write(PointwiseReward(MLLMScorer(Judge(*ratings)))(["p"], [PAIR]).comparisons)
     recorded.write(())  # of a scorer
@@ -63,12 +63,12 @@ def test_it_stays_bounded_and_goes_on_where_it_was(tmp_path, monkeypatch):
     for _ in range(2):  # a run, and one that goes on
         recorded = record.Record(tmp_path)
         for n in range(100):
-            recorded.write(compared(f"{n} " + 50 * "x").comparisons)
+            recorded.write(compared(f"{n} {50 * 'x'} {{prompt}}").comparisons)
     sizes = [file.stat().st_size for file in tmp_path.glob("*.jsonl")]
     assert len(sizes) == 2 and sum(sizes) < 2 * 5500
     assert len(list(tmp_path.glob("*.png"))) == 3
-    newest = (
-        lines(tmp_path, "verdicts.old.jsonl")
-        + (lines(tmp_path) if (tmp_path / "verdicts.jsonl").exists() else [])
-    )[-20:]
-    assert [int(line["question"].split()[0]) for line in newest] == list(range(80, 100))
+    kept = [name for name in ("verdicts.old.jsonl", "verdicts.jsonl") if (tmp_path / name).exists()]
+    newest = [line for name in kept for line in lines(tmp_path, name)][-20:]
+    assert [int(line["question"].split()[0]) for line in newest] == [
+        n for n in range(90, 100) for _ in range(2)
+    ]

@@ -22,7 +22,7 @@ from models import sd3
 from shapes.pretrain import MAX_TOKENS, word_tokenizer
 from training.config import Config
 from training.distributed import Processes
-from training.run import start_run
+from training.session import start_run
 from unigenbench.testpoints import Prompt
 
 PROMPTS = ["a red circle inside a blue square", "three green triangles"]

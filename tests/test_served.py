@@ -25,7 +25,7 @@ from shapes.verifier import ShapesMLLM
 from training.config import Config, check_config
 from training.distributed import Processes, in_background
 from training.judging import JudgeError
-from training.run import start_run
+from training.session import start_run
 from training.start import judge_of, try_judge
 
 WAIT = 60  # seconds after which a test fails that waits for another thread
@@ -226,7 +226,7 @@ def test_losses_are_weighed_over_the_step_and_all_ranks(tmp_path):
     with served() as server:
         cfg = config(server, tmp_path, max_failed=0.2)
         run = start(cfg)
-        run.judging.procs = Two(*ALONE)
+        run.judging.procs = Two(0, 1, torch.device("cpu"))
         before = [p.clone() for p in run.model.trainable()]
         # of 24 comparisons 5 are lost, more than a fifth, and none of them is ours
         with pytest.raises(JudgeError, match="5 of 24 judgements lost"):
@@ -311,7 +311,7 @@ def test_a_run_leaves_a_record_of_its_judge_and_asks_again_what_is_not_in_a_chec
         cfg = config(server, tmp_path, steps=1, heldout=2)
         whole_run(cfg)
         lines = (tmp_path / "verdicts" / "verdicts.jsonl").read_text().splitlines()
-        assert len(lines) == server.calls == 2 + 12 + 4  # the trial, a step, an evaluation
+        assert len(lines) == server.calls - 2 == 12 + 4  # a step, an evaluation; not the trial
 
 
 # ---- the classroom's server ----

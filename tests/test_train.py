@@ -21,10 +21,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 import train
 from common.files import hold
 from judges.mllm import Answer, StreamingMLLM
-from training import distributed
+from training import checkpoint, distributed
 from training.config import Config
 from training.distributed import StoppedError
-from training.run import start_run
+from training.session import ends_well, start_run
 
 SMALL = dict(prompts_per_step=2, group_size=4, heldout=8, eval_every=2, checkpoint_every=1)
 
@@ -59,40 +59,26 @@ def undisturbed(tmp_path_factory):
     return train_in(tmp_path_factory.mktemp("elsewhere"), *WHOLE)
 
 
+LEFT = {
+    "": {"config.json", "metrics.jsonl", "curves.png", "before_after.png", "gallery.html"},
+    "samples": {"step_00002.png", "step_00003.png"},
+    "final": {"model_index.json", "README.md"},
+    "checkpoint/step_000003": {".metadata"},
+}
+STEP = {"reward_mean", "reward_std", "frac_floor", "tie_rate", "order_agreement", "unparsable"}
+STEP |= {"failed", "ratio_mean", "ratio_min", "ratio_max", "clip_frac", "kl_to_base", "grad_norm"}
+HELD = {"heldout_accuracy", "heldout_all_correct", "heldout_render_error", "win_rate_vs_base"}
+
+
 def test_a_run_leaves_what_the_readme_promises(undisturbed):
     out, printed = undisturbed
-    for name in (
-        "config.json",
-        "metrics.jsonl",
-        "curves.png",
-        "before_after.png",
-        "checkpoint/step_000003/.metadata",
-        "samples/step_00002.png",
-        "samples/step_00003.png",
-        "final/model_index.json",
-    ):
-        assert (out / name).stat().st_size > 0, name
+    for folder, names in LEFT.items():
+        assert names <= {file.name for file in (out / folder).iterdir() if file.stat().st_size}
     assert "held-out accuracy" in printed
     rows = log_of(out)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
-    wanted = {
-        "reward_mean",
-        "reward_std",
-        "frac_floor",
-        "tie_rate",
-        "order_agreement",
-        "unparsable",
-        "failed",
-        "ratio_mean",
-        "ratio_min",
-        "ratio_max",
-        "clip_frac",
-        "kl_to_base",
-        "grad_norm",
-    }
-    assert all(wanted <= set(row) for row in rows[1:])
-    held = {"heldout_accuracy", "heldout_all_correct", "heldout_render_error", "win_rate_vs_base"}
-    assert [held <= set(row) for row in rows] == [True, False, True, True]  # and the last
+    assert all(set(row) >= STEP for row in rows[1:])
+    assert [set(row) >= HELD for row in rows] == [True, False, True, True]  # and the last
     assert all(row["reward_mean"] == pytest.approx(0.5) for row in rows[1:])
     # 0 but for rounding: another batch shape
     assert rows[1]["kl_to_base"] < 1e-9 < rows[3]["kl_to_base"]
@@ -160,32 +146,28 @@ def test_one_bad_gradient_in_a_healthy_run_costs_no_checkpoint(tmp_path):
             weight.register_hook(lambda grad: grad * math.nan)
 
     run.observers.append(poison_the_third)
-    with pytest.raises(FloatingPointError) as told, run.ends_well():
+    with pytest.raises(FloatingPointError) as told, ends_well(run):
         train.train(cfg, run)
     for part in ("step 3,", "the gradient's norm is nan", "--lr 0.0001", "after step 1, 2"):
         assert part in str(told.value)
     assert [row["step"] for row in log_of(tmp_path)] == [0, 1, 2]
-    assert distributed.checkpoint_steps(tmp_path / "checkpoint") == [1, 2]
+    assert checkpoint.checkpoint_steps(tmp_path / "checkpoint") == [1, 2]
     run.held.close()
     again = stepped(replace(cfg, resume=True))
     assert all(torch.isfinite(p).all() for p in again.model.trainable())
 
 
 def test_weights_that_ran_away_are_not_saved(tmp_path, monkeypatch):
-    cfg = small(tmp_path)
-    run = start_run(cfg, ALONE)
-    made = torch.optim.AdamW.step
+    run, update = start_run(small(tmp_path), ALONE), train.update
 
-    def overflow(optimizer):
-        made(optimizer)
-        run.model.trainable()[0].data.flatten()[0] = math.inf
+    def overflows(*args):
+        losses_and_norms = update(*args)
+        run.model.trainable()[0].data.view(-1)[0] = math.inf
+        return losses_and_norms
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", overflow)
-    with (
-        pytest.raises(FloatingPointError, match="trained weights.* no checkpoint"),
-        run.ends_well(),
-    ):
-        train.train(cfg, run)
+    monkeypatch.setattr(train, "update", overflows)
+    with pytest.raises(FloatingPointError, match="trained weights.* no checkpoint"), ends_well(run):
+        train.train(run.cfg, run)
     assert [row["step"] for row in log_of(tmp_path)] == [0]
 
 
@@ -193,54 +175,31 @@ def test_weights_that_ran_away_are_not_saved(tmp_path, monkeypatch):
 
 
 def test_prompts_from_a_file_in_bfloat16_with_all_that_saves_memory(tmp_path):
-    (tmp_path / "prompts.txt").write_text(
-        "\n".join(
-            f"a large {color} {shape}"
-            for color in ("red", "blue")
-            for shape in ("circle", "square", "triangle")
-        )
-    )
-    cfg = small(
-        tmp_path / "run",
-        prompts=str(tmp_path / "prompts.txt"),
-        heldout=2,
-        steps=1,
-        ema=0.9,
-        dtype="bfloat16",
-        lora_rank=2,
-        gradient_checkpointing=True,
-        vae_slicing=True,
-        lr=1e-2,
-        micro_batch=4,
-        updates=2,
-        text_cache=str(tmp_path / "texts"),
-    )
+    prompts = [f"a large {c} {s}" for c in ("red", "blue") for s in ("circle", "square", "star")]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts).replace("star", "triangle"))
+    files = dict(prompts=str(tmp_path / "prompts.txt"), text_cache=str(tmp_path / "texts"))
+    memory = dict(dtype="bfloat16", gradient_checkpointing=True, vae_slicing=True)
+    learning = dict(lora_rank=2, lr=1e-2, micro_batch=4, updates=2, ema=0.9, heldout=2, steps=1)
+    cfg = small(tmp_path / "run", **files, **memory, **learning)
     rows = whole_run(cfg).metrics
     assert set(rows[0]) == {"step", "win_rate_vs_base"} and rows[1]["grad_norm"] > 0
     assert abs(rows[1]["ratio_max"] - 1) > 0  # the second update sees what the first one changed
     assert len(list((tmp_path / "texts").glob("*.safetensors"))) == 4  # 2 a step and 2 held out
     card = (tmp_path / "run" / "final" / "README.md").read_text()
-    for part in (
-        "load_lora_weights",
-        "on 2 held-out prompts",
-        "--lora_rank 2",
-        "| win_rate_vs_base | 0.500 |",
-    ):
-        assert part in card, card
+    assert "load_lora_weights" in card and "on 2 held-out prompts" in card
+    assert "--lora_rank 2" in card and "| win_rate_vs_base | 0.500 |" in card
 
 
 class Says(StreamingMLLM):
-    """A judge of one text for all; of some prompts, another one."""
+    """A judge of one text for all."""
 
     name = "says"
 
-    def __init__(self, text, refused=(), refusal="I cannot say."):
-        self.text, self.refused, self.refusal = text, refused, refusal
+    def __init__(self, text):
+        self.text = text
 
     def as_answered(self, queries):
-        for k, query in enumerate(queries):
-            no = any(prompt in query.text for prompt in self.refused)
-            yield k, Answer(self.refusal if no else self.text)
+        return ((k, Answer(self.text)) for k, _ in enumerate(queries))
 
 
 def test_a_judge_that_cannot_be_read_ends_with_no_claim_and_a_status(tmp_path, monkeypatch, capsys):
@@ -249,27 +208,8 @@ def test_a_judge_that_cannot_be_read_ends_with_no_claim_and_a_status(tmp_path, m
         whole_run(small(tmp_path, steps=1, max_failed=1.0))
     said = capsys.readouterr().out
     assert "win rate against the base not measured" in said and "interval 0.5" not in said
-    assert (
-        "| win_rate_vs_base | 0.500 | not measured |"
-        in (tmp_path / "final" / "README.md").read_text()
-    )
-
-
-def test_a_judge_that_says_one_thing_is_doubted_after_the_first_step(tmp_path, monkeypatch, caplog):
-    judge = Says("<answer>Image 1 is better</answer>")
-    monkeypatch.setattr("training.start.judge_of", lambda *_: judge)
-    stepped(small(tmp_path), 2)
-    assert caplog.text.count("contradicts itself in 100% of pairs") == 1
-    assert "in no group do rewards differ" in caplog.text
-
-
-def test_a_prompt_that_is_always_refused_ends_no_run(tmp_path, monkeypatch, caplog):
-    (tmp_path / "p.txt").write_text("a red circle\na blue square\na red square\n")
-    judge = Says("<answer>Image 1 is better</answer>", refused=["blue"])
-    monkeypatch.setattr("training.start.judge_of", lambda *_: judge)
-    run = stepped(small(tmp_path / "run", prompts=str(tmp_path / "p.txt")), 2)
-    assert [row["groups_lost"] for row in run.metrics[1:]] == [1, 1]
-    assert "of 1 group(s) no judgement could be read" in caplog.text
+    card = (tmp_path / "final" / "README.md").read_text()
+    assert "| win_rate_vs_base | 0.500 | not measured |" in card
 
 
 @pytest.fixture
@@ -281,7 +221,7 @@ def made(tmp_path):
 def test_a_second_ctrl_c_or_sigterm_ends_at_once_and_other_signals_do_not(made):
     def signalled(*names):
         made.procs = replace(made.procs, stop=distributed.Stop())
-        with made.ends_well():
+        with ends_well(made):
             for name in names:
                 made.procs.stop(getattr(signal, name))
             made.boundary()
@@ -297,40 +237,38 @@ def test_a_second_ctrl_c_or_sigterm_ends_at_once_and_other_signals_do_not(made):
         distributed.Stop()(signal.SIGTERM)
 
 
-@pytest.mark.parametrize("name", distributed.SIGNALS)
-def test_a_signal_is_heard_unless_whoever_started_the_process_has_it_ignored(name):
-    number = getattr(signal, name)
+def test_a_signal_is_heard_unless_whoever_started_the_process_has_it_ignored():
+    """None is sent: where nobody listened, it would end all tests."""
+    numbers = [getattr(signal, name) for name in distributed.SIGNALS]
+    before = [signal.getsignal(number) for number in numbers]
     with distributed.signals() as stop:
-        stop.patient = True
-        os.kill(os.getpid(), number)
-    assert stop.asked == name
-    before = signal.signal(number, signal.SIG_IGN)  # as under nohup
+        assert [signal.getsignal(number) for number in numbers] == [stop] * len(numbers)
+    assert [signal.getsignal(number) for number in numbers] == before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     try:
         with distributed.signals() as stop:
-            stop.patient = True
-            os.kill(os.getpid(), number)
-        assert not stop.asked and signal.getsignal(number) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
-        signal.signal(number, before)
+        signal.signal(signal.SIGHUP, before[distributed.SIGNALS.index("SIGHUP")])
 
 
 def test_a_signal_within_a_checkpoints_write_waits_for_its_end(made, monkeypatch):
-    save = distributed.dcp.save
+    save = checkpoint.dcp.save
 
     def interrupted(*args, **kwargs):
         made.procs.stop(signal.SIGTERM)
         save(*args, **kwargs)
 
-    monkeypatch.setattr(distributed.dcp, "save", interrupted)
+    monkeypatch.setattr(checkpoint.dcp, "save", interrupted)
 
     def checkpoint_and_next_step():
-        with made.ends_well():
+        with ends_well(made):
             made.checkpoint(2)
             made.boundary()
 
     with pytest.raises(StoppedError, match="by SIGTERM"):
         checkpoint_and_next_step()
-    assert distributed.checkpoint_steps(made.out / "checkpoint") == [1, 2]
+    assert checkpoint.checkpoint_steps(made.out / "checkpoint") == [1, 2]
 
 
 # Where a signal comes, and the step whose state is kept then.
@@ -359,11 +297,11 @@ def stopped(cfg, place):
 
     run.model.before_pass = before_pass
     if place == "judging":
-        run.rewards = {"pairwise": signalled}
+        run.judging.rewards = {"pairwise": signalled}
     if place == "judging of an evaluation":
         run.heldout.compare = signalled
-    with run.held, pytest.raises(StoppedError) as told, run.ends_well():
-        train.train(cfg, run.procs, run)
+    with run.held, pytest.raises(StoppedError) as told, ends_well(run):
+        train.train(cfg, run)
     return str(told.value)
 
 
@@ -379,7 +317,7 @@ def test_stopped_at_every_place_and_resumed_is_bit_identical(tmp_path):
         assert "stopped by SIGTERM" in said and "--resume" in said and "\n" not in said
         assert ("no step was whole yet" in said) if not step else (f"after step {step}" in said)
         newest = [step] if step else []
-        assert distributed.checkpoint_steps(tmp_path / "stopped" / "checkpoint")[-1:] == newest, (
+        assert checkpoint.checkpoint_steps(tmp_path / "stopped" / "checkpoint")[-1:] == newest, (
             place
         )
     whole_run(cfg)
@@ -403,8 +341,8 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(made, monkeypatch):
             os.makedirs(checkpoint_id)
             raise failure
 
-        monkeypatch.setattr(distributed.dcp, "save", full)
-        with pytest.raises(OSError, match="GB are free there") as told, made.ends_well():
+        monkeypatch.setattr(checkpoint.dcp, "save", full)
+        with pytest.raises(OSError, match="GB are free there") as told, ends_well(made):
             made.checkpoint(2)
         said = str(told.value)
         assert "step_000002" in said and "keeps the state after step 1;" in said, failure
@@ -419,60 +357,30 @@ def main_says(monkeypatch, *arguments):
 
 
 @pytest.mark.parametrize(
-    "setting, sentence",
+    "setting, named",
     [
-        ({"steps": 0}, "at least 1 and"),
-        ({"group_size": 1}, "at least 2 and"),
-        ({"size": 0}, "at least 8 and"),
-        ({"noise_level": 0.0}, "no policy to learn"),
-        ({"lr": "nan"}, "--lr nan: must be"),
-        ({"reward": "elo"}, "unknown reward 'elo'"),
-        ({"judge": "oracle"}, "choose from shapes, openai, local"),
-        ({"recipe": "sdxl"}, "unknown --recipe"),
-        ({"judge": "local"}, "--judge_model"),
-        ({"judge_prompt": "no.txt"}, "no such file"),
-        (
-            {"judge": "openai", "base_url": "http://me:secret@host/v1"},
-            "put them into OPENAI_BASE_URL",
-        ),
-        ({"soft": ""}, "--soft needs --judge local"),
-        ({"judge": "openai", "base_url": "http://h/v1", "patience": 5.0}, "shorter than"),
-        ({"reward": "pointwise", "judge_prompt": __file__}, "for a pairwise reward"),
-        ({"recipe": "flux-lora"}, "needs --prompts FILE"),
-        ({"prompts": "p.txt", "heldout": 0}, "--heldout N"),
-        ({"prompts": "no.txt"}, "No such file"),
-        ({"dtype": "bfloat16"}, "float32 master weights"),
-        ({"dtype": "float16"}, "choose from float32, bfloat16"),
-        ({"updates": 3}, "choose from 1; with --micro_batch 3 it would"),
-        ({"ema": 1.0}, "below 1"),
-        ({"micro_batch": -1}, "at least 0"),
+        ({"steps": 0}, "steps"),
+        ({"recipe": "sdxl"}, "--recipe"),
+        ({"judge": "openai", "base_url": "http://me:secret@host/v1"}, "OPENAI_BASE_URL"),
+        ({"prompts": "no.txt"}, "--prompts 'no.txt'"),
         ({"device": "gpu"}, "--device 'gpu' is none: cpu, cuda"),
-        ({"device": "meta"}, "--device 'meta' is none"),
-        ({"device": "cuda:99"}, "has none"),
-        ({"logger": "paper"}, "choose from , tensorboard, wandb"),
+        ({"device": "cuda:99"}, "--device 'cuda:99'"),
         ({"model": "no/such/model"}, "no pipeline in"),
         ({"size": 36}, "not a multiple of 8"),
     ],
 )
-def test_wrong_settings_get_one_sentence(setting, sentence, tmp_path, monkeypatch):
-    # "": a switch
-    given = [text for text in flags(**({"out": tmp_path / "run"} | SMALL | setting)) if text]
-    says = main_says(monkeypatch, *given)
-    assert sentence in says and "\n" not in says and "secret" not in says
-
-
-def test_shards_and_lora_exclude_each_other(tmp_path, monkeypatch):
-    says = main_says(monkeypatch, *flags(**SMALL, out=tmp_path, lora_rank=2), "--shard")
-    assert "without --shard" in says
+def test_wrong_settings_get_one_sentence(setting, named, tmp_path, monkeypatch):
+    """Of settings, files, devices and models; test_config has each setting's."""
+    says = main_says(monkeypatch, *flags(**({"out": tmp_path / "run"} | SMALL | setting)))
+    assert named in says and "\n" not in says and "secret" not in says
 
 
 def test_an_unwritable_folder_a_missing_checkpoint_and_other_settings(
     undisturbed, tmp_path, monkeypatch
 ):
     (tmp_path / "file").write_text("")
-    assert "cannot write to --out" in main_says(
-        monkeypatch, "--out", str(tmp_path / "file" / "run")
-    )
+    below = str(tmp_path / "file" / "run")
+    assert "cannot write to --out" in main_says(monkeypatch, "--out", below)
     assert "nothing to resume" in main_says(monkeypatch, "--out", str(tmp_path / "new"), "--resume")
     with hold(tmp_path / ".lock"):  # as a run at work there does
         for more in ([], ["--resume"]):

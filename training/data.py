@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from common.seeds import seed_of
 from shapes import prompts as shapes_prompts
 from training.config import window_range
 
@@ -55,11 +56,6 @@ def read_prompts(path: str, heldout: int, at_least: int = 1) -> Prompts:
             "(--prompts_per_step)"
         )
     return Prompts(prompts[: len(prompts) - heldout], prompts[len(prompts) - heldout :])
-
-
-def seed_of(*parts) -> int:
-    """A seed that depends on all its parts and on nothing else: not on rank, batch or history."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
 
 
 @functools.lru_cache(maxsize=2)

@@ -11,11 +11,11 @@ import sampler
 log = logging.getLogger("train")
 
 ROUNDING = 1e-6  # of float32, as a share of a reward's mean
-# What drift is warned of, by study/results/longer.csv and longer_ways.csv: 47 runs of 240 steps. Of
-# 20 that end 0.06 or more below their best accuracy, 12 are warned of before it falls so far, 6
-# after, 2 never; by a judge or a known score 10 of 11 before, by learned scorers, which are hacked
-# without this sign, 2 of 9. Of 27 that hold 3 are warned of; none of the 15 on win rates with ties
-# at the default rate.
+# What drift is warned of, by longer.csv and longer_estimators.csv of study/results: 47 runs of 240
+# steps. Of 20 that end 0.06 or more below their best accuracy, 12 are warned of before it falls so
+# far, 6 after, 2 never; by a judge or a known score 10 of 11 before, by learned scorers, which are
+# hacked without this sign, 2 of 9. Of 27 that hold 3 are warned of; none of the 15 on win rates
+# with ties at the default rate.
 SPAN = 12  # steps over which the gradient's norm is averaged: the first ones and the last
 GROWTH = 1.2  # of that mean
 DRIFT = 0.08  # kl_to_base, median of the last ones

@@ -17,16 +17,15 @@ import torch
 
 import sampler
 from common.bootstrap import interval_text, mean_interval
+from common.seeds import seed_of
+from figures.pictures import sample_grid
 from rewards import join
 from shapes import prompts as shapes_prompts
-from shapes import scenes, verifier
-from training.data import seed_of
+from shapes import verifier
+from shapes.grammar import parse_prompt
+from shapes.read import read
 from training.judging import bare, check_lost
-
-
-def primary_of(sub: str) -> str:
-    """The primary dimension of a sub dimension's label, such as "Attribute - Color"."""
-    return sub.split(" - ")[0]
+from unigenbench.testpoints import primary_of
 
 
 class Held(NamedTuple):
@@ -106,7 +105,7 @@ class Held(NamedTuple):
 
 def verify(prompts: list, images: list) -> tuple[list[list[bool]], list[float]]:
     """Which testpoints hold in one picture of each prompt, and each picture's render error."""
-    readings = scenes.read(images)
+    readings = read(images)
     met = [verifier.satisfied(p, reading) for p, reading in zip(prompts, readings, strict=True)]
     return met, [reading.render_error for reading in readings]
 
@@ -180,12 +179,13 @@ class Heldout:
         tested = [[sub for sub, _ in scene.testpoints] for scene in self.scenes or ()]
         return Held(met, render_error, wins, tested)
 
-    def marks(self, grid: list[list]) -> list[list] | None:
-        """Which testpoints hold in each picture of a grid; None for prompts from a file."""
-        if self.scenes is None:
-            return None
-        prompts = [verifier.parse_prompt(text) for text in self.grid_prompts]
-        return [verify([p] * len(row), row)[0] for p, row in zip(prompts, grid)]
+    def draw(self, grid: list[list], path, columns: list[str] | None = None) -> None:
+        """A grid for people; below each image which testpoints hold, where that can be verified."""
+        marks = None
+        if self.scenes is not None:
+            prompts = [parse_prompt(text) for text in self.grid_prompts]
+            marks = [verify([p] * len(row), row)[0] for p, row in zip(prompts, grid)]
+        sample_grid(grid, self.grid_prompts, path, columns, marks)
 
     def evaluate(self) -> Held:
         return self.measure(self.sample(self.texts, self.seeds, self.model.transformer))

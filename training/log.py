@@ -1,11 +1,12 @@
-"""A run's directory: settings, log, checkpoint. Whatever is killed leaves the last good state.
+"""A run's directory: settings, log, model card. Whatever is killed leaves the last good state.
 
 config.json      every setting, versions, the command
 metrics.jsonl    one JSON object a step; step 0 is the base
-checkpoint/      step_N/: trainable weights, optimizer state, moving average (processes.py)
-final/           what plain diffusers loads, with a model card
+checkpoint/      the states after the last steps (checkpoint.py)
+final/           what plain diffusers loads, with a model card (card.md)
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,9 +14,9 @@ import logging
 import math
 import sys
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from common.files import free_bytes, hold, write_atomic
@@ -23,12 +24,6 @@ from common.wording import listed
 from training.config import parse_rewards
 
 log = logging.getLogger("train")
-
-
-def read_metrics(out: Path, up_to: int) -> list[dict]:
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
-    return [row for row in rows if row["step"] <= up_to]
 
 
 WHOLE = 64e6  # bytes up to which a file is read for its digest; of larger ones the size must do
@@ -80,21 +75,6 @@ def check_same_run(cfg, out: Path) -> None:
         )
 
 
-def hold_run(cfg):
-    """The run directory's lock, which is let go when its file is closed or the process ends.
-
-    SystemExit if another process trains there, or the directory cannot be written to.
-    """
-    out = Path(cfg.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        return hold(out / ".lock")
-    except BlockingIOError:
-        raise SystemExit(f"another process trains in '{out}': wait, or choose another --out")
-    except OSError as error:
-        raise SystemExit(f"cannot write to --out '{out}': {error.strerror}")
-
-
 def check_run(cfg) -> None:
     """SystemExit in one sentence unless a run with these settings may begin, or go on, in --out."""
     out = Path(cfg.out)
@@ -106,23 +86,32 @@ def check_run(cfg) -> None:
         )
 
 
-def prepare_run(cfg) -> Path:
-    """The run directory with its config.json; SystemExit in one sentence if it cannot be used."""
-    out = Path(cfg.out)
-    check_run(cfg)
-    try:
-        (out / "checkpoint").mkdir(parents=True, exist_ok=True)
-        (out / "samples").mkdir(exist_ok=True)
-        record = {
-            "config": dataclasses.asdict(cfg),
-            "contents": contents(cfg),
-            "versions": versions(),
-            "command": sys.argv,
-        }
-        write_atomic(out / "config.json", json.dumps(record, indent=1).encode())
-    except OSError as error:
-        raise SystemExit(f"cannot write to --out '{out}': {error.strerror}")
-    return out
+def prepare_run(cfg) -> contextlib.ExitStack:
+    """Makes the run directory with its config.json; holds its lock until what is returned closes.
+
+    SystemExit in one sentence if it cannot be used, or another process trains there.
+    """
+    out, libraries = Path(cfg.out), ("torch", "numpy", "diffusers", "transformers")
+    record = {
+        "config": dataclasses.asdict(cfg),
+        "contents": contents(cfg),
+        "versions": {"python": sys.version.split()[0]}
+        | {name: version(name) for name in libraries},
+        "command": sys.argv,
+    }
+    with contextlib.ExitStack() as held:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(hold(out / ".lock"))
+            check_run(cfg)
+            for folder in ("checkpoint", "samples"):
+                (out / folder).mkdir(exist_ok=True)
+            write_atomic(out / "config.json", json.dumps(record, indent=1).encode())
+        except BlockingIOError:
+            raise SystemExit(f"another process trains in '{out}': wait, or choose another --out")
+        except OSError as error:
+            raise SystemExit(f"cannot write to --out '{out}': {error.strerror}")
+        return held.pop_all()
 
 
 def disk_bytes(trained: int, ema: float, steps: int) -> int:
@@ -141,17 +130,10 @@ def check_disk(out: Path, needed: int) -> None:
         )
 
 
-def versions() -> dict[str, str]:
-    import diffusers
-    import transformers
-
-    return {
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-    }
+def read_metrics(out: Path, up_to: int) -> list[dict]:
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    return [row for row in rows if row["step"] <= up_to]
 
 
 def write_metrics(out: Path, metrics: list[dict]) -> None:
@@ -250,95 +232,53 @@ def make_logger(kind: str, out: Path, settings: dict):
     return write
 
 
-CARD = """---
-base_model: {model}
-library_name: diffusers
----
-
-# {model}, trained with Pref-GRPO
-
-{result}
-
-| held out | base | trained |
-|---|---|---|
-{scores}
-
-```python
-{snippet}
-```
-
-Settings, as flags of train.py where they are not its defaults:
-
-```
-{settings}
-```
-"""
+# ----------------------------------------------------------------------------- the model card
 
 
 def as_flag(name: str, value) -> str:
     return f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name} {value}"
 
 
-def card_snippet(pipeline: str, model: str, lora: bool, folder: Path, run: dict) -> list[str]:
-    """Lines that load final/ with plain diffusers and draw as evaluation did; run: its settings.
-
-    Only the schedule is the pipeline's own.
-    """
-    weights = model if lora else "PATH/TO/THIS/FOLDER"
-    lines = [
-        "import torch",
-        f"from diffusers import {pipeline}",
-        "",
-        f'pipe = {pipeline}.from_pretrained("{weights}", dtype=torch.{run["dtype"]})',
-    ]
-    if lora:
-        lines.append('pipe.load_lora_weights("PATH/TO/THIS/FOLDER")')
-    if torch.cuda.is_available():
-        lines.append('pipe.to("cuda")')
-    call = {
-        "height": run["size"],
-        "width": run["size"],
-        "num_inference_steps": run["num_steps"],
-        "guidance_scale": run["guidance"],
-    }
-    tokenizer = (Path(model) if lora else folder) / "tokenizer_2" / "tokenizer_config.json"
-    length = 512
+def call_of(cfg, folder: Path) -> dict:
+    """How a pipeline loaded from `folder` draws what evaluation drew, but for its own schedule."""
+    call = {"height": cfg.size, "width": cfg.size}
+    call |= {"num_inference_steps": cfg.num_steps, "guidance_scale": cfg.guidance}
+    tokenizer = folder / "tokenizer_2" / "tokenizer_config.json"
     if tokenizer.is_file():
-        length = json.loads(tokenizer.read_text()).get("model_max_length", length)
-    if length < 512:  # a small text encoder pads to its own length, as flux.encode does
-        call["max_sequence_length"] = length
-    arguments = ", ".join(f"{name}={value}" for name, value in call.items())
-    return [*lines, f'image = pipe("a prompt", {arguments}).images[0]']
+        length = json.loads(tokenizer.read_text()).get("model_max_length", 512)
+        if length < 512:  # a small text encoder pads to its own length, as flux.encode does
+            call["max_sequence_length"] = length
+    return call
 
 
-def write_card(
-    folder: Path,
-    pipeline: str,
-    model: str,
-    lora: bool,
-    settings: dict,
-    result: str,
-    scores: dict[str, dict],
-) -> None:
+def write_card(folder: Path, cfg, pipeline: str, result: str, base: dict, trained: dict) -> None:
     """final/README.md: how the model was trained, what it scored held out, how to load it.
 
-    folder: final/ of a run directory; pipeline: name of its class in diffusers; model: what was
-    trained, folder or hub name; settings: those to print.
+    folder: final/; pipeline: name of its class in diffusers; result: in words; base, trained:
+    held-out metrics.
     """
-    run = json.loads((folder.parent / "config.json").read_text())["config"]
-    said = lambda value: "not measured" if value is None else f"{value:.3f}"
-    rows = [
-        f"| {key} | {said(scores['base'][key])} | {said(value)} |"
-        for key, value in scores["trained"].items()
+    here, lora, always = "PATH/TO/THIS/FOLDER", bool(cfg.lora_rank), ("recipe", "reward", "judge")
+    in_words = lambda value: "not measured" if value is None else f"{value:.3f}"
+    scores = [f"| {k} | {in_words(base[k])} | {in_words(now)} |" for k, now in trained.items()]
+    settings = [
+        as_flag(f.name, getattr(cfg, f.name))
+        for f in dataclasses.fields(cfg)
+        if f.name not in ("base_url", "out", "device", "resume")
+        and (getattr(cfg, f.name) != f.default or f.name in always)
     ]
-    hidden = {"base_url", "out", "device", "resume"}
-    flags = [as_flag(name, value) for name, value in settings.items() if name not in hidden]
-    snippet = card_snippet(pipeline, model, lora, folder, run)
-    text = CARD.format(
-        model=model,
+    more = [f'pipe.load_lora_weights("{here}")\n'] if lora else []
+    more += ['pipe.to("cuda")\n'] if torch.cuda.is_available() else []
+    call = call_of(cfg, Path(cfg.model) if lora else folder)
+    card = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    text = card.format(
+        model=cfg.model,
         result=result,
-        scores="\n".join(rows),
-        snippet="\n".join(snippet),
-        settings="\n".join(flags),
+        scores="\n".join(scores),
+        pipeline=pipeline,
+        weights=cfg.model if lora else here,
+        dtype=cfg.dtype,
+        more="".join(more),
+        arguments=", ".join(f"{name}={value}" for name, value in call.items()),
+        settings="\n".join(settings),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

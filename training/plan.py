@@ -3,9 +3,9 @@
 Lasting bytes follow from the configuration and from who holds what (distributed.py); those of a
 pass are counted by footprint.py. Assumed: AdamW with float32 states, in its foreach form on a GPU,
 which holds one more copy of the trained weights while it steps; FSDP2 gathers a block ahead of the
-one at work. Not counted: the CUDA context, cuBLAS and cuDNN workspaces and fragmentation, for which MARGIN
-of the GPU is left; torch.compile, which mostly saves; a judge in process (--judge local), whose
-size is not known here.
+one at work. Not counted: the CUDA context, cuBLAS and cuDNN workspaces and fragmentation, for which
+MARGIN of the GPU is left; torch.compile, which mostly saves; a judge in process (--judge local),
+whose size is not known here.
 
     print(table(make_plan("assets/tiny-flux", Config(size=32), world=2)))
 """

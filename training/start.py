@@ -8,16 +8,18 @@ import copy
 
 import torch
 
+from common.seeds import seed_of
 from judges import scorers
 from judges.make import make_judge
 from judges.sight import check_sight
 from judges.templates import PAIRWISE_TEMPLATE, check_template, read_template
 from models import base
 from rewards import JUDGED, PairwiseReward, PointwiseReward
-from shapes.verifier import ShapesMLLM, parse_prompt
+from shapes.grammar import parse_prompt
+from shapes.verifier import ShapesMLLM
 from training import distributed
 from training.config import Config, parse_rewards
-from training.data import Prompts, TextCache, read_prompts, seed_of
+from training.data import Prompts, TextCache, read_prompts
 from training.distributed import DTYPES, Processes
 
 # ----------------------------------------------------------------------------- what learns

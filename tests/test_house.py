@@ -1,0 +1,55 @@
+"""The house of the repository: which room may import which, read from the imports themselves."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+# From the top floor down: a file imports rooms below its own, or its own room. On one floor none
+# imports another.
+FLOORS = [
+    ("study", "measure", "exercises"),
+    ("train", "bench"),
+    ("training",),
+    ("unigenbench",),
+    ("figures",),
+    ("shapes",),
+    ("rewards",),
+    ("judges",),
+    ("sampler", "grpo"),
+    ("models",),
+    ("common",),
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def modules_of(room: str) -> list:
+    return sorted(ROOT.glob(f"{room}/*.py")) or [ROOT / f"{room}.py"]
+
+
+def imported(path) -> set[str]:
+    """The rooms that a file imports anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names} & FLOOR_OF.keys()
+
+
+def test_every_room_has_its_floor():
+    rooms = {path.parent.name for path in ROOT.glob("*/*.py")} - {"tests", "runs"}
+    assert rooms | {path.stem for path in ROOT.glob("*.py")} == FLOOR_OF.keys()
+
+
+@pytest.mark.parametrize("room", FLOOR_OF)
+def test_imports_go_down(room):
+    for path in modules_of(room):
+        for other in imported(path) - {room}:
+            assert FLOOR_OF[other] > FLOOR_OF[room], f"{path.relative_to(ROOT)} imports {other}"
+
+
+def test_samplers_and_losses_import_nothing_of_ours():
+    for room in ("sampler", "grpo"):
+        assert not imported(ROOT / f"{room}.py"), room
