@@ -284,7 +284,7 @@ class Says:
 
 
 def test_a_blind_judge_is_refused_before_the_first_step(tmp_path):
-    judge, refused = Says("<answer>Image 1 is better</answer>"), "does not see its pictures"
+    judge, refused = Says("<answer>Image 1 is better</answer>"), "does not see its images"
     with served(judge) as server, pytest.raises(ValueError, match=refused):
         start(config(server, tmp_path))
 
