@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from conftest import ROOT
+from fakes import FakeMLLM
 from PIL import Image
 from real_runs import ALONE, few_steps, log_of, whole_run
 
@@ -33,27 +34,20 @@ SMALL = dict(prompts_per_step=2, group_size=3, num_steps=3, heldout=1, judge="op
 SMALL |= dict(model=str(ROOT / "assets" / "tiny-flux"), steps=9, eval_every=9, checkpoint_every=9)
 
 
-class Mortal(ShapesMLLM):
-    """The verifier, whose server is gone for good after so many calls."""
-
-    left, server = float("inf"), None
-
-    def ask(self, queries):
-        self.left -= 1
-        if self.left < 0:
-            if self.left == -1:
-                self.server.shutdown()
-                self.server.server_close()  # from now on connections are refused
-            raise ConnectionAbortedError
-        return super().ask(queries)
-
-
 @contextmanager
 def dying(port=0, calls=float("inf")):
-    """A server of the verifier that is gone after so many calls."""
-    judge = Mortal()
-    with served(judge, port) as server:
-        judge.left, judge.server = calls, server
+    """A server of the verifier that is gone for good after so many calls."""
+    left, verifier = itertools.count(calls, -1), ShapesMLLM()
+
+    def answer(query):
+        if (n := next(left)) > 0:
+            return verifier.ask([query])[0]
+        if n == 0:
+            server.shutdown()
+            server.server_close()  # from now on connections are refused
+        raise ConnectionAbortedError
+
+    with served(FakeMLLM(answer, verifier.name), port) as server:
         yield server
 
 
@@ -271,26 +265,17 @@ def test_what_is_outside_is_tried_before_weights_are_loaded(
     assert "\n" not in str(stop.value)
 
 
-class Says:
-    """Says the same whatever is shown."""
-
-    name = "says"
-
-    def __init__(self, text):
-        self.answer = Answer(text) if text else Answer(error="out of memory")
-
-    def ask(self, queries):
-        return [self.answer for _ in queries]
-
-
 def test_a_blind_judge_is_refused_before_the_first_step(tmp_path):
-    judge, refused = Says("<answer>Image 1 is better</answer>"), "does not see its images"
+    judge, refused = (
+        FakeMLLM(lambda _: "<answer>Image 1 is better</answer>"),
+        "does not see its images",
+    )
     with served(judge) as server, pytest.raises(ValueError, match=refused):
         start(config(server, tmp_path))
 
 
 def test_a_judge_that_cannot_be_read_is_warned_of_and_one_that_sees_is_not(tmp_path):
-    with served(Says("<answer>No.</answer>")) as server:
+    with served(FakeMLLM(lambda _: "<answer>No.</answer>")) as server:
         cfg = config(server, tmp_path)
         assert "cannot be told: no " in try_judge(cfg, judge_of(cfg))
     with served() as server:
@@ -350,6 +335,6 @@ def test_a_bad_request_is_told_so(body):
 
 
 def test_a_judge_that_fails_behind_the_server_is_a_500():
-    with served(Says(None)) as server:
+    with served(FakeMLLM(lambda _: Answer(error="out of memory"))) as server:
         (answer,) = OpenAIMLLM(server.url, max_retries=0).ask([Query((), "x")])
     assert "out of memory" in answer.error and "500" in answer.error
