@@ -219,9 +219,8 @@ def test_what_is_lost_twice_is_left_out_and_one_lost_order_loses_the_pair():
     assert error in ("HTTP 500", "no verdict in an answer that ends with 'no idea'")
 
 
-@pytest.mark.parametrize("k", [2, 3])
-def test_sparse_comparisons(k):
-    judge = Judge(higher)
+def test_sparse_comparisons():
+    judge, k = Judge(higher), 3
     reward = PairwiseReward(judge, opponents=k)
     ranking = [4, 0, 6, 2, 7, 1, 5, 3]
     values, counts, *_ = reward(["p", "q"], [ranking, [1] * 8])
@@ -231,17 +230,6 @@ def test_sparse_comparisons(k):
     wins = lambda i: sum(ranking[i] > ranking[j] for p in shown if i in p for j in p)
     assert values[0].tolist() == pytest.approx([wins(i) / k for i in range(8)])
     assert values[1].tolist() == [0.5] * 8
-
-
-@pytest.mark.parametrize(
-    ("settings", "calls"),
-    [({}, 56), ({"both_orders": False}, 28), ({"opponents": 3}, 24)],
-)
-def test_what_a_group_costs(settings, calls):
-    judge = Judge(higher)
-    reward = PairwiseReward(judge, **settings)
-    reward(["p"], [list(range(8))])
-    assert reward.calls(8) == len(judge.batches[0]) == calls
 
 
 def test_a_template_of_ones_own():
@@ -325,6 +313,7 @@ def test_a_batch_judged_in_parts_is_the_batch(reward):
     assert joined.values.tolist() == whole.values.tolist()
     assert (joined.counts, joined.error) == (whole.counts, None)
     assert joined.counts["comparisons"] == 3 * reward.calls(4)
+    assert PairwiseReward(Judge(higher)).calls(8) == 56
 
 
 def test_joined_counts_add_up_groups_keep_their_order_and_the_last_error_is_kept():
