@@ -1,4 +1,4 @@
-"""Whether a judge sees its pictures: a question or two before anything long begins.
+"""Whether a judge sees its images: a question or two before anything long begins.
 
 A text-only model behind a server that drops images in silence answers every question all the same.
 Nothing could be learned from it, and no score of its means anything.
@@ -10,7 +10,7 @@ import re
 
 from PIL import Image, ImageDraw
 
-from judges.answers import Outcome, Verdict, ask, final_part, without_echo
+from judges.answers import Outcome, Verdict, ask, final_part
 from judges.mllm import MLLM, Query
 from judges.templates import PAIRWISE_TEMPLATE
 
@@ -40,9 +40,8 @@ def _compare(mllm: MLLM, template: str, soft: bool) -> list[Outcome]:
     """Of a red and a blue circle, in both orders; points are of the first."""
     red, blue = circle("#dc3232"), circle("#3264dc")
     text = template.replace("{prompt}", CAPTION)
-    return [
-        said[-1] for said in ask(mllm, [Query((red, blue), text), Query((blue, red), text)], soft)
-    ]
+    queries = [Query((red, blue), text), Query((blue, red), text)]
+    return [outcomes[-1] for outcomes in ask(mllm, queries, soft)]
 
 
 def _score(mllm: MLLM) -> list[Outcome]:
@@ -50,15 +49,13 @@ def _score(mllm: MLLM) -> list[Outcome]:
     queries = [Query((circle(color),), QUESTION) for color in ("#dc3232", "#3264dc")]
     scores = []
     for answer in mllm.ask(queries):
-        text = final_part(without_echo(answer.text or "", QUESTION), answer.unfinished)
+        text = final_part(answer.text or "", answer.unfinished, QUESTION)
         found = re.findall(r"\b[01]\b", re.sub(r"(?i)(testpoint|image)\s*\d", "", text))
-        heard = answer.text is not None or answer.unfinished
-        lost = Verdict.UNPARSABLE if heard else Verdict.FAILED
+        responded = answer.text is not None or answer.unfinished
+        lost = Verdict.UNPARSABLE if responded else Verdict.FAILED
         error = answer.error or answer.unfinished or f"no score in {(answer.text or '')[-80:]!r}"
-        if found:
-            scores.append(Outcome(float(found[-1]), Verdict.TIE, None))
-        else:
-            scores.append(Outcome(None, lost, error))
+        scored = Outcome(float(found[-1]), Verdict.TIE) if found else Outcome(None, lost, error)
+        scores.append(scored)
     return scores
 
 
@@ -92,7 +89,7 @@ def check_sight(
             return f"{form}: {said}" if n else ""
     if blind:
         raise ValueError(
-            f"the judge {mllm.name} does not see its pictures: it says the same of a red circle "
+            f"the judge {mllm.name} does not see its images: it says the same of a red circle "
             "and of a blue one. Is it a vision-language model, and does its server pass images on?"
         )
-    return f"whether the judge {mllm.name} sees its pictures cannot be told: {error}"
+    return f"whether the judge {mllm.name} sees its images cannot be told: {error}"

@@ -1,4 +1,4 @@
-"""local.py: tiny models of four real classes, in this process."""
+"""local.py: tiny models of three real classes, in this process."""
 
 import functools
 import json

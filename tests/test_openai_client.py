@@ -12,6 +12,7 @@ import pytest
 from fake_server import HANG, KEY, PASSWORD, Handler, client, picture, serving, texts
 from PIL import Image
 
+from common.rgb import to_rgb
 from judges.mllm import Answer, Query
 from judges.openai_client import OpenAIMLLM, retry_delay
 
@@ -204,19 +205,13 @@ def test_the_name_holds_every_setting_that_changes_answers_and_others_are_checke
             OpenAIMLLM("http://127.0.0.1:1/v1", "judge", **wrong)
 
 
-def test_each_image_is_encoded_once_a_batch():
-    converted = []
-
-    def counted(color: str) -> Image.Image:
-        image = picture(color)
-        convert = image.convert
-        image.convert = lambda mode: converted.append(color) or convert(mode)
-        return image
-
-    a, b, c = map(counted, ("red", "green", "blue"))
+def test_each_image_is_encoded_once_a_batch(monkeypatch):
+    converted, a, b, c = [], picture("red"), picture("green"), picture("blue")
+    counted = lambda image: converted.append(image) or to_rgb(image)
+    monkeypatch.setattr("judges.openai_client.to_rgb", counted)
     with serving() as server:
         client(server).ask([Query(pair, "?") for pair in ((a, b), (b, a), (a, c), (c, a))])
-    assert sorted(converted) == ["blue", "green", "red"]
+    assert len(converted) == 3 and set(map(id, converted)) == {id(a), id(b), id(c)}
 
 
 def test_interrupt_cancels_what_waits(monkeypatch):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fakes import FakeMLLM
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -194,33 +195,26 @@ def test_errors_are_one_sentence(folder, images, tmp_path):
 RATINGS = "Alignment Score (1-5): 4.25\nCoherence Score (1-5): 3.5\nStyle Score (1-5): 4"
 
 
-class Rater:
-    """A judge that gives the answers it was made with, and keeps what it was asked."""
-
-    name = "rater"
-
-    def __init__(self, *answers: Answer):
-        self.answers, self.asked = list(answers), []
-
-    def ask(self, queries):
-        self.asked += queries
-        return self.answers
+def rater(*answers: Answer) -> FakeMLLM:
+    """A judge that gives these answers in turn."""
+    given = iter(answers)
+    return FakeMLLM(lambda _: next(given), "rater")
 
 
 def test_a_vision_language_model_rates_each_image_alone(images, caplog):
-    rater = Rater(*[Answer(RATINGS)] * 3)
-    scorer = scorers.MLLMScorer(rater)
+    judge = rater(*[Answer(RATINGS)] * 3)
+    scorer = scorers.MLLMScorer(judge)
     assert scorer.name == "rater"
     prompts = ["a {x}", "{prompt}", "c"]  # a caption's braces are left alone
     assert scorer.score(prompts, images) == pytest.approx([11.75 / 3] * 3)
-    assert [query.images for query in rater.asked] == [(image,) for image in images]
-    for prompt, query in zip(prompts, rater.asked):
+    assert [query.images for query in judge.asked] == [(image,) for image in images]
+    for prompt, query in zip(prompts, judge.asked):
         assert f"\nCaption: {prompt}\n" in query.text
     assert not caplog.records
     with pytest.raises(ValueError, match="lacks {prompt}"):
-        scorers.MLLMScorer(rater, template="x")
+        scorers.MLLMScorer(judge, template="x")
     form = "{prompt}\n" + RATINGS  # who repeats the question has not answered it
-    assert scorers.MLLMScorer(Rater(Answer("a\n" + RATINGS)), form).score("a", images[:1]) == [None]
+    assert scorers.MLLMScorer(rater(Answer("a\n" + RATINGS)), form).score("a", images[:1]) == [None]
 
 
 @pytest.mark.parametrize(
@@ -234,6 +228,6 @@ def test_a_vision_language_model_rates_each_image_alone(images, caplog):
 def test_an_image_without_ratings_has_no_score_and_the_last_reason_is_logged(
     images, caplog, last, reason
 ):
-    scorer = scorers.MLLMScorer(Rater(Answer(RATINGS), Answer("none"), last))
+    scorer = scorers.MLLMScorer(rater(Answer(RATINGS), Answer("none"), last))
     assert scorer.score(PROMPTS, images) == [pytest.approx(11.75 / 3), None, None]
     assert f"rater: 2 scores lost, last error: {reason}" in caplog.text

@@ -55,7 +55,7 @@ CUT = "cut off"
 @pytest.mark.parametrize("single", BLIND[1] + UNREADABLE[:1])
 def test_a_judge_that_says_the_same_whatever_it_is_shown_is_refused(pair, single, pairs_first):
     judge = Judge(lambda *_: pair, lambda _: single)
-    with pytest.raises(ValueError, match="fake does not see its pictures: .*pass images on"):
+    with pytest.raises(ValueError, match="fake does not see its images: .*pass images on"):
         check_sight(judge, pairs_first=pairs_first)
     assert len(judge.asked) <= 6  # with the repeats of what cannot be read
 

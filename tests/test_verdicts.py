@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from fakes import FakeMLLM
 
 from judges.answers import Verdict, ask, parse_ratings, parse_verdict
 from judges.mllm import Answer, Query, cut_off
@@ -89,17 +90,9 @@ def test_a_question_is_no_answer_and_hides_none():
     assert parse_ratings(POINTWISE_TEMPLATE.replace("{prompt}", "a dog")) is None
 
 
-class Says:
-    """Answers with texts, in turn."""
-
-    name = "says"
-
-    def __init__(self, *answers):
-        self.answers, self.asked = list(answers), []
-
-    def ask(self, queries):
-        self.asked += [query.text for query in queries]
-        return [self.answers.pop(0) for _ in queries]
+def says(*answers) -> FakeMLLM:
+    given = iter(answers)
+    return FakeMLLM(lambda _: next(given))
 
 
 CUT = cut_off(9)
@@ -111,16 +104,16 @@ NOTHING = f"empty answer: {CUT}"
     [Answer("I draft: " + ONE, unfinished=CUT), Answer(error=NOTHING, unfinished=NOTHING)],
 )
 def test_a_cut_off_answer_names_the_flag_and_is_not_asked_for_in_the_same_words(answer):
-    mllm = Says(answer, answer)
+    mllm = says(answer, answer)
     ((_, last),) = ask(mllm, [Query((), "?")])
     assert last.verdict is UNPARSABLE and last.points is None
     assert "--judge_tokens" in last.error and "--max_tokens" in last.error and "9" in last.error
-    assert len(set(mllm.asked)) == 2
+    assert len({query.text for query in mllm.asked}) == 2
 
 
 @pytest.mark.parametrize("template", [PAIRWISE_TEMPLATE, "{prompt}? Answer like this:\n" + ONE])
 def test_who_repeats_the_question_has_not_answered_it(template):
     """Also a question of one's own, whose example reads as an answer."""
     asked = template.replace("{prompt}", "a dog")
-    (said,) = ask(Says(Answer("echo " + asked), Answer(asked + "\n\n" + TWO)), [Query((), asked)])
+    (said,) = ask(says(Answer("echo " + asked), Answer(asked + "\n\n" + TWO)), [Query((), asked)])
     assert [one.verdict for one in said] == [UNPARSABLE, SECOND]

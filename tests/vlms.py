@@ -69,20 +69,6 @@ KINDS = {
         | {"tie_word_embeddings": False}  # else it repeats the last token of the prompt
         | {"boi_token_index": "<boi>", "eoi_token_index": "<eoi>"},
     ),
-    "Idefics3": dict(
-        image="<image>",
-        bos=True,
-        processor={"image_seq_len": 4},
-        images=(
-            "idefics3",
-            "Idefics3ImageProcessorPil",
-            {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}},
-        ),
-        text={"model_type": "llama"},
-        vision={**TOWER, "image_size": 56},
-        config={"scale_factor": 2, "image_token_id": "<image>", "pad_token_id": "<pad>"},
-        tokens=["<fake_token_around_image>", "<end_of_utterance>", "<global-img>"],
-    ),
     "Qwen2_5_VL": dict(
         image="<|vision_start|><|image_pad|><|vision_end|>",
         processor={},
@@ -119,7 +105,7 @@ def tokenizer_of(kind: dict):
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     names = kind.get("names", {})
-    special = [*names.values(), *kind.get("tokens", [])]
+    special = [*names.values()]
     if not names:
         special += [t for t in kind["config"].values() if isinstance(t, str)]
     special = ["<pad>", "<eos>", "<bos>", *dict.fromkeys(special)]
