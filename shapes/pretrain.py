@@ -46,11 +46,11 @@ from transformers import (
 )
 
 import sampler
-from models import flux
+from models.flux import Flux
 from shapes.grammar import KINDS, RADII, SLOTS, Caption, make_prompt
 from shapes.prompts import all_prompts, heldout_prompts, place, sample_prompts, sample_scene
 from shapes.read import read
-from shapes.render import DARK, LIGHT, SHAPES, SIZE, Scene, Thing, render
+from shapes.render import DARK, LIGHT, SHAPES, Scene, Thing, render
 from shapes.verifier import satisfied
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "tiny-flux"
@@ -303,7 +303,7 @@ def train_text(pipe: FluxPipeline, prompts: list[Caption], steps: int, state: Pa
 
     def loss_of(generator):
         rows = torch.randint(len(prompts), (256,), generator=generator)
-        text = flux.encode.__wrapped__(pipe, [prompts[i].text for i in rows])
+        text = Flux(pipe).encode_prompts([prompts[i].text for i in rows])
         logits = torch.cat([heads[0](text.embeds), heads[1](text.pooled)[:, None]], 1)
         losses = [
             torch.nn.functional.cross_entropy(
@@ -323,12 +323,13 @@ def flow_loss(
 
     texts: B sentences; latents: (B, 8, 8, 8). The mean of 0.5 shifts sigma toward noise.
     """
-    clean = flux.pack((latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor)
+    model, config = Flux(pipe), pipe.vae.config
+    clean = model.pack((latents - config.shift_factor) * config.scaling_factor)
     noise = torch.randn(clean.shape, generator=generator)
     sigma = torch.sigmoid(0.5 + torch.randn(len(clean), generator=generator))
     noisy = (1 - sigma)[:, None, None] * clean + sigma[:, None, None] * noise
-    text = flux.encode.__wrapped__(pipe, texts)  # with gradient: the text encoders learn too
-    velocity = flux.velocity_fn(pipe, text, SIZE, SIZE)(noisy, sigma)
+    text = model.encode_prompts(texts)  # with gradient: the text encoders learn too
+    velocity = model.velocity(text)(noisy, sigma)
     return (velocity - (noise - clean)).square().mean()
 
 
@@ -355,10 +356,11 @@ def train_flow(
 @torch.no_grad()
 def report_heldout(pipe: FluxPipeline, stage: str, prompts: list[Caption]) -> None:
     """Prints which share of the prompts' testpoints the model draws right, by kind of sentence."""
-    velocity = flux.velocity_fn(pipe, flux.encode(pipe, [p.text for p in prompts]), SIZE, SIZE)
-    noise = flux.initial_noise(pipe, SIZE, SIZE, list(range(len(prompts))))
+    model = Flux(pipe)
+    velocity = model.velocity(model.encode([p.text for p in prompts]))
+    noise = model.noise(range(len(prompts)))
     clean = sampler.ode_sample(velocity, noise, sampler.sigma_schedule(6))
-    readings = read(flux.decode(pipe, clean, SIZE, SIZE))
+    readings = read(model.decode(clean))
     met = [satisfied(p, r) for p, r in zip(prompts, readings)]
     share = lambda rows: sum(map(sum, rows)) / sum(map(len, rows))
     kinds = {kind: share([m for p, m in zip(prompts, met) if p.kind == kind]) for kind in KINDS}

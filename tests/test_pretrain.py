@@ -6,7 +6,7 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
-from models import flux
+from models import base
 from shapes import pretrain
 from shapes.grammar import parse_prompt
 from shapes.prompts import all_prompts, sample_prompts
@@ -86,6 +86,6 @@ def test_all_stages_run_and_give_what_the_loader_takes(tmp_path, capsys):
     folders = [f"--out={tmp_path / 'tiny'}", f"--work={tmp_path / 'work'}"]
     pretrain.main([*folders, *steps, "--pictures=40", "--batch=4", "--heldout=1"])
     assert "after web-like data: held-out accuracy" in capsys.readouterr().out
-    pipe = flux.load(str(tmp_path / "tiny"))
+    pipe = base.load(str(tmp_path / "tiny")).pipe
     assert isinstance(pipe, FluxPipeline) and pipe.vae.config.scaling_factor != 1
     assert (tmp_path / "work" / "decoder.pt").exists()
