@@ -80,7 +80,7 @@ TWO_HOLES = json.dumps(fields()).replace('"Style", "', '"Style" "').replace('"in
     "row, message",
     [
         ([1, "b", TWO_HOLES], "one more comma does not mend it"),
-        ([1, "b", json.dumps(fields()).replace('"Style", ', '"Style""')], "not valid JSON"),
+        ([1, "b", json.dumps(fields()).replace('"Style", ', '"Style"')], "not valid JSON"),
         ([1, "b", "[]"], "not a JSON object"),
         ([1, "b", json.dumps(fields(Testpoints=["Style"]))], "1 testpoints, but 2 descriptions"),
         ([1, "b", json.dumps({"Testpoints": ["Style"]})], "needs two lists"),

@@ -100,16 +100,11 @@ def parse_json(text: str) -> tuple[dict, bool]:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         before, after = text[: error.pos], text[error.pos :]
-        blank = before != before.rstrip()
-        if not (
-            error.msg.startswith("Expecting ',' delimiter")
-            and blank
-            and before.rstrip()[-1:] in ('"', "]")
-            and after.startswith('"')
-        ):
+        missing = error.msg.startswith("Expecting ',' delimiter") and after.startswith('"')
+        if not (missing and re.search(r'["\]]\s+$', before)):
             raise ValueError(f"not valid JSON ({error})") from None
         try:
-            value, repaired = json.loads(before.rstrip() + ", " + after), True
+            value, repaired = json.loads(f"{before}, {after}"), True
         except json.JSONDecodeError:
             raise ValueError(f"not valid JSON ({error}); one more comma does not mend it") from None
     if not isinstance(value, dict):
@@ -141,14 +136,9 @@ def parse_row(row: dict, ending: str) -> tuple[Prompt, bool]:
     if len(labels) != len(descriptions):
         raise ValueError(f"{len(labels)} testpoints, but {len(descriptions)} descriptions")
     points = [(canonical(label), str(d).strip()) for label, d in zip(labels, descriptions)]
-    return Prompt(
-        int(row["index"]),
-        text,
-        points,
-        str(found["theme"] or ""),
-        str(found["subtheme"] or ""),
-        ending[1:] or language_of(labels[0]),
-    ), repaired
+    themes = [str(found[name] or "") for name in ("theme", "subtheme")]
+    language = ending[1:] or language_of(labels[0])
+    return Prompt(int(row["index"]), text, points, *themes, language), repaired
 
 
 def line_ends(text: str) -> str:
@@ -238,12 +228,8 @@ def write_prompts(prompts: list[Prompt], path) -> None:
     rows = []
     for p in prompts:
         subs, descriptions = zip(*p.testpoints)
-        values = {
-            "theme": p.theme,
-            "subtheme": p.subtheme,
-            "testpoints": subs,
-            "descriptions": descriptions,
-        }
+        values = dict(theme=p.theme, subtheme=p.subtheme)
+        values |= dict(testpoints=subs, descriptions=descriptions)
         fields = {KEYS[name][0]: value for name, value in values.items()}
         rows.append([p.index, p.text, json.dumps(fields, ensure_ascii=False)])
     write_table(path, ["index", "prompt_en", "sub_dims_en"], rows)
