@@ -2,8 +2,8 @@
 
 Trains the tiny model twice: on the score of exercise 10, picture by picture, and on win rates from
 its comparison. Both are yours if all checks of the exercise pass, else ours. Nothing holds training
-back: no floor under the deviation of a group, as in the released code, and no moving average of the
-weights. Every flag of train.py works (python train.py --help).
+back: no floor under the standard deviation of a group, as in the released code, and no moving
+average of the weights. Every flag of train.py works (python train.py --help).
 """
 
 import dataclasses

@@ -4,6 +4,7 @@ By hand, for the step from 0.6 to 0.3: d = 0.7 * sqrt(0.6 / 0.4) = 0.8573 and st
 """
 
 import functools
+import itertools
 
 import torch
 
@@ -19,6 +20,7 @@ from exercises.checks import (
 
 SIGMAS = torch.tensor([1.0, 0.8, 0.6, 0.3, 0.0])
 PART = "part {} of the docstring of sde_step in exercises/ex_02_sde_step.py"
+ALL = "all parts of the docstring of sde_step in exercises/ex_02_sde_step.py"
 FLOAT32, DIFFUSION, GAUSSIAN, DRAW, LOG_PROB = map(PART.format, range(1, 6))
 
 
@@ -146,25 +148,11 @@ def test_any_latents_sigmas_and_noise_level():
     """Three samples whose tokens and channels differ, in tables of which only the ends agree."""
     rng = torch.Generator().manual_seed(1)
     fixed = {"0.7 written for noise_level: it may be any.": {"noise_level": 0.7}}
-    for table in (
-        [1, 0.95, 0.72, 0.31, 0],
-        [1, 0.6, 0],
-        [1, 0.99, 0.96, 0.8, 0.3, 0.05, 0],
-        [1, 0],
-    ):
-        for noise_level in (0.02, 1.3, 0.0):
-            latents, velocity, given = torch.randn((3, 3, 4, 2), generator=rng)
-            for index in range(len(table) - 1):
-                expect_as_ours(
-                    ex,
-                    "sde_step",
-                    f"in step {index} of {table}, noise_level {noise_level}",
-                    "all parts of the docstring of sde_step in exercises/ex_02_sde_step.py",
-                    fixed,
-                    latents=latents,
-                    velocity=velocity.requires_grad_(),
-                    sigmas=torch.tensor(table, dtype=torch.float32),
-                    index=index,
-                    noise_level=noise_level,
-                    next_latents=given,
-                )
+    tables = [1, 0.95, 0.72, 0.31, 0], [1, 0.6, 0], [1, 0.99, 0.96, 0.8, 0.3, 0.05, 0], [1, 0]
+    for table, noise_level in itertools.product(tables, (0.02, 1.3, 0.0)):
+        latents, velocity, given = torch.randn((3, 3, 4, 2), generator=rng)
+        inputs = dict(latents=latents, velocity=velocity.requires_grad_(), noise_level=noise_level)
+        inputs |= dict(sigmas=torch.tensor(table, dtype=torch.float32), next_latents=given)
+        for index in range(len(table) - 1):
+            what = f"in step {index} of {table}, noise_level {noise_level}"
+            expect_as_ours(ex, "sde_step", what, ALL, fixed, index=index, **inputs)

@@ -365,7 +365,7 @@ def report_heldout(pipe: FluxPipeline, stage: str, prompts: list[Caption]) -> No
     share = lambda rows: sum(map(sum, rows)) / sum(map(len, rows))
     kinds = {kind: share([m for p, m in zip(prompts, met) if p.kind == kind]) for kind in KINDS}
     print(
-        f"after {stage}: held-out accuracy {share(met):.3f}, wholly right "
+        f"after {stage}: held-out accuracy {share(met):.3f}, all-correct rate "
         f"{np.mean([all(m) for m in met]):.3f}, render error "
         f"{np.mean([r.render_error for r in readings]):.2f}; "
         + ", ".join(f"{kind} {value:.2f}" for kind, value in kinds.items()),

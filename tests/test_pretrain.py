@@ -1,16 +1,17 @@
-"""Pre-training's data, schedule and resumption; and all its stages once, too small to learn."""
+"""Pre-training's data, new models and resumption; and all its stages once, too small to learn."""
 
 import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 from models import base
 from shapes import pretrain
 from shapes.grammar import parse_prompt
 from shapes.prompts import all_prompts, sample_prompts
-from shapes.read import COLOR_TOLERANCE, color_distances, read
+from shapes.read import read
 from shapes.render import LIGHT
 from shapes.verifier import satisfied
 
@@ -41,19 +42,18 @@ def test_web_like_data_is_wrong_and_pale_as_often_as_it_says():
     assert (strongest < 100).mean() > 0.1  # no color of the palette is that close to the ground
 
 
-def test_any_pictures_have_any_color_and_as_many_nested_as_asked():
-    pictures = pretrain.any_pictures(300, np.random.default_rng(0), nested=1.0)
-    middles = pictures[:, 16, 16].astype(float)
-    distance = color_distances(middles).min(-1)
-    assert np.median(distance) > COLOR_TOLERANCE  # the palette is a small part of all colors
-    assert (pictures[:, 16, 16] != pictures[:, 0, 0]).any(1).mean() > 0.99
-
-
-def test_the_learning_rate_rises_falls_and_ends_at_a_hundredth():
-    rates = [pretrain.learning_rate(step, 200, 1.0) for step in range(200)]
-    peak = int(np.argmax(rates))
-    assert 5 <= peak <= 20 and rates[peak] > 0.98 and rates[0] < 0.2
-    assert rates[peak:] == sorted(rates[peak:], reverse=True) and rates[-1] == 0.01
+def test_a_new_model_has_the_parameters_of_the_shipped_one_and_depends_on_its_seed():
+    pipe, again, other = (pretrain.build(seed) for seed in (1, 1, 2))
+    for name in ("text_encoder", "text_encoder_2", "vae", "transformer"):
+        (file,) = (pretrain.SHIPPED / name).glob("*.safetensors")
+        shipped = {key: value.shape for key, value in load_file(file).items()}
+        parameters = dict(getattr(pipe, name).named_parameters())
+        assert {key: value.shape for key, value in parameters.items()} == shipped
+        same = dict(getattr(again, name).named_parameters())
+        assert all(torch.equal(value, same[key]) for key, value in parameters.items())
+        others = dict(getattr(other, name).named_parameters())
+        assert any(not torch.equal(value, others[key]) for key, value in parameters.items())
+    assert (pipe.vae.config.scaling_factor, pipe.vae.config.shift_factor) == (1, 0)
 
 
 def test_a_stage_that_was_stopped_goes_on_as_if_it_was_not(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from safetensors.torch import load_file
 
 from judges.scorers import CLIPScorer
 from shapes import pretrain_clip
@@ -21,6 +22,9 @@ def pairs():
 
 def test_without_hard_captions_the_loss_is_clips_own():
     model, processor = pretrain_clip.build(seed=1)
+    shipped = load_file(ROOT / "assets" / "tiny-clip" / "model.safetensors")
+    shapes = {name: value.shape for name, value in shipped.items()}
+    assert {name: value.shape for name, value in model.named_parameters()} == shapes
     texts = ["a large red circle", "two green squares", "a small blue triangle"]
     ids = processor.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
     pixels = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
@@ -55,15 +59,6 @@ def test_batches_are_neighbors():
 
     drawn = np.random.default_rng(1).permutation(len(texts))[: len(rows)]
     assert shared(rows.reshape(pretrain_clip.RUNS, -1)) > 1.25 * shared([drawn])
-
-
-def test_hard_captions_change_one_thing():
-    texts = ["a large red circle", "a red circle inside a blue square"]
-    for text, several in zip(texts, pretrain_clip.hard_captions(texts, np.random.default_rng(0))):
-        assert len(several) == pretrain_clip.HARD and text not in several
-        for other in several:
-            changed = sum(a != b for a, b in zip(text.split(), other.split(), strict=True))
-            assert changed == 1
 
 
 def test_pairs_have_one_answer(pairs):

@@ -26,17 +26,3 @@ def test_train_and_heldout_combinations_are_disjoint():
     assert {p.text for p in sampled} <= train
     assert min(Counter(p.kind for p in sampled)[kind] for kind in KINDS) > 25  # of 45
     assert len({p.kind for p in heldout_prompts()[:60]}) > 6  # mixed, also in its first ones
-
-
-def test_eight_primary_dimensions_are_covered():
-    subs = {sub for p in heldout_prompts() for sub, _ in p.testpoints}
-    assert {sub.split(" - ")[0] for sub in subs} == {
-        "Attribute",
-        "Entity Layout",
-        "Relationship",
-        "Grammar",
-        "Compound",
-        "Logical Reasoning",
-        "World Knowledge",
-        "Style",
-    }
