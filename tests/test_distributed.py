@@ -102,15 +102,15 @@ def a_signal_to_one_rank_ends_both(procs, cfg) -> None:
     """Before one and the same pass, though the weights have moved; the last whole step is saved."""
     procs = replace(procs, stop=distributed.Stop())
     run = stepped(cfg, procs=procs)
-    whole, passes = trained_weights(run), []
+    whole, passes, boundary = trained_weights(run), [], run.boundary
 
     def before_pass():
         passes.append(run.last_whole.moved)
         if procs.rank == 1 and sum(passes) == 2:
             procs.stop(signal.SIGTERM)
-        run.boundary()
+        boundary()
 
-    run.model.before_pass = before_pass
+    run.boundary = before_pass
     saved = pytest.raises(StoppedError, match="by SIGTERM: the state after step 1 is")
     with saved, ends_well(run):
         few_steps(run)

@@ -284,6 +284,7 @@ JUDGED = {"judging": ("rewards", 2), "judging of an evaluation": ("heldout", 3)}
 def stopped(cfg, place):
     """A run to which a signal comes at one place; what is said of its end."""
     run = start_run(cfg, replace(ALONE, stop=distributed.Stop()))
+    boundary = run.boundary
 
     def signalled(*_):
         run.procs.stop(signal.SIGTERM)
@@ -292,10 +293,10 @@ def stopped(cfg, place):
     def before_pass():
         if place in PASSES and PASSES[place][0](run):
             run.procs.stop(signal.SIGTERM)
-        run.boundary()
+        boundary()
         assert not run.procs.stop.asked  # it has ended here
 
-    run.model.before_pass = before_pass
+    run.boundary = before_pass
     if place == "judging":
         run.judging.rewards = {"pairwise": signalled}
     if place == "judging of an evaluation":
