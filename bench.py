@@ -1,6 +1,6 @@
 """UniGenBench as a tool: prompts -> images -> judged testpoints -> scores -> report.
 
-    python bench.py                               # all of it, on the embedded default
+    python bench.py                               # all of it, on the tiny FLUX that ships here
     torchrun --nproc_per_node 8 bench.py generate --model M --prompts en --out IMAGES
     python bench.py judge --prompts en --images IMAGES --judge openai --base_url URL --out R.csv
     python bench.py score R.csv [OTHER.csv] [--json S.json]            # two files: compares them
@@ -10,11 +10,11 @@
 A prompt demands a few testpoints. A judge, an MLLM, sees one of its four images and is asked one
 `question` about all of them; `parse_scores` reads a 0 or 1 for each from the answer; `overall` is
 what the benchmark makes of these. Details are in unigenbench/: testpoints.py says what is asked,
-generate.py draws, asking.py asks, results.py reads and writes the official files, gives each score
-its interval and says where it departs from the official scripts.
-Prompts: shapes (the embedded world), own (assets/prompts_en.csv), en, zh, en_long, zh_long (the
-official files, looked for in data/), or a file. Every step takes up where it stopped: images that
-open and answers that can be read are kept.
+generate.py draws, asking.py asks, results.py reads and writes the official files, scores.py gives
+each score its interval and says where it departs from the official scripts.
+Prompts: shapes, own (assets/prompts_en.csv), en, zh, en_long, zh_long (the official files, looked
+for in data/), or a file. Every step goes on where it stopped: images that open and answers that can
+be read are kept.
 """
 
 import sys
@@ -28,48 +28,46 @@ if __name__ == "__main__":
     interruptible("bench.py")  # also while the libraries below load
 
 import argparse
-import hashlib
-import json
 import logging
 import math
 import os
 from collections import defaultdict
 from pathlib import Path
 
-from common.files import check_outputs, journal_of, write_atomic
+from common.files import check_outputs, journal_of
 from common.wording import one_line
 from judges.make import KINDS, make_judge
 from judges.mllm import MLLM
 from judges.sight import check_sight
-from judges.verdicts import read_template
+from judges.templates import read_template
 from shapes import prompts as shapes_prompts
 from shapes.server import ClassroomMLLM
-
-# Others import these from here, whether or not they are used below.
 from unigenbench import tables
-from unigenbench.asking import Patience, judge_images
+from unigenbench.asking import judge_images
 from unigenbench.construct import construct
-from unigenbench.generate import FIRST_SEED, generate  # noqa: F401
-from unigenbench.images import IMAGES, image_name  # noqa: F401
-from unigenbench.questions import parse_scores, question  # noqa: F401
-from unigenbench.report import write_report
+from unigenbench.generate import generate
+from unigenbench.images import IMAGES
+from unigenbench.questions import parse_scores, question  # noqa: F401, a reader looks for it here
+from unigenbench.report import files_of, write_report
 from unigenbench.results import (
     Result,
-    compare,
+    check_same_prompts,
     complete,
+    read_models,
     read_results,
-    score,
     settings_of,
     settings_path,
+    with_dropped,
     write_results,
-    write_scores,
+    write_settings,
 )
-from unigenbench.testpoints import Prompt, load_prompts, primary_of, write_prompts
+from unigenbench.scores import Scores, compare, coverage_of, scores_of, write_scores
+from unigenbench.testpoints import PRIMARIES, Prompt, load_prompts, primary_of, write_prompts
 
 HERE = Path(__file__).parent
-PROMPT_FILES = {"own": HERE / "assets" / "prompts_en.csv"}
-PROMPT_FILES |= {
-    name: Path("data", f"test_prompts_{name}.csv") for name in ("en", "zh", "en_long", "zh_long")
+PROMPT_FILES = {
+    "own": HERE / "assets" / "prompts_en.csv",
+    **{n: Path("data", f"test_prompts_{n}.csv") for n in ("en", "zh", "en_long", "zh_long")},
 }
 
 
@@ -78,15 +76,23 @@ def overall(results: list[Result], strict: bool = False) -> float | None:
 
     A testpoint is 0 or 1. Testpoints weigh alike within a primary dimension, and so do the primary
     dimensions that there are. strict: what was not judged counts as wrong, not as nothing.
-    `score` computes the same for each dimension, with intervals over resampled prompts.
     """
-    values = defaultdict(list)  # of each primary dimension
+    values = defaultdict(list, {name: [] for name in PRIMARIES})  # added in the paper's order
     for result in results:
         unjudged = [0] * len(result.subs) if strict else []
         for sub, value in zip(result.subs, result.scores or unjudged):
             values[primary_of(sub)].append(value)
-    shares = [sum(v) / len(v) for v in values.values()]
+    shares = [sum(v) / len(v) for v in values.values() if v]
     return sum(shares) / len(shares) if shares else None
+
+
+def score(results: list[Result]) -> Scores:
+    """The score, each dimension's, their 95 % intervals, and how much was judged.
+
+    Rows that an evaluator dropped count as failed. Raises ValueError if there is nothing to score.
+    """
+    results = with_dropped(results)
+    return scores_of(results, overall(results), overall(results, strict=True))
 
 
 # ----------------------------------------------------------------------------- commands
@@ -111,13 +117,10 @@ def find_prompts(name: str) -> list[Prompt]:
 def judge_of(args) -> MLLM:
     if args.judge == "shapes" and (args.base_url or args.judge_model):
         raise ValueError("--base_url and --judge_model are of --judge openai or local: give it too")
-    limits = dict(max_tokens=args.max_tokens, concurrency=args.concurrency, timeout=args.timeout)
-    return make_judge(args.judge, args.base_url, args.judge_model, **limits)
-
-
-def lanes_of(args) -> tuple[int, int]:
-    """Calls at a time, and images a call. A server: one, so that each answer is kept at once."""
-    return {"openai": (args.concurrency, 1), "local": (1, 8), "shapes": (1, 64)}[args.judge]
+    names = ("max_tokens", "concurrency", "timeout", "patience")
+    limits = {name: getattr(args, name) for name in names}
+    # For shapes the verifier, beside which a phrase book writes what construct asks for.
+    return make_judge(args.judge, args.base_url, args.judge_model, shapes=ClassroomMLLM, **limits)
 
 
 def run_generate(args) -> int:
@@ -138,26 +141,23 @@ def run_judge(args) -> int:
     args.judge = args.judge or "shapes"
     template = read_template(args.template, "--template") if args.template else None
     asked = [question(p, template) for p in prompts[: args.limit]]
-    journal, mllm, (workers, batch) = journal_of(out), judge_of(args), lanes_of(args)
+    journal, mllm = journal_of(out), judge_of(args)
     new = args.judge != "shapes" and not journal.exists()
-    if new and (doubt := check_sight(mllm, pairs_first=False)):
-        print(f"warning: {doubt}", file=sys.stderr)
+    if new and (warning := check_sight(mllm, pairs_first=False)):
+        print(f"warning: {warning}", file=sys.stderr)
+    # Of a server one image a call, so that each answer is kept at once.
+    calls, images = {"openai": (args.concurrency, 1), "local": (1, 8), "shapes": (1, 64)}[
+        args.judge
+    ]
     # The verifier is no server that may be dead: what it does not know may come in any number.
-    patience = Patience(math.inf, math.inf) if args.judge == "shapes" else Patience()
-    limits = (workers, batch, args.limit, patience)
-    results = judge_images(mllm, prompts, args.images, journal, template, *limits)
+    patience = math.inf if args.judge == "shapes" else args.patience
+    limits = dict(workers=calls, batch=images, limit=args.limit, patience=patience)
+    results = judge_images(mllm, prompts, args.images, journal, template, **limits)
     write_results(results, out)
-    made = Path(args.images) / "settings.json"
-    settings = {
-        "judge": mllm.name,
-        "prompts": len(asked),
-        "questions_sha256": hashlib.sha256("".join(asked).encode()).hexdigest(),
-        "images": json.loads(made.read_text()) if made.is_file() else None,
-    }
-    write_atomic(settings_path(out), json.dumps(settings, indent=2).encode())
-    scores = score(results)
-    print(tables.coverage_line(scores))
-    return 0 if scores.coverage.judged else 1
+    write_settings(out, mllm.name, asked, Path(args.images))
+    coverage = coverage_of(results)
+    print(tables.coverage_line(coverage))
+    return 0 if coverage.judged else 1
 
 
 def run_score(args) -> int:
@@ -171,8 +171,9 @@ def run_score(args) -> int:
         results = [complete(r, prompts, IMAGES) for r in results]
     scores = [score(r) for r in results]
     for path, s in zip(paths, scores):
-        print(f"{one_line(str(path))}: {tables.coverage_line(s)}")
+        print(f"{one_line(str(path))}: {tables.coverage_line(s.coverage)}")
     if len(paths) == 2:
+        check_same_prompts(paths, results)
         header = ["Dimension", *(one_line(p.stem) for p in paths), *tables.COMPARE_HEADER]
         print(tables.text_table(header, tables.compare_rows(scores, compare(*results))))
     else:
@@ -184,7 +185,10 @@ def run_score(args) -> int:
 
 
 def run_report(args) -> int:
-    write_report([Path(p) for p in args.results], Path(args.out))
+    paths, out = [Path(p) for p in args.results], Path(args.out)
+    check_outputs(files_of(out), paths)
+    results = read_models(paths)
+    write_report(results, {name: score(r) for name, r in results.items()}, out)
     print(f"open {one_line(args.out)}")
     return 0
 
@@ -192,10 +196,7 @@ def run_report(args) -> int:
 def run_construct(args) -> int:
     out = Path(args.out)
     journal = journal_of(out)
-    # The verifier writes nothing: in the embedded world a phrase book does.
-    mllm = judge_of(args)
-    mllm = ClassroomMLLM() if args.judge == "shapes" else mllm
-    prompts, given_up = construct(mllm, args.count, journal, args.seed)
+    prompts, given_up = construct(judge_of(args), args.count, journal, args.seed, args.patience)
     if prompts:
         write_prompts(prompts, out)
     return 1 if given_up else 0
@@ -227,7 +228,9 @@ def positive(text: str) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(title="steps; without one: all, on the embedded default")
+    commands = parser.add_subparsers(
+        title="steps; without one: all, on the tiny FLUX that ships here"
+    )
 
     def command(function, name, text):
         sub = commands.add_parser(name, help=text, description=text)
@@ -235,7 +238,7 @@ def make_parser() -> argparse.ArgumentParser:
         return sub
 
     sets = f"shapes, {', '.join(PROMPT_FILES)}, or a file"
-    p = command(run_generate, "generate", "four images a prompt")
+    p = command(run_generate, "generate", "four images per prompt")
     p.add_argument("--model", required=True, help="folder or hub name of a pipeline of diffusers")
     p.add_argument("--lora", help="folder or hub name of a LoRA for it")
     p.add_argument("--prompts", required=True, help=sets)
@@ -279,6 +282,8 @@ def add_judge_flags(parser, default: str | None = "shapes") -> None:
     parser.add_argument("--judge_model", help="its name on the server, or a folder or hub name")
     parser.add_argument("--concurrency", type=positive, default=16, help="calls at a time (16)")
     parser.add_argument("--timeout", type=positive, default=60, help="seconds a call (60)")
+    text = "seconds without any answer after which the judge counts as dead (180)"
+    parser.add_argument("--patience", type=positive, default=180, help=text)
     text = "of an answer, a model's thinking included (4096, the official script's)"
     parser.add_argument("--max_tokens", type=positive, default=4096, help=text)
 

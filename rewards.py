@@ -1,7 +1,7 @@
 """Pairwise preference as a reward: pairs -> points -> win rates. And its pointwise twin.
 
-Pref-GRPO, arXiv 2508.20751: a multimodal LLM compares all pairs of a group of images made from one
-prompt, and the share of its comparisons that an image wins is its reward.
+Pref-GRPO, arXiv 2508.20751: a vision-language model compares all pairs of a group of images made
+from one prompt, and the share of its comparisons that an image wins is its reward.
 
     a group of G images -> G (G - 1) / 2 pairs -> an answer in each order -> points of each pair
                         -> win rates (G,) in [0, 1]
@@ -26,8 +26,9 @@ from typing import NamedTuple
 
 import torch
 
+from judges.answers import Outcome, Verdict, ask, parse_verdict  # noqa: F401
 from judges.mllm import MLLM, Query
-from judges.verdicts import PAIRWISE_TEMPLATE, Outcome, Verdict, ask, parse_verdict  # noqa: F401
+from judges.templates import PAIRWISE_TEMPLATE
 
 JUDGED = ("pairwise", "pointwise")  # of --reward; training/start.py makes them
 
@@ -74,7 +75,8 @@ class Rewards(NamedTuple):
     """Rewards of P groups; over parts and ranks, groups are joined and counts add up."""
 
     values: torch.Tensor  # (P, G) float32
-    counts: Counter  # wanted, failed, unparsable, comparisons (asked), groups_lost (whole), ...
+    # wanted, failed, unparsable, comparisons (asked), groups_lost (whole), groups_unreachable (of
+    counts: Counter  # those: whose judge was dead or wanted a longer wait), ...
     error: str | None = None  # the last one
     comparisons: tuple[Comparison, ...] = ()  # none for a scorer, which answers no question
 
@@ -173,8 +175,19 @@ def group_size_of(prompts: Sequence[str], images: Sequence[Sequence]) -> int:
     return sizes.pop()
 
 
+def lost_groups(lost: Sequence[bool], groups: Sequence[Sequence[Comparison]]) -> dict[str, int]:
+    """Counts of groups that lost everything; and of those whose judge could not be reached."""
+    answers = [[c.outcome.answer for c in group] for group in groups]
+    away = [any(answer and answer.unreachable for answer in group) for group in answers]
+    return dict(groups_lost=sum(lost), groups_unreachable=sum(map(all, zip(lost, away))))
+
+
+def last_error(comparisons: Sequence[Comparison]) -> str | None:
+    return next((c.outcome.error for c in reversed(comparisons) if c.outcome.error), None)
+
+
 class PairwiseReward:
-    """Win rates within each group, from a multimodal LLM that compares two images at a time.
+    """Win rates within each group, from a vision-language model that compares two images.
 
     both_orders: judge each pair both ways; a judge that always says "first" then yields all 0.5.
     opponents: compare each image with that many others only.
@@ -206,21 +219,20 @@ class PairwiseReward:
         ties and, with both orders, agree (pairs whose orders say the same).
         Raises ValueError if groups differ in size.
         """
-        group_size = group_size_of(prompts, images)
-        pairs = pair_schedule(group_size, self.opponents)
+        size = group_size_of(prompts, images)
+        pairs = pair_schedule(size, self.opponents)
         compared = self.compare(pairs, prompts, images)
         each = len(compared) // len(prompts)  # questions a group
-        tables = [
-            points_table(compared[k : k + each], group_size) for k in range(0, len(compared), each)
-        ]
+        groups = [compared[k : k + each] for k in range(0, len(compared), each)]
+        tables = [points_table(group, size) for group in groups]
         points = [[table[i][j] for i, j in pairs] for table in tables]  # (P, pairs)
-        rates = [win_rates(pairs, group, group_size) for group in points]
-        counts = self.count(compared)
         known = [point for group in points for point in group if point is not None]
+        counts = self.count(compared)
         counts.update(pairs=len(known), ties=known.count(0.5))
-        counts["groups_lost"] = sum(all(point is None for point in group) for group in points)
-        error = next((c.outcome.error for c in reversed(compared) if c.outcome.error), None)
-        return Rewards(torch.stack(rates), counts, error, compared)
+        lost = [all(point is None for point in group) for group in points]
+        counts.update(lost_groups(lost, groups))
+        rates = torch.stack([win_rates(pairs, group, size) for group in points])
+        return Rewards(rates, counts, last_error(compared), compared)
 
     def compare(self, pairs, prompts, images) -> tuple[Comparison, ...]:
         """Asks about the pairs of each group, the two orders of a pair one after the other."""
@@ -228,10 +240,10 @@ class PairwiseReward:
         orders = [o for i, j in pairs for o in ([(i, j), (j, i)] if self.both_orders else [(i, j)])]
         shown = [(p, i, j) for p in range(len(prompts)) for i, j in orders]
         queries = [Query((images[p][i], images[p][j]), texts[p]) for p, i, j in shown]
-        heard = ask(self.mllm, queries, self.soft)  # what is lost is asked for once more
+        asked = ask(self.mllm, queries, self.soft)  # what is lost is asked for once more
         return tuple(
             Comparison(*place, outcomes[-1], query, tuple(outcomes[:-1]))
-            for place, query, outcomes in zip(shown, queries, heard)
+            for place, query, outcomes in zip(shown, queries, asked)
         )
 
     def count(self, compared: Sequence[Comparison]) -> Counter:
@@ -284,10 +296,11 @@ class PointwiseReward:
         lost = values.isnan()
         mean = values.nanmean(1, keepdim=True).nan_to_num(0.0)  # 0 for a group without any score
         counts = Counter(wanted=len(scores), comparisons=len(scores), failed=int(lost.sum()))
-        error = f"no score from {self.scorer.name}" if lost.any() else None
-        counts["groups_lost"] = int(lost.all(1).sum())
-        comparisons = [
+        rated = tuple(
             Comparison(*divmod(k, size), None, outcome, query)
             for k, (query, outcome) in enumerate(rated)
-        ]
-        return Rewards(torch.where(lost, mean, values), counts, error, tuple(comparisons))
+        )
+        groups = [[c for c in rated if c.group == group] for group in range(len(prompts))]
+        counts.update(lost_groups(lost.all(1).tolist(), groups))
+        error = last_error(rated) or f"no score from {self.name}" if lost.any() else None
+        return Rewards(torch.where(lost, mean, values), counts, error, rated)

@@ -28,7 +28,7 @@ EXERCISES = {
     "02_sde_step": {"sde_step": "sampler"},
     "03_rollout": dict.fromkeys(["rollout", "replay"], "sampler"),
     "04_win_rates": dict.fromkeys(["mean_points", "win_rates", "PairwiseReward"], "rewards"),
-    "05_verdicts": {"parse_verdict": "judges.verdicts"},
+    "05_verdicts": {"parse_verdict": "judges.answers"},
     "06_advantages": {"group_advantages": "grpo"},
     "07_loss": dict.fromkeys(["clipped_loss", "normalized_log_ratio"], "grpo"),
     "08_window": {"draw_window": "training.data", "rollout": "sampler"},

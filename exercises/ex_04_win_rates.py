@@ -29,8 +29,9 @@ from collections.abc import Sequence
 
 import torch
 
+from judges.answers import ask
 from judges.mllm import Query
-from judges.verdicts import PAIRWISE_TEMPLATE, ask
+from judges.templates import PAIRWISE_TEMPLATE
 from rewards import Rewards, pair_schedule
 
 

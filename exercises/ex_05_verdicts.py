@@ -19,7 +19,7 @@ The paper: a multimodal language model as the judge of a pair.
 
 import re
 
-from judges.verdicts import Verdict  # FIRST, SECOND, TIE, UNPARSABLE, FAILED
+from judges.answers import Verdict  # FIRST, SECOND, TIE, UNPARSABLE, FAILED
 
 
 def parse_verdict(text: str | None) -> Verdict:

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from common.rgb import to_rgb
-from judges.mllm import Answer, Query, StreamingMLLM, cut_off, open_thought
+from judges.answers import open_thought
+from judges.mllm import Answer, Query, StreamingMLLM, cut_off
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +79,11 @@ class LocalMLLM(StreamingMLLM):
         # Not there; not of the kind; a package that is missing or broken; weights that are
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())
-            if isinstance(error, ImportError) or "torchvision" in reason.lower():
-                package = "torchvision" if "torchvision" in reason.lower() else "a package"
+            package = "torchvision" if "torchvision" in reason.lower() else "a package"
+            if isinstance(error, ImportError) or package == "torchvision":
                 reason = f"its processor needs {package}, which is not installed: {reason}"
-            raise ValueError(
-                f"cannot load a multimodal model from '{folder}': {reason[:300]}"
-            ) from None
+            what = f"a vision-language model from '{folder}'"
+            raise ValueError(f"cannot load {what}: {reason[:300]}") from None
         self.name = f"{folder} ({self.model.dtype}, max_new_tokens {max_new_tokens})"
         tokenizer = self.processor.tokenizer
         # Padding on the left: generation goes on from the last position of every row.
@@ -186,7 +186,7 @@ class LocalMLLM(StreamingMLLM):
                 if text.strip():
                     yield k, Answer(text, unfinished=unfinished)
                 else:
-                    empty = ": ".join(filter(None, ("empty answer", unfinished)))
+                    empty = f"empty answer: {unfinished}" if unfinished else "empty answer"
                     yield k, Answer(error=empty, unfinished=empty)
 
     @torch.inference_mode()

@@ -1,7 +1,10 @@
 """The judge that a command line names: one for train.py and bench.py.
 
 judge = make_judge("openai", "http://localhost:8000/v1", max_tokens=2048)
+judge = make_judge("shapes", max_tokens=2048, shapes=ShapesMLLM)
 """
+
+from collections.abc import Callable
 
 from judges.mllm import MLLM
 
@@ -14,42 +17,31 @@ def make_judge(
     model: str | None = None,
     *,
     max_tokens: int,
-    seed: int | None = 0,
-    concurrency: int = 16,
-    timeout: float = 60.0,
-    patience: float = 180.0,
-    max_calls: int | None = None,
+    shapes: Callable[[], MLLM] | None = None,
+    **server,
 ) -> MLLM:
-    """The verifier of the shapes world ("shapes"), a server ("openai") or a model in process.
+    """What `shapes` makes ("shapes"), a server ("openai") or a model in process ("local").
 
     model: for "local" a folder or hub name, for "openai" by default the first one that the server
-        lists. max_tokens: longest answer. The other settings are OpenAIMLLM's, in its units.
+        lists. max_tokens: longest answer. server: settings of OpenAIMLLM, which says their units.
     Raises ValueError for an unknown kind, for "local" without a model, for a model that cannot be
     loaded, and for a server that is not there to list its models.
     """
-    if kind == "shapes":
-        from shapes.verifier import ShapesMLLM
 
-        return ShapesMLLM()
-    if kind == "local":
-        if not model:
-            raise ValueError(
-                "--judge local needs --judge_model, the folder or hub name of its model"
-            )
-        from judges.local import LocalMLLM
-
-        return LocalMLLM(model, max_new_tokens=max_tokens)
-    if kind == "openai":
+    def openai() -> MLLM:
         from judges.openai_client import OpenAIMLLM
 
-        return OpenAIMLLM(
-            base_url or None,
-            model or None,
-            concurrency=concurrency,
-            timeout=timeout,
-            patience=patience,
-            seed=seed,
-            max_tokens=max_tokens,
-            max_calls=max_calls,
-        )
-    raise ValueError(f"unknown judge '{kind}': choose from {', '.join(KINDS)}")
+        return OpenAIMLLM(base_url or None, model or None, max_tokens=max_tokens, **server)
+
+    def local() -> MLLM:
+        from judges.local import LocalMLLM
+
+        if not model:
+            needs = "the folder or hub name of its model"
+            raise ValueError(f"--judge local needs --judge_model, {needs}")
+        return LocalMLLM(model, max_new_tokens=max_tokens)
+
+    makers = {"shapes": shapes, "openai": openai, "local": local}
+    if kind not in KINDS:
+        raise ValueError(f"unknown judge '{kind}': choose from {', '.join(KINDS)}")
+    return makers[kind]()

@@ -6,12 +6,10 @@ OpenAIMLLM("http://localhost:8000/v1").ask([Query((first, second), "Which is bet
 import asyncio
 import base64
 import io
-import json
 import logging
 import os
 import queue
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +17,15 @@ from collections.abc import Callable, Iterator, Sequence
 from PIL import Image
 
 from common.rgb import to_rgb
-from judges.mllm import Answer, Query, StreamingMLLM, cut_off
-from judges.refusal import Address, Refusal, encodable, words
+from judges.mllm import Answer, Query, StreamingMLLM
+from judges.refusal import Address, Refusal
+from judges.reply import Reply
 from judges.slots import Slots
 
 log = logging.getLogger(__name__)
 
+# Variables of the environment that have a say in how servers are reached.
+ENVIRONMENT = ("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 # A source of our own: drawing from the global one would change what a seeded training draws.
 _jitter = random.Random()
 
@@ -36,107 +37,12 @@ def _data_uri(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-# What servers say of an answer that the model ended itself, lower case. Some say nothing.
-_ENDED = (None, "", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "finished")
-
-
-def _unfinished(reason, tokens: int | None, max_tokens: int) -> str | None:
-    """Why an answer is not whole, by finish_reason and by its length; None if it is.
-
-    tokens: how long the server says that it is. Some servers give no reason.
-    """
-    reason = reason.lower() if isinstance(reason, str) else None
-    if reason in ("length", "max_tokens") or not reason and (tokens or 0) >= max_tokens:
-        return cut_off(max_tokens)
-    return None if reason in _ENDED else f"stopped by the server ({reason})"
-
-
-class _ToldError(ValueError):
-    """An error that a server tells in a reply of HTTP 200."""
-
-    def __init__(self, said, code=None):
-        said = said if isinstance(said, dict) else {"message": said}
-        super().__init__(f"the server says: {said.get('message') or said}")
-        self.told = json.dumps(said, default=str)
-        self.code = said.get("code", code)
-        known = str(self.code).isdecimal() and 400 <= int(self.code) < 600
-        self.status_code = int(self.code) if known else None
-
-
-def _text_of(content) -> str:
-    """The text of a message, which may come as a list of parts; its thoughts are left out."""
-    if isinstance(content, list):
-        parts = [part if isinstance(part, dict) else {"text": part} for part in content]
-        texts = [p.get("text") for p in parts if p.get("type") in (None, "text", "output_text")]
-        content = "".join(text for text in texts if isinstance(text, str))
-    return encodable(content) if isinstance(content, str) else ""
-
-
-def _read_reply(reply, max_tokens: int) -> Answer:
-    """The answer in a chat completion; ValueError where there is none."""
-    choices = getattr(reply, "choices", None)  # a server may send any JSON: it is not checked yet
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    for place, name in ((choice, "error"), (reply, "error"), (reply, "detail"), (reply, "message")):
-        if told := getattr(place, name, None):
-            raise _ToldError(told, getattr(reply, "code", None))
-    try:
-        message, reason = choice.message, choice.finish_reason
-        text = _text_of(message.content)
-    except AttributeError:
-        raise ValueError(f"not a chat completion: {str(reply)[:80]!r}") from None
-    tokens = getattr(getattr(reply, "usage", None), "completion_tokens", None)
-    unfinished = _unfinished(reason, tokens if isinstance(tokens, int) else None, max_tokens)
-    if not text.strip():
-        refusal = getattr(message, "refusal", None)
-        empty = (
-            f"refused: {encodable(str(refusal))}"
-            if refusal
-            else f"empty answer (finish_reason: {reason})"
-        )
-        unfinished = f"{empty}: {unfinished}" if unfinished else empty
-        return Answer(error=unfinished, unfinished=unfinished)
-    if unfinished and any(
-        getattr(message, name, None) for name in ("reasoning", "reasoning_content")
-    ):
-        text = "</think>" + text  # the thinking, which came by itself, has ended
-    model = getattr(reply, "model", None)
-    return Answer(text, None, model if isinstance(model, str) else None, unfinished)
-
-
-# How servers say that a number is too large, and not that they know no such parameter.
-_TOO_LARGE = re.compile(r"too (large|long|high|big)|exceed|maximum|at most|less than|context")
-
-
-def _less(request: dict, error: Exception) -> dict | None:
-    """The request without the parameters that the error says are refused; None if it names none.
-
-    max_tokens is renamed first, to max_completion_tokens, as OpenAI's reasoning models want it.
-    """
-    if getattr(error, "status_code", None) not in (400, 422):
-        return None
-    said = f"{getattr(error, 'param', None)} {words(error)}".lower()
-    names = ["temperature", "seed"]
-    names += [] if _TOO_LARGE.search(said) else ["max_tokens", "max_completion_tokens"]
-    refused = [name for name in names if name in request and re.search(rf"\b{name}\b", said)]
-    less = {name: value for name, value in request.items() if name not in refused}
-    if "max_tokens" in refused:
-        less["max_completion_tokens"] = request["max_tokens"]
-    return less if refused else None
-
-
 def retry_delay(attempt: int, backoff: float) -> float:
     """Seconds to wait where the server does not say: exponential backoff with jitter.
 
     attempt: how many were retries already; backoff: the longest wait before the first retry.
     """
     return min(backoff * 2.0 ** min(attempt, 60), 30.0) * _jitter.uniform(0.5, 1.0)
-
-
-def _environment() -> str:
-    """Which variables of the environment have a say in how servers are reached, for an error."""
-    names = ("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-    named = [name for name in names if os.environ.get(name) or os.environ.get(name.lower())]
-    return f" (the environment sets {', '.join(named)})" if named else ""
 
 
 class OpenAIMLLM(StreamingMLLM):
@@ -178,11 +84,34 @@ class OpenAIMLLM(StreamingMLLM):
         max_calls: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
+        if concurrency < 1 or timeout <= 0:
+            raise ValueError(f"concurrency and timeout must be positive: {concurrency}, {timeout}")
+        self.timeout, self.max_retries, self.backoff = timeout, max_retries, backoff
+        self.patience, self.max_calls, self.max_tokens = patience, max_calls, max_tokens
+        self.calls, self._clock = 0, clock
+        self._connect(base_url, api_key, model)
+        self._batches = 0  # how many are being asked now
+        self._idle_since = clock()  # when the last of them ended
+        self._last_success, self._last_failure = self._idle_since, "none"
+        self._opens = self._idle_since  # when the server wants the next call at the earliest
+        self._answered, self._tls = False, None  # None: not tried whether the port speaks TLS
+        given = {"model": self.model, "temperature": temperature, "max_tokens": max_tokens}
+        self._request = given | ({} if seed is None else {"seed": seed})
+        settings = f"temperature {temperature}, seed {seed}, max_tokens {max_tokens}"
+        # As asked for, whatever is refused.
+        self.name = f"{self.model} at {self._address.where} ({settings})"
+        # One event loop in one daemon thread for as long as the process lives: connections are
+        # reused from batch to batch, an interrupt cancels every call in flight, and nothing keeps
+        # the process from ending.
+        self._slots = Slots(concurrency)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="mllm", daemon=True).start()
+
+    def _connect(self, base_url: str | None, api_key: str | None, model: str | None) -> None:
+        """Makes the client, and asks for the model's name if none is given."""
         import openai
         from openai.types.chat import ChatCompletion
 
-        if concurrency < 1 or timeout <= 0:
-            raise ValueError(f"concurrency and timeout must be positive: {concurrency}, {timeout}")
         address = Address(base_url or os.environ.get("OPENAI_BASE_URL") or "")
         # A server of one's own asks for no key, but the client insists on one; and no header takes
         # the line break at the end of a key that was read from a file.
@@ -190,49 +119,30 @@ class OpenAIMLLM(StreamingMLLM):
         if not (key.isascii() and key.isprintable()):
             raise ValueError("OPENAI_API_KEY holds what no header takes: is it copied rightly?")
         address.secrets += [key] if key else []
-        self._address, self._has_key, self.timeout = address, bool(key), timeout
+        self._address, self._has_key, self._reply_type = address, bool(key), ChatCompletion
+        # The client itself raises the last two for some garbled bodies.
+        self._errors = (openai.APIError, TimeoutError, ValueError, RecursionError)
         # One retry policy and one deadline, ours: the client's deadline is for each read of a call.
         options = {"base_url": address.url, "api_key": key or "none", "max_retries": 0}
         try:
             self._client = openai.AsyncOpenAI(**options, timeout=None)
         except Exception as error:  # of many kinds and modules, by the proxy or certificates named
-            raise ValueError(address.scrubbed(f"no judge can be asked: {error}{_environment()}"))
-        # The client itself raises the last two for some garbled bodies.
-        self._errors = (openai.APIError, TimeoutError, ValueError, RecursionError)
-        if model is None:
-            model = self._first_model(openai.OpenAI(**options, timeout=timeout))
-        self.model = model
-        self.max_retries, self.backoff, self.patience = max_retries, backoff, patience
-        self.max_calls, self.calls, self._clock = max_calls, 0, clock
-        self._batches = 0  # how many are being asked now
-        self._idle_since = clock()  # when the last of them ended
-        self._last_success, self._last_failure = self._idle_since, "none"
-        self._opens = self._idle_since  # when the server wants the next call at the earliest
-        self._answered, self._tls = False, None  # None: not tried whether the port speaks TLS
-        self._max_tokens = max_tokens
-        self._request = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
-        if seed is not None:
-            self._request["seed"] = seed
-        settings = f"temperature {temperature}, seed {seed}, max_tokens {max_tokens}"
-        self.name = f"{model} at {address.where} ({settings})"  # as asked for, whatever is refused
+            named = [n for n in ENVIRONMENT if os.environ.get(n) or os.environ.get(n.lower())]
+            sets = f" (the environment sets {', '.join(named)})" if named else ""
+            raise ValueError(address.scrubbed(f"no judge can be asked: {error}{sets}"))
+        self.model = model or self._first_model(openai.OpenAI(**options, timeout=self.timeout))
 
-        # One event loop in one daemon thread for as long as the process lives: connections are
-        # reused from batch to batch, an interrupt cancels every call in flight, and nothing keeps
-        # the process from ending.
-        self._reply_type = ChatCompletion
-        self._slots = Slots(concurrency)
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="mllm", daemon=True).start()
+    def _refusal(self, error: Exception) -> Refusal:
+        return Refusal(error, self._address, self.timeout, self._has_key)
 
     def _first_model(self, client) -> str:
         """The name that the server lists first. Raises ValueError if it lists none."""
         try:
             return client.models.list().data[0].id
         except (*self._errors, AttributeError, IndexError, TypeError) as error:
-            refusal = Refusal(error, self._address, self.timeout, self._has_key)
+            refusal, where = self._refusal(error), self._address.where
             if refusal.cut and self._address.speaks_tls():
                 refusal.to_tls()
-            where = self._address.where
             raise ValueError(f"{where} lists no model, name one: {refusal.text}") from None
 
     def as_answered(self, queries: Sequence[Query]) -> Iterator[tuple[int, Answer]]:
@@ -275,21 +185,21 @@ class OpenAIMLLM(StreamingMLLM):
         tries, repeats, waited = 0, 0, 0.0
         while True:
             async with self._slots as number:
-                if error := await self._turn(probe and not repeats):
-                    return Answer(error=error)
+                if dead := await self._turn(probe and not repeats):
+                    return Answer(error=dead, unreachable=True)
                 try:
                     answer = await self._call(content)
                     self._slots.answered()
                     return answer
-                except self._errors as error:
-                    refusal = await self._refused(error, number)
-            if refusal.wait is None:
-                tries += 1
-            else:
-                waited += refusal.wait
+                except Refusal as error:
+                    refusal = await self._heed(error, number)
+            tries += refusal.wait is None
+            waited += refusal.wait or 0.0
             # One query that alone is told to wait, again and again, is given up as well.
             if refusal.lasting or tries > self.max_retries or waited > self.patience:
-                return Answer(error=await self._turn() or refusal.text)
+                dead = await self._turn()
+                away = refusal.unreachable or dead is not None
+                return Answer(error=dead or refusal.text, unreachable=away)
             if not refusal.wait:
                 await asyncio.sleep(retry_delay(repeats, self.backoff))
             repeats += 1
@@ -310,9 +220,8 @@ class OpenAIMLLM(StreamingMLLM):
                 return None
             await asyncio.sleep(self._opens - now)
 
-    async def _refused(self, error: Exception, number: int) -> Refusal:
-        """What the error means; from now on fewer calls, and later ones, if it asks for that."""
-        refusal = Refusal(error, self._address, self.timeout, self._has_key)
+    async def _heed(self, refusal: Refusal, number: int) -> Refusal:
+        """From now on fewer calls, and later ones, if the refusal asks for that."""
         if refusal.cut and not self._answered:
             self._tls = self._tls or asyncio.create_task(
                 asyncio.to_thread(self._address.speaks_tls)
@@ -327,7 +236,7 @@ class OpenAIMLLM(StreamingMLLM):
         return refusal
 
     async def _call(self, content: list[dict]) -> Answer:
-        """One answer, in further calls without what the server refuses by name."""
+        """One answer, in further calls without what the server refuses by name. Raises Refusal."""
         first = request = self._request
         while True:
             if self.max_calls is not None and self.calls >= self.max_calls:
@@ -337,11 +246,12 @@ class OpenAIMLLM(StreamingMLLM):
             # Not chat.completions.create: it rewrites the request key by key, a third of the time.
             call = self._client.post("/chat/completions", cast_to=self._reply_type, body=body)
             try:
-                answer = _read_reply(await asyncio.wait_for(call, self.timeout), self._max_tokens)
+                answer = Reply(await asyncio.wait_for(call, self.timeout), self.max_tokens).answer
                 break
             except self._errors as error:
-                if not (less := _less(request, error)):
-                    raise
+                refusal = self._refusal(error)
+                if not (less := refusal.less(request)):
+                    raise refusal from None
                 request = less
         self._last_success, self._answered = self._clock(), True
         refused = sorted(self._request.keys() - request.keys())

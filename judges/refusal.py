@@ -1,8 +1,8 @@
 """Why a call to a judge's server failed, and what that asks for: to wait, to ask again, or neither.
 
 address = Address("http://localhost:8000/v1")
-refusal = Refusal(error, address)           # error: of the openai client, or of reading its reply
-refusal.wait, refusal.lasting, refusal.text
+refusal = Refusal(error, address, timeout=60, has_key=True)       # error: of the openai client, or
+refusal.wait, refusal.lasting, refusal.text                       # of reading its reply
 """
 
 import math
@@ -14,6 +14,8 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
+
+from judges.reply import encodable
 
 # ----------------------------------------------------------------------------- where a server is
 
@@ -73,11 +75,6 @@ class Address:
         except OSError:
             return False
         return True
-
-
-def encodable(text: str) -> str:
-    """The text with "?" for half a surrogate pair, such as a cut emoji: no file could hold that."""
-    return text.encode(errors="replace").decode()
 
 
 # ----------------------------------------------------------------------------- how long to wait
@@ -142,7 +139,7 @@ def told_wait(error: Exception) -> float | None:
     for value in (headers.get("retry-after-ms", "") + "ms", headers.get("retry-after")):
         if (seconds := _seconds(value, now)) is not None:
             return seconds
-    body = getattr(response, "text", "") or getattr(error, "told", "")
+    body = getattr(response, "text", "") or getattr(error, "reported", "")
     if found := _TOLD.search(body):
         return _span(found[1])
     if found := _FIELD.search(body):
@@ -174,17 +171,20 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST")
 _NO_TLS += ("PACKET_LENGTH_TOO_LONG",)
 _NO_HOST = {getattr(socket, name, None) for name in ("EAI_NONAME", "EAI_NODATA")}  # not EAI_AGAIN
+# How servers say that a number is too large, and not that they know no such parameter.
+_TOO_LARGE = re.compile(r"too (large|long|high|big)|exceed|maximum|at most|less than|context")
 
 
-class Refusal:
+class Refusal(Exception):  # noqa: N818
     """Why a call failed, and what that asks for.
 
     text: one line for people. lasting: asking again can change nothing. wait: seconds that the
-    server asks for, None if it names none. crowded: it has too many calls at once.
+    server asks for, None if it names none. crowded: it has too many calls at once. unreachable: no
+    reply came at all. cut: the connection was, as where a port speaks TLS and the URL is http.
     """
 
     def __init__(self, error: Exception, address: Address, timeout: float, has_key: bool):
-        self.error, self.address = error, address
+        self.error, self.address, self.cut = error, address, False
         self.status = getattr(error, "status_code", None)
         # A 429 that no waiting mends is such a refusal too.
         self.lasting = getattr(error, "code", None) == "insufficient_quota" or (
@@ -193,16 +193,12 @@ class Refusal:
         self.wait = None if self.lasting else told_wait(error)
         late = isinstance(error, TimeoutError) or type(error).__name__ == "APITimeoutError"
         self.crowded = late or self.status == 429 or self.wait is not None
-        hint = self._of_reply(has_key)
-        said = f"{type(error).__name__}: {words(error)}"
-        self.cut = False  # lost before any reply, as where a port speaks TLS and the URL is http
-        if type(error).__name__ == "APIConnectionError":
+        hint, said = self._of_reply(has_key), f"{type(error).__name__}: {self.words()}"
+        self.unreachable = type(error).__name__ == "APIConnectionError"  # and not its timeout
+        if self.unreachable:
             chain = _chain(error)
-            self.names = {type(link).__name__ for link in chain}
             cause = [link for link in chain if str(link)][-1]
-            hint = self._of_connection(cause)
-            lost = self.names & {"RemoteProtocolError", "ReadError"}
-            self.cut = bool(lost) and address.scheme == "http" and not address.proxy
+            hint = self._of_connection(cause, {type(link).__name__ for link in chain})
             if cause is not error:
                 said = f"{said.rstrip('.')}: {cause}"
         if late:  # it has no text of its own
@@ -210,6 +206,12 @@ class Refusal:
         if address.proxy:
             hint += f"(through the proxy {address.proxy}; NO_PROXY names hosts to reach without) "
         self.text = address.scrubbed(hint + said)
+
+    def words(self) -> str:
+        """The error and all that the server said, of which the client tells error.message alone."""
+        response = getattr(self.error, "response", None)
+        whole = response is not None and " - " not in str(self.error)
+        return f"{self.error} - {response.text}" if whole else str(self.error)
 
     def _of_reply(self, has_key: bool) -> str:
         """What is likely to be wrong, where the server's own words may not tell; or nothing."""
@@ -222,9 +224,11 @@ class Refusal:
             return f"does the base URL lack its /v1 (it is {self.address.where})? "
         return ""
 
-    def _of_connection(self, cause: BaseException) -> str:
+    def _of_connection(self, cause: BaseException, kinds: set[str]) -> str:
         """What is wrong with a connection; says also whether it lasts."""
         peer = self.address.proxy or f"{self.address.host}:{self.address.port}"
+        lost = kinds & {"RemoteProtocolError", "ReadError"}
+        self.cut = bool(lost) and self.address.scheme == "http" and not self.address.proxy
         self.lasting = True
         if isinstance(cause, ssl.SSLCertVerificationError):
             return "the server's certificate is not trusted: SSL_CERT_FILE names what is. "
@@ -232,14 +236,14 @@ class Refusal:
             return f"{peer} does not speak TLS: does its address begin with http://? "
         if isinstance(cause, socket.gaierror) and cause.errno in _NO_HOST:
             return f"the host of {peer} is not known. "
-        if "ProxyError" in self.names and re.match(r"4\d\d|501|505", str(cause)):
+        if "ProxyError" in kinds and re.match(r"4\d\d|501|505", str(cause)):
             return "the proxy refuses. "
-        if self.names & {"UnsupportedProtocol", "TooManyRedirects"}:
+        if kinds & {"UnsupportedProtocol", "TooManyRedirects"}:
             return ""
         self.lasting = False
         if isinstance(cause, ConnectionRefusedError):
             return f"nothing listens at {peer} (connection refused). "
-        if "DecodingError" in self.names:
+        if "DecodingError" in kinds:
             return "the reply is not compressed as its Content-Encoding says. "
         return ""
 
@@ -248,9 +252,18 @@ class Refusal:
         self.lasting = True
         self.text = f"{self.address.where} speaks TLS: its address begins with https://"
 
+    def less(self, request: dict) -> dict | None:
+        """The request without the parameters that are refused here; None if none is named.
 
-def words(error: Exception) -> str:
-    """The error and all that the server said; the client tells of its body error.message alone."""
-    response = getattr(error, "response", None)
-    whole = response is not None and " - " not in str(error)
-    return f"{error} - {response.text}" if whole else str(error)
+        max_tokens is renamed first, to max_completion_tokens, as OpenAI's reasoning models want it.
+        """
+        if self.status not in (400, 422):
+            return None
+        said = f"{getattr(self.error, 'param', None)} {self.words()}".lower()
+        names = ["temperature", "seed"]
+        names += [] if _TOO_LARGE.search(said) else ["max_tokens", "max_completion_tokens"]
+        refused = [name for name in names if name in request and re.search(rf"\b{name}\b", said)]
+        less = {name: value for name, value in request.items() if name not in refused}
+        if "max_tokens" in refused:
+            less["max_completion_tokens"] = request["max_tokens"]
+        return less if refused else None

@@ -10,21 +10,19 @@ is better, its scale its own. rewards.PointwiseReward turns it into a reward.
              model card names another repository's processor
   hpsv2      the cosine of a CLIP ViT-H/14 that was tuned to rankings of people. The authors
              publish a pickled open_clip checkpoint, which does not load cleanly; a third party
-             has converted it to CLIPModel, pickled too, and has safetensors only as the hub's
-             automatic conversion, which transformers looks for. The least certain of the four
+             has converted it to CLIPModel, with safetensors only as the hub's automatic
+             conversion, which transformers looks for. The least certain of the four
   aesthetic  LAION's predictor, 1 to 10: linear layers on CLIP ViT-L/14's image embedding; ignores
-             the prompt. The authors publish a pickle; a third party has it with the tower in one
-             safetensors file
+             the prompt. Of the authors' pickle a third party has made one safetensors file
+  redness    how red the image is, whatever the prompt: no published scorer but a demonstration, a
+             crude bias with a smooth score, which training satisfies at the cost of the prompt
 
-  redness    how red the picture is, whatever the prompt: no published scorer but a demonstration.
-             A crude taste with a smooth score, which training satisfies at the cost of the prompt
+MLLMScorer asks a vision-language model for UnifiedReward's three ratings instead.
 
-MLLMScorer asks a multimodal LLM for UnifiedReward's three ratings instead.
-
-Safetensors only: a repository that has nothing but a pickle is refused by transformers. To convert
-one: `safetensors.torch.save_file(torch.load(path, weights_only=True), "model.safetensors")`. None
-of the published weights could be downloaded where this was written: tests run the real classes at
-small size.
+Safetensors only: transformers refuses a repository that has nothing but a pickle. To convert one:
+`safetensors.torch.save_file(torch.load(path, weights_only=True), "model.safetensors")`. None of the
+published weights could be downloaded where this was written: tests run the real classes at small
+size.
 
     scores = load("pickscore", device="cuda", dtype=torch.float16).score(["a red circle"], [image])
 """
@@ -44,8 +42,9 @@ from transformers import CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection
 from transformers.utils import cached_file
 
 from common.rgb import to_rgb
+from judges.answers import Outcome, read_rating
 from judges.mllm import MLLM, Query
-from judges.verdicts import POINTWISE_TEMPLATE, Outcome, read_rating
+from judges.templates import POINTWISE_TEMPLATE
 
 log = logging.getLogger(__name__)
 
@@ -94,19 +93,11 @@ def _model(what: str, name: str, kind, dtype, device):
 
     Raises ValueError if some are missing, which transformers would fill with random numbers.
     """
-    model, info = _loaded(
-        what,
-        name,
-        kind.from_pretrained,
-        dtype=dtype,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    settings = dict(dtype=dtype, use_safetensors=True, output_loading_info=True)
+    model, info = _loaded(what, name, kind.from_pretrained, **settings)
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(
-            f"cannot load {what} from '{name}': it lacks {len(missing)} weights, such "
-            f"as {missing[0]}"
-        )
+        lacks = f"it lacks {len(missing)} weights, such as {missing[0]}"
+        raise ValueError(f"cannot load {what} from '{name}': {lacks}")
     return model.requires_grad_(False).eval().to(device)
 
 
@@ -120,6 +111,8 @@ def _rgb(images: Sequence, count: int, name: str) -> list:
 
 class CLIPScorer:
     """scale x cosine of the embeddings of prompt and image: CLIP score, PickScore, HPSv2."""
+
+    kind = CLIPModel
 
     def __init__(
         self,
@@ -135,12 +128,11 @@ class CLIPScorer:
 
         Raises ValueError if there is no such model.
         """
-        self.model = _model("a CLIP model", model, CLIPModel, dtype, device)
+        self.model = _model("a CLIP model", model, self.kind, dtype, device)
         self.processor = _loaded(
             "a CLIP processor", processor or model, CLIPProcessor.from_pretrained
         )
-        self.scale = self.model.logit_scale.float().exp().item() if scale is None else scale
-        self.batch_size, self.name = batch_size, name
+        self.batch_size, self.name, self.scale = batch_size, name, scale
 
     @torch.no_grad()
     def score(self, prompts: Sequence[str], images: Sequence) -> list[float]:
@@ -151,15 +143,22 @@ class CLIPScorer:
         images, scores = _rgb(images, len(prompts), self.name), []
         for start in range(0, len(images), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            image, text = self.embed_images(images[rows]), self.embed_texts(list(prompts[rows]))
-            scores += (self.scale * (image * text).sum(-1)).tolist()
+            embeds = self.embed_images(images[rows])
+            scores += self.values(embeds, list(prompts[rows])).tolist()
         return scores
+
+    def values(self, embeds: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        """(n,): the scores of images by their embeddings (n, D)."""
+        scale = self.model.logit_scale.float().exp() if self.scale is None else self.scale
+        return scale * (embeds * self.embed_texts(prompts)).sum(-1)
 
     def embed_images(self, images: list) -> torch.Tensor:
         """(n, D) float32, of length one."""
         pixels = self.processor.image_processor(images=images, return_tensors="pt").pixel_values
-        pixels = pixels.to(self.model.device, self.model.dtype)
-        return normalize(self.model.get_image_features(pixels).pooler_output.float(), dim=-1)
+        return normalize(self.features(pixels.to(self.model.device, self.model.dtype)).float())
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.model.get_image_features(pixels).pooler_output
 
     def embed_texts(self, texts: list[str]) -> torch.Tensor:
         """(n, D) float32, of length one."""
@@ -171,56 +170,38 @@ class CLIPScorer:
             max_length=self.model.config.text_config.max_position_embeddings,
         ).to(self.model.device)
         features = self.model.get_text_features(tokens.input_ids, tokens.attention_mask)
-        return normalize(features.pooler_output.float(), dim=-1)
+        return normalize(features.pooler_output.float())
 
 
-class AestheticScorer:
+class AestheticScorer(CLIPScorer):
     """LAION's aesthetic predictor: linear layers on the normalized image embedding of a CLIP tower.
 
     There is no activation between its layers, only dropout in training: they are one linear map.
+    model: folder or hub name whose model.safetensors has the tower and the head `layers.*`.
+    Raises ValueError if either is missing.
     """
 
-    def __init__(
-        self,
-        model: str,
-        device="cpu",
-        dtype=torch.float32,
-        batch_size: int = 32,
-        name: str = "aesthetic",
-    ):
-        """model: folder or hub name whose model.safetensors has the tower and the head `layers.*`.
+    kind = CLIPVisionModelWithProjection
 
-        Raises ValueError if either is missing.
-        """
+    def __init__(self, model: str, device="cpu", dtype=torch.float32, batch_size: int = 32):
         with safe_open(_loaded("a head", model, cached_file, "model.safetensors"), "pt") as file:
             keys = [key for key in file.keys() if key.startswith("layers.")]  # noqa: SIM118
-            head = {key: file.get_tensor(key).float() for key in keys}
+            head = {key: file.get_tensor(key).float().to(device) for key in keys}
         layers = sorted({int(key.split(".")[1]) for key in head})
         if not layers:
             raise ValueError(
                 f"no aesthetic head in '{model}': expected tensors layers.* beside the tower"
             )
-        self.tower = _model("a CLIP tower", model, CLIPVisionModelWithProjection, dtype, device)
-        self.processor = _loaded("a CLIP processor", model, CLIPProcessor.from_pretrained)
-        self.head = [
-            (head[f"layers.{k}.weight"].to(device), head[f"layers.{k}.bias"].to(device))
-            for k in layers
-        ]
-        self.batch_size, self.name = batch_size, name
+        self.head = [(head[f"layers.{k}.weight"], head[f"layers.{k}.bias"]) for k in layers]
+        super().__init__(model, device=device, dtype=dtype, batch_size=batch_size, name="aesthetic")
 
-    @torch.no_grad()
-    def score(self, prompts: Sequence[str], images: Sequence) -> list[float]:
-        """One score for each image; the prompts only have to be as many."""
-        images, scores = _rgb(images, len(prompts), self.name), []
-        for start in range(0, len(images), self.batch_size):
-            part = images[start : start + self.batch_size]
-            pixels = self.processor.image_processor(images=part, return_tensors="pt").pixel_values
-            embeds = self.tower(pixels.to(self.tower.device, self.tower.dtype)).image_embeds
-            value = normalize(embeds.float(), dim=-1)
-            for weight, bias in self.head:
-                value = value @ weight.T + bias
-            scores += value.squeeze(-1).tolist()
-        return scores
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.model(pixels).image_embeds
+
+    def values(self, embeds: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        for weight, bias in self.head:
+            embeds = embeds @ weight.T + bias
+        return embeds.squeeze(-1)
 
 
 class Redness:

@@ -10,8 +10,9 @@ import re
 
 from PIL import Image, ImageDraw
 
-from judges.mllm import MLLM, Query, final_part, without_echo
-from judges.verdicts import PAIRWISE_TEMPLATE, Outcome, Verdict, ask
+from judges.answers import Outcome, Verdict, ask, final_part, without_echo
+from judges.mllm import MLLM, Query
+from judges.templates import PAIRWISE_TEMPLATE
 
 CAPTION = "a large red circle"
 # In the form of the benchmark's, which judges were tuned to answer.
@@ -92,6 +93,6 @@ def check_sight(
     if blind:
         raise ValueError(
             f"the judge {mllm.name} does not see its pictures: it says the same of a red circle "
-            "and of a blue one. Is it a multimodal model, and does its server pass images on?"
+            "and of a blue one. Is it a vision-language model, and does its server pass images on?"
         )
     return f"whether the judge {mllm.name} sees its pictures cannot be told: {error}"

@@ -14,6 +14,7 @@ import random
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -27,7 +28,7 @@ from shapes.verifier import ShapesMLLM
 
 
 class ClassroomMLLM(ShapesMLLM):
-    """The verifier; where no picture is shown, the phrase book answers construct.py's questions."""
+    """The verifier; where no image is shown, the phrase book answers construct.py's questions."""
 
     def answer(self, query: Query, shown: list[Reading]) -> str:
         written = None if shown else phrasebook.answer(query.text)
@@ -71,8 +72,16 @@ def parse_request(body: dict) -> Query:
     return Query(tuple(images), "\n".join(texts))
 
 
+def completion(message: dict, model: str, reason: str | None = "stop") -> dict:
+    """A reply of the protocol with this message of the assistant."""
+    message = {"role": "assistant", **message}
+    choice = {"index": 0, "finish_reason": reason, "message": message}
+    reply = {"id": "chatcmpl-0", "object": "chat.completion", "created": 0, "model": model}
+    return reply | {"choices": [choice]}
+
+
 class JudgeServer(ThreadingHTTPServer):
-    """Serves http://host:port/v1; port 0 takes a free one (see server_port).
+    """Serves http://host:port/v1; port 0 takes a free one (see .url).
 
     host: where it listens. No password is asked for: 127.0.0.1 answers this machine alone, 0.0.0.0
     whoever can reach it.
@@ -87,6 +96,7 @@ class JudgeServer(ThreadingHTTPServer):
         super().__init__((host, port), Handler)
         self.mllm, self.faults, self.calls = mllm, faults, 0
         self._random, self._lock = random.Random(faults.seed), threading.Lock()
+        self.url = f"http://{host}:{self.server_port}/v1"
 
     def handle_error(self, request, client_address) -> None:
         """Quiet where a client went away in the middle, as one that was killed does."""
@@ -113,58 +123,58 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args) -> None:
         """Quiet: a line for each request would drown the terminal."""
 
-    def reply(self, status: int, body: dict, cut: bool = False) -> None:
-        data = json.dumps(body).encode()
+    def reply(self, status: int, body: dict | bytes, cut: bool = False, **headers: str) -> None:
+        """Sends JSON, or bytes as they are; cut: half of it. headers: names with _ for -."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        usual = {"Content_Type": "application/json", "Content_Length": str(len(data))}
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
+        for name, value in (usual | headers).items():
+            self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(data[: len(data) // 2] if cut else data)
         self.wfile.flush()
         self.close_connection = self.close_connection or cut
 
+    def refuse(self, status: int, message: str) -> None:
+        self.reply(status, {"error": {"message": message}})
+
     def do_GET(self) -> None:
-        if self.path.rstrip("/") == "/v1/models":
-            self.reply(
-                200, {"object": "list", "data": [{"id": self.server.mllm.name, "object": "model"}]}
-            )
-        else:
-            self.reply(404, {"error": {"message": f"no such path: {self.path}"}})
+        if self.path.rstrip("/") != "/v1/models":
+            return self.refuse(404, f"no such path: {self.path}")
+        model = {"id": self.server.mllm.name, "object": "model"}
+        return self.reply(200, {"object": "list", "data": [model]})
 
     def do_POST(self) -> None:
         data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path.rstrip("/") != "/v1/chat/completions":
-            return self.reply(404, {"error": {"message": f"no such path: {self.path}"}})
+            return self.refuse(404, f"no such path: {self.path}")
         faults, fault = self.server.faults, self.server.draw_fault()
         time.sleep(faults.hang_seconds if fault == "hang" else faults.latency)
         if fault in ("error_500", "error_429"):
-            return self.reply(int(fault[-3:]), {"error": {"message": "a fault on purpose"}})
+            return self.refuse(int(fault[-3:]), "a fault on purpose")
         try:
             query = parse_request(json.loads(data))
         except Exception as error:  # whatever a client may send, also an image that PIL chokes on
-            return self.reply(
-                400, {"error": {"message": f"bad request: {type(error).__name__}: {error}"}}
-            )
+            return self.refuse(400, f"bad request: {type(error).__name__}: {error}")
         answer = Answer("?!?") if fault == "garbage" else self.server.mllm.ask([query])[0]
         if answer.text is None:
-            return self.reply(500, {"error": {"message": answer.error}})
-        return self.reply(
-            200,
-            {
-                "id": "chatcmpl-0",
-                "object": "chat.completion",
-                "created": 0,
-                "model": self.server.mllm.name,
-                "choices": [
-                    {
-                        "index": 0,
-                        "finish_reason": "stop",
-                        "message": {"role": "assistant", "content": answer.text},
-                    }
-                ],
-            },
-            cut=fault == "truncated",
-        )
+            return self.refuse(500, answer.error)
+        reply = completion({"content": answer.text}, self.server.mllm.name)
+        return self.reply(200, reply, cut=fault == "truncated")
+
+
+@contextmanager
+def served(mllm: MLLM | None = None, port: int = 0, **faults):
+    """Within the block a server of this judge, or of the verifier, runs in a thread: its .url."""
+    server = JudgeServer(mllm or ShapesMLLM(), port, Faults(**faults))
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def main() -> None:
@@ -173,9 +183,8 @@ def main() -> None:
     text = "127.0.0.1: this machine alone may ask; 0.0.0.0: whoever can reach it, without password"
     parser.add_argument("--host", default="127.0.0.1", help=text)
     parser.add_argument("--error_rate", type=float, default=0.0, help="share of random verdicts")
-    parser.add_argument(
-        "--first_bias", type=float, default=0.0, help="share of 'Image 1' regardless"
-    )
+    always = "share of 'Image 1' regardless"
+    parser.add_argument("--first_bias", type=float, default=0.0, help=always)
     for name in ("latency", *Faults.SHARES, "hang_seconds"):
         parser.add_argument(f"--{name}", type=float, default=getattr(Faults, name))
     args = parser.parse_args()
@@ -185,7 +194,7 @@ def main() -> None:
         server = JudgeServer(mllm, args.port, faults, args.host)
     except (ValueError, OSError) as error:  # a share above 1; a port that is taken
         raise SystemExit(f"cannot serve on port {args.port}: {error}")
-    print(f"judging at http://{args.host}:{server.server_port}/v1", flush=True)
+    print(f"judging at {server.url}", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:

@@ -18,8 +18,9 @@ import numpy as np
 
 from common.files import write_atomic
 from figures import pictures
+from judges.answers import ask
 from judges.mllm import Query
-from judges.verdicts import PAIRWISE_TEMPLATE, ask
+from judges.templates import PAIRWISE_TEMPLATE
 from rewards import PairwiseReward, mean_points
 from shapes.prompts import heldout_prompts
 from shapes.verifier import ShapesMLLM

@@ -22,9 +22,10 @@ from tqdm import tqdm
 import sampler
 import train
 from common.files import writing
+from judges.answers import Verdict, ask
 from judges.mllm import Query
 from judges.scorers import CLIPScorer
-from judges.verdicts import PAIRWISE_TEMPLATE, Verdict, ask
+from judges.templates import PAIRWISE_TEMPLATE
 from models import base
 from shapes import pretrain
 from shapes.prompts import heldout_prompts, sample_prompts

@@ -18,7 +18,7 @@ from real_runs import stepped
 import grpo
 import train
 from judges.scorers import MLLMScorer
-from judges.verdicts import PAIRWISE_TEMPLATE
+from judges.templates import PAIRWISE_TEMPLATE
 from rewards import PairwiseReward, PointwiseReward, pair_schedule
 from shapes.verifier import ShapesMLLM
 from training.config import (

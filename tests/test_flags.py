@@ -189,9 +189,9 @@ COMMANDS = {
     "construct": f"--count 2 --out p.csv {JUDGE}",
 }
 CALLED = (
-    "check_sight complete compare construct generate journal_of judge_images make_judge "
-    "read_results score settings_of tables write_atomic write_prompts write_report write_results "
-    "write_scores"
+    "check_same_prompts check_sight complete compare construct coverage_of generate journal_of "
+    "judge_images make_judge read_models read_results score settings_of tables write_prompts "
+    "write_report write_results write_scores write_settings"
 )
 
 
@@ -209,7 +209,7 @@ def called(line, patch):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_of_bench_changes_what_its_command_calls(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("other").write_text("{prompt}")
+    Path("other").write_text("{prompt} {testpoint}")
     line = f"{command} {COMMANDS[command]}"
     (commands,) = bench.make_parser()._subparsers._group_actions
     before = called(line, monkeypatch)
@@ -217,7 +217,7 @@ def test_every_flag_of_bench_changes_what_its_command_calls(command, tmp_path, m
     for action in commands.choices[command]._actions:
         if isinstance(action, argparse._HelpAction):
             continue
-        value = {"judge": "shapes", "prompts": "own"}.get(
+        value = {"judge": "local", "prompts": "own"}.get(
             action.dest, "7" if action.type else "" if action.nargs == 0 else "other"
         )
         if action.option_strings:

@@ -1,12 +1,12 @@
-"""GUIDE.md against the code: its names, files, flags, breaks, examples and commands.
+"""The pages against the code: links, files and lines; GUIDE.md's names, breaks and commands.
 
-What stands in backticks must exist. Commands are run in this process, in a short form: train.py
-with the few steps and images of TRAIN, bench.py on one prompt, the pictures of a smaller group.
+Commands run in this process, in a short form: few steps and images, one prompt, a smaller group.
 """
 
 import dataclasses
 import doctest
 import importlib
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -26,67 +26,51 @@ PROSE = FENCE.sub("", GUIDE)
 BREAK = re.compile(r"[Ii]n\s+`([^`]+)`,\s+`([^`]+)`\s+→\s+`([^`]+)`")
 TOKENS = sorted(set(re.findall(r"`([^`]+)`", BREAK.sub("", PROSE))))
 COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
-# Those of exercises/ train for minutes, on what a student wrote: test_exercises_train.py runs them.
-COMMANDS += [t for t in TOKENS if t.startswith("python ") and " exercises." not in t]
-
+OUTS = re.findall(r"--out (runs/\w+)", " ".join(COMMANDS))
 TRAIN = "--steps 1 --prompts_per_step 2 --group_size 2 --micro_batch 1 --heldout 2"
 SMALL_GROUP = dataclasses.replace(Config(), group_size=3, num_steps=3)
 MODULES = [p for p in (*ROOT.glob("*.py"), *ROOT.glob("*/*.py")) if p.parent.name != "tests"]
 # Of names alone: in the code, or among the numbers of a run, some of whose names are put together.
 NAMED = "\n".join(path.read_text() for path in (*MODULES, ROOT / "docs" / "runs.md"))
-EXERCISES = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("exercises/ex_*.py")}
-FLAGS = {field.name for field in dataclasses.fields(Config)}
-FLAGS |= set(re.findall(r'"--(\w+)"', (ROOT / "bench.py").read_text()))
+FLAGS = {*vars(Config()), *re.findall(r'"--(\w+)"', (ROOT / "bench.py").read_text())}
 
 
-def resolve(name: str):
-    """What a dotted name stands for, such as models.base.Model.velocity."""
-    parts = name.split(".")
-    count = next(n for n in range(len(parts), 0, -1) if is_module(parts[:n]))
-    found = importlib.import_module(".".join(parts[:count]))
-    for part in parts[count:]:
-        found = getattr(found, part)
-    return found
-
-
-def is_module(parts: list[str]) -> bool:
-    path = ROOT.joinpath(*parts)
-    return path.is_dir() or path.with_suffix(".py").is_file()
-
-
-def is_file(token: str) -> bool:
-    return "/" in token or Path(token).suffix in (".py", ".md", ".png", ".csv")
-
-
-@pytest.mark.parametrize("token", [t for t in TOKENS if not t.startswith(("python ", "runs/"))])
-def test_what_stands_in_backticks_exists(token):
+def exists(token: str) -> bool:
+    """Whether there is such a flag (and value), file, file of a run, dotted name, or plain name."""
     if token.startswith("--"):
-        flag, *values = token.split()
-        assert flag[2:].removeprefix("no-") in FLAGS
-        if values:
-            parse_config(token.split())  # of train.py; SystemExit for an unknown recipe
-    elif is_file(token):
-        assert (ROOT / token).is_file()
-    elif "." in token:
-        resolve(token)
-    else:
-        assert re.fullmatch(r"\w+", token), "neither a flag, a file, a command nor a name"
-        assert re.search(rf"\b{token}\b", NAMED)
+        parse_config(token.split() if " " in token else [])  # SystemExit for an unknown recipe
+        return token.split()[0][2:].removeprefix("no-") in FLAGS
+    if token.startswith("runs/"):
+        return token.rpartition("/")[0] in OUTS
+    if "/" in token or Path(token).suffix in (".py", ".md", ".png", ".csv"):
+        return (ROOT / token).is_file()
+    if "." in token:  # resolve_name raises where there is none
+        return pkgutil.resolve_name(token.removeprefix("python -m ")) is not None
+    return bool(re.search(rf"\b{re.escape(token)}\b", NAMED))
 
 
-def test_each_exercise_has_its_part():
-    assert set(TOKENS) >= EXERCISES
+def test_what_stands_in_backticks_exists():
+    assert TOKENS and [token for token in TOKENS if not exists(token)] == []
+    exercises = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("exercises/ex_*.py")}
+    assert exercises <= set(TOKENS)  # each has its part
 
 
-def test_links_and_pictures_exist():
-    targets = re.findall(r"\]\(([^)]+)\)", PROSE)
-    assert targets
-    for target in targets:
-        path, _, anchor = target.partition("#")
-        assert (ROOT / path).is_file(), target
-        lines = (ROOT / path).read_text().splitlines() if anchor else []
-        headings = [line.strip("# ").lower().replace(" ", "-") for line in lines if "# " in line]
-        assert not anchor or anchor in headings, target
+@pytest.mark.parametrize("folder", [".", "docs", "exercises", "measure"])
+def test_links_and_figures_of_pages_exist(folder):
+    for page in (ROOT / folder).glob("*.md"):
+        for path, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text()):
+            target = page.parent / path if path else page
+            assert target.exists(), f"{page.name}: {path}"
+            text = re.sub(r"[^\w\s#-]", "", target.read_text().lower()) if anchor else "# "
+            assert re.search(f"^#+-{anchor}$", text.replace(" ", "-"), re.M), f"{path}#{anchor}"
+
+
+def test_the_readme_names_files_that_exist_and_about_their_lines():
+    text = FENCE.sub("", (ROOT / "README.md").read_text())
+    named = re.findall(r"`((?!runs/)[\w/]+(?:/|\.py))`", text)
+    assert named and [name for name in named if not (ROOT / name).exists()] == []
+    for name, lines in re.findall(r"^\| `(\w+\.py)` \|.*\| (\d+) \|$", text, re.M):
+        assert len((ROOT / name).read_text().splitlines()) == pytest.approx(int(lines), rel=0.1)
 
 
 def test_what_is_to_be_broken_stands_in_its_file_once():
@@ -99,31 +83,22 @@ def test_what_is_to_be_broken_stands_in_its_file_once():
 
 
 def test_the_examples_print_what_stands_below_them():
+    assert {kind for kind, _ in BLOCKS} == {"sh", "pycon"} and GUIDE.count("```") == 2 * len(BLOCKS)
     source = "\n".join(block for kind, block in BLOCKS if kind == "pycon")
     examples = doctest.DocTestParser().get_doctest(source, {}, "GUIDE.md", "GUIDE.md", 0)
-    said = []
-    result = doctest.DocTestRunner().run(examples, out=said.append)
-    assert result.attempted and not result.failed, "".join(said)
-
-
-def test_blocks_are_commands_or_examples():
-    assert {kind for kind, _ in BLOCKS} == {"sh", "pycon"}
-    assert GUIDE.count("```") == 2 * len(BLOCKS)
+    result = doctest.DocTestRunner().run(examples)  # prints what differs
+    assert result.attempted and not result.failed
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_runs_and_leaves_the_files_that_are_named(command, tmp_path, monkeypatch):
-    python, *words = shlex.split(command)
-    module, *flags = words[1:] if words[0] == "-m" else [words[0].removesuffix(".py"), *words[1:]]
-    assert python == "python" and is_module(module.split("."))
-    planned = "--dry_run" in flags
-    if module == "train" and not planned:
-        flags += TRAIN.split()
+    module, *flags = shlex.split(re.sub("^python (-m )?", "", command))
+    module, planned = module.removesuffix(".py"), "--dry_run" in flags
+    flags += [] if module != "train" or planned else TRAIN.split()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [module, *flags])
     monkeypatch.setattr(explain, "Settings", lambda: SMALL_GROUP)
-    limited = ("generate", "judge")
-    short = [line + " --limit 1" * line.startswith(limited) for line in bench.DEFAULT]
+    short = [re.sub("^(generate|judge) ", r"\1 --limit 1 ", line) for line in bench.DEFAULT]
     monkeypatch.setattr(bench, "DEFAULT", short)
     try:
         importlib.import_module(module).main()
@@ -131,13 +106,5 @@ def test_a_command_runs_and_leaves_the_files_that_are_named(command, tmp_path, m
     except SystemExit as stop:
         ending = stop.code
     assert str(ending).startswith("verdict: ") if planned else not ending
-    if "--out" in flags:
-        out = flags[flags.index("--out") + 1]
-        named = [token for token in TOKENS if token.startswith(out + "/")]
-        assert Path(out).exists() and all(map(Path.exists, map(Path, named)))
-
-
-def test_every_file_of_a_run_belongs_to_a_command():
-    made = [word for command in COMMANDS for word in command.split() if word.startswith("runs/")]
-    named = [token for token in TOKENS if token.startswith("runs/")]
-    assert named and all(token.startswith(tuple(f"{out}/" for out in made)) for token in named)
+    for out in re.findall(r"--out (\S+)", command):
+        assert all(Path(t).exists() for t in (out, *TOKENS) if t == out or t.startswith(out + "/"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from real_runs import ALONE, together
 
-from judges.verdicts import Outcome
+from judges.answers import Outcome
 from rewards import Comparison, Rewards
 from training.config import Config
 from training.heldout import Held, Heldout

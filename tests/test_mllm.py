@@ -1,21 +1,20 @@
-"""mllm.py: what of an answer is final, whatever the model, and what is asked again."""
+"""mllm.py and answers.py: what of an answer is final, whatever the model; what is asked again."""
 
 import pytest
 
-from judges.mllm import Query, ask_again, final_part, without_echo
+from judges.answers import final_part, without_echo
+from judges.mllm import Query, ask_again
+
+TAGS = [
+    ("<think>", "</think>"),
+    ("<THINK>", "</Think>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+]
 
 
-@pytest.mark.parametrize(
-    ("begins", "ends"),
-    [
-        ("<think>", "</think>"),
-        ("<thinking>", "</thinking>"),
-        ("<thought>", "</thought>"),
-        ("<reasoning>", "</reasoning>"),
-        ("[THINK]", "[/THINK]"),
-        ("◁think▷", "◁/think▷"),
-    ],
-)
+@pytest.mark.parametrize(("begins", "ends"), TAGS)
 @pytest.mark.parametrize("unfinished", [None, "cut off"])
 def test_what_is_said_while_thinking_is_not_final(begins, ends, unfinished):
     for thought in (f"{begins}draft{ends}", f"draft{ends}", f"{begins}one{ends}{begins}two{ends}"):
@@ -32,10 +31,8 @@ def test_a_repeated_question_is_left_out_of_the_answer():
     question = "Which is better?\n  Say <answer>one</answer>\nor <answer>two</answer>."
     reflowed = " ".join(question.split())
     for echo in (question, reflowed, f"{question}\n{reflowed}"):
-        assert without_echo(f"Well. {echo} <answer>one</answer>", question).split() == [
-            "Well.",
-            "<answer>one</answer>",
-        ]
+        kept = final_part(f"Well. {echo} <answer>one</answer>", None, question)
+        assert kept.split() == ["Well.", "<answer>one</answer>"]
     assert without_echo("Say <answer>one</answer>", question) == "Say <answer>one</answer>"
     assert without_echo("text", "") == without_echo("text", " \n") == "text"
 
@@ -50,11 +47,11 @@ def test_only_what_is_lost_is_asked_again_and_no_more_often_than_allowed():
     def again(query, said):
         return None if said >= len(query.text) else query.text + "!" * (said + 1)
 
-    heard = ask_again(ask, [Query((), ""), Query((), "a"), Query((), "bb")], again, retries=5)
-    assert heard == [[0], [0, 1], [0, 1, 2]]
+    outcomes = ask_again(ask, [Query((), ""), Query((), "a"), Query((), "bb")], again, retries=5)
+    assert outcomes == [[0], [0, 1], [0, 1, 2]]
     assert asked == [["", "a", "bb"], ["a!", "bb!"], ["bb!!"]]  # then there is nothing to ask
     assert ask_again(ask, [Query((), "bb")], again) == [[0, 1]]
     echo = lambda queries: [query.text for query in queries]
     louder = lambda query, said: None if query.text == "a" else query.text + "!"
-    heard = ask_again(echo, [Query((), text) for text in "abc"], louder)
-    assert heard == [["a"], ["b", "b!"], ["c", "c!"]]  # each its own
+    outcomes = ask_again(echo, [Query((), text) for text in "abc"], louder)
+    assert outcomes == [["a"], ["b", "b!"], ["c", "c!"]]  # each its own

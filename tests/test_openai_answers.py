@@ -1,13 +1,19 @@
-"""server.py: what is taken for an answer of the model, whole, unfinished or none."""
+"""reply.py: what is taken for an answer of the model, whole, unfinished or none."""
 
-import json
 import re
 
 import pytest
-from fake_server import choice, client, completion, serving, texts
+from fake_server import choice, client, serving, texts
 
+from judges.answers import Verdict, ask, parse_verdict
 from judges.mllm import Query
-from judges.verdicts import Verdict, ask, parse_verdict
+
+
+def answers_of(reply, **settings):
+    """The answer that is made of a reply, and how many calls it took."""
+    with serving(*[reply] * 3) as server:
+        (answer,) = client(server, max_retries=2, **settings).ask([Query((), "x")])
+    return answer, len(server.requests)
 
 
 @pytest.mark.parametrize(
@@ -15,7 +21,6 @@ from judges.verdicts import Verdict, ask, parse_verdict
     [
         ("stop", 9, None),  # just so long
         (None, 5, None),
-        ("eos_token", 5, None),
         ("STOP", None, None),
         ("length", 5, "cut off at 9 tokens.*--judge_tokens"),
         ("MAX_TOKENS", None, "cut off at 9 tokens"),
@@ -24,10 +29,8 @@ from judges.verdicts import Verdict, ask, parse_verdict
     ],
 )
 def test_an_answer_that_the_model_did_not_end_is_told_apart(reason, tokens, said):
-    usage = {"completion_tokens": tokens, "prompt_tokens": 1, "total_tokens": 1}
-    body = json.loads(completion("a draft", reason)) | ({"usage": usage} if tokens else {})
-    with serving(body) as server:
-        (answer,) = client(server, max_tokens=9).ask([Query((), "x")])
+    usage = {"usage": {"completion_tokens": tokens}} if tokens else {}
+    answer, _ = answers_of(choice("a draft", reason) | usage, max_tokens=9)
     assert answer.text == "a draft"
     assert re.match(said, answer.unfinished) if said else answer.unfinished is None
 
@@ -35,8 +38,6 @@ def test_an_answer_that_the_model_did_not_end_is_told_apart(reason, tokens, said
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ([{"type": "text", "text": "one"}], "one"),
-        ([{"type": "text", "text": "one "}, {"type": "text", "text": "two"}], "one two"),
         ([{"type": "thinking", "thinking": [{"text": "no"}]}, {"type": "text", "text": "x"}], "x"),
         ([{"type": "reasoning", "text": "no"}, {"type": "output_text", "text": "x"}], "x"),
         (["one", {"text": " two"}, {"type": "image_url"}, 5], "one two"),
@@ -44,36 +45,27 @@ def test_an_answer_that_the_model_did_not_end_is_told_apart(reason, tokens, said
     ],
 )
 def test_content_may_be_a_list_of_parts(content, text):
-    with serving(choice(content)) as server:
-        assert texts(client(server).ask([Query((), "x")])) == [text]
+    assert texts([answers_of(choice(content))[0]]) == [text]
 
 
-@pytest.mark.parametrize("content", [None, "", " ", [], [{"type": "thinking", "text": "hm"}], 5])
+@pytest.mark.parametrize("content", [None, " ", [{"type": "thinking", "text": "hm"}], 5])
 def test_an_answer_that_holds_nothing_is_asked_for_once(content):
-    with serving(choice(content)) as server:
-        (answer,) = client(server).ask([Query((), "x")])
-    assert answer.error == answer.unfinished == "empty answer (finish_reason: stop)"
-    assert len(server.requests) == 1
-
-
-def test_an_answer_that_ended_before_it_began_is_asked_for_once():
-    with serving(choice("", reason="length")) as server:
-        (answer,) = client(server).ask([Query((), "x")])
-    assert "empty answer (finish_reason: length)" in answer.error
-    assert len(server.requests) == 1  # at temperature 0 it would say the same again
+    """At temperature 0 it would say the same again."""
+    answer, calls = answers_of(choice(content))
+    assert answer.error == answer.unfinished == "empty answer (finish_reason: stop)" and calls == 1
+    cut, calls = answers_of(choice(content, reason="length"))
+    assert "empty answer (finish_reason: length): cut off" in cut.error and calls == 1
 
 
 def test_a_refusal_is_told_in_the_models_words():
-    with serving(choice(None, refusal="I cannot help with that")) as server:
-        (answer,) = client(server).ask([Query((), "x")])
+    answer, _ = answers_of(choice(None, refusal="I cannot help with that"))
     assert answer.error == "refused: I cannot help with that"
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
 def test_thinking_that_comes_by_itself_is_no_draft_in_the_answer(name):
     verdict = "<answer>Image 2 is better</answer> and"
-    with serving(choice(verdict, reason="length", **{name: "a draft"})) as server:
-        (answer,) = client(server).ask([Query((), "x")])
+    answer, _ = answers_of(choice(verdict, reason="length", **{name: "a draft"}))
     assert parse_verdict(answer.text, answer.unfinished) is Verdict.SECOND
 
 
@@ -90,9 +82,8 @@ def test_thinking_that_comes_by_itself_is_no_draft_in_the_answer(name):
     ],
 )
 def test_an_error_with_http_200_is_told_in_its_own_words(body, calls):
-    with serving(*[body] * 3) as server:
-        (answer,) = client(server, max_retries=2).ask([Query((), "x")])
-    assert "the server says: no such model" in answer.error and len(server.requests) == calls
+    answer, asked = answers_of(body)
+    assert "the server says: no such model" in answer.error and asked == calls
 
 
 @pytest.mark.parametrize("reason", ["length", "stop"])
@@ -100,7 +91,7 @@ def test_eight_questions_that_cannot_be_read_cost_no_more_than_one_repeat_each(r
     """Of a greedy, seeded judge, which would say the same again; and no two in the same words."""
     for content in ("", "Both are equally nice, I'd say"):
         with serving(*[choice(content, reason=reason)] * 100) as server:
-            heard = ask(client(server), [Query((), f"question {k}") for k in range(8)])
-        assert {said[-1].verdict for said in heard} == {Verdict.UNPARSABLE}
+            outcomes = ask(client(server), [Query((), f"question {k}") for k in range(8)])
+        assert {said[-1].verdict for said in outcomes} == {Verdict.UNPARSABLE}
         asked = [body["messages"][0]["content"][-1]["text"] for body, _ in server.requests]
         assert len(asked) == len(set(asked)) == 16

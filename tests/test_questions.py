@@ -1,4 +1,4 @@
-"""The question about a picture, and judges' answers to it, good and bad."""
+"""The question about an image, and judges' answers to it, good and bad."""
 
 import pytest
 
@@ -8,17 +8,11 @@ from training.start import comparison_of
 from unigenbench.questions import answer_form, parse_reasons, parse_scores, question
 from unigenbench.testpoints import Prompt
 
-PROMPT = Prompt(
-    0,
-    "a {red}\nhat",
-    [("Style", "ink\npainting"), ("Grammar - Negation", "no {dog}")],
-    "",
-    "",
-    "en",
-)
+POINTS = [("Style", "ink\npainting"), ("Grammar - Negation", "no {dog}")]
+PROMPT = Prompt(0, "a {red}\nhat", POINTS, "", "", "en")
 
 
-def test_question_has_the_lines_that_the_embedded_judge_reads():
+def test_question_has_the_lines_that_the_verifier_reads():
     lines = question(PROMPT).split("\n")
     assert "Caption: a {red} hat" in lines
     start = lines.index("Testpoint 2: Grammar - Negation")
@@ -29,7 +23,7 @@ def test_question_has_the_lines_that_the_embedded_judge_reads():
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-@pytest.mark.parametrize("count", range(1, 11))
+@pytest.mark.parametrize("count", [1, 4])
 def test_the_question_and_its_form_are_no_answer(count, language):
     prompt = PROMPT._replace(testpoints=[("Style", "ink")] * count, language=language)
     text = question(prompt)
@@ -44,7 +38,6 @@ def test_the_question_and_its_form_are_no_answer(count, language):
     ("text", "scores"),
     [
         ("draft: <score>[1, 0]</score>", None),  # the thought may have begun in the prompt
-        ("[1, 0]", None),
         ("draft <score>[0, 0]</score></think><score>[1, 0]</score>", [1, 0]),
         ("</think><score>[1, 0]</score> and", [1, 0]),
         ('</think>{"score": [1, 0]}\nand', [1, 0]),
@@ -52,7 +45,6 @@ def test_the_question_and_its_form_are_no_answer(count, language):
         ('</think>{"score": [1, 0]} no: {"score": [', None),
         ("</think><score>[1, 0]", None),
         ("</think><score>[1, 0]</score><think>", [1, 0]),
-        ("", None),
     ],
 )
 def test_scores_of_an_unfinished_answer_stand_closed_after_the_thinking(text, scores):
@@ -77,18 +69,13 @@ def test_a_template_of_ones_own():
     [
         ("{caption}", "placeholder other than"),
         ("%s {prompt.text}", "placeholder other than .*: {prompt.text}$"),
-        ("%s {prompt[0]}", "placeholder other than"),
-        ("%s {prompt!r}", "placeholder other than"),
         ("%s {prompt:>9}", "placeholder other than"),
         ("%s { prompt }", "placeholder other than"),
         ("%s {prompt} {}", "placeholder other than"),
-        ("%s {prompt} {0}", "placeholder other than"),
         ("%s {prompt} {", "opened or closed alone"),
-        ("%s {prompt} }", "opened or closed alone"),
         ("%s {prompt", "opened or closed alone"),
         ("%s {{prompt}}", "lacks {prompt}, .* it is none"),
         ("%s", "lacks {prompt}"),
-        ("", "lacks {prompt}"),
     ],
 )
 def test_a_template_that_would_not_be_filled_in_is_refused_by_all_that_take_one(
@@ -117,8 +104,6 @@ def test_a_template_of_testpoints_has_a_place_for_them_and_one_of_pairs_may_hold
     "text, count, scores",
     [
         ('<analysis>["a", "b"]</analysis> <score>[1, 0]</score>', 2, [1, 0]),
-        ("<analysis>['it''s', 'b']</analysis>\n<score>['1', '0']</score>", 2, [1, 0]),
-        ('<score>["1", "0"]</score>', 2, [1, 0]),
         ("<score>\n```json\n[0, 1]\n```\n</score>", 2, [0, 1]),
         ("<score>［“1”，“0”］</score>", 2, [1, 0]),
         ("<score>(1, 1)</score>", 2, [1, 1]),
@@ -129,36 +114,23 @@ def test_a_template_of_testpoints_has_a_place_for_them_and_one_of_pairs_may_hold
         ('{"analysis": ["a"], "score": [1]}', 1, [1]),
         ('First:\n```json\n{"scores": [1, 0]}\n```', 2, [1, 0]),
         ("[1, 0]", 2, [1, 0]),
-        ("```json\n['1', '0']\n```", 2, [1, 0]),
         ("[1]", 2, None),
         ("Testpoints: [1, 0]", 2, None),
-        ("1, 0", 2, None),
         ("1", 1, None),  # a list, or a sentence?
         ('{"score": [1]} then {"score": [0]}', 1, [0]),
         ('{"score": [1], "inner": {"score": [0]}}', 1, [1]),
         ("<score>[1, 0]</score>", 3, None),
         ("<score>[1, 0]</score>", 1, None),
-        ("<score>[1, 2]</score>", 2, None),
         ("<score>[1, 0.5]</score>", 2, None),
-        ("<score>[True, False]</score>", 2, [1, 0]),
-        ("<score>[true, false]</score>", 2, [1, 0]),
-        ("<score>[1.0, 0.0]</score>", 2, [1, 0]),
-        ('<score>["1", 0.0]</score>', 2, [1, 0]),
         ('{"scores": [true, 1.0, " 0 "]}', 3, [1, 1, 0]),
         ('<score>["true", "0"]</score>', 2, None),
         ("<score>[1 + 0j, 1]</score>", 2, None),
         ("<score>[NaN, 1]</score>", 2, None),
-        ("<score>[-1, 1]</score>", 2, None),
         ("<score>['', 1]</score>", 2, None),
         ("<score>[null, 1]</score>", 2, None),
         ("<score>1, 0</score>", 2, [1, 0]),
-        ("<score>10</score>", 2, None),
-        ("<score>[1, 0</score>", 2, None),
         ("<score>[1, 0]", 2, None),
         ("<score>[[1], 0]</score>", 2, None),
-        ("<score>{'a': 1}</score>", 1, None),
-        ("both are met", 2, None),
-        ("", 1, None),
         (None, 1, None),
         ("{" * 5000, 1, None),
     ],

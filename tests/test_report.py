@@ -1,4 +1,4 @@
-"""Pictures have the size and pixels that they should; the page holds hostile text as text."""
+"""Charts have the size and pixels that they should; the page holds hostile text as text."""
 
 import html.parser
 import json
@@ -34,18 +34,8 @@ def test_radar_shows_each_model_and_leaves_absent_dimensions_out(tmp_path):
         report.radar({"one": {"A": 1.0}, "two": {"B": 1.0}}, tmp_path / "x.png")
 
 
-NAMES = [
-    "$a^2$ and $b",
-    "_hidden",
-    "a\nb\r\x07\u2028c",
-    "W" * 300,
-    "\u718a" * 90,
-    "\ufdfa" * 60,
-    "",
-    "  ",
-    "\udcff",
-    "a\\$_",
-]
+NAMES = ["$a^2$ and $b", "_hidden", "a\nb\r\x07\u2028c", "W" * 300, "\u718a" * 90]
+NAMES += ["\ufdfa" * 60, "", "  ", "\udcff", "a\\$_"]
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
@@ -69,6 +59,7 @@ def test_every_model_is_named_on_the_page_and_looks_like_no_other(count, monkeyp
 
 # ----------------------------------------------------------------------------- page
 
+COLOR = "Attribute - Color"
 HOSTILE = "</script><script>document.title='owned'</script><!-- \" ' & <b>bold</b>"
 
 
@@ -77,26 +68,17 @@ def page(tmp_path):
     """A page of two prompts: 7 with one of three right, one image missing; 3 all right."""
     solid("red").save(tmp_path / "3_0.png")
     solid("blue", 900).save(tmp_path / "7_0.png")
+    failed = Point("Style", HOSTILE, False, HOSTILE)
     cards = [
         Card(3, "good", str(tmp_path / "3_0.png"), [Point("Style", "ink", True, "is ink")]),
-        Card(
-            7,
-            HOSTILE,
-            str(tmp_path / "7_0.png"),
-            [Point("Style", HOSTILE, False, HOSTILE), Point("Attribute - Color", "red", True, "")],
-        ),
+        Card(7, HOSTILE, str(tmp_path / "7_0.png"), [failed, Point(COLOR, "red", True, "")]),
         Card(7, HOSTILE, str(tmp_path / "gone.png"), [Point("Style", "ink", None, "failed")]),
     ]
     path = tmp_path / "report.html"
     report.radar({HOSTILE: {"Style": 50.0, "Grammar": 1.0, "Action": 2.0}}, tmp_path / "radar.png")
-    report.html_report(
-        path,
-        ["Dimension", HOSTILE],
-        [["Style", "50.00"]],
-        [f"note {HOSTILE}"],
-        (tmp_path / "radar.png").read_bytes(),
-        {HOSTILE: cards},
-    )
+    table = ["Dimension", HOSTILE], [["Style", "50.00"]]
+    chart = (tmp_path / "radar.png").read_bytes()
+    report.html_report(path, *table, [f"note {HOSTILE}"], chart, {HOSTILE: cards})
     return path
 
 
@@ -166,19 +148,6 @@ def test_page_filters_in_a_real_browser(page, tmp_path):
       document.querySelector(".view").click();
       seen.push(document.querySelector("dialog").open, document.title);"""
     assert seen(page, script, tmp_path) == [
-        [2, 1],
-        [1],
-        [1],
-        [1],
-        [2, 1],
-        [1],
-        [2, 1],
-        [1],
-        [2, 1],
-        True,
-        False,
-        False,
-        True,
-        True,
-        "UniGenBench report",
+        *([2, 1], [1], [1], [1], [2, 1], [1], [2, 1], [1], [2, 1]),
+        *(True, False, False, True, True, "UniGenBench report"),
     ]

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from grpo import group_advantages
+from judges.answers import VERDICT_REMINDER
 from judges.mllm import Answer
-from judges.verdicts import PAIRWISE_TEMPLATE, VERDICT_REMINDER
+from judges.templates import PAIRWISE_TEMPLATE
 from rewards import (
     PairwiseReward,
     PointwiseReward,

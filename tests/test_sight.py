@@ -5,7 +5,7 @@ from PIL import Image
 
 from judges.mllm import Answer
 from judges.sight import CAPTION, check_sight, circle
-from judges.verdicts import PAIRWISE_TEMPLATE
+from judges.templates import PAIRWISE_TEMPLATE
 from shapes.verifier import ShapesMLLM
 
 ONE, TWO = "<answer>Image 1 is better</answer>", "<answer>Image 2 is better</answer>"
@@ -44,15 +44,15 @@ def sees_single(red):
     return f"<score>[{int(red)}]</score>"
 
 
-BLIND_PAIRS = [ONE, TWO, EQUAL, "I see no images, so: " + EQUAL]
-BLIND_SINGLE = ["<score>[1]</score>", "<score>[0]</score>", "1"]
+BLIND = {2: [ONE, "I see no images, so: " + EQUAL], 1: ["<score>[1]</score>", "0"]}
 SILENT = Answer(error="empty answer", unfinished="empty answer")
-UNREADABLE = ["I cannot see any image.", "", SILENT, Answer("<answer>", unfinished="cut off")]
+UNREADABLE = ["I cannot see any image.", SILENT, Answer("<answer>", unfinished="cut off")]
+CUT = "cut off"
 
 
 @pytest.mark.parametrize("pairs_first", [True, False])
-@pytest.mark.parametrize("pair", BLIND_PAIRS)
-@pytest.mark.parametrize("single", BLIND_SINGLE + UNREADABLE[:1])
+@pytest.mark.parametrize("pair", BLIND[2])
+@pytest.mark.parametrize("single", BLIND[1] + UNREADABLE[:1])
 def test_a_judge_that_says_the_same_whatever_it_is_shown_is_refused(pair, single, pairs_first):
     judge = Judge(lambda *_: pair, lambda _: single)
     with pytest.raises(ValueError, match="fake does not see its pictures: .*pass images on"):
@@ -70,10 +70,10 @@ def test_one_that_sees_passes_in_two_calls_without_a_word(pairs_first):
 @pytest.mark.parametrize(
     ("pairs_first", "pair", "single"),
     [
-        *((True, lambda *_, said=said: said, sees_single) for said in BLIND_PAIRS + UNREADABLE),
-        *((False, sees_pairs, lambda _, said=said: said) for said in BLIND_SINGLE + UNREADABLE),
+        *((True, lambda *_, said=said: said, sees_single) for said in BLIND[2] + UNREADABLE),
+        *((False, sees_pairs, lambda _, said=said: said) for said in BLIND[1] + UNREADABLE),
         (True, lambda *_: ONE, lambda red: f"Testpoint 1: {int(red)}, it is." + "<score>"),
-        (True, lambda *_: ONE, lambda red: Answer(f"</think>{int(red)} and", unfinished="cut off")),
+        (True, lambda *_: ONE, lambda red: Answer(f"</think>{int(red)} and", unfinished=CUT)),
         (True, lambda first, _: TWO if first else ONE, None),  # it takes blue for red
         (False, None, lambda red: str(int(not red))),
         (False, lambda *_: Answer(error="HTTP 400: one image only"), lambda red: "yes"),
@@ -87,9 +87,7 @@ def test_one_that_sees_but_is_biased_wrong_or_unreadable_is_warned_of(pairs_firs
 @pytest.mark.parametrize(
     ("pair", "blind"),
     [
-        (lambda red, _: 0.9 if red else 0.2, False),
         (lambda red, _: 0.99 if red else 0.97, False),  # biased, and still it sees
-        (lambda *_: 0.99, True),
         (lambda red, _: 0.5 if red else 0.5 + 1e-9, True),
     ],
 )

@@ -26,11 +26,6 @@ def most_at_once(slots, tasks):
     return most
 
 
-def test_no_more_are_in_flight_than_there_are_slots():
-    assert most_at_once(Slots(5), 23) == 5
-    assert most_at_once(Slots(5), 3) == 3
-
-
 @pytest.mark.parametrize(
     ("falls", "size"),
     [

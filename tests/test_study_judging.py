@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from judges.verdicts import PAIRWISE_TEMPLATE
+from judges.templates import PAIRWISE_TEMPLATE
 from shapes.prompts import heldout_prompts, sample_scene
 from shapes.scenes import render
 from study import judging, summary

@@ -9,9 +9,10 @@ from conftest import ROOT
 from PIL import Image
 
 import grpo
+from judges.answers import Verdict, parse_verdict
 from judges.mllm import Query
 from judges.scorers import CLIPScorer
-from judges.verdicts import PAIRWISE_TEMPLATE, Verdict, parse_verdict
+from judges.templates import PAIRWISE_TEMPLATE
 from rewards import PairwiseReward
 from shapes.prompts import heldout_prompts, sample_scene
 from shapes.scenes import render

@@ -29,15 +29,6 @@ def fields(points=(("Style", "ink"), ("Attribute - Color", "a red hat")), **othe
     }
 
 
-def chinese_fields():
-    return {
-        "一级垂类": "艺术",
-        "二级垂类": "平面艺术",
-        "考点": ["属性-数量"],
-        "考点对应描述": ["两只熊猫"],
-    }
-
-
 def write(path, rows, header=("index", "prompt_en", "sub_dims_en"), encoding="utf-8", end="\n"):
     with open(path, "w", newline="", encoding=encoding) as file:
         csv.writer(file, lineterminator=end).writerows([header, *rows])
@@ -47,32 +38,23 @@ def write(path, rows, header=("index", "prompt_en", "sub_dims_en"), encoding="ut
 def test_dimensions_are_the_papers():
     assert len(DIMENSIONS) == 27 and len(PRIMARIES) == 10
     assert {primary_of(sub) for sub in DIMENSIONS} == set(PRIMARIES)
-    assert len({zh for zh, _, _ in DIMENSIONS.values()}) == 27
+    assert len({zh for _, zh, *_ in DIMENSIONS.values()}) == 27
+    assert canonical(" ATTRIBUTE-color ") == canonical("属性 - 颜色") == "Attribute - Color"
 
 
 def test_loads_english_with_bom_and_windows_line_ends(tmp_path):
-    path = write(
-        tmp_path / "p.csv",
-        [[4, "a hat,\r\nred", json.dumps(fields())]],
-        encoding="utf-8-sig",
-        end="\r\n",
-    )
-    assert load_prompts(path) == [
-        Prompt(
-            4,
-            "a hat,\nred",
-            [("Style", "ink"), ("Attribute - Color", "a red hat")],
-            "Art",
-            "Graphic Art",
-            "en",
-        )
-    ]
+    row = [4, "a hat,\r\nred", json.dumps(fields())]
+    path = write(tmp_path / "p.csv", [row], encoding="utf-8-sig", end="\r\n")
+    points = [("Style", "ink"), ("Attribute - Color", "a red hat")]
+    assert load_prompts(path) == [Prompt(4, "a hat,\nred", points, "Art", "Graphic Art", "en")]
 
 
 @pytest.mark.parametrize("ending", ["_zh", ""])
 def test_loads_chinese_labels_as_english_ones(tmp_path, ending):
     """UniGenBench's README has columns without a language, which then the labels tell."""
-    row = [0, "两只熊猫", json.dumps(chinese_fields(), ensure_ascii=False)]
+    themes = {"一级垂类": "艺术", "二级垂类": "平面艺术"}
+    asked = {"考点": ["属性-数量"], "考点对应描述": ["两只熊猫"]}
+    row = [0, "两只熊猫", json.dumps(themes | asked, ensure_ascii=False)]
     path = write(tmp_path / "p.csv", [row], ("index", f"prompt{ending}", f"sub_dims{ending}"))
     (prompt,) = load_prompts(path)
     assert prompt.testpoints == [("Attribute - Quantity", "两只熊猫")]
@@ -98,11 +80,9 @@ TWO_HOLES = json.dumps(fields()).replace('"Style", "', '"Style" "').replace('"in
     "row, message",
     [
         ([1, "b", TWO_HOLES], "one more comma does not mend it"),
-        ([1, "b", json.dumps(fields()).replace('"ink"', '"in"k"')], "not valid JSON"),
         ([1, "b", json.dumps(fields()).replace('"Style", ', '"Style""')], "not valid JSON"),
         ([1, "b", "[]"], "not a JSON object"),
         ([1, "b", json.dumps(fields(Testpoints=["Style"]))], "1 testpoints, but 2 descriptions"),
-        ([1, "b", json.dumps(fields(Testpoints=[]))], "needs two lists"),
         ([1, "b", json.dumps({"Testpoints": ["Style"]})], "needs two lists"),
         (
             [1, "b", json.dumps(fields([("Attribute - Colour", "red")]))],
@@ -126,9 +106,7 @@ def test_a_bad_row_is_named_with_its_fault(tmp_path, row, message):
         (b"", "it has: nothing"),
         (b"index,prompt_en,sub_dims_en\n", "no prompts"),
         ("index,prompt_zh,sub_dims_zh\n0,两只,x".encode("gbk"), "not UTF-8"),
-        ("index,prompt_en,sub_dims_en\n0,a,x".encode("utf-16"), "not UTF-8"),
         (b"index,prompt_en,sub_dims_en\n\n,,\n7,b\n", "row 3: 2 fields, but the header has 3; a"),
-        (b"index,prompt_en,sub_dims_en\n7,b, red,{}\n", "row 1: 4 fields, but the header has 3; a"),
         (b"index,prompt_en,sub_dims_en\n7,a\rb,{}\n", "row 1: 2 fields, but the header has 3; a"),
         (b'index,prompt_en,sub_dims_en\n7,b,"{}\n8,c,{}\n', r"not a CSV file .*\(line 3: unexp"),
         (b"index,prompt_en,prompt_en ,sub_dims_en\n", "more than one column prompt_en; leave one"),
@@ -161,17 +139,7 @@ def test_official_files(name, points):
 
 @pytest.mark.parametrize("odd", ["", *map(chr, (0, 11, 12, 28, 0x85, 0x2028))])
 def test_written_prompts_are_read_back(tmp_path, odd):
-    prompts = [
-        Prompt(
-            3, f'a "sign",{odd} open', [("Text Generation", f'"op{odd}en"')], "Art", "Other", "en"
-        )
-    ]
+    points = [("Text Generation", f'"op{odd}en"')]
+    prompts = [Prompt(3, f'a "sign",{odd} open', points, "Art", "Other", "en")]
     write_prompts(prompts, tmp_path / "p.csv")
     assert load_prompts(tmp_path / "p.csv") == prompts
-
-
-def test_labels_are_read_whatever_their_blanks_and_case():
-    assert canonical(" ATTRIBUTE-color ") == canonical("属性 - 颜色") == "Attribute - Color"
-
-
-# ----------------------------------------------------------------------------- question and answer

@@ -28,7 +28,6 @@ TOWER = {
     "patch_size": 14,
     "initializer_range": 0.5,
 }
-GRID = [[28, 28], [28, 56], [56, 28], [56, 56]]
 ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
 QWEN_TOWER = {"depth": 2, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 2}
 QWEN_IDS = {
@@ -52,35 +51,6 @@ KINDS = {
         text={"model_type": "llama"},
         vision={"model_type": "clip_vision_model", **TOWER},
         config={"image_token_index": "<image>", "image_token_id": "<image>"},
-    ),
-    "LlavaNext": dict(
-        image="<image>",
-        bos=True,
-        processor={"patch_size": 14, "vision_feature_select_strategy": "default"}
-        | {"num_additional_image_tokens": 1},
-        images=(
-            "llava_next",
-            "LlavaNextImageProcessorPil",
-            {"size": {"shortest_edge": 28}, "crop_size": SQUARE, "image_grid_pinpoints": GRID},
-        ),
-        text={"model_type": "llama"},
-        vision={"model_type": "clip_vision_model", **TOWER},
-        config={"image_token_index": "<image>", "image_token_id": "<image>"}
-        | {"image_grid_pinpoints": GRID},
-    ),
-    "LlavaOnevision": dict(
-        image="<image>",
-        processor={"num_image_tokens": 4, "vision_feature_select_strategy": "full"},
-        images=(
-            "llava_onevision",
-            "LlavaOnevisionImageProcessorPil",
-            {"size": SQUARE, "image_grid_pinpoints": GRID},
-        ),
-        text={"model_type": "qwen2"},
-        vision={"model_type": "siglip_vision_model", **TOWER},
-        config={"image_token_index": "<image>", "image_token_id": "<image>"}
-        | {"video_token_index": "<video>", "image_grid_pinpoints": GRID},
-        tokens=["<video>"],
     ),
     "Gemma3": dict(
         image="<boi>",
@@ -113,17 +83,6 @@ KINDS = {
         config={"scale_factor": 2, "image_token_id": "<image>", "pad_token_id": "<pad>"},
         tokens=["<fake_token_around_image>", "<end_of_utterance>", "<global-img>"],
     ),
-    "InternVL": dict(
-        image="<context>",
-        names={"image_token": "<context>", "start_image_token": "<img>"}
-        | {"end_image_token": "</img>", "context_image_token": "<context>"}
-        | {"video_token": "<video>"},
-        processor={"image_seq_length": 4},
-        images=("got_ocr2", "GotOcr2ImageProcessorPil", {"size": SQUARE, "crop_to_patches": False}),
-        text={"model_type": "qwen2"},
-        vision={**TOWER, "image_size": [28, 28], "patch_size": [7, 7]},
-        config={"image_seq_length": 4, "image_token_id": "<context>", "downsample_ratio": 0.5},
-    ),
     "Qwen2_5_VL": dict(
         image="<|vision_start|><|image_pad|><|vision_end|>",
         processor={},
@@ -135,20 +94,6 @@ KINDS = {
         text={"rope_parameters": ROPE, "head_dim": None},
         vision=QWEN_TOWER
         | {"intermediate_size": 64, "fullatt_block_indexes": [1], "initializer_range": 0.5},
-        config=QWEN_IDS,
-    ),
-    "Qwen3VL": dict(
-        image="<|vision_start|><|image_pad|><|vision_end|>",
-        processor={},
-        images=(
-            "qwen2_vl",
-            "Qwen2VLImageProcessorPil",
-            {"min_pixels": 32 * 32, "max_pixels": 64 * 64, "patch_size": 16},
-        ),
-        text={"rope_parameters": ROPE | {"mrope_interleaved": True}},
-        vision=QWEN_TOWER
-        | {"intermediate_size": 64, "deepstack_visual_indexes": [0], "patch_size": 16}
-        | {"num_position_embeddings": 16, "initializer_range": 0.5},
         config=QWEN_IDS,
     ),
 }

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from common.files import free_bytes
-from judges.make import make_judge
+from shapes.verifier import ShapesMLLM
 from training import distributed, start
 from training import log as run_log
 from training.config import CHECKS, Config, check_numbers, main_memory, parse_config, parse_rewards
@@ -75,7 +75,7 @@ def check_outside(cfg: Config, findings: Findings) -> None:
     if cfg.judge == "shapes":
         findings.of(start.check_known, cfg, prompts)
     findings.of(check_folders, cfg)
-    findings.of(start.comparison_of, cfg, make_judge("shapes", max_tokens=1))  # its template
+    findings.of(start.comparison_of, cfg, ShapesMLLM())  # its template
     served = cfg.judge == "openai" and (cfg.base_url or os.environ.get("OPENAI_BASE_URL"))
     judge = findings.of(start.judge_of, cfg) if served else None
     if judge and (doubt := findings.of(start.try_judge, cfg, judge)):

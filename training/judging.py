@@ -69,10 +69,12 @@ def check_lost(name: str, rewards: Rewards, max_failed: float) -> None:
 
     A group that lost everything, such as that of a prompt which the judge refuses, has advantages
     of 0. It is set aside and does not count, if there are others, and such groups are one or no
-    more than that share of all: else one prompt would end a run at the same step for ever.
+    more than that share of all: else one prompt would end a run at the same step for ever. Those
+    that were lost because the judge is dead, or wants a longer wait, are not set aside.
     """
     counts, groups = rewards.counts, len(rewards.values)
-    aside, lost = counts["groups_lost"], counts["failed"] + counts["unparsable"]
+    lost = counts["failed"] + counts["unparsable"]
+    aside = counts["groups_lost"] - counts["groups_unreachable"]
     spared = aside < groups and aside <= max(max_failed > 0, max_failed * groups)
     whole = counts["wanted"] // groups * aside if spared else 0
     if lost - whole > max_failed * (counts["wanted"] - whole):

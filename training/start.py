@@ -12,7 +12,7 @@ from common.seeds import seed_of
 from judges import scorers
 from judges.make import make_judge
 from judges.sight import check_sight
-from judges.verdicts import PAIRWISE_TEMPLATE, check_template, read_template
+from judges.templates import PAIRWISE_TEMPLATE, check_template, read_template
 from models import base
 from rewards import JUDGED, PairwiseReward, PointwiseReward
 from shapes.verifier import ShapesMLLM, parse_prompt
@@ -91,6 +91,7 @@ def judge_of(cfg: Config, world: int = 1):
         concurrency=max(1, cfg.concurrency // world),
         timeout=cfg.call_timeout,
         patience=cfg.patience,
+        shapes=ShapesMLLM,
     )
 
 

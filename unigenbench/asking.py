@@ -9,6 +9,7 @@ and a second start asks only for what is missing, failed or could not be parsed.
 import hashlib
 import itertools
 import logging
+import math
 import queue
 import re
 import threading
@@ -23,9 +24,10 @@ from tqdm import tqdm
 
 from common import wording
 from common.files import Journal
-from judges.mllm import MLLM, Answer, Query, ask_again, without_echo
+from judges.answers import without_echo
+from judges.mllm import MLLM, Answer, Query, ask_again
 from unigenbench.images import IMAGES, fingerprint, image_name, open_image, prompt_of
-from unigenbench.questions import final_answer, one_line, parse_reasons, parse_scores, question
+from unigenbench.questions import final_answer, parse_reasons, parse_scores, question
 from unigenbench.results import Result
 from unigenbench.testpoints import Prompt
 
@@ -89,14 +91,14 @@ class Judgement(NamedTuple):
 
 def read_judgement(answer: Answer, text: str, count: int) -> Judgement:
     """text: the question, about so many testpoints."""
-    said = without_echo(answer.text or "", text)
-    scores = parse_scores(said, count, answer.unfinished)
-    reasons = parse_reasons(said, count, answer.unfinished)
-    given = final_answer(said, answer.unfinished).get("score")
-    listed = given if isinstance(given, (list, tuple)) and len(given) == count else ()
-    null = [why for why, score in zip(reasons, listed) if score is None]
-    lost = answer.error or answer.unfinished or ", ".join(null)
-    lost = lost or "an answer without one score a testpoint"
+    response = without_echo(answer.text or "", text)
+    scores = parse_scores(response, count, answer.unfinished)
+    reasons = parse_reasons(response, count, answer.unfinished)
+    given = final_answer(response, answer.unfinished).get("score")
+    given = given if isinstance(given, (list, tuple)) else ()
+    unknown = ", ".join(why for why, score in zip(reasons, given) if score is None)
+    form = "an answer without one score per testpoint"
+    lost = answer.error or answer.unfinished or unknown or form
     return Judgement(scores, reasons, None if scores else lost)
 
 
@@ -106,28 +108,28 @@ class Patience:
     That is after `most` calls in a row without an answer, or with the first failure once no
     call has been answered for `seconds`. With the defaults of OpenAIMLLM and 16 workers, a server
     that hangs is left after 3 to 5 minutes (its calls in flight end by their own timeouts), one
-    that refuses connections after about 40 seconds.
+    that refuses connections after about 40 seconds. math.inf: never.
     """
 
-    def __init__(self, seconds: float = 180.0, most: float = 32):
-        self.seconds, self.most, self.failures = seconds, most, 0
-        self.answered, self.lock = time.monotonic(), threading.Lock()
+    def __init__(self, seconds: float):
+        self.seconds, self.most = seconds, 32 if seconds < math.inf else math.inf
+        self.failures, self.answered = 0, time.monotonic()
 
-    def check(self, answers: list[Answer]) -> None:
-        """Raises ValueError if these calls all failed, and that was one failure too many."""
-        errors = [answer.error for answer in answers if answer.error is not None]
-        with self.lock:
-            if len(errors) < len(answers):
-                self.failures, self.answered = 0, time.monotonic()
-                return
-            self.failures += len(errors)
-            silent = time.monotonic() - self.answered
+    def check(self, lost: list[str | None]) -> None:
+        """lost: of calls that ended together, why each has no answer, or None.
+
+        Raises ValueError if they all failed, and that was one failure too many.
+        """
+        if None in lost:
+            self.failures, self.answered = 0, time.monotonic()
+            return
+        self.failures += len(lost)
+        silent = time.monotonic() - self.answered
         if self.failures >= self.most or silent > self.seconds:
-            last = wording.one_line(errors[-1], 300)
+            last = wording.one_line(lost[-1], 300)
             raise ValueError(
-                f"no answer to the last {self.failures} calls in {silent:.0f} s "
-                f"({last}); what was answered is kept: mend the server and "
-                "start again"
+                f"no answer to the last {self.failures} calls in {silent:.0f} s ({last}); "
+                "what was answered is kept: mend the server and start again"
             )
 
 
@@ -142,53 +144,54 @@ def ask(mllm: MLLM, tasks: list[Task]) -> list[Answer]:
 
     def again(query: Query, answer: Answer) -> str | None:
         count = counts[query.text]
-        heard = answer.text is not None or answer.unfinished
-        if not heard or read_judgement(answer, query.text, count).scores:
+        responded = answer.text is not None or answer.unfinished
+        if not responded or read_judgement(answer, query.text, count).scores:
             return None
         return query.text + SCORES_REMINDER.format(count=count)
 
-    heard = ask_again(mllm.ask, [Query((t.image,), t.text) for t in tasks], again)
-    return [next((a for a in said[::-1] if a.text is not None), said[-1]) for said in heard]
+    asked = ask_again(mllm.ask, [Query((t.image,), t.text) for t in tasks], again)
+    return [next((a for a in each[::-1] if a.text is not None), each[-1]) for each in asked]
 
 
 def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, workers: int, batch: int, patience) -> None:
     """Ask for every task, `workers` calls of `batch` tasks at a time; keep(task, answer) at once.
 
-    Tasks are drawn when a worker is free, so that few images are in memory. A fault in one worker
-    stops the others after the call that they are in. Raises ValueError if the judge seems dead.
+    Tasks are drawn when a call may begin, so that few images are in memory. A fault in one call
+    ends the work after those that are in flight. Raises ValueError if the judge seems dead.
     """
-    draw, stop, ended = threading.Lock(), threading.Event(), queue.SimpleQueue()
+    done, in_flight, fault = queue.SimpleQueue(), 0, None
 
-    def worker() -> None:
-        error = None
+    def call(chunk: list[Task]) -> None:
         try:
-            while not stop.is_set():
-                with draw:
-                    chunk = list(itertools.islice(tasks, batch))
-                if not chunk:
-                    break
-                answers = ask(mllm, chunk)
-                for task, answer in zip(chunk, answers):
-                    keep(task, answer)
-                lost = [read_judgement(a, t.text, t.count).lost for a, t in zip(answers, chunk)]
-                patience.check([Answer(error=e) if e else a for e, a in zip(lost, answers)])
-        except BaseException as fault:
-            error = fault
-            stop.set()
-        ended.put(error)
+            done.put((chunk, ask(mllm, chunk)))
+        except BaseException as error:
+            done.put((chunk, error))
 
-    for _ in range(workers):  # daemons: Ctrl-C waits for no call that is in flight
-        threading.Thread(target=worker, daemon=True).start()
-    try:
-        errors = [ended.get() for _ in range(workers)]
-    finally:
-        stop.set()
-    if first := next(filter(None, errors), None):
-        raise first
+    while True:
+        while not fault and in_flight < workers and (chunk := list(itertools.islice(tasks, batch))):
+            # Daemons: Ctrl-C waits for no call that is in flight.
+            threading.Thread(target=call, args=(chunk,), daemon=True).start()
+            in_flight += 1
+        if not in_flight:
+            break
+        chunk, answers = done.get()
+        in_flight -= 1
+        if isinstance(answers, BaseException):
+            fault = fault or answers
+            continue
+        for task, answer in zip(chunk, answers):
+            keep(task, answer)
+        lost = [read_judgement(a, t.text, t.count).lost for a, t in zip(answers, chunk)]
+        try:
+            patience.check(lost)
+        except ValueError as dead:
+            fault = fault or dead
+    if fault:
+        raise fault
 
 
 class JudgmentStore:
-    """What a judge says of images: what its journal holds of earlier, and what comes."""
+    """The answers about images: those that a journal holds from earlier starts, and new ones."""
 
     def __init__(self, journal: Journal, texts: dict):
         """texts: the question about each prompt, by its index."""
@@ -198,23 +201,14 @@ class JudgmentStore:
                 line["output"] or None, line["error"], None, line.get("unfinished")
             )
             for line in journal.lines
-            # which the verifier of earlier versions scored 0
-            if "' cannot be verified" not in line["output"]
         }
         self.digests = {}  # of the images that could be opened with their questions, by name
         self.broken = []  # why others could not
 
     def keep(self, task: Task, answer: Answer) -> None:
         self.answers[task.name, task.digest] = answer
-        self.journal.write(
-            {
-                "image": task.name,
-                "digest": task.digest,
-                "output": answer.text or "",
-                "error": answer.error,
-                "unfinished": answer.unfinished,
-            }
-        )
+        line = {"image": task.name, "digest": task.digest, "output": answer.text or ""}
+        self.journal.write(line | {"error": answer.error, "unfinished": answer.unfinished})
 
     def judgement(self, prompt: Prompt, name: str) -> tuple[Answer, Judgement]:
         none = Answer(error="no such image")
@@ -228,7 +222,7 @@ class JudgmentStore:
             name, text = image_name(prompt.index, i), self.texts[prompt.index]
             try:
                 image, data = open_image(folder / name)
-                if (other := prompt_of(data)) not in (None, one_line(prompt.text)):
+                if (other := prompt_of(data)) not in (None, wording.one_line(prompt.text)):
                     raise ValueError(f"{name}: drawn of another prompt, '{other[:60]}'")
             except ValueError as error:
                 self.broken.append(str(error))
@@ -239,21 +233,21 @@ class JudgmentStore:
                 yield Task(name, image, digest, text, len(prompt.testpoints))
 
     def results(self, prompts: list[Prompt], folder: Path) -> list[Result]:
-        """One for each image of each prompt; says in the log why those asked in vain were lost."""
-        results, lost, said = [], Counter(), ""
+        """One for each image of each prompt; the log says why those that were asked have none."""
+        results, lost, last = [], Counter(), ""
         for p in prompts:
             subs, descriptions = map(list, zip(*p.testpoints))
             for name in (image_name(p.index, i) for i in range(IMAGES)):
                 answer, (scores, reasons, why) = self.judgement(p, name)
                 if why and name in self.digests:
-                    lost[why], said = lost[why] + 1, answer.text or said
+                    lost[why], last = lost[why] + 1, answer.text or last
                 image, output = str(folder / name), answer.text or ""
                 judged = (subs, image, scores, output, reasons, descriptions)
                 results.append(Result(p.index, p.text, *judged, p.language))
         if lost:
             why = wording.reasons(lost.elements())
-            ends = f"; the last of these answers ends with {said[-80:]!r}" if said else ""
-            log.warning("%d images were asked about in vain: %s%s", lost.total(), why, ends)
+            ends = f"; the last of these answers ends with {last[-80:]!r}" if last else ""
+            log.warning("%d images were not judged: %s%s", lost.total(), why, ends)
         return results
 
 
@@ -266,7 +260,7 @@ def judge_images(
     workers=1,
     batch=16,
     limit=None,
-    patience=None,
+    patience=180.0,
 ) -> list[Result]:
     """One result for each of the four images of each prompt, failed ones included.
 
@@ -274,25 +268,23 @@ def judge_images(
     in the journal for the same image and question are not asked for again, unless they failed or
     could not be parsed.
     limit: only the first so many prompts; images of the others are nothing to warn of
-    patience: with a judge that fails
+    patience: seconds without any answer after which the judge counts as dead
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"no image folder '{folder}'")
     if odd := foreign_names(folder, prompts):
+        named = wording.listed(odd)
         log.warning(
-            "%d files are no image of these prompts and are not judged: %s",
-            len(odd),
-            wording.listed(odd),
+            "%d files are no image of these prompts and are not judged: %s", len(odd), named
         )
     prompts = prompts[:limit]
     journal = Journal(journal_path, header_of(mllm), same_answers)
-    heard = JudgmentStore(journal, {p.index: question(p, template) for p in prompts})
-    tasks = heard.tasks(prompts, folder)
+    store = JudgmentStore(journal, {p.index: question(p, template) for p in prompts})
+    tasks = store.tasks(prompts, folder)
     with journal.file:  # closed, and so unlocked, also where this is cut short
-        ask_all(mllm, tasks, heard.keep, workers, batch, patience or Patience())
-    if heard.broken:
-        log.warning(
-            "%d images cannot be judged: %s", len(heard.broken), wording.reasons(heard.broken)
-        )
-    return heard.results(prompts, folder)
+        ask_all(mllm, tasks, store.keep, workers, batch, Patience(patience))
+    if store.broken:
+        why = wording.reasons(store.broken)
+        log.warning("%d images cannot be judged: %s", len(store.broken), why)
+    return store.results(prompts, folder)

@@ -8,45 +8,28 @@ check or repeats an earlier prompt is written again, a few times at most.
     prompts, given_up = construct(mllm, count=100, journal_path="prompts.journal.jsonl")
 """
 
+import csv
 import logging
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from common.files import Journal
-from judges.mllm import MLLM, Answer, Query, final_part
+from common.wording import one_line
+from judges.answers import final_part
+from judges.mllm import MLLM, Query
 from unigenbench.asking import Patience, header_of, same_answers
-from unigenbench.questions import answer_form, last_json, one_line, parse_scores
+from unigenbench.questions import answer_form, last_json, parse_scores
 from unigenbench.testpoints import DIMENSIONS, SUBS, Prompt
 
 log = logging.getLogger("bench")
 
-SUBTHEMES = {
-    "Art": ("Graphic Art", "Photography Art", "Sculptural Art", "Other"),
-    "Illustration": ("Copywriting Illustration", "Content Illustration"),
-    "Film & Story": ("Sci-Fi", "Realism", "Animation"),
-    "Design": (
-        "Advertising/E-commerce Design",
-        "Spatial Design",
-        "Game Design",
-        "UI Design",
-        "Poster Design",
-        "IP Design",
-        "Logo/Icon Design",
-        "Design Assets",
-        "Fashion Design",
-    ),
-    "Creative Divergence": ("Imaginative Thinking", "Other"),
-}
+THEMES = Path(__file__).with_name("subthemes.csv").read_text(encoding="utf-8").splitlines()
+PLACES = [(row["theme"], row["subtheme"]) for row in csv.DictReader(THEMES)]
 SUBJECTS = ("Animal", "Character", "Anthropomorphic", "Scene", "Other Entity")
-NEEDS = {  # testpoints that only some subjects can show
-    "Action - Animal": ("Animal",),
-    "Action - Full-body (Character/Anthropomorphic)": ("Character", "Anthropomorphic"),
-    "Action - Hand (Character/Anthropomorphic)": ("Character", "Anthropomorphic"),
-    "Attribute - Expression": ("Animal", "Character", "Anthropomorphic"),
-}
 MOST_TESTPOINTS, ATTEMPTS, BATCH = 5, 4, 16
 MOST_ALIKE = 0.3  # share of three-word sequences in common; no two official prompts are above 0.19
 
@@ -70,26 +53,26 @@ def make_drafts(count: int, seed: int) -> list[Draft]:
     The first drafts do not depend on count, so that a set can be extended.
     """
     rng = np.random.default_rng(seed)
-    places = [(theme, sub) for theme, subs in SUBTHEMES.items() for sub in subs]
-    used, drafts = Counter(), []
+    places, used, drafts = PLACES.copy(), Counter(), []
     for index in range(count):
         if index % len(places) == 0:
             rng.shuffle(places)
         theme, subtheme = places[index % len(places)]
         subject = SUBJECTS[index % len(SUBJECTS)]
-        fitting = [sub for sub in SUBS if subject in NEEDS.get(sub, SUBJECTS)]
+        fitting = [sub for sub in SUBS if subject in DIMENSIONS[sub].subjects.split("; ")]
         rarest = sorted(fitting, key=lambda sub: (used[sub], rng.random()))
         subs = tuple(rarest[: rng.integers(1, MOST_TESTPOINTS + 1)])
         used.update(subs)
-        drafts.append(Draft(index, str(theme), str(subtheme), subject, subs))
+        drafts.append(Draft(index, theme, subtheme, subject, subs))
     return drafts
 
 
+def described(number: int, sub: str) -> str:
+    return f"Testpoint {number}: {sub}\nDefinition: {DIMENSIONS[sub].definition_en}"
+
+
 def writing_question(draft: Draft, attempt: int) -> str:
-    listed = "\n".join(
-        f"Testpoint {n}: {sub}\nDefinition: {DIMENSIONS[sub][1]}"
-        for n, sub in enumerate(draft.subs, 1)
-    )
+    listed = "\n".join(described(n, sub) for n, sub in enumerate(draft.subs, 1))
     again = f"\nThis is attempt {attempt + 1}; do not take the obvious idea." if attempt else ""
     return f"""\
 Write one prompt for a text-to-image model: one or two sentences, at most 60 words.
@@ -109,7 +92,7 @@ Answer with JSON alone, one description for each testpoint, in order, in words o
 
 def checking_question(prompt: Prompt) -> str:
     listed = "\n\n".join(
-        f"Testpoint {n}: {sub}\nDefinition: {DIMENSIONS[sub][1]}\nDescription: {one_line(text)}"
+        f"{described(n, sub)}\nDescription: {one_line(text)}"
         for n, (sub, text) in enumerate(prompt.testpoints, 1)
     )
     return f"""\
@@ -165,7 +148,7 @@ def attempt_batch(
     for draft, answer in zip(drafts, answers, strict=True):
         prompt = read_written(answer.text, draft, answer.unfinished)
         made[draft.index] = prompt or answer.error or answer.unfinished or "not what was asked for"
-    patience.check([Answer(error=m) if isinstance(m, str) else Answer("") for m in made.values()])
+    patience.check([why if isinstance(why, str) else None for why in made.values()])
     fresh = []
     for index, prompt in made.items():
         if isinstance(prompt, str):
@@ -192,14 +175,16 @@ def cost_line(count: int, done: int) -> str:
     )
 
 
-def construct(mllm: MLLM, count: int, journal_path, seed=0) -> tuple[list[Prompt], list[Draft]]:
+def construct(
+    mllm: MLLM, count: int, journal_path, seed=0, patience: float = 180.0
+) -> tuple[list[Prompt], list[Draft]]:
     """`count` prompts, and the drafts that no attempt fulfilled, which are printed with the reason.
 
     Started again, it goes on.
 
     Raises ValueError if the journal is of another model or seed, or the model seems dead.
     """
-    patience = Patience()
+    dead = Patience(patience)
     journal = Journal(journal_path, header_of(mllm, "writer", seed=seed), same_answers)
     drafts = {draft.index: draft for draft in make_drafts(count, seed)}
     accepted = {}
@@ -214,7 +199,7 @@ def construct(mllm: MLLM, count: int, journal_path, seed=0) -> tuple[list[Prompt
             todo = [draft for index, draft in drafts.items() if index not in accepted]
             for start in range(0, len(todo), BATCH):
                 batch, so_far = todo[start : start + BATCH], list(accepted.values())
-                made = attempt_batch(mllm, batch, attempt, so_far, patience)
+                made = attempt_batch(mllm, batch, attempt, so_far, dead)
                 why |= made
                 for prompt in made.values():
                     if not isinstance(prompt, str):

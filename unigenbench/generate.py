@@ -1,4 +1,4 @@
-"""Prompts into images: four a prompt, the same bytes whatever the number of processes or restarts.
+"""Prompts into images: four per prompt, the same bytes whatever the number of processes or starts.
 
     generate(prompts, "images", "black-forest-labs/FLUX.1-dev", steps=30, guidance=3.5)
 
@@ -103,14 +103,8 @@ def load_pipeline(model: str, lora: str | None, device: str, dtype):
     else:
         pipe = DiffusionPipeline.from_pretrained(model, dtype=dtype).to(device)
         pipe.set_progress_bar_config(disable=True)
-        lacks = {
-            "prompt",
-            "num_inference_steps",
-            "guidance_scale",
-            "height",
-            "width",
-            "generator",
-        } - inspect.signature(pipe.__call__).parameters.keys()
+        needs = {"prompt", "num_inference_steps", "guidance_scale", "height", "width", "generator"}
+        lacks = needs - inspect.signature(pipe.__call__).parameters.keys()
         if lacks:
             raise ValueError(f"the {kind} in '{model}' takes no {', '.join(sorted(lacks))}")
     if lora:
@@ -137,14 +131,8 @@ def make_draw(pipe, own, steps: int, guidance: float, size: int | None, seeds):
     def draw_other(text: str) -> list:
         # Generators of the CPU: a seed means the same noise on every device.
         noises = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return pipe(
-            [text] * len(seeds),
-            generator=noises,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            height=size,
-            width=size,
-        ).images
+        how = dict(num_inference_steps=steps, guidance_scale=guidance, height=size, width=size)
+        return pipe([text] * len(seeds), generator=noises, **how).images
 
     if not own:
         return draw_other, None
@@ -175,7 +163,7 @@ def generate(
     rank=0,
     ranks=1,
 ) -> None:
-    """Four PNG a prompt into `out`; this process makes every `ranks`-th prompt.
+    """Four PNG per prompt into `out`; this process makes every `ranks`-th prompt.
 
     The images of one prompt are one batch, always: its shape decides the order of floating-point
     sums, so no other batch gives the same bytes. For the same reason each process on a CPU uses

@@ -1,4 +1,4 @@
-"""The benchmark's image files: four a prompt, as the official evaluator names them.
+"""The benchmark's image files: four per prompt, as the official evaluator names them.
 
 image, data = open_image(folder / image_name(prompt.index, 0))         # folder/12_0.png
 
@@ -13,11 +13,10 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from common.rgb import to_rgb
+from common.wording import one_line
 
-IMAGES = 4  # a prompt
+IMAGES = 4  # per prompt
 FORMATS = ("PNG", "JPEG", "WEBP")  # whatever the name says; none that Pillow runs a program for
-
-
 PROMPT = "unigenbench:prompt"  # the keyword of a text chunk of PNG; others write "prompt", as JSON
 
 
@@ -54,14 +53,14 @@ def prompt_of(data: bytes) -> str | None:
     """The prompt that an image file was drawn of, in one line; None where it does not say so, as
     those of other tools and of earlier versions do not."""
     prompt = Image.open(io.BytesIO(data), formats=FORMATS).info.get(PROMPT)
-    return None if prompt is None else " ".join(prompt.split())
+    return None if prompt is None else one_line(prompt)
 
 
 def opens(path: Path, prompt: str | None = None) -> bool:
     """Whether a whole image is there, of this prompt as far as it says."""
     try:
         drawn = prompt_of(open_image(path)[1])
-        return None in (drawn, prompt) or drawn == " ".join(prompt.split())
+        return None in (drawn, prompt) or drawn == one_line(prompt)
     except ValueError:
         return False
 

@@ -1,4 +1,4 @@
-"""The question that a judge gets about a picture and its testpoints, and how its answer is read.
+"""The question that a judge gets about an image and its testpoints, and how its answer is read.
 
 The question is in our own words; the released template can be given instead.
 
@@ -10,8 +10,9 @@ import ast
 import json
 import re
 
-from judges.mllm import final_part
-from judges.verdicts import check_template
+from common.wording import one_line
+from judges.answers import final_part
+from judges.templates import check_template
 from unigenbench.testpoints import DIMENSIONS, Prompt
 
 TEMPLATES = {
@@ -55,10 +56,6 @@ def answer_form(count: int) -> str:
     return f"<analysis>[{analysis}]</analysis> <score>[{score}]</score>"
 
 
-def one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 def question(prompt: Prompt, template: str | None = None) -> str:
     """What the judge is asked about an image of this prompt.
 
@@ -68,18 +65,18 @@ def question(prompt: Prompt, template: str | None = None) -> str:
     if template is not None:
         tested = ("test_explanation", "testpoint")
         check_template(template, "the template (--template)", PLACEHOLDERS, tested, formatted=True)
-    zh = prompt.language == "zh"
+    language = prompt.language
     rows = [
-        (DIMENSIONS[sub][0] if zh else sub, DIMENSIONS[sub][2 if zh else 1], one_line(text))
+        (DIMENSIONS[sub].label(language), DIMENSIONS[sub].definition(language), one_line(text))
         for sub, text in prompt.testpoints
     ]
     if template is None:
-        point, definition, description, colon = WORDS[prompt.language]
+        point, definition, description, colon = WORDS[language]
         listed = "\n\n".join(
             f"{point} {n}{colon}{label}\n{definition}{colon}{meaning}\n{description}{colon}{text}"
             for n, (label, meaning, text) in enumerate(rows, 1)
         )
-        return TEMPLATES[prompt.language].format(
+        return TEMPLATES[language].format(
             caption=one_line(prompt.text),
             testpoints=listed,
             count=len(rows),

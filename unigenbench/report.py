@@ -1,9 +1,9 @@
 """What people look at of a benchmark: a radar chart and one page with every image and verdict.
 
 The drawing functions take plain data (paths, strings, numbers) and write one file, atomically;
-write_report does all of it from result files.
+write_report does all of it from results and their scores.
 
-    write_report([Path("base.csv"), Path("trained.csv")], Path("report.html"))
+    write_report({"base": results}, {"base": bench.score(results)}, Path("report.html"))
     radar({"base": {"Style": 85.0, "Grammar": 62.3, "Action": None}}, "radar.png")
 """
 
@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from common.files import check_outputs, write_atomic
-from common.wording import one_line
+from common.files import write_atomic
 from figures.fonts import literal
 from figures.page import image_uri, write_page
 from figures.pictures import PALETTE, new_figure, save_figure
 from unigenbench.images import FORMATS
-from unigenbench.results import Result, Scores, read_results, score
+from unigenbench.results import Result
+from unigenbench.scores import Scores
 from unigenbench.tables import SCORE_HEADER, coverage_line, markdown_table, score_rows
 from unigenbench.testpoints import PRIMARIES
 
@@ -69,7 +69,7 @@ def radar(scores_by_name: dict[str, dict[str, float | None]], path) -> None:
 
 
 class Point(NamedTuple):
-    """What the judge said of one testpoint."""
+    """What was read of one testpoint in the judge's answer."""
 
     sub: str
     description: str
@@ -102,17 +102,10 @@ def gallery_data(cards_by_model: dict[str, list[Card]]) -> list[dict]:
     groups = {}
     for model, cards in cards_by_model.items():
         for card in cards:
-            group = groups.setdefault(
-                (model, card.index),
-                {"model": model, "index": card.index, "prompt": card.prompt, "images": []},
-            )
-            group["images"].append(
-                {
-                    "src": data_uri(card.image),
-                    "name": Path(card.image).name,
-                    "points": [list(point) for point in card.points],
-                }
-            )
+            group = dict(model=model, index=card.index, prompt=card.prompt, images=[])
+            group = groups.setdefault((model, card.index), group)
+            image = dict(src=data_uri(card.image), name=Path(card.image).name)
+            group["images"].append(image | {"points": [list(point) for point in card.points]})
 
     def share_passed(group):
         passed = [point[2] is True for image in group["images"] for point in image["points"]]
@@ -142,7 +135,7 @@ def html_report(path, header, rows, notes, radar_png: bytes, cards_by_model) -> 
     )
 
 
-# ----------------------------------------------------------------------------- from result files
+# ----------------------------------------------------------------------------- from results
 
 
 def result_cards(results: list[Result]) -> list[Card]:
@@ -182,31 +175,18 @@ def radar_percent(scores: Scores) -> dict[str, float | None]:
     return {p: 100 * known[p] if p in known else None for p in PRIMARIES}
 
 
-def files_beside(out: Path) -> tuple[Path, Path]:
-    """The chart and the table in Markdown of a report, named after it: two may share a folder."""
+def files_of(out: Path) -> tuple[Path, Path, Path]:
+    """The page, and its chart and its table in Markdown, named after it: two may share a folder."""
     stem = out.stem if out.suffix.lower() in (".html", ".htm") else out.name
-    return out.with_name(f"{stem}.radar.png"), out.with_name(f"{stem}.md")
+    return out, out.with_name(f"{stem}.radar.png"), out.with_name(f"{stem}.md")
 
 
-def write_report(paths: list[Path], out: Path) -> None:
-    """The page of these result files, and beside it its radar chart and a table in Markdown.
-
-    Raises ValueError if two files have the same name, since a report shows models by it, if they
-    are of different prompts, whose scores say nothing of each other, or if one would be written
-    over.
-    """
-    chart, table = files_beside(out)
-    check_outputs((out, chart, table), paths)
-    results = {one_line(path.stem): read_results(path) for path in paths}
-    if len(results) < len(paths):
-        raise ValueError("two result files have the same name, which a report shows models by")
-    asked = [{r.index: (r.prompt, r.subs) for r in of_one} for of_one in results.values()]
-    if other := next((path for path, prompts in zip(paths, asked) if prompts != asked[0]), None):
-        raise ValueError(f"{paths[0]} and {other} are of different prompts: report each by itself")
-    scores = {name: score(r) for name, r in results.items()}
+def write_report(results: dict[str, list[Result]], scores: dict[str, Scores], out: Path) -> None:
+    """The page of these models, by name, and beside it its radar chart and a table in Markdown."""
+    page, chart, table = files_of(out)
     header, rows = report_table(scores)
-    notes = [f"{name}: {coverage_line(s)}" for name, s in scores.items()]
+    notes = [f"{name}: {coverage_line(s.coverage)}" for name, s in scores.items()]
     radar({name: radar_percent(s) for name, s in scores.items()}, chart)
     write_atomic(table, markdown_table(header, rows, notes).encode(errors="backslashreplace"))
     cards = {name: result_cards(r) for name, r in results.items()}
-    html_report(out, header, rows, notes, chart.read_bytes(), cards)
+    html_report(page, header, rows, notes, chart.read_bytes(), cards)

@@ -1,48 +1,36 @@
-"""What came back: result files, and what a score is.
+"""Result files: what a judge answered about each image, in the official evaluator's form.
 
-Result files are the official evaluator's, read and written as they are. Of a row's scores what
-equals 1 is right and all else wrong, "1" and 2 too, and a row in which JSON writes true, false or
-null is not judged, all as its scorer has it. Departures from it, all on purpose:
-  - a judgment that failed stays in the count: `strict` scores it 0, and the coverage says so;
-  - the overall score (plain mean of the primary dimensions) is computed, with 95 % intervals;
-  - dimension names carry no trailing space;
-  - a row that cannot be read, or has a score too few, is an error (there: skipped, or cut short).
+They are read and written as they are. Of a row's scores what equals 1 is right and all else wrong,
+"1" and 2 too, and a row in which JSON writes true, false or null is not judged, all as the official
+scorer has it. One departure: a row that cannot be read, or has a score too few, is an error (there:
+skipped, or cut short).
 
-    scores = score(read_results("results/flux.csv"))
-    scores.overall, scores.interval, scores.coverage
+    results = read_results("results/flux.csv")
 """
 
 import ast
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from common.bootstrap import interval, resample
 from common.files import write_atomic
-from common.wording import listed
+from common.wording import listed, one_line
 from unigenbench.questions import read_literal
 from unigenbench.testpoints import (
     DIMENSIONS,
-    PRIMARIES,
-    PRIMARY_ZH,
-    SUBS,
     Prompt,
     canonical,
     language_of,
     line_ends,
-    primary_of,
     read_table,
     write_table,
 )
 
-# ----------------------------------------------------------------------------- result files
-
 
 class Result(NamedTuple):
-    """What the judge said of one image. No scores and no output: the call failed, or no image."""
+    """A judge's answer about one image. No scores and no output: the call failed, or no image."""
 
     index: int
     prompt: str
@@ -69,12 +57,12 @@ def official_scores(text: str, count: int) -> list[int] | None:
     Raises ValueError if there is no list of that length.
     """
     try:
-        said = ast.literal_eval(text).get("score")
+        scores = ast.literal_eval(text).get("score")
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return None
-    if not isinstance(said, list) or len(said) != count:
-        raise ValueError(f"{said!r} is not one score for each of {count} testpoints")
-    return [int(value == 1) for value in said]
+    if not isinstance(scores, list) or len(scores) != count:
+        raise ValueError(f"{scores!r} is not one score for each of {count} testpoints")
+    return [int(value == 1) for value in scores]
 
 
 def parse_result(row: dict) -> Result:
@@ -132,6 +120,20 @@ def read_results(path) -> list[Result]:
     return results
 
 
+def failed(index: int, prompt: str, subs: list[str], language: str) -> Result:
+    """The result of an image that a file lacks."""
+    return Result(index, prompt, subs, "", None, language=language)
+
+
+def with_dropped(results: list[Result]) -> list[Result]:
+    """The results, and a failed one for each row that an evaluator dropped: every prompt should
+    have as many as the one that has most."""
+    there = Counter(r.index for r in results)
+    most = max(there.values(), default=0)
+    of_prompt = {r.index: failed(r.index, r.prompt, r.subs, r.language) for r in results}
+    return results + [r for i, r in of_prompt.items() for _ in range(most - there[i])]
+
+
 def complete(results: list[Result], prompts: list[Prompt], images: int) -> list[Result]:
     """The results, and a failed one for each of the prompts' images that they lack.
 
@@ -146,31 +148,42 @@ def complete(results: list[Result], prompts: list[Prompt], images: int) -> list[
         )
     there = Counter(r.index for r in results)
     return results + [
-        Result(p.index, p.text, known[p.index][1], "", None, language=p.language)
+        failed(p.index, *known[p.index], p.language)
         for p in prompts
         for _ in range(images - there[p.index])
     ]
+
+
+def check_same_prompts(paths: list, results: list[list[Result]]) -> None:
+    """Raises ValueError if the results of some of these files are of other prompts."""
+    first, *others = ({r.index: (r.prompt, r.subs) for r in of_one} for of_one in results)
+    for path, other in zip(paths[1:], others):
+        odd = sorted(i for i in first.keys() | other.keys() if first.get(i) != other.get(i))
+        if odd:
+            raise ValueError(
+                f"{paths[0]} and {path} are of different prompts ({len(odd)} differ, the first "
+                f"with index {odd[0]}): take each by itself"
+            )
+
+
+def read_models(paths: list[Path]) -> dict[str, list[Result]]:
+    """The results of each file by the file's name, all of the same prompts. Raises ValueError."""
+    results = {one_line(path.stem): read_results(path) for path in paths}
+    if len(results) < len(paths):
+        raise ValueError("two result files have the same name, which a report shows models by")
+    check_same_prompts(paths, [*results.values()])
+    return results
 
 
 def write_results(results: list[Result], path) -> None:
     """The official result CSV; reasons and descriptions go into its result_json."""
     rows = []
     for r in results:
-        labels = [DIMENSIONS[sub][0] if r.language == "zh" else sub for sub in r.subs]
-        judged = (
-            {
-                "prompt": r.prompt,
-                "testpoint": labels,
-                "description": r.descriptions,
-                "analysis": r.reasons,
-                "score": r.scores,
-            }
-            if r.scores
-            else None
-        )
-        rows.append(
-            [r.index, r.prompt, labels, r.output, json.dumps(judged, ensure_ascii=False), r.image]
-        )
+        labels = [DIMENSIONS[sub].label(r.language) for sub in r.subs]
+        judged = dict(prompt=r.prompt, testpoint=labels, description=r.descriptions)
+        judged |= dict(analysis=r.reasons, score=r.scores)
+        text = json.dumps(judged if r.scores else None, ensure_ascii=False)
+        rows.append([r.index, r.prompt, labels, r.output, text, r.image])
     write_table(path, COLUMNS, rows)
 
 
@@ -185,206 +198,13 @@ def settings_of(results_path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-# ----------------------------------------------------------------------------- scores
-
-
-class Tally(NamedTuple):
-    """Testpoints of one dimension; the 95 % interval is of correct / total, None where unknown."""
-
-    correct: int
-    total: int  # judged
-    expected: int
-    interval: tuple[float, float] | None = None
-
-    @property
-    def accuracy(self) -> float | None:
-        return self.correct / self.total if self.total else None
-
-    @property
-    def strict(self) -> float:
-        """What was not judged counts as wrong."""
-        return self.correct / self.expected
-
-
-class Coverage(NamedTuple):
-    """Numbers of testpoints. expected = judged + unparsable + failed."""
-
-    expected: int
-    judged: int
-    unparsable: int
-    failed: int
-
-
-class Scores(NamedTuple):
-    primary: dict[str, Tally]  # only dimensions that the prompts have
-    sub: dict[str, Tally]
-    overall: float | None  # 0..1, mean of the primary accuracies over judged testpoints
-    strict: float | None  # the same with everything unjudged counted as wrong
-    interval: tuple[float, float] | None
-    coverage: Coverage
-
-    @property
-    def accuracy(self) -> float | None:
-        """0..1, the share of all judged testpoints, whatever their dimension; train.py logs it."""
-        right = sum(t.correct for t in self.primary.values())
-        return right / self.coverage.judged if self.coverage.judged else None
-
-
-def mean_of_primaries(values) -> float | None:
-    """The overall score: the plain mean of the primary dimensions that there are."""
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
-
-
-OVERALL = "Overall"
-# Each dimension, sub or primary -> where its subs stand in SUBS. Style and three others are both.
-COLUMNS_OF = {
-    **{sub: [n] for n, sub in enumerate(SUBS)},
-    **{p: [n for n, sub in enumerate(SUBS) if primary_of(sub) == p] for p in PRIMARIES},
-}
-
-
-def accuracies(correct: np.ndarray, total: np.ndarray) -> dict[str, np.ndarray]:
-    """Counts by sub dimension (..., 27) -> accuracy (...) of each sub and primary, and Overall.
-
-    Where nothing was judged it is NaN; Overall is the mean of the primaries that are not.
-    """
-
-    def divide(above, below):
-        return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
-
-    by_name = {
-        name: divide(correct[..., columns].sum(-1), total[..., columns].sum(-1))
-        for name, columns in COLUMNS_OF.items()
+def write_settings(results_path: Path, judge: str, questions: list[str], images: Path) -> None:
+    """What these results were made with, beside them."""
+    made = images / "settings.json"
+    settings = {
+        "judge": judge,
+        "prompts": len(questions),
+        "questions_sha256": hashlib.sha256("".join(questions).encode()).hexdigest(),
+        "images": json.loads(made.read_text()) if made.is_file() else None,
     }
-    primaries = np.stack([by_name[p] for p in PRIMARIES], -1)  # (..., 10)
-    known = ~np.isnan(primaries)
-    by_name[OVERALL] = divide(np.where(known, primaries, 0).sum(-1), known.sum(-1))
-    return by_name
-
-
-def count_by_prompt(results: list[Result]) -> tuple[np.ndarray, np.ndarray]:
-    """Correct and judged testpoints (n prompts, 27 subs), prompts in order of index."""
-    indices = sorted({r.index for r in results})
-    row, column = {i: n for n, i in enumerate(indices)}, {sub: n for n, sub in enumerate(SUBS)}
-    correct, total = np.zeros((2, len(indices), len(SUBS)), int)
-    for r in results:
-        for sub, value in zip(r.subs, r.scores or ()):
-            correct[row[r.index], column[sub]] += value
-            total[row[r.index], column[sub]] += 1
-    return correct, total
-
-
-def expected_testpoints(results: list[Result]) -> Counter:
-    """Testpoints that should have been judged, by sub dimension.
-
-    Every prompt should have as many rows as the prompt that has most, so that rows which an
-    evaluator dropped still count.
-    """
-    most = max(Counter(r.index for r in results).values(), default=0)
-    asked = {r.index: r.subs for r in results}
-    subs = Counter(sub for of_prompt in asked.values() for sub in of_prompt)
-    return Counter({sub: n * most for sub, n in subs.items()})
-
-
-def coverage_of(results: list[Result], expected: int) -> Coverage:
-    """How many of the expected testpoints were judged; rows that are not there have failed."""
-    states = Counter()
-    for r in results:
-        states[r.state] += len(r.subs)
-    judged, unparsable = states["judged"], states["unparsable"]
-    return Coverage(expected, judged, unparsable, expected - judged - unparsable)
-
-
-def score(results: list[Result]) -> Scores:
-    """Correct and judged counts by dimension, with 95 % bootstrap intervals over prompts.
-
-    Raises ValueError if there is nothing to score.
-    """
-    if not results:
-        raise ValueError("no results to score")
-    correct, total = count_by_prompt(results)
-    draws = resample(len(correct))
-    replicates = accuracies(draws @ correct, draws @ total)
-    bounds = {name: interval(values) for name, values in replicates.items()}
-    expected = expected_testpoints(results)
-    tallies = {
-        name: Tally(
-            int(correct[:, columns].sum()),
-            int(total[:, columns].sum()),
-            sum(expected[SUBS[n]] for n in columns),
-            bounds[name],
-        )
-        for name, columns in COLUMNS_OF.items()
-    }
-    primary = {name: tallies[name] for name in PRIMARIES if tallies[name].expected}
-    return Scores(
-        primary,
-        {name: tallies[name] for name in SUBS if tallies[name].expected},
-        mean_of_primaries(t.accuracy for t in primary.values()),
-        mean_of_primaries(t.strict for t in primary.values()),
-        bounds[OVERALL],
-        coverage_of(results, sum(expected.values())),
-    )
-
-
-def compare(first: list[Result], second: list[Result]) -> dict[str, tuple[float, float, float]]:
-    """Second minus first, by sub and primary dimension and Overall: (difference, low, high), -1..1.
-
-    The 95 % interval is paired: both models are resampled over the same prompts. low and high are
-    NaN where no two prompts differ, as in a dimension of one.
-    Raises ValueError if the two do not hold the same prompts.
-    """
-    prompts = [{r.index: (r.prompt, r.subs) for r in results} for results in (first, second)]
-    if prompts[0] != prompts[1]:
-        indices = prompts[0].keys() | prompts[1].keys()
-        odd = sorted(i for i in indices if prompts[0].get(i) != prompts[1].get(i))
-        raise ValueError(f"not the same prompts: {len(odd)} differ, the first with index {odd[0]}")
-    (correct_1, total_1), (correct_2, total_2) = count_by_prompt(first), count_by_prompt(second)
-
-    def difference(draws) -> dict[str, np.ndarray]:
-        one = accuracies(draws @ correct_1, draws @ total_1)
-        two = accuracies(draws @ correct_2, draws @ total_2)
-        return {name: two[name] - one[name] for name in one}
-
-    points = difference(np.ones(len(total_1), int))  # each prompt once
-    replicates = difference(resample(len(total_1)))
-    return {
-        name: (float(point), *(interval(replicates[name]) or (np.nan, np.nan)))
-        for name, point in points.items()
-        if not np.isnan(point)
-    }
-
-
-# ----------------------------------------------------------------------------- score files
-
-
-def write_scores(scores: Scores, path, language="en", settings=None) -> None:
-    """The official JSON (name -> correct, total, accuracy), and what ours adds."""
-    zh = language == "zh"
-
-    def entries(tallies, names):
-        return {
-            names.get(name, name): {
-                "correct": t.correct,
-                "total": t.total,
-                "accuracy": round(t.accuracy or 0.0, 4),
-                "strict": round(t.strict, 4),
-                "interval": t.interval,
-            }
-            for name, t in tallies.items()
-        }
-
-    chinese = {en: zh_label for en, (zh_label, *_) in DIMENSIONS.items()}
-    content = {
-        "primary_dimensions": entries(scores.primary, PRIMARY_ZH if zh else {}),
-        "sub_dimensions": entries(scores.sub, chinese if zh else {}),
-        "accuracy": scores.accuracy,
-        "overall": scores.overall,
-        "overall_strict": scores.strict,
-        "overall_interval": scores.interval,
-        "overall_over": len(scores.primary),
-        "coverage": scores.coverage._asdict(),
-        "settings": settings or {},
-    }
-    write_atomic(path, json.dumps(content, ensure_ascii=False, indent=2).encode() + b"\n")
+    write_atomic(settings_path(results_path), json.dumps(settings, indent=2).encode())

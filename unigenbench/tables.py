@@ -6,7 +6,7 @@ print(text_table(["Dimension", "a", "b", *COMPARE_HEADER], compare_rows(scores, 
 
 import numpy as np
 
-from unigenbench.results import OVERALL, Scores
+from unigenbench.scores import OVERALL, Coverage, Scores
 from unigenbench.testpoints import PRIMARIES, SUBS, primary_of
 
 SCORE_HEADER = ["Dimension", "Accuracy", "95 % interval", "Correct", "Strict"]
@@ -21,9 +21,8 @@ def percent_range(interval: tuple[float, float] | None) -> str:
     return "-" if interval is None else " to ".join(map(percent, interval))
 
 
-def coverage_line(scores: Scores) -> str:
+def coverage_line(c: Coverage) -> str:
     """How much was judged; starts with INCOMPLETE unless everything was."""
-    c = scores.coverage
     whole = "" if c.judged == c.expected else "INCOMPLETE. "
     return (
         f"{whole}Testpoints: {c.expected} expected, {c.judged} judged, "
@@ -50,28 +49,13 @@ def score_rows(scores: Scores) -> list[list[str]]:
     """Dimension, accuracy, 95 % interval, correct/judged, strict accuracy; absent ones say so."""
     rows = []
     for name, label in lines_of_table():
-        tally = scores.primary.get(name) or scores.sub.get(name)
-        rows.append(
-            [
-                label,
-                percent(tally.accuracy),
-                percent_range(tally.interval),
-                f"{tally.correct}/{tally.total}",
-                percent(tally.strict),
-            ]
-            if tally
-            else [label, "absent", "", "", ""]
-        )
-    rows.append(
-        [
-            overall_name(scores),
-            percent(scores.overall),
-            percent_range(scores.interval),
-            "",
-            percent(scores.strict),
-        ]
-    )
-    return rows
+        tally, cells = scores.primary.get(name) or scores.sub.get(name), ["absent", "", "", ""]
+        if tally:
+            accuracy = percent(tally.accuracy), percent_range(tally.interval)
+            cells = [*accuracy, f"{tally.correct}/{tally.total}", percent(tally.strict)]
+        rows.append([label, *cells])
+    overall = (percent(scores.overall), percent_range(scores.interval), "", percent(scores.strict))
+    return [*rows, [overall_name(scores), *overall]]
 
 
 def compare_rows(scores: list[Scores], difference: dict) -> list[list[str]]:

@@ -1,7 +1,7 @@
-"""What UniGenBench asks of a picture: its 27 testpoint dimensions and its prompt files.
+"""What UniGenBench asks of an image: its 27 testpoint dimensions and its prompt files.
 
 Prompt files are the official ones as they are (repository CodeGoat24/UniGenBench); definitions of
-the dimensions are in our own words.
+the dimensions, in dimensions.csv, are in our own words.
 
     prompts = load_prompts("test_prompts_en.csv")
     prompts[0].testpoints                                      # [("Style", "Drawn in ink."), ...]
@@ -19,140 +19,23 @@ from typing import NamedTuple
 from common.files import write_atomic
 from common.wording import listed
 
-# English label -> Chinese label, one-sentence definition in English and Chinese (our own words)
-DIMENSIONS = {
-    "Style": (
-        "风格",
-        "The picture has the named style, medium, technique or artist's manner.",
-        "画面呈现所要求的风格、媒介、技法或艺术家手法。",
-    ),
-    "World Knowledge": (
-        "世界知识",
-        "What is named from the real world looks as people know it.",
-        "提示词提到的现实事物符合公认的样子。",
-    ),
-    "Attribute - Color": (
-        "属性-颜色",
-        "The named thing has the named color.",
-        "指定事物具有指定的颜色。",
-    ),
-    "Attribute - Shape": (
-        "属性-形状",
-        "The named thing has the named shape.",
-        "指定事物具有指定的形状。",
-    ),
-    "Attribute - Size": (
-        "属性-大小",
-        "The named thing is as large, tall, long or thick as stated.",
-        "指定事物的大小、高矮、长短或粗细与描述一致。",
-    ),
-    "Attribute - Quantity": (
-        "属性-数量",
-        "The number of the named things is exactly the stated one.",
-        "指定事物的数量与描述完全一致。",
-    ),
-    "Attribute - Material": (
-        "属性-材质",
-        "The named thing is visibly made of the named material.",
-        "指定事物看得出由指定材质构成。",
-    ),
-    "Attribute - Expression": (
-        "属性-表情",
-        "The face shows the named emotion, beyond doubt.",
-        "面部明确表现出指定的情绪。",
-    ),
-    "Action - Full-body (Character/Anthropomorphic)": (
-        "动作-人物/拟人全身动作",
-        "The person or person-like figure does the named act, whole body.",
-        "人物或拟人角色以全身做出指定动作。",
-    ),
-    "Action - Hand (Character/Anthropomorphic)": (
-        "动作-人物/拟人手部动作",
-        "The hands do what is stated, and are whole and well formed.",
-        "手部做出指定动作，且结构完整、形态正常。",
-    ),
-    "Action - Animal": ("动作-动物动作", "The animal does the named act.", "动物做出指定动作。"),
-    "Action - Contact Interaction": (
-        "动作-实体间有接触互动",
-        "The things touch and act on each other as stated.",
-        "各实体按描述发生有接触的互动。",
-    ),
-    "Action - Non-contact Interaction": (
-        "动作-实体间无接触互动",
-        "The things respond to each other as stated without touching, as in a glance.",
-        "各实体按描述发生无接触的互动，例如对视。",
-    ),
-    "Action - State": (
-        "动作-状态",
-        "The thing is in the lasting state that the verb names.",
-        "事物处于动词所指的持续状态。",
-    ),
-    "Relationship - Comparison": (
-        "关系-比较关系",
-        "Compared as stated, one thing is more or less than the other.",
-        "两者按描述相比，差别方向正确。",
-    ),
-    "Relationship - Composition": (
-        "关系-构成关系",
-        "The whole is made up of the named parts.",
-        "整体由指定的部分构成。",
-    ),
-    "Relationship - Inclusion": (
-        "关系-包含关系",
-        "The named thing is in, or shown on, its container.",
-        "指定事物位于容器之内，或画在其表面之中。",
-    ),
-    "Relationship - Similarity": (
-        "关系-相似关系",
-        "Different things resemble each other in the stated way.",
-        "不同事物在描述的方面彼此相似。",
-    ),
-    "Logical Reasoning": (
-        "逻辑推理",
-        "The picture shows what follows from the prompt by reasoning.",
-        "画面体现由提示词推理得出的结果。",
-    ),
-    "Grammar - Negation": (
-        "语法-否定",
-        "What the prompt excludes is absent.",
-        "提示词否定的内容没有出现。",
-    ),
-    "Grammar - Pronoun Reference": (
-        "语法-代词指代",
-        "Each pronoun's act or trait is on the one that it refers to.",
-        "代词所述的动作或特征落在其所指对象上。",
-    ),
-    "Grammar - Consistency": (
-        "语法-统一性",
-        "All the named things share the stated trait.",
-        "所有指定事物都具有描述的共同特征。",
-    ),
-    "Compound - Imagination": (
-        "复合考点-想象力",
-        "The impossible thing described is shown, and hangs together.",
-        "现实中不可能的描述内容得到完整呈现。",
-    ),
-    "Compound - Feature Matching": (
-        "复合考点-不同实体特征匹配",
-        "Each thing has its own traits, none of another's.",
-        "每个实体具有各自的特征，没有混淆。",
-    ),
-    "Entity Layout - Two-Dimensional Space": (
-        "实体布局-二维空间",
-        "Left, right, above, below: places in the picture plane are as stated.",
-        "画面平面上的左右、上下位置与描述一致。",
-    ),
-    "Entity Layout - Three-Dimensional Space": (
-        "实体布局-三维空间",
-        "In front, behind, nearer: places in depth are as stated.",
-        "空间纵深中的前后、远近位置与描述一致。",
-    ),
-    "Text Generation": (
-        "文本生成",
-        "The stated words stand in the picture, with no letter missing or added.",
-        "画面中文字与要求一致，不多不少。",
-    ),
-}
+TABLE = Path(__file__).with_name("dimensions.csv").read_text(encoding="utf-8")  # the paper's order
+
+
+class Dimension(NamedTuple):
+    """A sub dimension: its label and what it means, in two languages; definitions are our own."""
+
+    en: str
+    zh: str
+    definition_en: str
+    definition_zh: str
+    subjects: str  # of prompts that can test it, as construct draws them
+
+    def label(self, language: str) -> str:
+        return self.zh if language == "zh" else self.en
+
+    def definition(self, language: str) -> str:
+        return self.definition_zh if language == "zh" else self.definition_en
 
 
 def primary_of(sub: str) -> str:
@@ -164,25 +47,14 @@ def fold(label: str) -> str:
     return "".join(label.split()).casefold()
 
 
-SUBS = tuple(DIMENSIONS)
-PRIMARIES = (
-    "Style",
-    "World Knowledge",
-    "Attribute",
-    "Action",
-    "Relationship",
-    "Logical Reasoning",
-    "Grammar",
-    "Compound",
-    "Entity Layout",
-    "Text Generation",
-)  # the paper's order
+DIMENSIONS = {row["en"]: Dimension(**row) for row in csv.DictReader(TABLE.splitlines())}
+SUBS = tuple(DIMENSIONS)  # 27
+PRIMARIES = tuple(dict.fromkeys(map(primary_of, SUBS)))  # 10
 CANONICAL = {
-    fold(label): (en, language)
-    for en, (zh, *_) in DIMENSIONS.items()
-    for label, language in ((en, "en"), (zh, "zh"))
+    fold(dimension.label(language)): (sub, language)
+    for sub, dimension in DIMENSIONS.items()
+    for language in ("en", "zh")
 }
-PRIMARY_ZH = {primary_of(en): primary_of(zh) for en, (zh, *_) in DIMENSIONS.items()}
 
 
 # ----------------------------------------------------------------------------- prompt files

@@ -1,47 +1,21 @@
-"""What a judge is asked, and how its free text becomes a verdict or a rating.
+"""How a judge's free text becomes a verdict or a rating: what models write is read here alone.
 
 Released code: an answer with neither phrase gives half a win to each image. Here it is UNPARSABLE:
-a verdict is read from a final answer only, never guessed from the reasoning. What our questions
-show as the form is no answer itself, so that a judge that repeats its question has given none.
+a verdict is read from a final answer only, never guessed from the reasoning. Before anything is
+read, repetitions of the question and the model's thinking are left out (final_part), and an answer
+that was cut off counts only where nothing could follow that changes it.
+
+    parse_verdict("<think>...</think><answer>Image 1 is better</answer>")          # Verdict.FIRST
+    parse_ratings("Alignment Score (1-5): 4\nCoherence Score (1-5): 3\nStyle Score (1-5): 5")  # 4.0
 """
 
 import json
 import re
 from collections.abc import Sequence
 from enum import Enum
-from pathlib import Path
-from string import Formatter
 from typing import NamedTuple
 
-from judges.mllm import MLLM, Answer, Query, ask_again, final_part, without_echo
-
-PAIRWISE_TEMPLATE = """\
-You are given two images, Image 1 and Image 2 (in this order), that were made from the same caption.
-
-Caption: {prompt}
-
-Decide which of them is better. Look first at how well each follows the caption: objects, counts,
-colors, places, actions, text. Then look at errors of form, and last at how good it looks.
-The order in which the images are shown means nothing.
-Explain your reasons in a few sentences. Then finish with your verdict between <answer> and
-</answer>, which is, word for word, exactly one of these three:
-Image 1 is better
-Image 2 is better
-Both are equal
-"""
-
-POINTWISE_TEMPLATE = """\
-You are given one image that was made from a caption.
-
-Caption: {prompt}
-
-Score it on three scales from 1 (worst) to 5 (best), fractions welcome: alignment (does it show what
-the caption says?), coherence (is it free of errors of form?) and style (does it look good?).
-Finish with exactly these three lines, with your numbers in place of X:
-Alignment Score (1-5): X
-Coherence Score (1-5): X
-Style Score (1-5): X
-"""
+from judges.mllm import MLLM, Answer, Query, ask_again
 
 # Appended when an answer had no verdict: a greedy judge, asked the very same text again, would give
 # the very same answer. It does not spell out a form, since a user's template may ask for another.
@@ -49,48 +23,40 @@ VERDICT_REMINDER = (
     "\nFinish with your verdict, word for word in the form that is asked for above.\n"
 )
 
+# ----------------------------------------------------------------------------- what is final
 
-def read_template(path: str | Path, flag: str) -> str:
-    """The file word for word, line breaks included. Raises ValueError if it cannot be read."""
-    try:
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{flag} '{path}': {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        why = f"{error.reason} at byte {error.start}"
-        raise ValueError(f"{flag} '{path}' is not UTF-8 text ({why})") from None
+_NAMES = "think|thinking|thought|reasoning"
+_THOUGHT_BEGINS = re.compile(rf"(?i:<(?:{_NAMES})>)|\[THINK\]|◁think▷")
+_THOUGHT_ENDS = re.compile(rf"(?i:</(?:{_NAMES})>)|\[/THINK\]|◁/think▷")
 
 
-def check_template(
-    text: str, where: str, names: Sequence[str], needs: Sequence[str] = (), formatted: bool = False
-) -> None:
-    """Raises ValueError, in one sentence, for a template in which not all would be filled in.
+def without_echo(text: str, question: str) -> str:
+    """The text without repetitions of the whole question, whose example is nobody's answer."""
+    words = question.split()
+    if not words or " ".join(words) not in " ".join(text.split()):
+        return text
+    return re.sub(r"\s+".join(map(re.escape, words)), "\n", text)
 
-    where: what the sentence calls it. names: the placeholders that it may have; the first must
-    stand there, and one of needs. formatted: it is a format string, in which {{ is a brace; else
-    all but {name} is taken word for word, so that JSON may stand there as it is.
+
+def final_part(text: str, unfinished: object = None, question: str = "") -> str:
+    """What stands after a model's thinking, in which no answer is final however it sounds.
+
+    The tag that opens the thought may stand in the prompt, and so be missing here. Therefore an
+    unfinished text in which no thought ends may be one thought, and nothing of it is final.
     """
-    lone = text.count("{") != text.count("}")
-    fields = re.findall(r"(?<!\{)\{(\s*\w*(?:[.:!\[][^\s{}\"']*)?\s*)\}(?!\})", text)
-    if formatted:
-        try:
-            parts = [part for part in Formatter().parse(text) if part[1] is not None]
-            fields = [
-                n + f"!{how}" * bool(how) + f":{form}" * bool(form) for _, n, form, how in parts
-            ]
-        except ValueError:
-            lone = True
-    if lone:
-        twice = " (one that is meant as such is written twice, {{ or }})" if formatted else ""
-        raise ValueError(f"{where} has a brace that is opened or closed alone{twice}")
-    if odd := [field for field in fields if field not in names]:
-        known = ", ".join(f"{{{name}}}" for name in names)
-        raise ValueError(f"{where} has a placeholder other than {known}: {{{odd[0]}}}")
-    for group in (names[:1], needs):
-        if group and not set(group) & set(fields):
-            lacks = " or ".join(f"{{{name}}}" for name in group)
-            twice = "; between two braces it is none" if f"{{{{{group[0]}}}}}" in text else ""
-            raise ValueError(f"{where} lacks {lacks}, where what is to be judged is put{twice}")
+    *thoughts, rest = _THOUGHT_ENDS.split(without_echo(text, question))
+    if unfinished and not thoughts:
+        return ""
+    return _THOUGHT_BEGINS.split(rest, maxsplit=1)[0].strip()
+
+
+def open_thought(prompt: str) -> str:
+    """What closes the thought that a prompt opens at its end; "" where it opens none."""
+    *_, tag = ["", *_THOUGHT_BEGINS.findall(prompt)]
+    return f"{tag[0]}/{tag[1:]}" if tag and prompt.rstrip().endswith(tag) else ""
+
+
+# ----------------------------------------------------------------------------- verdicts
 
 
 class Verdict(Enum):
@@ -193,11 +159,11 @@ def _json_verdict(text: str) -> tuple[Verdict | None, str]:
     return None, text
 
 
-def parse_verdict(text: str | None, unfinished: object = None) -> Verdict:
+def parse_verdict(text: str | None, unfinished: object = None, question: str = "") -> Verdict:
     """The last final answer in a judge's text; FAILED for None, UNPARSABLE without a final answer.
 
     unfinished: true if the text was cut off. Then a final answer must stand after the thinking, in
-    tags or a JSON object that are closed, with nothing begun after it.
+    tags or a JSON object that are closed, with nothing begun after it. question: what was asked.
 
     Forms: <answer>Image 1 is better</answer> (UnifiedReward-Think); a JSON object with "winner"
     (UnifiedReward-Flex); the bare phrase, as the whole text or on a last line "Answer: ...".
@@ -205,7 +171,7 @@ def parse_verdict(text: str | None, unfinished: object = None) -> Verdict:
     """
     if text is None:
         return Verdict.FAILED
-    text = final_part(text, unfinished)
+    text = final_part(text, unfinished, question)
     winner, rest = _json_verdict(text)
     if unfinished and "{" in rest:  # the next object was begun
         winner = Verdict.UNPARSABLE
@@ -217,13 +183,13 @@ def parse_verdict(text: str | None, unfinished: object = None) -> Verdict:
     return verdict or Verdict.UNPARSABLE
 
 
-def parse_ratings(text: str, unfinished: object = None) -> float | None:
+def parse_ratings(text: str, unfinished: object = None, question: str = "") -> float | None:
     """Mean of the three ratings, the last of each kind; None unless all are there and in 1 to 5.
 
     unfinished: true if the text was cut off. Its last line, a part of a number perhaps, is left
-    out.
+    out. question: what was asked.
     """
-    text = final_part(text, unfinished)
+    text = final_part(text, unfinished, question)
     if unfinished:
         text = text.rpartition("\n")[0]
     pattern = r"(alignment|coherence|style) score[^:\n]{0,20}:[ *]{0,8}(\d+(?:\.\d+)?)"
@@ -232,6 +198,9 @@ def parse_ratings(text: str, unfinished: object = None) -> float | None:
     if len(ratings) != 3 or not all(1 <= rating <= 5 for rating in ratings.values()):
         return None
     return sum(ratings.values()) / 3
+
+
+# ----------------------------------------------------------------------------- asking and reading
 
 
 class Outcome(NamedTuple):
@@ -248,25 +217,29 @@ class Outcome(NamedTuple):
         return self.verdict.value if self.answer and self.verdict else self.points
 
 
+def _why_lost(answer: Answer, what: str) -> str | None:
+    """Why there is no verdict, or no ratings, in an answer."""
+    if answer.text is None:
+        return answer.error
+    nothing = f"no {what} in an answer that ends with {answer.text[-80:]!r}"
+    return f"{answer.unfinished}: {nothing}" if answer.unfinished else nothing
+
+
 def read(query: Query, answer: Answer) -> Outcome:
     """The verdict in an answer to a question about two images."""
-    text = None if answer.text is None else without_echo(answer.text, query.text)
-    verdict = parse_verdict(text, answer.unfinished)
-    if text is not None and verdict is Verdict.UNPARSABLE:
-        error = f"no verdict in an answer that ends with {answer.text[-80:]!r}"
-        return Outcome(None, verdict, ": ".join(filter(None, (answer.unfinished, error))), answer)
-    if answer.unfinished and text is None:  # the judge was heard, and had not come to its answer
+    verdict = parse_verdict(answer.text, answer.unfinished, query.text)
+    if answer.unfinished and answer.text is None:  # it responded, and had not come to its answer
         verdict = Verdict.UNPARSABLE
-    return Outcome(verdict.points, verdict, answer.error, answer)
+    error = _why_lost(answer, "verdict") if verdict.points is None else None
+    return Outcome(verdict.points, verdict, error, answer)
 
 
 def read_rating(query: Query, answer: Answer) -> Outcome:
     """The mean rating in an answer to a question about one image."""
     if answer.text is None:
         return read(query, answer)
-    points = parse_ratings(without_echo(answer.text, query.text), answer.unfinished)
-    error = f"no ratings in an answer that ends with {answer.text[-80:]!r}"
-    error = ": ".join(filter(None, (answer.unfinished, error))) if points is None else None
+    points = parse_ratings(answer.text, answer.unfinished, query.text)
+    error = _why_lost(answer, "ratings") if points is None else None
     return Outcome(points, error=error, answer=answer)
 
 
@@ -278,7 +251,7 @@ def ask(mllm: MLLM, queries: list[Query], soft: bool = False) -> list[list[Outco
     soft: points are P(first is better), which a judge in process can give (local.py).
     """
 
-    def heard(asked: Sequence[Query]) -> list[Outcome]:
+    def outcomes(asked: Sequence[Query]) -> list[Outcome]:
         if soft:
             odds = mllm.first_probability(asked)
             lost = [None if p is not None else "no probability" for p in odds]
@@ -290,4 +263,4 @@ def ask(mllm: MLLM, queries: list[Query], soft: bool = False) -> list[list[Outco
             return None
         return query.text + VERDICT_REMINDER * (said.verdict is Verdict.UNPARSABLE)
 
-    return ask_again(heard, queries, again)
+    return ask_again(outcomes, queries, again)
