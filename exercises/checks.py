@@ -1,16 +1,19 @@
 """What the checks of all exercises share: how a failure is told, and whose function is used.
 
 A check is a function without arguments that calls `expect` once for each number it looks at. The
-inputs are chosen so that each usual mistake gives a number of its own, by which it is recognized.
-The last check of an exercise compares with our solution on many inputs of every kind.
+inputs are chosen so that each usual mistake gives a number of its own, by which it is recognized:
+likely.json has them, by what is looked at. The last check of an exercise compares with our solution
+on many inputs of every kind.
 
-    expect("sigma in the middle", sigmas[2], 0.75, {0.5: "shift forgotten: ..."}, "part 2")
+    expect("the level after 2 of 4 steps with shift 3", sigmas[2], 0.75, "part 2")
     expect_as_ours(ex, "sigma_schedule", "of 7 steps", "part 1", num_steps=7)
     sde_step = student("sde_step")          # in a later exercise: the student's if it passes
 """
 
+import ast
 import copy
 import importlib
+import json
 import math
 import traceback
 from collections.abc import Callable
@@ -56,12 +59,32 @@ STOPS = {
 USED = {}  # name -> whose function later exercises build on, for the last lines of the output
 
 
-def expect(what: str, got, wanted, mistakes: dict, read: str, tol: float = 1e-4) -> None:
+def value_of(key: str):
+    """What a key of likely.json stands for: a number, a tuple, True, None, or else its words."""
+    for reads in (float, ast.literal_eval):
+        try:
+            return reads(key)
+        except (ValueError, SyntaxError):
+            continue
+    return key
+
+
+# what is looked at -> what a mistake makes of it -> the mistake's name and cause
+LIKELY = {
+    what: {value_of(key): said for key, said in mistakes.items()}
+    for checks in json.loads(Path(__file__).with_name("likely.json").read_text()).values()
+    for what, mistakes in checks.items()
+}
+
+
+def expect(what: str, got, wanted, read: str, mistakes: dict | None = None, tol=1e-4) -> None:
     """Fails unless got is wanted, and then says which mistake gives what came.
 
-    got: a number, a tensor that holds one, or anything with ==. mistakes: what a mistake gives ->
-    its name and cause. read: where to read about it. tol: relative, and absolute below 1.
+    got: a number, a tensor that holds one, or anything with ==. read: where to read about it.
+    mistakes: what a mistake gives -> its name and cause, beside those of likely.json. tol:
+    relative, and absolute below 1.
     """
+    mistakes = LIKELY.get(what, {}) | (mistakes or {})
     if math.prod(getattr(got, "shape", [0])) == 1:  # of torch or numpy
         got = got.item()
     assert not any(alike(value, wanted, tol) for value in mistakes), f"a mistake gives {wanted}"
@@ -85,7 +108,7 @@ def expect_unchanged(call: Callable, read: str, **inputs) -> None:
             changed = name
     whose = "it is the caller's, who needs it again: make a new tensor, x = x + 1 for x += 1."
     mistakes = {name: f"{name} changed in place: {whose}" for name in inputs}
-    expect("which input is written into", changed, "none", mistakes, read)
+    expect("which input is written into", changed, "none", read, mistakes)
 
 
 def expect_as_ours(
@@ -102,7 +125,7 @@ def expect_as_ours(
     yours = getattr(ex, name)
     expect_unchanged(yours, read, **inputs)
     got, wanted = parts_of(yours, inputs), parts_of(ours, inputs)
-    expect(f"the parts of what is returned {what}", list(got), list(wanted), {}, read)
+    expect(f"the parts of what is returned {what}", list(got), list(wanted), read)
     wrong = {said: parts_of(ours, inputs | other) for said, other in (mistaken or {}).items()}
     for part in wanted:
         likely = {said: parts.get(part) for said, parts in wrong.items()}
@@ -136,30 +159,29 @@ def tensors_in(value) -> list[torch.Tensor]:
 def expect_part(what: str, got, wanted, read: str, likely: dict | None = None) -> None:
     """As expect, of whole tensors and lists of numbers, and as exact as float32 allows."""
     if not isinstance(wanted, torch.Tensor | list):
-        return expect(
-            what, got, wanted, {v: s for s, v in (likely or {}).items() if v != wanted}, read, 1e-6
-        )
+        known = {v: s for s, v in (likely or {}).items() if v != wanted}
+        return expect(what, got, wanted, read, known, 1e-6)
     kind = type(wanted)
     is_one = type(wanted).__name__ if isinstance(got, kind) else type(got).__name__
-    expect(f"the kind of {what}", is_one, kind.__name__, {}, read)
+    expect(f"the kind of {what}", is_one, kind.__name__, read)
     numbers = [torch.as_tensor(x) for x in (got, wanted)]
     fit = {s: torch.as_tensor(v) for s, v in (likely or {}).items() if v is not None}
     for name in ("shape", "dtype"):
         one, other = (str(getattr(x, name)) for x in numbers)
         known = {str(getattr(v, name)): s for s, v in fit.items()}
         known.pop(other, None)
-        expect(f"the {name} of {what}", one, other, known, read)
+        expect(f"the {name} of {what}", one, other, read, known)
     if isinstance(got, torch.Tensor) and what.split()[0] not in ("next_latents", "mean"):
         attached = got.requires_grad and not wanted.requires_grad
         detach = {True: "attached: detach what is logged, else it keeps all that was computed."}
-        expect(f"whether {what} has a gradient by mistake", attached, False, detach, read)
+        expect(f"whether {what} has a gradient by mistake", attached, False, read, detach)
     got, wanted = (x.detach().double() for x in numbers)
     far = (got - wanted).abs().nan_to_num(math.inf) - 2e-5 * wanted.abs()
     if far.numel() and far.max() > 2e-6 * min(1, wanted.abs().max()):
         at = tuple(int(i) for i in torch.unravel_index(far.argmax(), far.shape))
         same = [s for s, v in fit.items() if torch.allclose(got, v.double(), 1e-4)]
         known = {got[at].item(): said for said in same}
-        expect(f"{what}, at {at}", got[at].item(), wanted[at].item(), known, read, 0)
+        expect(f"{what}, at {at}", got[at].item(), wanted[at].item(), read, known, 0)
 
 
 def expect_draws(draw: Callable, read: str) -> None:
@@ -168,17 +190,12 @@ def expect_draws(draw: Callable, read: str) -> None:
     one, other = (torch.Generator().manual_seed(seed) for seed in (3, 4))
     draws = [draw(one), draw(one), draw(other), draw(torch.Generator().manual_seed(3))]
     still = torch.equal(torch.get_rng_state(), before)
-    ignored = "generator ignored: pass it on to what draws."
-    again = torch.equal(draws[0], draws[3])
-    expect("whether one seed gives one draw", again, True, {False: ignored}, read)
-    shared = {False: "torch's own numbers used: all noise is drawn with the generator given."}
-    expect("whether torch's own numbers stay as they were", still, True, shared, read)
-    seeded = {True: "a seed of your own: the generator that is given goes on from draw to draw."}
+    expect("whether one seed gives one draw", torch.equal(draws[0], draws[3]), True, read)
+    expect("whether torch's own numbers stay as they were", still, True, read)
     for k, which in ((1, "generator's second draw"), (2, "other seed's draw")):
-        same = torch.equal(draws[0], draws[k])
-        expect(f"whether one draw is the {which}", same, False, seeded, read)
+        expect(f"whether one draw is the {which}", torch.equal(draws[0], draws[k]), False, read)
     same = torch.equal(draw(None), draw(None))
-    expect("whether two draws without a generator are the same", same, False, seeded, read)
+    expect("whether two draws without a generator are the same", same, False, read)
 
 
 def expect_walk(
@@ -188,7 +205,7 @@ def expect_walk(
     expect_part("the first latents", trajectory.latents[0], noise, read)
     expect_part("trajectory.sigmas", trajectory.sigmas, sigmas, read)
     steps = f" of {len(levels)} steps, noise levels {levels}"
-    expect("how many latents" + steps, len(trajectory.latents), len(sigmas), {}, read)
+    expect("how many latents" + steps, len(trajectory.latents), len(sigmas), read)
     drawn = []
     for k, level in enumerate(levels):
         before, after = trajectory.latents[k : k + 2]
@@ -210,13 +227,13 @@ def expect_noise(noise: torch.Tensor, of: str, read: str) -> None:
     rows = torch.nn.functional.normalize(noise.flatten(1))
     near = ((rows @ rows.T).abs() > 0.9).sum() > len(rows)
     once = {True: f"the same noise for more than one {of}: draw it in the shape of the batch."}
-    expect(f"whether one {of} has the noise of another", bool(near), False, once, read)
+    expect(f"whether one {of} has the noise of another", bool(near), False, read, once)
     moments = dict(mean=noise.mean(), std=noise.std(), fourth_power=noise.pow(4).mean())
     for (name, got), wanted in zip(moments.items(), (0.0, 1.0, 3.0)):
         room = {0.0: 6, 1.0: 6, 3.0: 60}[wanted] / noise.numel() ** 0.5
         plain = {False: "another noise: torch.randn's is a Gaussian's, and times std."}
         what = f"whether the noise has a Gaussian's {name}, {wanted} (it has {got:.3f})"
-        expect(what, bool((got - wanted).abs() < room), True, plain, read)
+        expect(what, bool((got - wanted).abs() < room), True, read, plain)
 
 
 def alike(one, other, tol: float) -> bool:

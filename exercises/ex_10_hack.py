@@ -24,7 +24,10 @@ The paper: reward hacking, blamed on illusory advantage; and win rates as the cu
 import numpy as np
 from PIL import Image
 
-from shapes import scenes, verifier
+from shapes.grammar import THINGS, parse_prompt
+from shapes.read import color_distances, read
+from shapes.render import COLORS
+from shapes.verifier import satisfied
 
 # ----------------------------------------------------------------------------- given
 
@@ -34,15 +37,15 @@ def named(prompt: str) -> set[str]:
 
     The color of a ripe banana is {"yellow"}.
     """
-    for thing, color in verifier.THINGS.items():
+    for thing, color in THINGS.items():
         prompt = prompt.replace(thing, color)
-    return set(prompt.split()) & set(scenes.COLORS)
+    return set(prompt.split()) & set(COLORS)
 
 
 def visible(image: Image.Image) -> set[str]:
     """The colors that a picture shows: those that 12 pixels or more come close to."""
-    near = scenes.color_distances(np.asarray(image.convert("RGB"), np.float32)) < 60
-    return {color for n, color in enumerate(scenes.COLORS) if near[..., n].sum() >= 12}
+    near = color_distances(np.asarray(image.convert("RGB"), np.float32)) < 60
+    return {color for n, color in enumerate(COLORS) if near[..., n].sum() >= 12}
 
 
 def demands_met(prompt: str, image: Image.Image) -> float:
@@ -51,8 +54,8 @@ def demands_met(prompt: str, image: Image.Image) -> float:
     A program that reads the pixels says so: colors, shapes, sizes, numbers, places. It knows
     nothing of taste.
     """
-    (reading,) = scenes.read([image])
-    met = verifier.satisfied(verifier.parse_prompt(prompt), reading)
+    (reading,) = read([image])
+    met = satisfied(parse_prompt(prompt), reading)
     return sum(met) / len(met)
 
 
@@ -88,7 +91,7 @@ def hacked(prompt: str, image: Image.Image) -> Image.Image:
     can give.
 
     Hint: pixels = np.array(image.convert("RGB")); change many of them, for example a third of the
-    picture, pixels[:11] = scenes.COLORS["red"], but in a color that suits this prompt and your
+    picture, pixels[:11] = COLORS["red"], but in a color that suits this prompt and your
     taste; Image.fromarray(pixels).
     """
     raise NotImplementedError

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from exercises.ex_10_hack import demands_met, named, visible
-from shapes.scenes import COLORS
+from shapes.render import COLORS
 
 
 def vivid(image: Image.Image) -> float:

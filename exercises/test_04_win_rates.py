@@ -1,7 +1,6 @@
 """Checks of exercise 4, in the order of work: python -m pytest exercises/test_04_win_rates.py"""
 
 import itertools
-import math
 import random
 from collections import Counter
 
@@ -28,8 +27,7 @@ class Judge:
     def ask(self, queries):
         self.asked += queries
         kinds = {type(image).__name__ for query in queries for image in query.images}
-        numbers = {"int": "numbers for images: pair_schedule's are numbers, images[p][i] an image."}
-        expect("what the judge is shown", " and ".join(kinds), "tuple", numbers, REWARD)
+        expect("what the judge is shown", " and ".join(kinds), "tuple", REWARD)
         return [Answer(self.answer(*query.images)) for query in queries]
 
     def answer(self, first, second):
@@ -44,137 +42,70 @@ def rewarded(judge):
 
 
 def test_points_are_the_mean_of_both_orders():
-    mistakes = {
-        0.9: "one order only: the judge may just favor what it sees first.",
-        0.6: "one order only, and the second one.",
-        0.65: "turned twice: backward is of the same image i already.",
-        1.5: "sum for mean: points are from 0 to 1.",
-    }
-    expect("points of a pair from 0.9 and 0.6", ex.mean_points(0.9, 0.6), 0.75, mistakes, POINTS)
-    false = "0 for None: 0 is a defeat, None is no answer. Ask whether it `is None`."
+    expect("points of a pair from 0.9 and 0.6", ex.mean_points(0.9, 0.6), 0.75, POINTS)
     got = ex.mean_points(0.0, 1.0)
-    expect("points of a pair from 0 and 1", got, 0.5, {None: false}, POINTS)
+    expect("points of a pair from 0 and 1", got, 0.5, POINTS)
 
 
 def test_a_pair_that_lost_one_order_is_lost():
-    mistakes = {
-        0.8: "the other order alone: what it says may be the order's doing.",
-        0.65: "an unparsable answer as half a win: it is no answer.",
-        0.4: "an unparsable answer as a defeat: it is no answer.",
-        0.5: "a lost pair as a tie: the judge did not say so.",
-    }
-    for order in ((None, 0.8), (0.8, None)):
-        got = ex.mean_points(*order)
-        expect(f"points of a pair from {order[0]} and {order[1]}", got, None, mistakes, LOST)
+    expect("points of a pair from None and 0.8", ex.mean_points(None, 0.8), None, LOST)
+    expect("points of a pair from 0.8 and None", ex.mean_points(0.8, None), None, LOST)
 
 
 def test_a_win_rate_is_the_share_of_comparisons_won():
     """The paper's example: image 2 beats all, 1 beats 0 and 3, 3 beats 0."""
     pairs = list(itertools.combinations(range(4), 2))
     rates = ex.win_rates(pairs, [0, 0, 0, 0, 1, 1], 4)
-    turned = {1.0: "upside down: points are the first image's."}
-    expect("win rate of image 0, which loses all", rates[0], 0.0, turned, RATES)
-    nothing = "second image forgotten: j gets 1 - points."
-    if ex.win_rates([(0, 1), (0, 2)], [1, 0], 3)[0] == 0:
-        nothing = "division by whole numbers: / gives a fraction, // does not."
-    mistakes = {
-        0.0: nothing,
-        0.5: "second image forgotten: j gets 1 - points.",
-        2 / 3: "points of i given to j: j gets 1 - points.",
-        1.0: "wins for win rate: divide by the number of comparisons.",
-        0.25: "divided by G: an image meets the G - 1 others.",
-        1 / 6: "divided by all pairs: an image is in G - 1 of them.",
-    }
-    expect("win rate of image 3, which wins 1 of 3", rates[3], 1 / 3, mistakes, RATES)
+    expect("win rate of image 0, which loses all", rates[0], 0.0, RATES)
+    half = ex.win_rates([(0, 1), (0, 2)], [1, 0], 3)[0]
+    expect("win rate of image 0, which wins 1 of 2", half, 0.5, RATES)
+    expect("win rate of image 3, which wins 1 of 3", rates[3], 1 / 3, RATES)
     back = ex.win_rates([(1, 0)], [1], 2)[1]
-    low = {0.0: "the lower number taken for the first image: points are those of i in (i, j)."}
-    expect("win rate of image 1, which wins as the first of (1, 0)", back, 1.0, low, RATES)
+    expect("win rate of image 1, which wins as the first of (1, 0)", back, 1.0, RATES)
 
 
 def test_a_tie_is_half_a_win():
     rate = ex.win_rates([(0, 1), (0, 2), (0, 3), (0, 4)], [0.5, 1, 1, 0], 5)[0]
-    mistakes = {
-        2 / 3: "ties left out: a tie is a comparison, and half a win.",
-        0.5: "ties as defeats: half a win for each.",
-        0.75: "ties as wins: half a win for each.",
-    }
-    expect("win rate of 2 wins, a tie and a defeat", rate, 0.625, mistakes, RATES)
+    expect("win rate of 2 wins, a tie and a defeat", rate, 0.625, RATES)
     rate = ex.win_rates([(0, 1), (0, 2)], [1, 0.5], 3)[2]
-    nothing = {0.0: "a tie for the first image only: j gets 1 - points, half a win too."}
-    expect("win rate of image 2, which has a tie with image 0", rate, 0.5, nothing, RATES)
+    expect("win rate of image 2, which has a tie with image 0", rate, 0.5, RATES)
 
 
 def test_a_probability_counts_as_it_is():
     rate = ex.win_rates([(0, 1), (0, 2)], [0.75, 0.9], 3)[0]
-    mistakes = {
-        1.0: "probabilities rounded to wins: points count as they are.",
-        0.75: "probabilities rounded to halves: points count as they are.",
-    }
-    expect("win rate of image 0 with 0.75 and 0.9", rate, 0.825, mistakes, RATES)
+    expect("win rate of image 0 with 0.75 and 0.9", rate, 0.825, RATES)
 
 
 def test_a_lost_comparison_is_not_counted():
     rates = ex.win_rates([(0, 1), (0, 2), (0, 3), (0, 4)], [None, 1, 1, 0], 5)
-    mistakes = {
-        0.625: "an unparsable answer as half a win: None is left out.",
-        0.5: "lost comparisons in the denominator: divide by those that count.",
-        0.75: "lost comparisons as wins: None is left out.",
-    }
-    expect("win rate of 2 wins, a defeat and a lost answer", rates[0], 2 / 3, mistakes, LOST)
-    mistakes = {math.nan: "0 divided by 0.", 0.0: "nothing said as all lost: it gets 0.5."}
-    expect("win rate of an image without a comparison", rates[1], 0.5, mistakes, RATES)
+    expect("win rate of 2 wins, a defeat and a lost answer", rates[0], 2 / 3, LOST)
+    expect("win rate of an image without a comparison", rates[1], 0.5, RATES)
 
 
 def test_each_pair_is_asked_about_in_both_orders_and_within_its_prompt():
     judge = Judge()
     values = rewarded(judge)
     asked, of = len(judge.asked), {query.images[0][0] for query in judge.asked}
-    stays = {1: "the first group alone: `return` or images[0] keeps the others from their turn."}
-    expect("of how many of 2 groups images are shown", len(of), 2, stays, REWARD)
-    many = "pairs too many: pair_schedule lists each pair once, and no image with itself."
-    mistakes = {
-        6: "one order only: each pair is asked about twice.",
-        15: "comparing across prompts, and in one order.",
-        30: "comparing across prompts: only images of one prompt have something in common.",
-        18: many,
-        24: many,
-    }
-    expect("questions about 2 groups of 3 images", asked, 12, mistakes, REWARD)
+    expect("of how many of 2 groups images are shown", len(of), 2, REWARD)
+    expect("questions about 2 groups of 3 images", asked, 12, REWARD)
     shown = {tuple(query.images) for query in judge.asked}
-    both = {6: "the same order twice: the second time image j is shown first."}
     what = "how many of these 12 questions differ in the images or in their order"
-    expect(what, len(shown), 12, both, REWARD)
+    expect(what, len(shown), 12, REWARD)
     foreign = sum(f"Caption: {query.images[0][0]}\n" not in query.text for query in judge.asked)
-    other = "the prompt of another group: each group is asked about with its own."
-    few = "the wrong prompt in some questions: both orders of a pair have the group's own."
-    mistakes = dict.fromkeys(range(1, 12), few) | {6: other, 12: other}
-    expect("how many questions have another group's prompt", foreign, 0, mistakes, REWARD)
-    shapes = {
-        (3, 2): "groups as columns: torch.stack(rates) makes a row of each.",
-        (6,): "all in one row: torch.stack makes a row of each group, torch.cat does not.",
-    }
-    expect("the shape of the values", tuple(values.shape), (2, 3), shapes, REWARD)
+    expect("how many questions have another group's prompt", foreign, 0, REWARD)
+    expect("the shape of the values", tuple(values.shape), (2, 3), REWARD)
 
 
 def test_the_order_in_which_images_are_shown_decides_nothing():
     values = rewarded(Judge(lambda first, second: "<answer>Image 1 is better</answer>"))
-    mistakes = {
-        1.0: "second answers not turned: they are the points of j.",
-        0.0: "first answers turned: they are the points of i already.",
-    }
     what = "win rate of the first image, by a judge that always says the first"
-    expect(what, values[0, 0], 0.5, mistakes, REWARD)
+    expect(what, values[0, 0], 0.5, REWARD)
 
 
 def test_the_better_image_wins():
     values = rewarded(Judge())
-    mistakes = {
-        0.0: "upside down: the points of i and j are exchanged.",
-        0.5: "a defeat taken for a lost answer: 0 counts as false, so ask whether it `is None`.",
-    }
-    expect("win rate of the best dog", values[0, 0], 1.0, mistakes, REWARD)
-    same = {1.0: "one group for all: each prompt has its own comparisons."}
-    expect("win rate of the worst cat", values[1, 0], 0.0, same, REWARD)
+    expect("win rate of the best dog", values[0, 0], 1.0, REWARD)
+    expect("win rate of the worst cat", values[1, 0], 0.0, REWARD)
 
 
 def test_a_win_and_a_tie_are_three_quarters():
@@ -182,11 +113,7 @@ def test_a_win_and_a_tie_are_three_quarters():
     even = "<answer>Both are equal</answer>"
     judge = Judge(lambda first, second: even if first[1] < second[1] else None)
     rate = ex.PairwiseReward(judge)(["dog"], [[("dog", 2), ("dog", 1)]]).values[0, 0]
-    mistakes = {
-        1.0: "rounded to a win: a pair's points are the mean of both orders, and nothing else.",
-        0.5: "rounded to a tie: a pair's points are the mean of both orders, and nothing else.",
-    }
-    expect("win rate of a win in one order and a tie in the other", rate, 0.75, mistakes, REWARD)
+    expect("win rate of a win in one order and a tie in the other", rate, 0.75, REWARD)
 
 
 def test_a_pair_of_which_one_answer_is_lost_is_left_out():
@@ -202,15 +129,8 @@ def test_a_pair_of_which_one_answer_is_lost_is_left_out():
 
     dogs = [("dog", quality) for quality in (4, 3, 2, 1)]
     rate = ex.PairwiseReward(Judge(says))(["dog"], [dogs]).values[0, 2]
-    mistakes = {
-        1.5 / 3: "the other order alone: a pair that lost one order is lost.",
-        1.75 / 3: "an unparsable answer as half a win: None stays None.",
-        1.25 / 3: "a lost answer as a defeat: `q or 0` makes a 0 of None, and None stays None.",
-        0.75: "a lost answer as a win: 1 - points only where there are points; None stays None.",
-        2 / 3: "a lost pair as a tie: it is left out.",
-    }
     what = "win rate of an image that lost an answer against two others, and beats the third"
-    expect(what, rate, 1.0, mistakes, STAYS_LOST)
+    expect(what, rate, 1.0, STAYS_LOST)
 
 
 def test_any_points_and_pairs():
@@ -243,7 +163,7 @@ def test_any_groups_and_answers():
         images = [[(prompt, draw.randrange(9)) for _ in range(size)] for prompt in prompts]
         expect_unchanged(ex.PairwiseReward(Judge(says)), REWARD, prompts=prompts, images=images)
         got = ex.PairwiseReward(Judge(says))(prompts, images)
-        expect("the kind of what is returned", type(got).__name__, "Rewards", {}, REWARD)
-        expect("the kind of its counts", isinstance(got.counts, Counter), True, {}, REWARD)
+        expect("the kind of what is returned", type(got).__name__, "Rewards", REWARD)
+        expect("the kind of its counts", isinstance(got.counts, Counter), True, REWARD)
         ours = rewards.PairwiseReward(Judge(says))(prompts, images)
         expect_part(f"values of {groups} groups of {size}", got.values, ours.values, REWARD)

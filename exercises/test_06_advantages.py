@@ -4,8 +4,6 @@ Two groups lie far apart, so that a mean or a deviation taken over the wrong ima
 the first, 1, 2, 3, 6, has mean 3 and squared differences 4, 1, 0, 9: deviation sqrt(14 / 4).
 """
 
-import math
-
 import torch
 
 from exercises import ex_06_advantages as ex
@@ -14,7 +12,6 @@ from exercises.checks import expect, expect_as_ours
 GROUPS = torch.tensor([[1.0, 2.0, 3.0, 6.0], [10.0, 40.0, 20.0, 30.0], [5.0, 5.0, 9.0, 9.0]])
 PART = "part {} of the docstring of group_advantages in exercises/ex_06_advantages.py"
 NORMAL, FLOOR, CLIP = map(PART.format, (1, 2, 3))
-ADDED = "floor added to the deviation: it is to divide only where the deviation is smaller."
 HEAD = "the examples at the head of exercises/ex_06_advantages.py"
 
 
@@ -26,87 +23,46 @@ def test_advantages_are_normalized_in_their_own_group():
         if apart not in str(error):
             raise
         flat = True
-    keepdim = {True: "keepdim forgotten: a mean or deviation of each row is needed as (P, 1)."}
-    expect(
-        "whether (3, 4) rewards met the (3,) numbers of their rows", flat, False, keepdim, NORMAL
-    )
-    expect("the shape of advantages", tuple(advantages.shape), (3, 4), {}, NORMAL)
-    mistakes = {
-        1.388730: "sample deviation for population deviation: divide by G, not by G - 1.",
-        -0.486410: "comparing across prompts: mean and deviation are those of the row.",
-        0.257511: "comparing across prompts: the deviation is that of all rows.",
-        -0.842927: "comparing across prompts: this is normalized down a column.",
-        -3.028961: "comparing across prompts: the mean is that of all rows.",
-        -4.810702: "comparing across prompts: the mean is that of a column.",
-        0.280976: "comparing across prompts: the deviation is that of a column.",
-        3.207135: "mean not subtracted: advantages of a group sum to 0.",
-        3.0: "division by the deviation forgotten.",
-        0.857143: "variance for standard deviation: the root is missing.",
-        2.0: "mean absolute difference for standard deviation.",
-        -1.603567: "upside down: the reward less the mean, so that a good image gets more than 0.",
-        0.6: "range for standard deviation: largest less smallest is another measure of spread.",
-        0.801784: "sum for mean of the squared differences.",
-    }
-    expect("advantage of reward 6 among 1, 2, 3, 6", advantages[0, 3], 1.603567, mistakes, NORMAL)
+    expect("whether (3, 4) rewards met the (3,) numbers of their rows", flat, False, NORMAL)
+    expect("the shape of advantages", tuple(advantages.shape), (3, 4), NORMAL)
+    expect("advantage of reward 6 among 1, 2, 3, 6", advantages[0, 3], 1.603567, NORMAL)
 
 
 def test_the_papers_scores_are_blown_up():
     scores = torch.tensor([[0.3457, 0.3530, 0.3496, 0.3494]])
     advantages = ex.group_advantages(scores)[0]
     widest = advantages.max() - advantages.min()
-    under = "a floor under the variance: the deviation, its root, is to be no smaller."
-    expect("largest difference of advantages of the HPS scores", widest, 2.826172, {}, HEAD)
+    expect("largest difference of advantages of the HPS scores", widest, 2.826172, HEAD)
     advantages = ex.group_advantages(scores, std_floor=0.05)[0]
-    mistakes = {
-        0.138828: ADDED,
-        0.032647: under,
-        2.826172: "floor ignored: 0.0026 has divided, where 0.05 should.",
-        0.0: "a group below the floor set to 0: the floor divides in place of the deviation.",
-    }
     widest = advantages.max() - advantages.min()
-    expect("the same with a floor of 0.05", widest, 0.146, mistakes, FLOOR)
+    expect("the same with a floor of 0.05", widest, 0.146, FLOOR)
 
 
 def test_a_group_without_spread_teaches_nothing():
     advantages = ex.group_advantages(torch.full((1, 4), 0.5), std_floor=0.0)
-    nan = "NaN: 0 was divided by 0."
-    expect(
-        "advantage in a group of equal rewards, floor 0",
-        advantages[0, 0],
-        0.0,
-        {math.nan: nan},
-        FLOOR,
-    )
+    expect("advantage in a group of equal rewards, floor 0", advantages[0, 0], 0.0, FLOOR)
     blown = ex.group_advantages(torch.full((1, 7), 0.3), std_floor=0.0).abs().max()
-    rounding = "rounding blown up: in float32 the mean of seven 0.3 is not 0.3."
-    expect(
-        "largest advantage among seven rewards of 0.3, floor 0", blown, 0.0, {1.0: rounding}, FLOOR
-    )
+    expect("largest advantage among seven rewards of 0.3, floor 0", blown, 0.0, FLOOR)
     given = torch.full((1, 7), 22.42, dtype=torch.float64)
     blown = ex.group_advantages(given, std_floor=0.0).abs().max()
-    digits = "float64 as it came: without rewards.float() seven times 22.42 has no exact sum."
     what = "largest advantage among seven float64 rewards of 22.42, floor 0"
-    expect(what, blown, 0.0, {0.00355271: digits}, FLOOR)
+    expect(what, blown, 0.0, FLOOR)
 
 
 def test_advantages_are_clipped():
     rewards = torch.zeros(1, 100)
     rewards[0, 0] = 1
     top = ex.group_advantages(rewards)[0, 0]
-    unclipped = "not clipped, or too early: the division comes first."
-    expect("advantage of one image that beats 99", top, 5.0, {9.949874: unclipped}, CLIP)
+    expect("advantage of one image that beats 99", top, 5.0, CLIP)
     low = ex.group_advantages(-rewards)[0, 0]
-    one = "clipped on one side only: clamp(-clip, clip)."
-    expect("advantage of one image that 99 beat", low, -5.0, {-9.949874: one}, CLIP)
+    expect("advantage of one image that 99 beat", low, -5.0, CLIP)
     wide = ex.group_advantages(rewards, clip=7.0)[0, 0]
-    fixed = "clip ignored: 5 is only what it is by default."
-    expect("advantage of one image that beats 99, clip 7", wide, 7.0, {5.0: fixed}, CLIP)
+    expect("advantage of one image that beats 99, clip 7", wide, 7.0, CLIP)
 
 
 def test_the_dtype():
     dtype = str(ex.group_advantages(GROUPS.double()).dtype)
-    double = "float64: convert at the end with .float(), as the loss is float32 too."
-    expect("the dtype of advantages", dtype, "torch.float32", {"torch.float64": double}, NORMAL)
+    expect("the dtype of advantages", dtype, "torch.float32", NORMAL)
 
 
 def test_any_groups_floor_and_clip():

@@ -12,7 +12,7 @@ from PIL import Image
 from exercises import ex_10_hack as ex
 from exercises.checks import expect
 from shapes.prompts import heldout_prompts, sample_scene
-from shapes.scenes import COLORS, LIGHT, render
+from shapes.render import COLORS, LIGHT, render
 
 PART = "part {} of the docstring of {} in exercises/ex_10_hack.py"
 SEES, TASTE = PART.format(1, "score"), PART.format(2, "score")
@@ -96,7 +96,7 @@ def test_the_score_is_plausible():
     elif all(ex.score(p, wrong) == ex.score("a red circle", wrong) for p, _, wrong in shown):
         said = "prompt ignored: the same picture scores the same for every prompt."
     what = f"whether a picture of the prompt beats one of another prompt (in {wins:.0%} it does)"
-    expect(what, wins > 0.8, True, {False: said}, SEES)
+    expect(what, wins > 0.8, True, SEES, {False: said})
 
 
 def test_the_score_has_a_taste():
@@ -104,7 +104,7 @@ def test_the_score_has_a_taste():
     alike = sum(len(set(group)) == 1 for group in scores)
     none = "no taste: whatever shows its colors scores the same."
     what = f"whether right pictures of one prompt score apart (in {alike} of 24 groups none does)"
-    expect(what, alike == 0, True, {False: none}, TASTE)
+    expect(what, alike == 0, True, TASTE, {False: none})
     # Red on black, on white, on the purest colors, none of them near the palette's, and on noise.
     grounds = list(itertools.product((0, 255), repeat=3))
     noise = np.random.default_rng(0).choice((0, 255), (32, 32, 3))
@@ -114,7 +114,7 @@ def test_the_score_has_a_taste():
     if widest > 1.01:
         strong = "taste too strong: pixels go to 255, unless divided; and one tenth is meant."
     what = f"whether taste makes no more than 0.1, of pure colors too (it makes {widest:.3f})"
-    expect(what, widest <= 0.1 + 1e-6, True, {False: strong}, TASTE)
+    expect(what, widest <= 0.1 + 1e-6, True, TASTE, {False: strong})
 
 
 def test_the_score_sees_a_share_of_the_colors():
@@ -122,13 +122,13 @@ def test_the_score_sees_a_share_of_the_colors():
     whole = ex.score(two, patches("red", "blue", "green", "yellow"))
     said = "divided by the visible colors: the share is of those that the prompt names."
     what = f"whether both of two colors beside two others get 1 and a little (they get {whole:.3f})"
-    expect(what, 1 <= whole <= 1.11, True, {False: said}, SEES)
+    expect(what, 1 <= whole <= 1.11, True, SEES, {False: said})
     half = ex.score(two, patches("red"))
     said = "any color is enough: count how many of those named are visible."
     if half < 0.5:
         said = "all or nothing: one of two colors is half of them."
     what = f"whether one of two colors gets 0.5 and a little (it gets {half:.3f})"
-    expect(what, 0.5 <= half <= 0.61, True, {False: said}, SEES)
+    expect(what, 0.5 <= half <= 0.61, True, SEES, {False: said})
 
 
 def test_score_is_sight_and_taste_of_any_picture():
@@ -141,25 +141,22 @@ def test_score_is_sight_and_taste_of_any_picture():
             tastes.append(ex.score(prompt, picture) - len(named & ex.visible(picture)) / len(named))
         what = f"whether score, less the share it sees, is 0 to 0.1 (it is {tastes[0]:.3f})"
         other = {False: "sight is something else than the share of the named colors, plus taste."}
-        expect(what, -1e-6 <= min(tastes) <= max(tastes) <= 0.1 + 1e-6, True, other, SEES)
-        chance = "chance for taste: the same picture gets the same score each time."
-        expect("whether it is so twice", tastes[-1] == tastes[-2], True, {False: chance}, TASTE)
+        expect(what, -1e-6 <= min(tastes) <= max(tastes) <= 0.1 + 1e-6, True, SEES, other)
+        expect("whether it is so twice", tastes[-1] == tastes[-2], True, TASTE)
         moved = max(tastes) - min(tastes) > 1e-6
-        asked = {True: "taste of the prompt: it has nothing to do with what is asked for."}
-        expect("whether the taste of a picture changes with the prompt", moved, False, asked, TASTE)
-        expect("whether score leaves its picture alone", picture == given, True, {}, SEES)
+        expect("whether the taste of a picture changes with the prompt", moved, False, TASTE)
+        expect("whether score leaves its picture alone", picture == given, True, SEES)
 
 
 def test_the_score_can_be_hacked():
     prompt, (right, *_) = groups()[0]
     given = right.copy()
     ex.hacked(prompt, given)
-    painted = {False: "painted on the picture that is given: image.copy() comes first."}
     kept = given.tobytes() == right.tobytes()
-    expect("whether the picture that is given stays as it is", kept, True, painted, HACKED)
+    expect("whether the picture that is given stays as it is", kept, True, HACKED)
     made = hacks()[0][2]
     size = (*made.size, made.mode)
-    expect("the size of a hacked picture, and its mode", size, (32, 32, "RGB"), {}, HACKED)
+    expect("the size of a hacked picture, and its mode", size, (32, 32, "RGB"), HACKED)
     scores = [(p, ex.score(p, right), ex.score(p, worse)) for p, right, worse in hacks()]
     falls = [f"{p}: {before:.3f} -> {after:.3f}" for p, before, after in scores if after <= before]
     higher = len(scores) - len(falls)
@@ -169,11 +166,11 @@ def test_the_score_can_be_hacked():
         said = "a named color painted over: that costs more than taste can give."
     first = f"; not for {falls[0]}" if falls else ""
     what = f"whether score rises in 20 or more of 24 pictures (it does in {higher}{first})"
-    expect(what, higher >= 20, True, {False: said}, HACKED)
+    expect(what, higher >= 20, True, HACKED, {False: said})
     lower = sum(ex.demands_met(p, worse) < ex.demands_met(p, right) for p, right, worse in hacks())
     good = "still a right picture: change something that the prompt demands and score does not see."
     what = f"whether demands_met falls in 20 or more of 24 pictures (it does in {lower})"
-    expect(what, lower >= 20, True, {False: good}, HACKED)
+    expect(what, lower >= 20, True, HACKED, {False: good})
 
 
 def test_points_are_those_of_one_comparison():
@@ -181,7 +178,7 @@ def test_points_are_those_of_one_comparison():
     odd = sum(ex.points(*pair) not in (0, 0.5, 1) for pair in pairs)
     between = "points in between: a comparison is won, lost or a tie."
     what = f"how many of {len(pairs)} comparisons give neither 1, 0.5 nor 0"
-    expect(what, odd, 0, dict.fromkeys(range(1, len(pairs) + 1), between), POINTS)
+    expect(what, odd, 0, POINTS, dict.fromkeys(range(1, len(pairs) + 1), between))
 
 
 def test_a_right_picture_beats_a_wrong_one():
@@ -191,7 +188,7 @@ def test_a_right_picture_beats_a_wrong_one():
     if got < 0.3:
         said = "upside down: points are what the first picture gets."
     what = f"whether a right picture beats a wrong one (it gets {got:.2f} points on average)"
-    expect(what, got > 0.8, True, {False: said}, BLINDNESS)
+    expect(what, got > 0.8, True, BLINDNESS, {False: said})
 
 
 def test_the_order_makes_no_difference():
@@ -201,14 +198,14 @@ def test_the_order_makes_no_difference():
     odd = sum(ex.points(p, a, b) + ex.points(p, b, a) != 1 for p, a, b in pairs)
     first = "no ties: equal pictures get 0.5 each, in either order."
     what = f"whether the points of both orders add up to 1 (in {odd} of {len(pairs)} pairs not)"
-    expect(what, odd == 0, True, {False: first}, POINTS)
+    expect(what, odd == 0, True, POINTS, {False: first})
 
 
 def test_trifles_tie():
     decided = sum(ex.points(p, a, b) != 0.5 for p, (a, b, *_) in groups())
     trifles = "trifles decide: in both pictures all demands are met, and nobody sees a difference."
     what = f"whether two right pictures tie (in {decided} of 24 pairs one wins)"
-    expect(what, decided == 0, True, {False: trifles}, TRIFLES)
+    expect(what, decided == 0, True, TRIFLES, {False: trifles})
 
 
 def test_the_hack_does_not_win():
@@ -218,7 +215,7 @@ def test_the_hack_does_not_win():
     if got > 0.7:
         said = "still hacked: your own hacked pictures win."
     what = f"whether hacked pictures lose (they get {got:.2f} points on average)"
-    expect(what, got < 0.1, True, {False: said}, BLINDNESS)
+    expect(what, got < 0.1, True, BLINDNESS, {False: said})
 
 
 def test_one_demand_more_decides():
@@ -228,9 +225,9 @@ def test_one_demand_more_decides():
     right, wrong = (sum(got) / len(got) for got in pairs.values())
     wide = "too wide a tie: one demand that is not met is a difference which one sees."
     what = f"whether a right picture beats one that misses one demand (it gets {right:.2f} points)"
-    expect(what, right == 1, True, {False: wide}, BLINDNESS)
+    expect(what, right == 1, True, BLINDNESS, {False: wide})
     all_met = "only right pictures win: of two others, the one that meets more demands is better."
     what = (
         f"whether one demand more decides between two wrong pictures (it gets {wrong:.2f} points)"
     )
-    expect(what, wrong == 1, True, {False: all_met}, BLINDNESS)
+    expect(what, wrong == 1, True, BLINDNESS, {False: all_met})

@@ -43,7 +43,9 @@ from figures.pictures import (
 )
 from judges.scorers import MLLMScorer
 from rewards import PairwiseReward, PointwiseReward, std_floors
-from shapes import scenes, verifier
+from shapes import verifier
+from shapes.grammar import Caption, parse_prompt
+from shapes.read import read
 
 ROOT = Path(__file__).resolve().parent.parent
 TIED = "#dddddd"
@@ -99,14 +101,14 @@ def predicted(model, text, trajectory) -> list[list]:
     ]
 
 
-def draw_group(model, how: Settings, prompt: verifier.Caption, seed: int) -> Group:
+def draw_group(model, how: Settings, prompt: Caption, seed: int) -> Group:
     """Samples a group as the loop does, and judges it by both rewards."""
     text = model.encode([prompt.text], how.group_size)
     trajectory = rollout(model, how, text, seed)
     images, judge = model.decode(trajectory.clean), verifier.ShapesMLLM()
     compared = PairwiseReward(judge)([prompt.text], [images])
     scores = PointwiseReward(MLLMScorer(judge))([prompt.text], [images]).values[0]
-    met = [verifier.satisfied(prompt, reading) for reading in scenes.read(images)]
+    met = [verifier.satisfied(prompt, reading) for reading in read(images)]
     frames, points = predicted(model, text, trajectory), compared.points(0)
     return Group(trajectory.sigmas, frames, images, points, compared.values[0], scores, met)
 
@@ -137,7 +139,7 @@ class Sheet:
         self.text(x + 17, middle, letter, INK if fill == TIED else PAPER, anchor="mm")
 
 
-def group_picture(group: Group, prompt: verifier.Caption, how: Settings, path) -> None:
+def group_picture(group: Group, prompt: Caption, how: Settings, path) -> None:
     """One row an image: film strip, its comparisons, win rate, advantage, testpoints."""
     floor = std_floors(["pairwise"], how.std_floor)["pairwise"]
     advantages = grpo.group_advantages(group.rates[None], floor, how.adv_clip)[0]
@@ -251,7 +253,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/explain", help="folder of the figures")
     args = parser.parse_args()
-    prompt = verifier.parse_prompt(args.prompt)
+    prompt = parse_prompt(args.prompt)
     if prompt is None:
         parser.error(f"--prompt '{args.prompt}' is no caption of shapes")
     how, out = Settings(), Path(args.out)

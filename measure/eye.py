@@ -22,9 +22,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 import sampler
 from models import base
-from shapes import scenes
+from shapes.grammar import RADII, Caption, parse_prompt
 from shapes.prompts import all_prompts
-from shapes.verifier import RADII, Caption, parse_prompt, satisfied
+from shapes.read import read
+from shapes.render import COLORS, SHAPES, SIZE, Scene, Thing, render
+from shapes.verifier import satisfied
 
 ZOOM, COLUMNS, ROWS = 6, 5, 4
 TILE, CELL, LEGEND = 32 * ZOOM, (32 * ZOOM + 48, 32 * ZOOM + 88), 100  # pixels
@@ -35,7 +37,7 @@ TILE, CELL, LEGEND = 32 * ZOOM, (32 * ZOOM + 48, 32 * ZOOM + 88), 100  # pixels
 
 def sample(folder: str, texts: list[str], seeds: list[int], batch: int = 50) -> list[Image.Image]:
     """One picture a caption, as train.py's held-out evaluation draws them."""
-    model = base.load(folder, scenes.SIZE, 3.5)
+    model = base.load(folder, SIZE, 3.5)
     sigmas, images = sampler.sigma_schedule(6), []
     for i in range(0, len(texts), batch):
         velocity = model.velocity(model.encode(texts[i : i + batch]))
@@ -52,13 +54,13 @@ def origin(k: int) -> tuple[int, int]:
 
 def legend() -> Image.Image:
     """What the names of colors and sizes look like when drawn right."""
-    looks = [("circle", color, "large") for color in scenes.COLORS]
-    looks += [(shape, "blue", size) for size in ("small", "large") for shape in scenes.SHAPES]
+    looks = [("circle", color, "large") for color in COLORS]
+    looks += [(shape, "blue", size) for size in ("small", "large") for shape in SHAPES]
     strip = Image.new("RGB", (len(looks) * 92, LEGEND), "white")
     draw = ImageDraw.Draw(strip)
     for k, (shape, color, size) in enumerate(looks):
-        thing = scenes.Thing(shape, color, 16, 16, RADII[size])
-        pixels = scenes.render([scenes.Scene((thing,))])[0]
+        thing = Thing(shape, color, 16, 16, RADII[size])
+        pixels = render([Scene((thing,))])[0]
         image = Image.fromarray(pixels).crop((9, 9, 23, 23)).resize((84, 84), Image.NEAREST)
         strip.paste(image, (k * 92 + 4, 14))
         draw.text((k * 92 + 4, 0), color if k < 6 else size, "black", ImageFont.load_default(12))
@@ -116,13 +118,13 @@ def load(name: str) -> tuple[list[dict[str, str]], list[Image.Image]]:
     for k in range(len(rows)):
         x, y = origin(k)
         tile = pages[k // (COLUMNS * ROWS)].crop((x, y, x + TILE, y + TILE))
-        images.append(tile.resize((scenes.SIZE, scenes.SIZE), Image.NEAREST))
+        images.append(tile.resize((SIZE, SIZE), Image.NEAREST))
     return rows, images
 
 
 def compare(name: str) -> None:
     rows, images = load(name)
-    agreed, readings = defaultdict(list), scenes.read(images)
+    agreed, readings = defaultdict(list), read(images)
     print(f"{name}, where only one of eye and verifier accepts:")
     for row, reading in zip(rows, readings):
         prompt = parse_prompt(row["caption"])

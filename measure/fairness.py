@@ -13,28 +13,28 @@ from pathlib import Path
 import numpy as np
 
 from measure.verifier import MODEL, autoencode, read
-from shapes import scenes
+from shapes.grammar import RADII
 from shapes.prompts import place
-from shapes.verifier import RADII
+from shapes.render import COLORS, SHAPES, Scene, Thing, render
 
 SIZES = ("small", "large", "outline")  # an outline is as large as what is large
 
 
-def alone(look: tuple, rng: np.random.Generator) -> scenes.Scene:
+def alone(look: tuple, rng: np.random.Generator) -> Scene:
     """A scene of one thing with this look, (shape, color, size, ground), anywhere."""
     shape, color, size, ground = look
     radius = RADII["large" if size == "outline" else size]
     (where,) = place(np.array([radius]), rng)
-    thing = scenes.Thing(shape, color, *where, radius, size == "outline")
-    return scenes.Scene((thing,), ground == "dark")
+    thing = Thing(shape, color, *where, radius, size == "outline")
+    return Scene((thing,), ground == "dark")
 
 
 def fidelities(model: Path, count: int) -> list[tuple[tuple, float | None]]:
     """The look and the render error of `count` scenes of each look; None: not read as one thing."""
-    looks = itertools.product(scenes.SHAPES, scenes.COLORS, SIZES, ("light", "dark"))
+    looks = itertools.product(SHAPES, COLORS, SIZES, ("light", "dark"))
     drawn = [look for look in looks for _ in range(count)]
     rng = np.random.default_rng(0)
-    pixels = scenes.render([alone(look, rng) for look in drawn])
+    pixels = render([alone(look, rng) for look in drawn])
     readings = read(autoencode(pixels, model))
     return [(k, r.render_error if len(r.things) == 1 else None) for k, r in zip(drawn, readings)]
 

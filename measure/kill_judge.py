@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shapes import scenes
 from shapes.prompts import all_prompts, sample_scene
+from shapes.render import Scene, render
 from unigenbench.results import read_results
 from unigenbench.testpoints import Prompt, write_prompts
 
@@ -47,8 +47,8 @@ def draw(folder: Path, count: int) -> None:
     )
     (folder / "images").mkdir()
     for index, prompt in enumerate(chosen):
-        shown = [sample_scene(prompt, rng) for _ in range(3)] + [scenes.Scene(())]
-        for i, pixels in enumerate(scenes.render(shown)):
+        shown = [sample_scene(prompt, rng) for _ in range(3)] + [Scene(())]
+        for i, pixels in enumerate(render(shown)):
             Image.fromarray(pixels).save(folder / "images" / f"{index}_{i}.png")
 
 

@@ -18,9 +18,12 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from shapes import scenes
+from shapes.grammar import KINDS, SLOTS, SUMS, Caption, make_prompt
 from shapes.prompts import all_prompts, sample_scene
-from shapes.verifier import KINDS, SLOTS, SUMS, Caption, make_prompt, satisfied
+from shapes.read import Reading
+from shapes.read import read as read_images
+from shapes.render import render
+from shapes.verifier import satisfied
 
 MODEL = Path(__file__).resolve().parent.parent / "assets" / "tiny-flux"
 PAIRS = (("to the left of", "to the right of"), ("above", "below"))
@@ -34,7 +37,7 @@ def draw(count: int, rng: np.random.Generator) -> tuple[list[Caption], np.ndarra
         [p for split in ("train", "heldout") for p in all_prompts(split)[kind]] for kind in KINDS
     ]
     prompts = [pool[rng.integers(len(pool))] for _, pool in zip(range(count), pools * count)]
-    return prompts, scenes.render([sample_scene(p, rng) for p in prompts])
+    return prompts, render([sample_scene(p, rng) for p in prompts])
 
 
 @torch.no_grad()
@@ -49,12 +52,12 @@ def autoencode(pixels: np.ndarray, model: Path, batch: int = 100) -> np.ndarray:
     return np.concatenate(decoded)
 
 
-def read(pixels: np.ndarray, batch: int = 96) -> list[scenes.Reading]:
+def read(pixels: np.ndarray, batch: int = 96) -> list[Reading]:
     images = [Image.fromarray(p) for p in pixels]
-    return [r for i in range(0, len(images), batch) for r in scenes.read(images[i : i + batch])]
+    return [r for i in range(0, len(images), batch) for r in read_images(images[i : i + batch])]
 
 
-def accepted(prompts: list[Caption], readings: list[scenes.Reading]) -> dict[str, list[bool]]:
+def accepted(prompts: list[Caption], readings: list[Reading]) -> dict[str, list[bool]]:
     """Verdicts by sub dimension."""
     verdicts = defaultdict(list)
     for prompt, reading in zip(prompts, readings):

@@ -11,7 +11,8 @@ Four stages, all on sentences and pictures of shapes/prompts.py, none of them he
      WASHED_OUT of the pictures are pale. A short while at a low rate: the result still knows the
      world better than it draws it, a base that reinforcement learning can improve, as after
      pre-training on web data.
-Every part is the real class, so that `FluxPipeline.from_pretrained` loads the folder.
+Every part is the real class, of the sizes that the folder's config.json files say, so that
+`FluxPipeline.from_pretrained` loads what comes out.
 
     python -m shapes.pretrain        # makes assets/tiny-flux again, in about an hour on 2 cores
     python -m shapes.pretrain --out runs/tiny --work runs/tiny-work --pictures 500 --vae_steps 40 \\
@@ -45,11 +46,14 @@ from transformers import (
 )
 
 import sampler
-from models import flux
-from shapes import scenes
+from models.flux import Flux
+from shapes.grammar import KINDS, RADII, SLOTS, Caption, make_prompt
 from shapes.prompts import all_prompts, heldout_prompts, place, sample_prompts, sample_scene
-from shapes.verifier import KINDS, RADII, SLOTS, Caption, make_prompt, satisfied
+from shapes.read import read
+from shapes.render import DARK, LIGHT, SHAPES, Scene, Thing, render
+from shapes.verifier import satisfied
 
+SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "tiny-flux"
 WRONG_CAPTION, WASHED_OUT = 0.40, 0.35  # shares of the web-like data
 CONTRAST = (0.4, 0.8)  # what washed-out pictures keep of theirs
 MAX_TOKENS = 12  # the longest sentence has 10 words, and one token ends it
@@ -70,6 +74,10 @@ def wrong_caption(prompt: Caption, rng: np.random.Generator) -> Caption:
             return changed
 
 
+def render_all(drawn: list[Scene]) -> np.ndarray:
+    return np.concatenate([render(drawn[i : i + 1000]) for i in range(0, len(drawn), 1000)])
+
+
 def make_data(
     count: int, rng: np.random.Generator, web: bool, pairs: float = 0.0
 ) -> tuple[list[str], np.ndarray]:
@@ -85,10 +93,10 @@ def make_data(
         pool = pools[kinds[rng.integers(len(kinds))]]
         prompts[i] = pool[rng.integers(len(pool))]
     drawn = [sample_scene(p, rng) for p in tqdm(prompts, desc="scenes", leave=False)]
-    images = np.concatenate([scenes.render(drawn[i : i + 1000]) for i in range(0, count, 1000)])
+    images = render_all(drawn)
     if web:
         for i in np.flatnonzero(rng.random(count) < WASHED_OUT):
-            ground = np.array(scenes.DARK if drawn[i].dark else scenes.LIGHT)
+            ground = np.array(DARK if drawn[i].dark else LIGHT)
             images[i] = ground + (images[i] - ground) * rng.uniform(*CONTRAST)
         wrong = rng.random(count) < WRONG_CAPTION
         prompts = [wrong_caption(p, rng) if w else p for p, w in zip(prompts, wrong)]
@@ -102,19 +110,19 @@ def any_pictures(count: int, rng: np.random.Generator, nested: float = 0.3) -> n
     repaints others (a pink square in outline) as what it knows. nested: share of things in things.
     """
 
-    def thing(x, y, r, outline=False) -> scenes.Thing:
+    def thing(x, y, r, outline=False) -> Thing:
         color = tuple(rng.integers(256, size=3))
-        return scenes.Thing(str(rng.choice(scenes.SHAPES)), color, x, y, r, outline)
+        return Thing(str(rng.choice(SHAPES)), color, x, y, r, outline)
 
-    def scene() -> scenes.Scene:
+    def scene() -> Scene:
         dark, inside, large = (rng.random(3) < (0.35, nested, 0.6)).tolist()
         if inside:
             outer, inner = RADII["outer"], RADII["inner"]
             xy = place(np.array([outer]), rng)[0]
-            return scenes.Scene((thing(*xy, outer), thing(*xy, inner)), dark)
+            return Scene((thing(*xy, outer), thing(*xy, inner)), dark)
         smalls = rng.integers(0, 3) if large else rng.integers(1, 5)
         radii = np.array([RADII["large"]] * large + [RADII["small"]] * smalls)
-        return scenes.Scene(
+        return Scene(
             tuple(
                 thing(*xy, r, r > 5 and rng.random() < 0.4)
                 for xy, r in zip(place(radii, rng), radii)
@@ -123,7 +131,7 @@ def any_pictures(count: int, rng: np.random.Generator, nested: float = 0.3) -> n
         )
 
     drawn = [scene() for _ in tqdm(range(count), desc="scenes", leave=False)]
-    return np.concatenate([scenes.render(drawn[i : i + 1000]) for i in range(0, count, 1000)])
+    return render_all(drawn)
 
 
 def to_pixels(images: np.ndarray) -> torch.Tensor:
@@ -162,63 +170,17 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build(seed: int) -> FluxPipeline:
-    """The untrained tiny FLUX: 2 double and 4 single blocks, 4 heads of 32."""
+    """The untrained tiny FLUX, of the sizes that the shipped one's config.json files say."""
     torch.manual_seed(seed)
     tokenizer = word_tokenizer()
-    clip = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=MAX_TOKENS,
-            projection_dim=64,
-            pad_token_id=0,
-            bos_token_id=2,
-            eos_token_id=1,
-        )
-    )
-    t5 = T5EncoderModel(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=128,
-            d_kv=32,
-            d_ff=256,
-            num_layers=2,
-            num_heads=4,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            pad_token_id=0,
-            eos_token_id=1,
-        )
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
-        layers_per_block=1,
-        latent_channels=8,
-        norm_num_groups=8,
-        sample_size=scenes.SIZE,
-        scaling_factor=1.0,
-        shift_factor=0.0,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=32,
-        num_layers=2,
-        num_single_layers=4,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        joint_attention_dim=128,
-        pooled_projection_dim=64,
-        guidance_embeds=False,
-        axes_dims_rope=(8, 12, 12),
-    )
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False)
+    words = {"vocab_size": len(tokenizer)}
+    clip = CLIPTextModel(CLIPTextConfig.from_pretrained(SHIPPED / "text_encoder", **words))
+    t5 = T5EncoderModel(T5Config.from_pretrained(SHIPPED / "text_encoder_2", **words))
+    config = AutoencoderKL.load_config(SHIPPED / "vae")
+    vae = AutoencoderKL.from_config(config, scaling_factor=1.0, shift_factor=0.0)  # not yet known
+    config = FluxTransformer2DModel.load_config(SHIPPED / "transformer")
+    transformer = FluxTransformer2DModel.from_config(config)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(SHIPPED / "scheduler")
     return FluxPipeline(scheduler, vae, clip, tokenizer, t5, word_tokenizer(), transformer)
 
 
@@ -289,28 +251,23 @@ def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> tuple[to
     return loss, f"{127.5 * error.detach().abs().mean():.2f} gray levels"
 
 
-def train_vae(vae: AutoencoderKL, images: np.ndarray, steps: int, state: Path) -> None:
-    """Reconstruction, and a slight KL to keep latents smooth."""
+def train_vae(
+    vae: AutoencoderKL, images: np.ndarray, steps: int, peak: float, state: Path, decoder_only=False
+) -> None:
+    """Reconstruction, and a slight KL to keep latents smooth.
+
+    decoder_only: the decoder alone goes on, and latents stay as they are.
+    """
 
     def loss_of(generator):
         pixels = to_pixels(images[torch.randint(len(images), (32,), generator=generator).numpy()])
-        posterior = vae.encode(pixels).latent_dist
-        loss, note = reconstruction_loss(vae.decode(draw(posterior, generator)).sample, pixels)
+        with torch.set_grad_enabled(not decoder_only):
+            posterior = vae.encode(pixels).latent_dist
+            latents = draw(posterior, generator)
+        loss, note = reconstruction_loss(vae.decode(latents).sample, pixels)
         return loss + 2e-7 * posterior.kl().mean(), note
 
-    descend(vae, loss_of, steps, 3e-3, state)
-
-
-def train_decoder(vae: AutoencoderKL, images: np.ndarray, steps: int, state: Path) -> None:
-    """The decoder alone goes on: latents stay as they are."""
-
-    def loss_of(generator):
-        pixels = to_pixels(images[torch.randint(len(images), (32,), generator=generator).numpy()])
-        with torch.no_grad():
-            latents = draw(vae.encode(pixels).latent_dist, generator)
-        return reconstruction_loss(vae.decoder(latents), pixels)
-
-    descend(vae.decoder, loss_of, steps, 2e-3, state)
+    descend(vae.decoder if decoder_only else vae, loss_of, steps, peak, state)
 
 
 def draw(posterior, generator: torch.Generator) -> torch.Tensor:
@@ -346,7 +303,7 @@ def train_text(pipe: FluxPipeline, prompts: list[Caption], steps: int, state: Pa
 
     def loss_of(generator):
         rows = torch.randint(len(prompts), (256,), generator=generator)
-        text = flux.encode.__wrapped__(pipe, [prompts[i].text for i in rows])
+        text = Flux(pipe).encode_prompts([prompts[i].text for i in rows])
         logits = torch.cat([heads[0](text.embeds), heads[1](text.pooled)[:, None]], 1)
         losses = [
             torch.nn.functional.cross_entropy(
@@ -366,12 +323,13 @@ def flow_loss(
 
     texts: B sentences; latents: (B, 8, 8, 8). The mean of 0.5 shifts sigma toward noise.
     """
-    clean = flux.pack((latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor)
+    model, config = Flux(pipe), pipe.vae.config
+    clean = model.pack((latents - config.shift_factor) * config.scaling_factor)
     noise = torch.randn(clean.shape, generator=generator)
     sigma = torch.sigmoid(0.5 + torch.randn(len(clean), generator=generator))
     noisy = (1 - sigma)[:, None, None] * clean + sigma[:, None, None] * noise
-    text = flux.encode.__wrapped__(pipe, texts)  # with gradient: the text encoders learn too
-    velocity = flux.velocity_fn(pipe, text, scenes.SIZE, scenes.SIZE)(noisy, sigma)
+    text = model.encode_prompts(texts)  # with gradient: the text encoders learn too
+    velocity = model.velocity(text)(noisy, sigma)
     return (velocity - (noise - clean)).square().mean()
 
 
@@ -398,12 +356,11 @@ def train_flow(
 @torch.no_grad()
 def report_heldout(pipe: FluxPipeline, stage: str, prompts: list[Caption]) -> None:
     """Prints which share of the prompts' testpoints the model draws right, by kind of sentence."""
-    velocity = flux.velocity_fn(
-        pipe, flux.encode(pipe, [p.text for p in prompts]), scenes.SIZE, scenes.SIZE
-    )
-    noise = flux.initial_noise(pipe, scenes.SIZE, scenes.SIZE, list(range(len(prompts))))
+    model = Flux(pipe)
+    velocity = model.velocity(model.encode([p.text for p in prompts]))
+    noise = model.noise(range(len(prompts)))
     clean = sampler.ode_sample(velocity, noise, sampler.sigma_schedule(6))
-    readings = scenes.read(flux.decode(pipe, clean, scenes.SIZE, scenes.SIZE))
+    readings = read(model.decode(clean))
     met = [satisfied(p, r) for p, r in zip(prompts, readings)]
     share = lambda rows: sum(map(sum, rows)) / sum(map(len, rows))
     kinds = {kind: share([m for p, m in zip(prompts, met) if p.kind == kind]) for kind in KINDS}
@@ -452,16 +409,12 @@ def main(argv: list[str] | None = None) -> None:
     texts, images = make_data(args.pictures, rng, web=False)
     pair_texts, pair_images = make_data(args.pictures, rng, web=False, pairs=0.5)
     web_texts, web_images = make_data(args.pictures, rng, web=True, pairs=0.5)
-    train_vae(
-        pipe.vae,
-        np.concatenate([images, web_images, any_pictures(2 * args.pictures, rng)]),
-        args.vae_steps,
-        work / "autoencoder.pt",
-    )
+    any_color = any_pictures(2 * args.pictures, rng)
+    seen = np.concatenate([images, web_images, any_color])
+    train_vae(pipe.vae, seen, args.vae_steps, 3e-3, work / "autoencoder.pt")
     nested = any_pictures(args.pictures, np.random.default_rng(args.seed + 1), nested=0.7)
-    train_decoder(
-        pipe.vae, np.concatenate([images, nested]), args.decoder_steps, work / "decoder.pt"
-    )
+    seen, state = np.concatenate([images, nested]), work / "decoder.pt"
+    train_vae(pipe.vae, seen, args.decoder_steps, 2e-3, state, decoder_only=True)
     train_text(pipe, sample_prompts(args.pictures, rng), args.text_steps, work / "text.pt")
     latents = encode_images(pipe.vae, np.concatenate([images, pair_images]))
     pipe.vae.register_to_config(

@@ -25,9 +25,12 @@ from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from judges.scorers import CLIPScorer
-from shapes import pretrain, scenes
+from shapes import pretrain
+from shapes.grammar import parse_prompt
 from shapes.prompts import all_prompts, sample_scene
-from shapes.verifier import parse_prompt, satisfied
+from shapes.read import read
+from shapes.render import SIZE, render
+from shapes.verifier import satisfied
 
 HARD = 3  # captions with one slot changed, a picture
 RUNS, RUN = 16, 8  # a batch: runs of neighbors in alphabetical order, and their length
@@ -38,31 +41,14 @@ PEAK_LR = 2e-3
 
 
 def build(seed: int) -> tuple[CLIPModel, CLIPProcessor]:
-    """The untrained model (patches of 8 pixels; 3 layers for pictures, 2 for text), processor."""
+    """The untrained model, of the sizes that the shipped one's config.json says, and processor."""
     torch.manual_seed(seed)
     tokenizer = pretrain.word_tokenizer()
-    text = dict(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    vision = dict(
-        image_size=scenes.SIZE,
-        patch_size=8,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-    )
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
-    side = {"height": scenes.SIZE, "width": scenes.SIZE}
-    images = CLIPImageProcessorPil(size={"shortest_edge": scenes.SIZE}, crop_size=side)
-    return model, CLIPProcessor(images, tokenizer)
+    config = CLIPConfig.from_pretrained(pretrain.SHIPPED.with_name("tiny-clip"))
+    config.text_config.vocab_size = len(tokenizer)
+    side = {"height": SIZE, "width": SIZE}
+    images = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size=side)
+    return CLIPModel(config), CLIPProcessor(images, tokenizer)
 
 
 # ----------------------------------------------------------------------------- data
@@ -169,8 +155,8 @@ def one_attribute_pairs(count: int, rng: np.random.Generator) -> dict[str, list]
     right = [pool[i] for i in rng.integers(len(pool), size=count)]
     wrong = [pretrain.wrong_caption(p, rng) for p in right]
     drawn = [[sample_scene(p, rng) for p in of] for of in (right, wrong)]
-    pictures = [[Image.fromarray(image) for image in scenes.render(of)] for of in drawn]
-    both = [scenes.read(of) for of in pictures]
+    pictures = [[Image.fromarray(image) for image in render(of)] for of in drawn]
+    both = [read(of) for of in pictures]
     asks = [
         i
         for i in range(count)

@@ -1,6 +1,6 @@
-"""Prompts of the embedded world, split for training and evaluation, and scenes that satisfy them.
+"""Prompts of the shapes, split for training and evaluation, and scenes that satisfy them.
 
-A quarter of what the grammar (verifier.KINDS) can say is held out from all training.
+A quarter of what the grammar (grammar.KINDS) can say is held out from all training.
 
     sample_prompts(8, rng)                      # for a training step
     heldout_prompts()                           # the benchmark
@@ -14,8 +14,7 @@ import zlib
 
 import numpy as np
 
-from shapes.scenes import COLORS, SHAPES, Scene, Thing
-from shapes.verifier import (
+from shapes.grammar import (
     IN_OUTLINE,
     KINDS,
     NUMBERS,
@@ -28,6 +27,7 @@ from shapes.verifier import (
     Caption,
     make_prompt,
 )
+from shapes.render import COLORS, SHAPES, Scene, Thing
 
 LATTICES = {3.4: (4, 12, 20, 28), 5.6: (8, 16, 24), 9.0: (16,)}  # where centers may lie, by radius
 

@@ -23,7 +23,7 @@ from PIL import Image
 from common.rgb import to_rgb
 from judges.mllm import MLLM, Answer, Query
 from shapes import phrasebook
-from shapes.scenes import Reading
+from shapes.read import Reading
 from shapes.verifier import ShapesMLLM
 
 

@@ -16,16 +16,17 @@ import math
 import re
 import zlib
 
-from common.files import write_atomic
 from rewards import PairwiseReward
-from shapes.scenes import read
-from shapes.verifier import ShapesMLLM, compare, parse_prompt
-from study import five_ways, scorers
-from study.longer import made, of_seeds, seeds_table
-from study.runs import OUT, RESULTS, Arm, Table, size_asked_for, write_csv
-from study.table1 import COMMON, LEARNED, NO_FLOOR, OURS, SLOWER, AlwaysAWinner, Watch, slower
+from shapes.grammar import parse_prompt
+from shapes.read import read
+from shapes.verifier import ShapesMLLM, compare
+from study import curves, scorers
+from study.longer import FLAGS, MORE, SEEDS, of_seeds
+from study.runs import OUT, SLOWER, Arm, Study, size_asked_for
+from study.summary import ACCURACY, write_tables
+from study.table1 import LEARNED, NO_FLOOR, ONE, OURS, AlwaysAWinner, Watch, slower
 
-BOTH, ONE, SOFT = "always a winner both orders", "win rates one order", "soft winner both orders"
+BOTH, SOFT = "always a winner both orders", "soft winner both orders"
 WEIGHTS = (0, 0.03, 0.1, 0.3)
 KL = "--kl_coef=0.1"
 
@@ -33,7 +34,7 @@ KL = "--kl_coef=0.1"
 class SoftWinner(AlwaysAWinner):
     """The same judge where its probability that the first is better is taken, as `--soft` takes it:
     near 1/2 where a difference is slight. It stands for a model that can answer "first" or "second"
-    alone, but is unsure where a person sees nothing: of pictures with the same looks the odds are
+    alone, but is unsure where a person sees nothing: of images with the same looks the odds are
     logistic in the difference in render error, by just noticeable ones; between the others, where
     the coin would decide, it leans to a side by LEAN; and what can be seen is sure.
     """
@@ -71,35 +72,33 @@ def arms_of(scorer) -> tuple[list[Arm], list[Arm]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    name = size_asked_for(__doc__, arguments)
-    folder, scorer = RESULTS if name == "full" else OUT / name, OUT / name / "scorers"
+    size = size_asked_for(__doc__, arguments)
+    study, scorer = Study("kl", size, FLAGS), OUT / size / "scorers"
     asked, others = arms_of(scorer / scorers.NAMES[0])
-    if name != "full":  # without the KL and with it, and the soft answer
+    if size != "full":  # without the KL and with it, and the soft answer
         asked, others = asked[::2], [arm for arm in others if SOFT in arm.name]
-    made("kl", name, COMMON, asked, [arm.name for arm in asked], Watch({}))
-    if name == "full":
+    study.make(asked, (*SEEDS, *MORE), Watch({}))
+    if size == "full":
         scorers.learned(scorer, scorers.FULL)
-    lines, _ = made("kl", name, COMMON, others, (), Watch({}))
-    write(lines, folder)
+    study.make(others, SEEDS, Watch({}))
+    write(study)
 
 
-def write(lines: Table, folder) -> None:
+def write(study: Study) -> None:
     """The table and the figure of what has been made so far."""
-    rows = rows_of(lines, folder / "longer.csv")
-    write_csv(folder / "kl_seeds.csv", rows, lines.head)
-    write_atomic(folder / "kl_seeds.md", seeds_table(rows).encode())
+    rows = rows_of(study)
+    write_tables(study, {"_seeds": rows})
     drawn = [row["arm"] for row in rows if row["arm"].startswith(BOTH)]
     if drawn:
-        five_ways.draw(lines, drawn, folder / "kl.png", ("win_rate_vs_base", "win rate"))
+        shown = {"accuracy": curves.of(ACCURACY), "win rate": curves.of("win_rate_vs_base")}
+        curves.draw(study.lines, drawn, shown, study.file(".png"))
 
 
-def rows_of(lines: Table, longer) -> list[dict]:
-    """A row an arm, of those that have a run; beside them those without KL, if the file is there
-    that longer.py has written."""
-    rows = of_seeds(lines, [arm.name for arms in arms_of("") for arm in arms])
-    if longer.exists():
-        rows += of_seeds(Table(longer, [lines.head[2:]]), [ONE + SLOWER, OURS + SLOWER, OURS])
-    return rows
+def rows_of(study: Study) -> list[dict]:
+    """A row an arm, of those that have a run; beside them those without KL that longer.py made."""
+    rows = of_seeds(study.lines, [arm.name for arms in arms_of("") for arm in arms])
+    longer = Study("longer", study.size, FLAGS)
+    return rows + of_seeds(longer.lines, [ONE + SLOWER, OURS + SLOWER, OURS])
 
 
 if __name__ == "__main__":

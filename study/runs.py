@@ -1,14 +1,14 @@
 """Runs of a study: arms by seeds, each a run of train.py's own loop, and what they show as a CSV.
 
-An arm is a way to train: a reward, and flags of train.py. Each run has a directory of its own and
-can be killed and taken up as any run can, and one process alone makes it: several share what is
-to be made. When it is done, its lines of the log join NAME.csv, and
-what came of each held-out prompt joins NAME_prompts.csv; a later call makes only the runs that
-these lack, and needs no run directory to draw from them.
+An arm is a way to train: a reward, and flags of train.py. Each run has a directory of its own, can
+be killed and taken up as any run can, and is made by one process alone, so that several share what
+is to be made. When it is done, its lines of the log join NAME.csv, and what came of each held-out
+prompt joins NAME_prompts.csv; a later call makes only the runs that these lack, and needs no run
+directory to draw from them.
 
-    lines, prompts = Table(folder / "NAME.csv", flags), Table(folder / "NAME_prompts.csv", flags)
-    make_runs(arms, size, runs, lines, prompts, watch)
-    lines.run("plain ranks", 0)                 # one dict a step
+    study = Study("NAME", "full", {"full": flags})
+    study.make(arms, seeds, watch)
+    study.lines.run("plain ranks", 0)           # one dict per step
 """
 
 import argparse
@@ -30,7 +30,10 @@ from training.session import started
 
 log = logging.getLogger("study")
 RESULTS, OUT = Path(__file__).parent / "results", Path("runs/study")
-# Of the log: what it says of pictures and rewards. Times are left out, they are never the same.
+GROUPS = ("--prompts_per_step=8", "--group_size=8")
+TINY = ("--prompts_per_step=1", "--group_size=3", "--num_steps=2", "--steps=1", "--heldout=2")
+SLOWER = " at 1e-4"  # in the name of an arm: half the learning rate of the others
+# Of the log: what it says of images and rewards. Times are left out, they are never the same.
 KEPT = ("heldout_accuracy", "heldout_all_correct", "heldout_render_error", "win_rate_vs_base")
 KEPT += ("reward_mean", "reward_std", "frac_floor", "tie_rate", "kl_to_base", "grad_norm")
 
@@ -41,24 +44,20 @@ class Arm(NamedTuple):
     flags: tuple[str, ...] = ()  # of train.py, beside those of all arms
 
 
-class Size(NamedTuple):
-    """How much of a study is made: all of it, or a short form that shows the same in kind."""
-
-    seeds: tuple[int, ...]
-    flags: tuple[str, ...]  # of train.py, for all arms
-    folder: Path  # of tables and figures
-
-
 def size_asked_for(doc: str, arguments: Sequence[str] | None) -> str:
     """The command line of a study: "full", "quick" or "smallest"."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=layout)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="less of the same, in minutes")
     size.add_argument("--smallest", action="store_true", help="seconds: only to see that it runs")
     args = parser.parse_args(arguments)
     return "quick" if args.quick else "smallest" if args.smallest else "full"
+
+
+def folder_of(size: str) -> Path:
+    """Where tables and figures of that size are written."""
+    return RESULTS if size == "full" else OUT / size
 
 
 # ----------------------------------------------------------------------------- tables
@@ -93,6 +92,9 @@ class Table:
         numbers = lambda row: {k: float(v) if v else None for k, v in row.items() if k != "arm"}
         return list(map(numbers, mine))
 
+    def runs(self, arm: str) -> list[list[dict]]:
+        return [self.run(arm, seed) for seed in self.seeds(arm)]
+
     def add(self, arm: str, seed: int, rows: Sequence[dict]) -> None:
         """Adds the rows of one run; those that it may have already give way to them."""
         self.read()
@@ -119,40 +121,52 @@ def write_csv(path: Path, rows: Sequence[dict], head: str) -> None:
 # ----------------------------------------------------------------------------- runs
 
 
-def make_runs(
-    arms, size: Size, runs: Path, lines: Table, prompts: Table, watch: Callable, kept=KEPT
-) -> None:
-    """Makes the runs that the tables lack, one after the other, the first seed of all arms first.
+class Study:
+    """The runs of one study at one size: their two tables, and where they and figures lie."""
 
-    runs: folder of run directories; watch: from prompts and rows of held-out pictures, one row a
-    prompt, to what else is to be known of them, numbers by name; kept: what of the log.
-    """
-    wanted = [(arm, seed) for seed in size.seeds for arm in arms]
-    for count, (arm, seed) in enumerate(wanted, 1):
-        if seed in lines.seeds(arm.name):
-            continue
-        out = folder_of(runs, arm.name, seed)
-        label = f"{arm.name}, seed {seed} (run {count} of {len(wanted)})"
-        runs.mkdir(parents=True, exist_ok=True)
-        try:
-            claim = hold(out.with_suffix(".lock"))
-        except BlockingIOError:  # another process makes it
-            continue
-        with claim:
-            lines.read()
-            if seed in lines.seeds(arm.name):
+    def __init__(self, stem: str, size: str, flags: dict[str, tuple[str, ...]]):
+        """flags: of train.py, for all arms, by size; those of "smallest" are always TINY."""
+        self.stem, self.size, self.out = stem, size, OUT / size / stem
+        self.flags = TINY if size == "smallest" else flags[size]
+        self.lines = Table(self.file(".csv"), self.flags)
+        self.prompts = Table(self.file("_prompts.csv"), self.flags)
+
+    def file(self, end: str) -> Path:
+        return folder_of(self.size) / f"{self.stem}{end}"
+
+    def run_folder(self, arm: str, seed: int) -> Path:
+        return self.out / f"{re.sub(r'[^A-Za-z0-9-]+', '_', arm)}-{seed}"
+
+    def make(self, arms: Sequence[Arm], seeds, watch: Callable, kept=KEPT) -> None:
+        """Makes the runs that the tables lack, the first seed of all arms first; of a short form
+        that seed alone.
+
+        watch: from prompts and rows of held-out images, one row per prompt, to what else is to be
+        known of them, numbers by name; kept: what of the log.
+        """
+        seeds = seeds if self.size == "full" else (0,)
+        wanted = [(arm, seed) for seed in seeds for arm in arms]
+        for count, (arm, seed) in enumerate(wanted, 1):
+            if seed in self.lines.seeds(arm.name):
                 continue
-            run = trained(arm, [*size.flags, f"--seed={seed}", f"--out={out}"], label, watch)
-            columns = ("step", *kept, *watch([], []))
-            with hold(runs / "tables.lock", wait=True):
-                prompts.add(arm.name, seed, of_prompts(run))
-                lines.add(arm.name, seed, [{k: row.get(k) for k in columns} for row in run.metrics])
-            shutil.rmtree(out / "checkpoint")  # 100 MB and more; the tables have what is needed
-
-
-def folder_of(runs: Path, arm: str, seed: int) -> Path:
-    """The directory of one run."""
-    return runs / f"{re.sub(r'[^A-Za-z0-9-]+', '_', arm)}-{seed}"
+            out = self.run_folder(arm.name, seed)
+            label = f"{arm.name}, seed {seed} (run {count} of {len(wanted)})"
+            self.out.mkdir(parents=True, exist_ok=True)
+            try:
+                claim = hold(out.with_suffix(".lock"))
+            except BlockingIOError:  # another process makes it
+                continue
+            with claim:
+                self.lines.read()
+                if seed in self.lines.seeds(arm.name):
+                    continue
+                run = trained(arm, [*self.flags, f"--seed={seed}", f"--out={out}"], label, watch)
+                columns = ("step", *kept, *watch([], []))
+                rows = [{k: row.get(k) for k in columns} for row in run.metrics]
+                with hold(self.out / "tables.lock", wait=True):
+                    self.prompts.add(arm.name, seed, of_prompts(run))
+                    self.lines.add(arm.name, seed, rows)
+                shutil.rmtree(out / "checkpoint")  # 100 MB and more; the tables are what is needed
 
 
 def trained(arm: Arm, flags: list[str], label: str, watch: Callable) -> Run:
@@ -164,14 +178,14 @@ def trained(arm: Arm, flags: list[str], label: str, watch: Callable) -> Run:
         if arm.reward:
             run.judging.rewards = dict.fromkeys(run.judging.rewards, arm.reward())
         try:
-            descend(run, label, watch)
+            train_watched(run, label, watch)
             run.finish()
         except FloatingPointError as error:
             log.warning("%s: %s; the run ends there and counts", label, error)
     return run
 
 
-def descend(run: Run, label: str, watch: Callable) -> None:
+def train_watched(run: Run, label: str, watch: Callable) -> None:
     """train.train, with a bar that says which run it is, and `watch` at each evaluation."""
     run.label = label
     run.metrics[0] |= watch(run.heldout.grid_prompts, run.heldout.base_grid)
@@ -189,7 +203,7 @@ def descend(run: Run, label: str, watch: Callable) -> None:
 
 
 def of_prompts(run: Run) -> list[dict]:
-    """For each held-out prompt how many of its testpoints held in the base's picture, and in that
+    """For each held-out prompt how many of its testpoints held in the base's image, and in that
     of the last step: none, if the run broke down before it."""
     whole = run.metrics[-1]["step"] == run.cfg.steps
     base = run.heldout.base.met

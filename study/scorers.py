@@ -1,8 +1,8 @@
 """Learned preference scorers of the shapes world, as fallible as published ones are.
 
-PickScore and HPS are CLIP models that were tuned to people's choices between two pictures of one
-prompt. So are these: assets/tiny-clip, tuned to choices between pictures of the base model, of
-which some are wrong, as people's are. Each of the four has its own prompts, pictures and wrong
+PickScore and HPS are CLIP models that were tuned to people's choices between two images of one
+prompt. So are these: assets/tiny-clip, tuned to choices between images of the base model, of
+which some are wrong, as people's are. Each of the four has its own prompts, images and wrong
 choices; the first two are trained on in table1.py, the other two only look on.
 
     folders = learned(OUT / "scorers", FULL)    # trained where they are missing
@@ -22,6 +22,7 @@ from tqdm import tqdm
 import sampler
 import train
 from common.files import writing
+from common.seeds import seed_of
 from judges.answers import Verdict, ask
 from judges.mllm import Query
 from judges.scorers import CLIPScorer
@@ -30,7 +31,7 @@ from models import base
 from shapes import pretrain
 from shapes.prompts import heldout_prompts, sample_prompts
 from shapes.verifier import ShapesMLLM
-from training.data import Batch, seed_of
+from training.data import Batch
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CLIP, FLUX = str(ASSETS / "tiny-clip"), str(ASSETS / "tiny-flux")
@@ -39,7 +40,7 @@ WRONG = 0.3  # share of choices made by a coin: about one in seven is wrong
 
 
 class Choices(NamedTuple):
-    """Two pictures of each prompt, and which one was chosen (0 or 1); ties are left out."""
+    """Two images of each prompt, and which one was chosen (0 or 1); ties are left out."""
 
     prompts: list[str]
     images: list[tuple]
@@ -47,30 +48,30 @@ class Choices(NamedTuple):
 
 
 class Budget(NamedTuple):
-    prompts: int  # two pictures each
+    prompts: int  # two images each
     steps: int
     hard: int  # held-out prompts to measure on
 
 
 FULL, SMALLEST = Budget(1200, 150, 314), Budget(6, 1, 6)
+BUDGETS = {"full": FULL, "quick": FULL, "smallest": SMALLEST}
 
 
 # ----------------------------------------------------------------------------- choices
 
 
 def choices(prompts: list[str], judge: ShapesMLLM, seed: int) -> Choices:
-    """Two pictures of the base model for each prompt, drawn as the loop draws them, and judged."""
+    """Two images of the base model for each prompt, drawn as the loop draws them, and judged."""
     model, count = base.load(FLUX, size=32), 2 * len(prompts)
     noise, steps = ([seed_of(seed, name, n) for n in range(count)] for name in ("noise", "steps"))
     batch = Batch(prompts, noise, steps, [])
-    pairs = train.sample(
-        model, batch, sampler.sigma_schedule(6), noise_level=0.7, kind="flow", micro_batch=64
-    ).images
+    how = dict(noise_level=0.7, kind="flow", micro_batch=64)
+    pairs = train.sample(model, batch, sampler.sigma_schedule(6), **how).images
     texts = [PAIRWISE_TEMPLATE.replace("{prompt}", prompt) for prompt in prompts]
-    heard = ask(judge, [Query(tuple(pair), text) for pair, text in zip(pairs, texts)])
-    said = [answers[-1].verdict for answers in heard]
-    kept = [n for n, verdict in enumerate(said) if verdict in (Verdict.FIRST, Verdict.SECOND)]
-    chosen = [int(said[n] is Verdict.SECOND) for n in kept]
+    outcomes = ask(judge, [Query(tuple(pair), text) for pair, text in zip(pairs, texts)])
+    verdicts = [answers[-1].verdict for answers in outcomes]
+    kept = [n for n, verdict in enumerate(verdicts) if verdict in (Verdict.FIRST, Verdict.SECOND)]
+    chosen = [int(verdicts[n] is Verdict.SECOND) for n in kept]
     return Choices([prompts[n] for n in kept], [tuple(pairs[n]) for n in kept], chosen)
 
 
@@ -124,19 +125,23 @@ def learned(root: Path, budget: Budget) -> dict[str, Path]:
 # ----------------------------------------------------------------------------- how good they are
 
 
+def hard_pairs(count: int) -> Choices:
+    """What is right about two images of the base model for each of so many held-out prompts, twice,
+    by the exact judge."""
+    prompts = [prompt.text for prompt in heldout_prompts()[:count]] * 2
+    return choices(prompts, ShapesMLLM(), seed_of("hard pairs"))
+
+
 def quality(folders: dict[str, Path], budget: Budget) -> list[dict]:
     """For each scorer, and for tiny-clip as it was, the share of hard pairs on which it names the
-    exact judge's winner: two pictures of the base model for each held-out prompt, ties left out.
-    And how often it is of one mind with the scorer named first."""
-    prompts = [prompt.text for prompt in heldout_prompts()[: budget.hard]] * 2
-    shown = choices(prompts, ShapesMLLM(), seed_of("hard pairs"))
-    said, rows = {}, []
+    exact judge's winner; and how often it agrees with the scorer named first."""
+    shown, picked, rows = hard_pairs(budget.hard), {}, []
     for name, folder in {"untuned": CLIP, **folders}.items():
         scorer = CLIPScorer(str(folder), name=name, batch_size=256)
         one, two = (scorer.score(shown.prompts, images) for images in zip(*shown.images))
-        said[name] = np.array(two) > np.array(one)
-    for name, second in said.items():
+        picked[name] = np.array(two) > np.array(one)
+    for name, second in picked.items():
         right = float((second == np.array(shown.chosen)).mean())
-        alike = float((second == said[NAMES[0]]).mean())
-        rows.append({"scorer": name, "pairs": len(second), "right": right, "as_first": alike})
+        same = float((second == picked[NAMES[0]]).mean())
+        rows.append({"scorer": name, "pairs": len(second), "right": right, "as_first": same})
     return rows

@@ -1,18 +1,17 @@
-"""How much of an advantage is noise: by formula, by simulation, and in pictures of the base model.
+"""How much of an advantage is noise: by formula, by simulation, and in images of the base model.
 
-A group of G pictures has true differences d and noise s, Gaussian and independent for each picture:
-score = truth + s * noise. Noise is whatever tells pictures apart that are equally good: a judge's
-error, or a taste. STUDY.md derives the formulas; here each stands beside simulated groups.
+A group of G images has true differences d and noise s, Gaussian and independent for each image:
+score = truth + s * noise. Noise is whatever tells images apart that are equally good: a judge's
+error, or a bias. docs/study.md states the formulas; here each stands beside simulated groups.
 
     python -m study.spread                      # a minute
     python -m study.spread --quick              # fewer groups
 
-Writes spread.csv (formula and simulation), spread.png, and spread_pictures.csv and .md (pictures of
+Writes spread.csv (formula and simulation), spread.png, and spread_images.csv and .md (images of
 the base model, scored twice with noise).
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,39 +21,40 @@ from scipy.stats import chi2, norm
 import grpo
 import sampler
 import train
-from common.files import write_atomic
+from common.seeds import seed_of
 from figures import pictures
 from models import base
 from rewards import pair_schedule, win_rates
-from shapes.verifier import parse_prompt
-from study.five_ways import OUT, RESULTS, WAYS, Score, Way, points_of
-from study.runs import size_asked_for, write_csv
+from shapes.grammar import parse_prompt
+from study.estimators import ESTIMATORS, Estimator, Score, points_of
+from study.runs import folder_of, size_asked_for, write_csv
+from study.summary import write_rows
 from training.config import parse_config
-from training.data import make_batch, seed_of
+from training.data import make_batch
 from training.heldout import verify
-from unigenbench.tables import markdown_table
 
 TESTPOINT = 1 / 3  # the true difference d: one testpoint of three
 NOISES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # s
 GROUPS = (2, 4, 8, 16, 32)  # G
 TYPICAL, LEAK = 8, 0.03  # the G of the runs; the s at which the effect of G is shown
-JUDGED = (0.01, 0.03, 0.1)  # noises with which real pictures are scored twice
+JUDGED = (0.01, 0.03, 0.1)  # noises with which real images are scored twice
+SIZES = {"full": (4000, 64), "quick": (400, 16), "smallest": (20, 2)}  # simulated and real groups
 
 
 # ----------------------------------------------------------------------------- formulas
 
 
-def size_without_truth(way: Way, noise: float, count: int) -> float:
-    """Mean square of the advantages of a group of `count` pictures that are equally good.
+def size_without_truth(estimator: Estimator, noise: float, count: int) -> float:
+    """Mean square of the advantages of a group of `count` images that are equally good.
 
     Their mean is 0, so that this is their variance, and all of it noise.
     """
-    if way.margin is not None:
-        return 1 - all_tied(way.margin / noise, count)
-    if way.floor == 0:
+    if estimator.margin is not None:
+        return 1 - all_tied(estimator.margin / noise, count)
+    if estimator.floor == 0:
         return 1.0
     # The population variance of a group is s^2 / G times chi-square with G - 1 degrees of freedom.
-    limit = count * way.floor**2 / noise**2
+    limit = count * estimator.floor**2 / noise**2
     below = (count - 1) * chi2.cdf(limit, count + 1)  # of the mean, what lies below the limit
     return float(chi2.sf(limit, count - 1) + below / limit)
 
@@ -66,159 +66,116 @@ def all_tied(margin: float, count: int) -> float:
 
 
 def mean_win_rates(truth: np.ndarray, noise: float, margin: float) -> np.ndarray:
-    """Expected win rate of each picture of a group: for each opponent the probability of a win, and
+    """Expected win rate of each image of a group: for each opponent the probability of a win, and
     half that of a tie."""
-    lead = truth[:, None] - truth
-    wide = noise * math.sqrt(2)
+    lead, wide = truth[:, None] - truth, noise * math.sqrt(2)
     points = (norm.cdf((lead - margin) / wide) + norm.cdf((lead + margin) / wide)) / 2
-    return (points.sum(1) - 0.5) / (len(truth) - 1)  # less the picture against itself
+    return (points.sum(1) - 0.5) / (len(truth) - 1)  # less the image against itself
 
 
-def expected_advantages(way: Way, truth: np.ndarray, noise: float) -> np.ndarray | None:
-    """Mean advantage of each picture of a group: what of it is signal.
+def noise_share(estimator: Estimator, truth: np.ndarray, noise: float) -> float | None:
+    """Share of the advantages' mean square that is not the square of their means.
 
-    Exact for plain ranks, and for centered scores as long as they deviate by less than 1; for
-    z-scores in the limit of large groups. None for ranks with ties, which have no closed form.
+    Exact for plain ranks, and for centered scores as long as their std is below 1; for z-scores in
+    the limit of large groups. None for ranks with ties, which have no closed form.
     """
-    if way.margin == 0:
-        return (mean_win_rates(truth, noise, 0.0) - 0.5) / rank_deviation(len(truth))
-    if way.margin is not None:
+    if estimator.margin == 0:  # the std of ranks is the same whatever their order
+        spread = math.sqrt((len(truth) + 1) / (12 * (len(truth) - 1)))
+        return 1 - float(((mean_win_rates(truth, noise, 0.0) - 0.5) ** 2).mean()) / spread**2
+    if estimator.margin is not None:
         return None
-    return (truth - truth.mean()) / max(way.floor, score_deviation(truth, noise))
-
-
-def rank_deviation(count: int) -> float:
-    """Deviation of win rates within a group that they rank without ties, whatever the order."""
-    return math.sqrt((count + 1) / (12 * (count - 1)))
-
-
-def score_deviation(truth: np.ndarray, noise: float) -> float:
-    """Root of the mean variance of scores within a group: that of truth, and that of noise."""
-    return math.sqrt(truth.var() + noise**2 * (1 - 1 / len(truth)))
-
-
-def noise_share(way: Way, truth: np.ndarray, noise: float) -> float | None:
-    """Share of the advantages' mean square that is not the square of their means; as above."""
-    expected = expected_advantages(way, truth, noise)
-    if expected is None:
-        return None
-    deviation = score_deviation(truth, noise)
-    size = 1.0 if way.margin == 0 else (deviation / max(way.floor, deviation)) ** 2
-    return 1 - float((expected**2).mean()) / size
+    # Of the mean variance of scores within a group, what is not that of truth.
+    return 1 - float(truth.var()) / (truth.var() + noise**2 * (1 - 1 / len(truth)))
 
 
 # ----------------------------------------------------------------------------- simulation
 
 
-def advantages_of(way: Way, scores: torch.Tensor) -> torch.Tensor:
+def advantages_of(estimator: Estimator, scores: torch.Tensor) -> torch.Tensor:
     """(P, G) advantages of scores (P, G), as the loop makes them."""
-    if way.margin is not None:
+    if estimator.margin is not None:
         pairs, size = pair_schedule(scores.shape[1]), scores.shape[1]
-        points = ([points_of(g[i] - g[j], way.margin) for i, j in pairs] for g in scores.tolist())
+        points = (
+            [points_of(g[i] - g[j], estimator.margin) for i, j in pairs] for g in scores.tolist()
+        )
         scores = torch.stack([win_rates(pairs, each, size) for each in points])
-    return grpo.group_advantages(scores, way.floor, clip=math.inf)
+    return grpo.group_advantages(scores, estimator.floor, clip=math.inf)
 
 
-class Twice(NamedTuple):
-    """What groups that are scored twice, with new noise, tell of advantages."""
-
-    size: float  # their mean square
-    share: float  # of it that is noise
-    better: float  # mean advantage of the pictures that are the best of their group
-
-
-def judged_twice(way: Way, truth: np.ndarray, noise: float, seed: int) -> Twice:
-    """truth: (P, G). The product of a picture's two advantages is, on average, the square of its
+def judged_twice(
+    estimator: Estimator, truth: np.ndarray, noise: float, seed: int
+) -> tuple[float, float]:
+    """Groups scored twice, with new noise: the advantages' mean square, and which share of it is
+    noise. truth: (P, G). The product of an image's two advantages is, on average, the square of its
     expected one: what is missing to the mean square is noise."""
     rng = np.random.default_rng(seed_of(seed, noise, truth.shape))
     scored = (truth + noise * rng.standard_normal(truth.shape) for _ in range(2))
-    one, two = (advantages_of(way, torch.as_tensor(s)).double().numpy() for s in scored)
+    one, two = (advantages_of(estimator, torch.as_tensor(s)).double().numpy() for s in scored)
     size = float((one**2 + two**2).mean()) / 2
-    share = 1 - float((one * two).mean()) / size if size else math.nan
-    best = truth == truth.max(1, keepdims=True)
-    return Twice(size, share, float((one[best] + two[best]).mean()) / 2)
+    return size, 1 - float((one * two).mean()) / size if size else math.nan
 
 
 def simulated(groups: int) -> list[dict]:
-    """Each formula beside simulated groups: a row a way, group size and noise.
+    """Each formula beside simulated groups: a row an estimator, group size and noise.
 
-    size: mean square of advantages in groups without any true difference. In groups of which half
-    the pictures are better by a testpoint: better, the mean advantage of these, and share, how much
-    of the mean square is noise.
+    size: mean square of advantages in groups without any true difference; share: how much of the
+    mean square is noise, in groups of which half the images are better by a testpoint.
     """
     cases = [(TYPICAL, noise) for noise in NOISES] + [(count, LEAK) for count in GROUPS]
     rows = []
-    for name, way in WAYS.items():
+    for name, estimator in ESTIMATORS.items():
         for count, noise in dict.fromkeys(cases):
             half = TESTPOINT * (np.arange(count) < count // 2)
-            alike = judged_twice(way, np.zeros((groups, count)), noise, seed=0)
-            differ = judged_twice(way, np.tile(half, (groups, 1)), noise, seed=1)
-            expected = expected_advantages(way, half, noise)
-            rows.append(
-                {
-                    "way": name,
-                    "group": count,
-                    "noise": noise,
-                    "size": size_without_truth(way, noise, count),
-                    "size_simulated": alike.size,
-                    "better": None if expected is None else float(expected[0]),
-                    "better_simulated": differ.better,
-                    "share": noise_share(way, half, noise),
-                    "share_simulated": differ.share,
-                }
+            row = {"estimator": name, "group": count, "noise": noise}
+            row["size"] = size_without_truth(estimator, noise, count)
+            row["size_simulated"], _ = judged_twice(
+                estimator, np.zeros((groups, count)), noise, seed=0
             )
+            row["share"] = noise_share(estimator, half, noise)
+            _, row["share_simulated"] = judged_twice(
+                estimator, np.tile(half, (groups, 1)), noise, seed=1
+            )
+            rows.append(row)
     return rows
 
 
-# ----------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------- images
 
 
-def pictures_of_base(groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """Truth and score of the base model's pictures, drawn as the loop draws them: (P, G) each."""
+def images_of_base(groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy and score of the base model's images, drawn as the loop draws them: (P, G) each."""
     cfg = parse_config([f"--prompts_per_step={groups}", f"--group_size={TYPICAL}"])
     model = base.load(cfg.model, cfg.size, cfg.guidance)
     sigmas, batch = sampler.sigma_schedule(cfg.num_steps, cfg.shift), make_batch(cfg, None, 0)
-    drawn = train.sample(
-        model,
-        batch,
-        sigmas,
-        noise_level=cfg.noise_level,
-        kind=cfg.sde_kind,
-        micro_batch=8 * TYPICAL,
-    )
+    how = dict(noise_level=cfg.noise_level, kind=cfg.sde_kind, micro_batch=8 * TYPICAL)
+    images = train.sample(model, batch, sigmas, **how).images
     asked = [text for text in batch.prompts for _ in range(TYPICAL)]
-    shown = [image for group in drawn.images for image in group]
+    shown = [image for group in images for image in group]
     met, _ = verify(list(map(parse_prompt, asked)), shown)
     truth, score = [sum(m) / len(m) for m in met], Score().score(asked, shown)
     return np.reshape(truth, (groups, TYPICAL)), np.reshape(score, (groups, TYPICAL))
 
 
-def taste_share(advantages: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the advantages' sum of squares that lies between pictures of one group that are
+def bias_share(advantages: np.ndarray, truth: np.ndarray) -> float:
+    """Share of the advantages' sum of squares that lies between images of one group that are
     equally good; both (P, G)."""
-    level = truth[:, :, None] == truth[:, None]  # (P, G, G): which pictures are as good as this one
+    level = truth[:, :, None] == truth[:, None]  # (P, G, G): which images are as good as this one
     expected = (level * advantages[:, None]).sum(2) / level.sum(2)
     return float(((advantages - expected) ** 2).sum() / (advantages**2).sum())
 
 
-def of_pictures(truth: np.ndarray, score: np.ndarray) -> list[dict]:
-    """What each way makes of real scores: how much of it is taste, and how much would be noise."""
-    alike, rows = float((np.ptp(truth, axis=1) == 0).mean()), []
-    known = {"groups_alike": alike, "taste_deviation": float((score - truth).std(1).mean())}
-    for name, way in WAYS.items():
-        advantages = advantages_of(way, torch.as_tensor(score)).double().numpy()
-        noise = {f"noise_{s}": judged_twice(way, score, s, seed=2).share for s in JUDGED}
-        taste = taste_share(advantages, truth)
-        rows.append({"way": name, **known, "taste": taste} | noise)
+def of_images(truth: np.ndarray, score: np.ndarray) -> list[dict]:
+    """What each estimator makes of real scores: how much is bias, and how much would be noise."""
+    rows = []
+    for name, estimator in ESTIMATORS.items():
+        row = {"estimator": name, "groups_alike": float((np.ptp(truth, axis=1) == 0).mean())}
+        row["bias_std"] = float((score - truth).std(1).mean())
+        row["bias"] = bias_share(
+            advantages_of(estimator, torch.as_tensor(score)).double().numpy(), truth
+        )
+        row |= {f"noise_{s}": judged_twice(estimator, score, s, seed=2)[1] for s in JUDGED}
+        rows.append(row)
     return rows
-
-
-PICTURES_HEADER = ["", "taste", *(f"noise, s = {s}" for s in JUDGED)]
-
-
-def pictures_cells(row: dict) -> list[str]:
-    shares = [row["taste"], *(row[f"noise_{s}"] for s in JUDGED)]
-    return [row["way"], *(f"{share:.3f}" for share in shares)]
 
 
 # ----------------------------------------------------------------------------- what is drawn
@@ -228,14 +185,18 @@ def draw(rows: list[dict], path) -> None:
     """Lines are formulas, marks are simulated."""
     figure = pictures.new_figure(figsize=(9, 3.8))
     panels = (
-        ("equally good pictures", "noise", "size", "mean square of advantages"),
+        ("equally good images", "noise", "size", "mean square of advantages"),
         ("half better by a testpoint", "noise", "share", "share of it that is noise"),
         (f"equally good, noise {LEAK}", "group", "size", "mean square of advantages"),
     )
     for axes, (title, x, y, label) in zip(figure.subplots(1, 3), panels):
         fixed = {"group": TYPICAL} if x == "noise" else {"noise": LEAK}
-        for name, style, color in zip(WAYS, ("o-", "s--", "^-", "D:", "v-."), pictures.PALETTE):
-            mine = [row for row in rows if row["way"] == name and fixed.items() <= row.items()]
+        for name, style, color in zip(
+            ESTIMATORS, ("o-", "s--", "^-", "D:", "v-."), pictures.PALETTE
+        ):
+            mine = [
+                row for row in rows if row["estimator"] == name and fixed.items() <= row.items()
+            ]
             mine.sort(key=lambda row: row[x])
             at = [row[x] for row in mine]
             marks = dict(color=color, ms=9, mfc="none") if name == "z-scores" else dict(color=color)
@@ -244,31 +205,23 @@ def draw(rows: list[dict], path) -> None:
                 axes.plot(at, [row[y] for row in mine], style[1:], color=color)
             axes.plot([], [], style, label=name, **marks)
         axes.set(title=title, ylabel=label, ylim=(-0.04, 1.08), xscale="log")
-        axes.set_xlabel("noise s" if x == "noise" else "pictures in a group, G")
+        axes.set_xlabel("noise s" if x == "noise" else "images in a group, G")
         axes.spines[["top", "right"]].set_visible(False)
     axes.set_xticks(GROUPS, map(str, GROUPS))
     axes.minorticks_off()
     entries = axes.get_legend_handles_labels()
-    figure.legend(*entries, loc="outside lower center", ncols=len(WAYS), frameon=False)
+    figure.legend(*entries, loc="outside lower center", ncols=len(ESTIMATORS), frameon=False)
     pictures.save_figure(figure, path)
 
 
-SIZES = {  # simulated groups, groups of pictures, folder
-    "full": (4000, 64, RESULTS),
-    "quick": (400, 16, OUT / "quick"),
-    "smallest": (20, 2, OUT / "smallest"),
-}
-
-
 def main(arguments: list[str] | None = None) -> None:
-    groups, drawn, folder = SIZES[size_asked_for(__doc__, arguments)]
+    size = size_asked_for(__doc__, arguments)
+    (groups, drawn), folder = SIZES[size], folder_of(size)
     rows = simulated(groups)
     write_csv(folder / "spread.csv", rows, f"# {groups} simulated groups")
     draw(rows, folder / "spread.png")
-    path, seen = folder / "spread_pictures.csv", of_pictures(*pictures_of_base(drawn))
-    write_csv(path, seen, f"# {drawn} groups of the base model's pictures")
-    table = markdown_table(PICTURES_HEADER, [pictures_cells(row) for row in seen])
-    write_atomic(path.with_suffix(".md"), table.encode())
+    head = f"# {drawn} groups of the base model's images"
+    write_rows(of_images(*images_of_base(drawn)), head, folder / "spread_images")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the runs of a study say of the truth, each number with how sure it is.
+"""What the runs of a study say of held-out accuracy, each number with how sure it is.
 
 Two things could have been others: the held-out prompts, and the seeds of training. Each has an
 interval of its own. Over prompts: bootstrap, the seeds being what they are. Over seeds: Student's
@@ -6,8 +6,8 @@ t, the prompts being what they are; with three seeds it is wide, as it must be. 
 prompt by prompt and seed by seed, since they share prompts and noise. Nothing is called better
 unless both intervals lie on one side of zero.
 
-    rows = summarize(lines, prompts, arms, reference="ranks with ties")
-    write_rows(rows, lines.head, folder / "five_ways_summary.csv")
+    rows = summarize(study, arms, reference="ranks with ties")
+    write_tables(study, {"_summary": rows})
 """
 
 import math
@@ -19,19 +19,12 @@ from scipy import stats
 from common.bootstrap import mean_interval
 from common.files import write_atomic
 from figures.pictures import series
-from study.runs import Table, write_csv
+from study.runs import Study, Table, write_csv
 from unigenbench.tables import markdown_table
 
-TRUTH = "heldout_accuracy"  # of the log
+ACCURACY = "heldout_accuracy"  # of the log
 # Measured at the last step, over seeds alone: key of the log -> heading
-BESIDE = {
-    "vividness": "vividness",
-    "heldout_render_error": "render error",
-    "win_rate_vs_base": "win rate",
-}
-# Of the rewards that a step learns from: key of the log -> heading
-SPREAD = {"reward_std": "deviation", "tie_rate": "ties", "frac_floor": "groups below the floor"}
-AVERAGED = 12  # steps, at the start and at the end
+BESIDE = {"heldout_render_error": "render error", "win_rate_vs_base": "win rate"}
 
 
 def over_seeds(values) -> tuple[float | None, float | None]:
@@ -67,55 +60,48 @@ def row_of(of_seeds, prompts_low=None, prompts_high=None) -> dict:
     }
 
 
-def summarize(lines: Table, prompts: Table, arms, reference: str, beside=BESIDE) -> list[dict]:
-    """For each arm the truth after the last step, less that of the base, less that of `reference`
-    over the seeds that both have; how far it is below its best; and what `beside` names."""
-    rows = []
-    for arm in arms:
-        seeds = lines.seeds(arm)
-        held, base = (counts(prompts, arm, seeds, key) for key in ("last", "base"))
-        testpoints = counts(prompts, arm, seeds, "testpoints")[0]
-        found = {
-            "truth": shares(held, testpoints),
-            "less the base": shares(held - base, testpoints),
-        }
-        if arm != reference:
-            both = [seed for seed in seeds if seed in lines.seeds(reference)]
-            one, other = (counts(prompts, name, both, "last") for name in (arm, reference))
-            found[f"less {reference}"] = shares(one - other, testpoints)
-        runs = [lines.run(arm, seed) for seed in seeds]
-        seen = {key: [series(run, key)[1] for run in runs] for key in (TRUTH, *beside)}
-        found["below its best"] = row_of([max(values) - values[-1] for values in seen[TRUTH]])
-        for key, name in beside.items():
-            found[name] = row_of([values[-1] for values in seen[key]])
-        rows += [{"arm": arm, "quantity": quantity} | row for quantity, row in found.items()]
-    return rows
+def less(study: Study, arm: str, other: str) -> dict:
+    """Last accuracy of an arm less that of another, over the seeds that both have."""
+    both = [seed for seed in study.lines.seeds(arm) if seed in study.lines.seeds(other)]
+    one, two = (counts(study.prompts, name, both, "last") for name in (arm, other))
+    return shares(one - two, counts(study.prompts, arm, both, "testpoints")[0])
 
 
-def spreads(lines: Table, arms: dict[str, float]) -> list[dict]:
-    """For each arm, over its first steps and over its last: the mean deviation of rewards within a
-    group, as a share of their scale; the share of pairs that tie, and of groups that deviate by
-    less than the floor, where these change at all. arms: the scale of each one's rewards."""
+def summarize(study: Study, arms, reference: str | None = None, beside=BESIDE) -> list[dict]:
+    """The base, which is the same in all runs; and of each arm the accuracy after the last step,
+    less that of the base, less that of `reference`; how far it is below its best, where there are
+    evaluations between; and what `beside` names."""
     rows = []
-    for arm, scale in arms.items():
-        runs = [lines.run(arm, seed)[1:] for seed in lines.seeds(arm)]  # the base has no rewards
-        for key, name in SPREAD.items():
-            unit = scale if key == "reward_std" else 1.0
-            if key != "reward_std" and len({row[key] for run in runs for row in run}) == 1:
-                continue
-            for place, part in (("first", slice(AVERAGED)), ("last", slice(-AVERAGED, None))):
-                means = [np.mean([row[key] for row in run[part]]) / unit for run in runs]
-                rows.append({"arm": arm, "quantity": f"{name}, {place} steps"} | row_of(means))
+    for arm in filter(study.lines.seeds, arms):
+        seeds, runs = study.lines.seeds(arm), study.lines.runs(arm)
+        held, base = (counts(study.prompts, arm, seeds, key) for key in ("last", "base"))
+        testpoints = counts(study.prompts, arm, seeds, "testpoints")[0]
+        if not rows:
+            found = {"accuracy": shares(base[:1], testpoints)}
+            found |= {name: row_of([runs[0][0][key]]) for key, name in beside.items()}
+            rows += [{"arm": "base", "quantity": name} | row for name, row in found.items()]
+        seen = {key: [series(run, key)[1] for run in runs] for key in (ACCURACY, *beside)}
+        found = {"accuracy": shares(held, testpoints)}
+        found |= {name: row_of([v[-1] for v in seen[key]]) for key, name in beside.items()}
+        found["less the base"] = shares(held - base, testpoints)
+        if reference and arm != reference:
+            found[f"less {reference}"] = less(study, arm, reference)
+        if len(seen[ACCURACY][0]) > 2:
+            found["below its best"] = row_of([max(v) - v[-1] for v in seen[ACCURACY]])
+        rows += [{"arm": arm, "quantity": name} | row for name, row in found.items()]
     return rows
 
 
 def markdown(rows: list[dict]) -> str:
-    """A row an arm, a column a quantity."""
+    """Rows with a quantity: a row per arm, a column per quantity. Others as they are."""
+    if "quantity" not in rows[0]:
+        number = lambda v: "" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v)
+        heads = ["", *(key.replace("_", " ") for key in list(rows[0])[1:])]
+        return markdown_table(heads, [list(map(number, row.values())) for row in rows])
     names, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("quantity", "arm"))
     cells = {(row["arm"], row["quantity"]): cell(row) for row in rows}
-    return markdown_table(
-        ["", *names], [[a] + [cells.get((a, n), "") for n in names] for a in arms]
-    )
+    lines = [[arm] + [cells.get((arm, name), "") for name in names] for arm in arms]
+    return markdown_table(["", *names], lines)
 
 
 def cell(row: dict) -> str:
@@ -130,6 +116,12 @@ def cell(row: dict) -> str:
 
 
 def write_rows(rows: list[dict], head: str, path: Path) -> None:
-    """path: of the CSV; the table in Markdown lies beside it."""
-    write_csv(path, rows, head)
-    write_atomic(path.with_suffix(".md"), markdown(rows).encode())
+    """path: without its ending; writes the CSV, and beside it the table in Markdown."""
+    write_csv(path.with_name(f"{path.name}.csv"), rows, head)
+    write_atomic(path.with_name(f"{path.name}.md"), markdown(rows).encode())
+
+
+def write_tables(study: Study, tables: dict[str, list[dict]]) -> None:
+    """tables: rows by the end of the file's name."""
+    for end, rows in tables.items():
+        write_rows(rows, study.lines.head, study.file(end))

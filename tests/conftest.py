@@ -1,4 +1,4 @@
-"""One thread for all, and the shipped tiny FLUX."""
+"""One thread for all, and the models that ship or are made once."""
 
 import sys
 
@@ -30,9 +30,21 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_flux():
-    from models import flux
+    """For tests that change nothing in it."""
+    from models import base
 
-    return flux.load(str(ROOT / "assets" / "tiny-flux"))
+    return base.load(str(ROOT / "assets" / "tiny-flux"))
+
+
+@pytest.fixture(scope="session")
+def sd3_folders(tmp_path_factory):
+    """Stable Diffusion 3 of random weights, with T5 (True) and without (False)."""
+    from tiny_models import sd3_pipeline
+
+    both = {t5: str(tmp_path_factory.mktemp("sd3") / f"t5-{t5}") for t5 in (True, False)}
+    for t5, folder in both.items():
+        sd3_pipeline(t5).save_pretrained(folder)
+    return both
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ import bench
 from common.interrupt import stopped
 from judges.mllm import Answer, cut_off
 from shapes import prompts as shapes_prompts
-from shapes import scenes, verifier
+from shapes import verifier
+from shapes.render import Scene, render
 from training import heldout
 from unigenbench.asking import judge_images
 from unigenbench.construct import PLACES, alike
@@ -40,8 +41,8 @@ def drawn(tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     for index, i in np.ndindex(3, 4):
         asked = shapes_prompts.sample_scene(chosen[index], rng)
-        scene = scenes.Scene(()) if (index, i) == (1, 2) else asked
-        image = Image.fromarray(scenes.render([scene])[0])
+        scene = Scene(()) if (index, i) == (1, 2) else asked
+        image = Image.fromarray(render([scene])[0])
         image.save(tmp_path / "images" / f"{index}_{i}.png")
     return chosen
 
@@ -259,7 +260,7 @@ def test_the_held_out_score_of_training_is_the_benchmarks(tmp_path):
     shown = {}
     for n, i in np.ndindex(30, 4):
         scene = shapes_prompts.sample_scene(prompts[(n + i * (n % 2)) % 30], rng)
-        shown[n, i] = Image.fromarray(scenes.render([scene])[0])
+        shown[n, i] = Image.fromarray(render([scene])[0])
         shown[n, i].save(tmp_path / "images" / f"{n}_{i}.png")
     where = (bench.find_prompts("shapes")[:30], tmp_path / "images", tmp_path / "j.jsonl")
     judged = judge_images(verifier.ShapesMLLM(), *where)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.seeds import seed_of
-from models import flux
+from models.flux import Text
 from training.config import Config
 from training.data import Prompts, TextCache, make_batch, read_prompts, step_prompts
 
@@ -52,19 +52,19 @@ def test_text_is_encoded_once_and_comes_back_as_it_was(tiny_flux, tmp_path):
 
     def encode(prompts):
         asked.extend(prompts)
-        return flux.encode(tiny_flux, prompts)
+        return tiny_flux.encode(prompts)
 
     cache = TextCache(tmp_path, "tiny", torch.float32)
     cache.prepare(["a red circle", "a blue square", "a red circle"], encode)
     cache.prepare(["a blue square"], encode)
     assert asked == ["a red circle", "a blue square"]
-    text = cache.load(["a blue square", "a red circle"], flux.Text, "cpu")
-    direct = flux.encode(tiny_flux, ["a red circle", "a blue square"])
+    text = cache.load(["a blue square", "a red circle"], Text, "cpu")
+    direct = tiny_flux.encode(["a red circle", "a blue square"])
     assert torch.equal(text.embeds, direct.embeds.flip(0))
     assert torch.equal(text.pooled, direct.pooled.flip(0))
     for model, dtype in (("tiny", torch.bfloat16), ("other", torch.float32)):
         with pytest.raises(ValueError, match="no text embedding of 'a red circle'"):
-            TextCache(tmp_path, model, dtype).load(["a red circle"], flux.Text, "cpu")
+            TextCache(tmp_path, model, dtype).load(["a red circle"], Text, "cpu")
 
 
 def test_a_model_retrained_in_its_folder_is_encoded_again(tmp_path):

@@ -9,44 +9,7 @@ from test_loop import BATCH, SIGMAS, TOY, Toy, sampled
 
 import grpo
 import sampler
-import train
-from models import base
-from training.data import Batch
 from training.diagnostics import check_on_policy, drifting, kl_to_base, warnings_of
-
-
-def checked(model, rollout, dtype="float32", clip_range=1e-4):
-    return check_on_policy(model, rollout, slice(0, 4), dtype, True, clip_range)
-
-
-@pytest.fixture
-def tiny_rollout():
-    model = base.load(str(ROOT / "assets" / "tiny-flux"), size=32)
-    batch = Batch(["a large red circle"], [0, 1, 2, 3], [4, 5, 6, 7], [])
-    return model, train.sample(
-        model, batch, sampler.sigma_schedule(6), noise_level=0.7, kind="flow", micro_batch=4
-    )
-
-
-def test_the_noise_floor_of_the_ratio_is_warned_of(tiny_rollout, caplog):
-    model, rollout = tiny_rollout
-    tight = dict(dtype="bfloat16", clip_range=1e-7)  # float32 weights under the wider bound
-    assert checked(model, rollout, **tight) == [0.0] * 5
-    # other tests may have switched this logger's INFO lines on
-    assert "noise floor" not in caplog.text
-    with torch.no_grad():
-        model.transformer.proj_out.bias += 1e-4
-    assert 1e-8 < max(checked(model, rollout, **tight)) < 1e-4
-    assert "noise floor" in caplog.text
-
-
-def test_a_replay_that_differs_stops_the_run(tiny_rollout):
-    model, rollout = tiny_rollout
-    checked(model, rollout)
-    with torch.no_grad():
-        model.transformer.proj_out.bias += 1e-3
-    with pytest.raises(SystemExit, match="does not reproduce rollout"):
-        checked(model, rollout)
 
 
 class Odd(torch.nn.Module):
@@ -64,6 +27,8 @@ class Odd(torch.nn.Module):
 def test_the_floor_is_the_largest_of_each_step_and_the_worst_step_decides(guard, caplog):
     model = Toy(0.5)
     rollout, rows = sampled(model, BATCH, 4), slice(0, 4)
+    exact = check_on_policy(model, rollout, rows, "float32", guard, 1e-4)
+    assert exact == [0.0] * 3 and "noise floor" not in caplog.text
     model.transformer = Odd(model.transformer, 1e-3)
     new = sampler.replay(model.velocity(rollout.text), rollout.trajectory, 1)
     old = rollout.trajectory.step(1)
@@ -71,6 +36,8 @@ def test_the_floor_is_the_largest_of_each_step_and_the_worst_step_decides(guard,
     ratio = (grpo.normalized_log_ratio(new, old) if guard else plain).exp()
     largest = (ratio - 1).abs().max().item()
     assert plain.abs().max() < 1e-3  # the bound in bfloat16
+    with pytest.raises(SystemExit, match="does not reproduce rollout"):
+        check_on_policy(model, rollout, rows, "float32", guard, 1.0)
     floors = check_on_policy(model, rollout, rows, "bfloat16", guard, 5 * largest)
     assert floors == pytest.approx([0.0, largest, 0.0], abs=1e-6) and largest > 1e-5
     assert "noise floor" in caplog.text
@@ -103,11 +70,9 @@ MIXED = dict(clip_mean=28.0, clip_std=1e-6)  # the spread is rounding
     ("odd", "kind", "once"),
     [
         (dict(order_agreement=0.0, first_rate=1.0, tie_rate=1.0), "judge", True),  # position alone
-        (dict(order_agreement=0.1, first_rate=0.5), "judge", True),
         (dict(first_rate=1.0), "judge", True),  # one order is asked
         (dict(first_rate=0.0), "judge", True),
         (dict(order_agreement=1.0, tie_rate=1.0), "judge", True),
-        (dict(reward_std=0.0), "same", False),
         (dict(reward_std=0.0) | MIXED, "same", False),
         (dict(groups_lost=1), "lost", False),
         (dict(kl_to_base=1e9), "far", False),

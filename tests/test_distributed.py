@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train
-from models import flux
+from models import base
 from training import checkpoint, distributed
 from training.config import Config
 from training.distributed import StoppedError
@@ -206,7 +206,7 @@ def test_two_processes_learn_what_one_learns_and_one_resumes_them(mode, two, tmp
     assert torch.equal(present(), flat(weights.values()))
     assert not torch.equal(flat(average.values()), flat(weights.values()))
     if mode == "fsdp":  # what plain diffusers loads holds the gathered weights
-        final = flux.load(str(folder / "final")).transformer.state_dict()
+        final = base.load(str(folder / "final")).transformer.state_dict()
         assert all(torch.equal(final[name], value) for name, value in weights.items())
 
 

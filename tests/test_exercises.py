@@ -123,5 +123,5 @@ def test_a_later_exercise_builds_on_what_passes(monkeypatch):
 )
 def test_a_failure_names_the_likely_mistake_or_none(got, told):
     with pytest.raises(pytest.fail.Exception, match=told):
-        expect("a number", got, 0.5, {0.25: "halved"}, "here")
-    expect("a number", 0.50001, 0.5, {0.25: "halved"}, "here")
+        expect("a number", got, 0.5, "here", {0.25: "halved"})
+    expect("a number", 0.50001, 0.5, "here", {0.25: "halved"})

@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 
 from figures import explain
-from models import base, flux
-from shapes import verifier
+from shapes.grammar import parse_prompt
 from training.config import Config
 
 SMALL = explain.Settings(group_size=3, num_steps=3)
-PROMPT = verifier.parse_prompt("a pink square to the left of a blue circle")
+PROMPT = parse_prompt("a pink square to the left of a blue circle")
 
 
 @pytest.fixture(scope="module")
 def group(tiny_flux):
-    return explain.draw_group(base.Model(tiny_flux, flux, 32), SMALL, PROMPT, 0)
+    return explain.draw_group(tiny_flux, SMALL, PROMPT, 0)
 
 
 def test_the_settings_are_a_runs_by_name_and_default():

@@ -1,4 +1,4 @@
-"""The base model: our sampler against diffusers' own pipeline, adapters, saving, and errors."""
+"""What all base models share, on both that are known, and FLUX against diffusers' own pipeline."""
 
 import math
 
@@ -6,195 +6,180 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline, FluxTransformer2DModel
 from transformers import CLIPModel
 
 import sampler
-from models import base, flux, sd3
+from models import base
+from models.flux import Flux
 
+TINY = str(ROOT / "assets" / "tiny-flux")
 PROMPTS = ["a red circle inside a blue square", "three green triangles"]
-
-
-def our_images(pipe, prompts, seeds, steps=6):
-    noise = flux.initial_noise(pipe, 32, 32, seeds)
-    velocity = flux.velocity_fn(pipe, flux.encode(pipe, prompts), 32, 32)
-    clean = sampler.ode_sample(velocity, noise, sampler.sigma_schedule(steps))
-    return flux.decode(pipe, clean, 32, 32)
 
 
 def pixels(images):
     return np.stack([np.asarray(image, np.int16) for image in images])
 
 
-def test_ode_sample_is_what_diffusers_own_pipeline_draws(tiny_flux):
-    sigmas = sampler.sigma_schedule(6)[:-1].tolist()
-    theirs = [
-        tiny_flux(
+def drawn(model, seeds=(5, 6), steps=6, shift=1.0):
+    sigmas = sampler.sigma_schedule(steps, shift)
+    with torch.no_grad():
+        clean = sampler.ode_sample(
+            model.velocity(model.encode(PROMPTS)), model.noise(seeds), sigmas
+        )
+    return pixels(model.decode(clean))
+
+
+def drawn_by_diffusers(model, seeds=(5, 6), steps=6, **settings):
+    """By the pipeline's own call; its scheduler bends the sigmas itself."""
+    return pixels(
+        model.pipe(
             prompt,
             height=32,
             width=32,
-            num_inference_steps=6,
-            sigmas=sigmas,
-            max_sequence_length=tiny_flux.tokenizer_2.model_max_length,
+            num_inference_steps=steps,
+            sigmas=sampler.sigma_schedule(steps)[:-1].tolist(),
             generator=torch.Generator().manual_seed(seed),
+            **settings,
         ).images[0]
-        for prompt, seed in zip(PROMPTS, (5, 6))
-    ]
-    assert np.abs(pixels(our_images(tiny_flux, PROMPTS, [5, 6])) - pixels(theirs)).max() <= 1
-    assert np.abs(pixels(our_images(tiny_flux, PROMPTS, [6, 5])) - pixels(theirs)).max() > 20
-
-
-@pytest.mark.parametrize("arguments", [{}, {"num_images_per_prompt": 2, "guidance_scale": 1.0}])
-def test_what_ships_loads_plainly_and_draws(arguments):
-    """As its page on a hub would say it, without a word about precision or the prompt's length."""
-    pipe = FluxPipeline.from_pretrained(ROOT / "assets" / "tiny-flux")
-    images = pipe("a red circle", num_inference_steps=2, height=32, width=32, **arguments).images
-    assert pixels(images).std() > 5 and {p.dtype for p in parts_of(pipe)} == {torch.float32}
-    clip = CLIPModel.from_pretrained(ROOT / "assets" / "tiny-clip")
-    assert {p.dtype for p in clip.parameters()} == {torch.float32}
-
-
-def parts_of(pipe):
-    parts = (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
-    return [p for part in parts for p in part.parameters()]
-
-
-def test_noise_depends_on_the_seed_alone(tiny_flux):
-    both = flux.initial_noise(tiny_flux, 32, 64, [1, 2])
-    assert both.shape == (2, 32, 32) and both.dtype == torch.float32
-    assert torch.equal(both[1:], flux.initial_noise(tiny_flux, 32, 64, [2]))
-    assert abs(both.mean()) < 0.15 and abs(both.std() - 1) < 0.1
-    images = flux.decode(tiny_flux, both, 32, 64, batch_size=1)
-    assert [image.size for image in images] == [(64, 32)] * 2
-
-
-def test_text_rows_repeat_a_prompt_for_its_group(tiny_flux):
-    text = flux.encode(tiny_flux, PROMPTS)
-    rows = text.rows(torch.tensor([0, 0, 1]))
-    assert torch.equal(rows.embeds[1], text.embeds[0])
-    assert torch.equal(rows.pooled[2], text.pooled[1])
-
-
-def test_image_size_must_divide(tiny_flux):
-    with pytest.raises(ValueError, match="36x32 is not a multiple of 8"):
-        flux.initial_noise(tiny_flux, 36, 32, [0])
-
-
-@pytest.mark.parametrize("model", ["no/such/folder", "./missing", "runs/none"])
-def test_a_missing_model_is_named(model, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="no FLUX pipeline in"):
-        flux.load(model)
-
-
-@pytest.mark.parametrize("alpha", [0, 1, 8])  # as the rank; smaller; larger
-def test_lora_starts_as_the_base_switches_off_and_saves(alpha, tiny_flux, tmp_path):
-    folder = tmp_path / "base"
-    tiny_flux.save_pretrained(folder)
-    pipe = flux.load(str(folder))
-    before = pixels(our_images(pipe, PROMPTS, [1, 2]))
-    with pytest.raises(ValueError, match="no base to compare with"), flux.base_weights(pipe, None):
-        pass
-    flux.add_lora(pipe, rank=4, alpha=alpha)
-    assert np.array_equal(before, pixels(our_images(pipe, PROMPTS, [1, 2])))  # B starts at zero
-    assert 0 < sum(p.numel() for p in flux.trainable(pipe)) < 200_000
-    with torch.no_grad():
-        for parameter in flux.trainable(pipe):
-            generator = torch.Generator().manual_seed(0)
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    after = pixels(our_images(pipe, PROMPTS, [1, 2]))
-    assert not np.array_equal(before, after)
-    with flux.base_weights(pipe, None):
-        assert np.array_equal(before, pixels(our_images(pipe, PROMPTS, [1, 2])))
-    assert np.array_equal(after, pixels(our_images(pipe, PROMPTS, [1, 2])))  # and back on
-
-    flux.save(pipe, tmp_path / "lora")
-    plain = FluxPipeline.from_pretrained(folder)
-    plain.load_lora_weights(tmp_path / "lora")
-    assert np.abs(after - pixels(our_images(plain, PROMPTS, [1, 2]))).max() <= 1
-
-
-def test_a_rank_above_the_layers_width_is_refused():
-    pipe = flux.load(str(ROOT / "assets" / "tiny-flux"))
-    with pytest.raises(ValueError, match="--lora_rank 129 is above the width of the layers, 128"):
-        flux.add_lora(pipe, rank=129)
-    flux.add_lora(pipe, rank=128)
-
-
-def test_full_weights_save_as_a_pipeline(tiny_flux, tmp_path):
-    flux.save(tiny_flux, tmp_path / "full")
-    again = flux.load(str(tmp_path / "full"))
-    assert np.array_equal(
-        pixels(our_images(tiny_flux, PROMPTS, [1, 2])), pixels(our_images(again, PROMPTS, [1, 2]))
+        for prompt, seed in zip(PROMPTS, seeds)
     )
+
+
+@pytest.fixture(params=["flux", "sd3"])
+def model(request, sd3_folders):
+    """One of either family, for a test that may change it; guided where its family can be."""
+    return base.load(TINY if request.param == "flux" else sd3_folders[True], 32, 4.0)
+
+
+def test_ode_sample_is_what_diffusers_own_pipeline_draws(tiny_flux):
+    theirs = drawn_by_diffusers(tiny_flux, max_sequence_length=12)
+    assert np.abs(drawn(tiny_flux) - theirs).max() <= 1
+    assert np.abs(drawn(tiny_flux, (6, 5)) - theirs).max() > 20
+
+
+def test_what_ships_loads_plainly_and_draws():
+    """As its page on a hub would say it, without a word about precision or the prompt's length."""
+    pipe = FluxPipeline.from_pretrained(TINY)
+    settings = dict(num_images_per_prompt=2, guidance_scale=1.0)
+    images = pipe("a red circle", num_inference_steps=2, height=32, width=32, **settings).images
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    parts.append(CLIPModel.from_pretrained(ROOT / "assets" / "tiny-clip"))
+    assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
+    assert len(parts) == 5 and pixels(images).std() > 5
+
+
+def test_noise_depends_on_the_seed_alone_and_images_on_their_latents(model, monkeypatch):
+    both = model.noise([1, 2])
+    assert both.shape[:2] == (2, 16) == (2, model.tokens) and both.dtype == torch.float32
+    assert both.is_contiguous() and torch.equal(both[1:], model.noise([2]))
+    assert abs(both.mean()) < 0.15 and abs(both.std() - 1) < 0.1
+    assert torch.equal(model.pack(model.unpack(both)), both)
+    images = pixels(model.decode(both))
+    monkeypatch.setattr(base, "DECODED_AT_ONCE", 1)
+    assert images.shape == (2, 32, 32, 3) and images[0].std() > 5
+    assert np.abs(pixels(model.decode(both)) - images).max() <= 1
+    both[1, 3, 2] = float("nan")
+    with pytest.raises(FloatingPointError, match="the decoded images"):
+        model.decode(both)
+
+
+def test_a_group_has_its_prompts_text(model):
+    text, group = model.encode(PROMPTS), model.encode(PROMPTS, group_size=2)
+    for once, twice in zip(text, group):
+        assert torch.equal(twice, once[[0, 0, 1, 1]])
+    assert not torch.equal(text.embeds[0], text.embeds[1])
+
+
+def test_each_pass_asks_first_whether_the_run_may_end(model):
+    def stop():
+        raise KeyboardInterrupt
+
+    velocity = model.velocity(model.encode(PROMPTS[:1]), lambda **_: pytest.fail("a pass"))
+    model.before_pass = stop
+    with pytest.raises(KeyboardInterrupt):
+        velocity(model.noise([0]), torch.ones(1))
+
+
+@pytest.mark.parametrize("alpha", [0, 8])  # as the rank; larger
+def test_lora_starts_as_the_base_switches_off_and_saves(model, alpha, tmp_path):
+    model.pipe.save_pretrained(tmp_path / "base")
+    before = drawn(model)
+    with pytest.raises(ValueError, match="no base to compare with"), model.base():
+        pass
+    with pytest.raises(ValueError, match=r"--lora_rank 129 is above the width of the layers, \d+"):
+        model.add_lora(129)
+    model.add_lora(4, alpha)
+    assert np.array_equal(before, drawn(model))  # B starts at zero
+    assert 0 < sum(p.numel() for p in model.trainable()) < 200_000
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.trainable():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    after = drawn(model)
+    assert not np.array_equal(before, after)
+    with model.base() as network:
+        assert np.array_equal(before, drawn(model)) and network is model.transformer
+    assert np.array_equal(after, drawn(model))  # and back on
+
+    model.save(tmp_path / "lora")
+    plain = base.load(str(tmp_path / "base"), 32, 4.0)
+    plain.pipe.load_lora_weights(tmp_path / "lora")
+    assert np.abs(after - drawn(plain)).max() <= 1
+
+
+def test_a_lora_of_a_bfloat16_model_is_float32_and_goes_somewhere(model, monkeypatch):
+    monkeypatch.setattr(type(model), "lora_layers", (".to_nothing",))
+    with pytest.raises(
+        ValueError, match="^--lora_rank 2: no layer .* ends in .to_nothing; [^\n]*$"
+    ):
+        model.add_lora(2)
+    monkeypatch.undo()
+    half = type(model)(model.pipe.to(torch.bfloat16), 32)
+    half.add_lora(2)
+    assert {p.dtype for p in half.trainable()} == {torch.float32}
+    velocity = half.velocity(half.encode(PROMPTS[:1]))(half.noise([0]), torch.ones(1))
+    assert velocity.dtype == torch.float32 and half.encode(PROMPTS).embeds.dtype == torch.bfloat16
 
 
 def test_guidance_reaches_a_distilled_transformer(tiny_flux):
-    from diffusers import FluxTransformer2DModel
-
-    config = dict(tiny_flux.transformer.config) | {
-        "guidance_embeds": True,
-        "num_layers": 1,
-        "num_single_layers": 1,
-    }
+    config = dict(tiny_flux.transformer.config) | dict(guidance_embeds=True, num_single_layers=1)
     torch.manual_seed(0)
-    distilled = FluxTransformer2DModel.from_config(config)
-    pipe = FluxPipeline(
-        tiny_flux.scheduler,
-        tiny_flux.vae,
-        tiny_flux.text_encoder,
-        tiny_flux.tokenizer,
-        tiny_flux.text_encoder_2,
-        tiny_flux.tokenizer_2,
-        distilled,
-    )
-    noise, text = flux.initial_noise(pipe, 32, 32, [0]), flux.encode(pipe, PROMPTS[:1])
+    parts = dict(tiny_flux.pipe.components) | {
+        "transformer": FluxTransformer2DModel.from_config(config)
+    }
+    noise, text = tiny_flux.noise([0]), tiny_flux.encode(PROMPTS[:1])
     outputs = [
-        flux.velocity_fn(pipe, text, 32, 32, guidance)(noise, torch.ones(1))
+        Flux(FluxPipeline(**parts), 32, guidance).velocity(text)(noise, torch.ones(1))
         for guidance in (1.0, 3.5)
     ]
     assert not torch.equal(*outputs)
 
 
-def test_the_model_of_the_loop_is_the_files_functions(tiny_flux):
-    model = base.load(str(ROOT / "assets" / "tiny-flux"), size=32)
-    text = model.encode(PROMPTS, group_size=2)
-    assert model.kind is flux and len(text.embeds) == 2 * len(PROMPTS)
-    assert torch.equal(text.embeds[0], text.embeds[1])  # the rows of one group stand together
-    assert not torch.equal(text.embeds[1], text.embeds[2])
-    noise = model.noise([3, 4])
-    assert torch.equal(noise, flux.initial_noise(tiny_flux, 32, 32, [3, 4]))
-    assert [image.size for image in model.decode(noise)] == [(32, 32)] * 2
+# ----------------------------------------------------------------------------- loading
+
+
+def test_an_image_size_must_divide(model):
+    model.size = 36
+    with pytest.raises(ValueError, match="36x36 is not a multiple of 8"):
+        model.noise([0])
 
 
 @pytest.mark.parametrize(
-    ("part", "odd"),
-    [
-        ("transformer", math.nan),
-        ("vae", math.inf),
-        ("text_encoder", -math.inf),
-        ("text_encoder_2", math.nan),
-    ],
+    ("part", "odd"), [("transformer", math.nan), ("vae", math.inf), ("text_encoder", -math.inf)]
 )
 def test_a_model_with_one_weight_that_is_not_finite_is_refused(part, odd, tmp_path):
-    pipe = FluxPipeline.from_pretrained(ROOT / "assets" / "tiny-flux")
+    pipe = FluxPipeline.from_pretrained(TINY)
     list(getattr(pipe, part).parameters())[-1].data.flatten()[-1] = odd
     pipe.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"NaN or infinity in .* of its {part};"):
-        base.load(str(tmp_path), size=32)
+        base.load(str(tmp_path))
 
 
-def test_pictures_that_are_not_finite_are_never_drawn(tiny_flux):
-    latents = flux.initial_noise(tiny_flux, 32, 32, [0, 1])
-    latents[1, 3, 2] = float("nan")
-    with pytest.raises(FloatingPointError, match="the decoded pictures"):
-        flux.decode(tiny_flux, latents, 32, 32)
-
-
-@pytest.mark.parametrize("name", ["no/such/folder", "runs/none"])
-def test_no_pipeline_is_named(name):
+@pytest.mark.parametrize("name", ["no/such/folder", "./missing", "runs/none", "plain"])
+def test_no_pipeline_is_named(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"no pipeline in '{name}'"):
-        base.load(name, size=32)
+        base.load(name)
 
 
 class GatedRepoError(OSError):
@@ -206,26 +191,26 @@ class GatedRepoError(OSError):
     [
         (GatedRepoError("401"), "it is gated: accept its licence"),
         (ConnectionRefusedError(111, "Connection refused"), "the hub cannot be reached"),
-        (ValueError("first line\nsecond line"), "first line"),
         (RuntimeError("shapes differ\nin 58 lines"), "shapes differ"),
     ],
     ids=lambda x: type(x).__name__,
 )
-def test_a_hub_model_that_cannot_be_had_gets_one_sentence(cause, reason, monkeypatch):
+@pytest.mark.parametrize("step", ["load_config", "from_pretrained"])
+def test_a_hub_model_that_cannot_be_had_gets_one_sentence(step, cause, reason, monkeypatch):
     def fails(*_, **__):
         if isinstance(cause, OSError):  # as diffusers does
             raise OSError("cannot be loaded:\nmany lines") from cause
         raise cause
 
-    for step in ("load_config", "from_pretrained"):
-        monkeypatch.setattr(DiffusionPipeline, step, fails)
-    for load in (flux.load, sd3.load, lambda name: base.load(name, size=32)):
-        with pytest.raises(ValueError, match=f"cannot load 'someone/model': {reason}") as told:
-            load("someone/model")
-        assert "\n" not in str(told.value)
+    index = {"_class_name": "FluxPipeline"}
+    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda _: index)
+    monkeypatch.setattr(DiffusionPipeline, step, fails)
+    with pytest.raises(ValueError, match=f"cannot load 'someone/model': {reason}") as told:
+        base.load("someone/model")
+    assert "\n" not in str(told.value)
 
 
 def test_a_pipeline_of_another_class_is_named(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtSigmaPipeline"}')
     with pytest.raises(ValueError, match="is a PixArtSigmaPipeline: the loop knows FluxPipeline"):
-        base.load(str(tmp_path), size=32)
+        base.load(str(tmp_path))

@@ -132,18 +132,18 @@ def test_the_same_model_elsewhere_is_the_same_and_another_one_in_its_place_is_no
 
 @pytest.fixture(scope="module")
 def lora(model, tmp_path_factory):
-    """The pipeline, and final/ of a LoRA run, as train.py saves it: rank 2, alpha 6."""
+    """The model, and final/ of a LoRA run, as train.py saves it: rank 2, alpha 6."""
     import torch
 
-    from models import flux
+    from models import base
 
-    pipe, folder = flux.load(model), tmp_path_factory.mktemp("lora")
-    flux.add_lora(pipe, rank=2, alpha=6)
+    trained, folder = base.load(model), tmp_path_factory.mktemp("lora")
+    trained.add_lora(rank=2, alpha=6)
     torch.manual_seed(0)
-    for weight in flux.trainable(pipe):
+    for weight in trained.trainable():
         torch.nn.init.normal_(weight, std=0.3)
-    flux.save(pipe, folder)
-    return pipe, folder
+    trained.save(folder)
+    return trained, folder
 
 
 def peft_folder(pipe, folder):
@@ -167,16 +167,14 @@ def test_a_lora_in_every_form_draws_what_was_trained(tmp_path, model, lora):
     """Its own base is needed, and said to be needed."""
     import torch
 
-    from models import flux
-
-    pipe, folder = lora
+    trained, folder = lora
     shutil.copy(folder / "pytorch_lora_weights.safetensors", tmp_path / "one.safetensors")
-    velocity = flux.velocity_fn(pipe, flux.encode(pipe, [PROMPTS[0].text]).rows([0] * 4), 32, 32)
-    noise = flux.initial_noise(pipe, 32, 32, list(range(FIRST_SEED, FIRST_SEED + 4)))
+    velocity = trained.velocity(trained.encode([PROMPTS[0].text], 4))
+    noise = trained.noise(range(FIRST_SEED, FIRST_SEED + 4))
     with torch.no_grad():
         clean = sampler.ode_sample(velocity, noise, sampler.sigma_schedule(2, 1.0))
-    expected = np.stack([np.asarray(i, int) for i in flux.decode(pipe, clean, 32, 32)])
-    peft = peft_folder(pipe, tmp_path / "peft")
+    expected = np.stack([np.asarray(i, int) for i in trained.decode(clean)])
+    peft = peft_folder(trained.pipe, tmp_path / "peft")
     for given in (folder, tmp_path / "one.safetensors", peft, peft / PEFT_FILE):
         generate(PROMPTS[:1], tmp_path / "images", model, lora=str(given), steps=2)  # all the same
         shown = [Image.open(tmp_path / "images" / f"0_{i}.png") for i in range(4)]
@@ -251,16 +249,16 @@ def test_a_model_trained_further_is_another_model(tmp_path, model):
     """Same folder, same name: its old images must not pass for the new ones."""
     import torch
 
-    from models import flux
+    from models import base
 
     folder = tmp_path / "final"
-    pipe = flux.load(model)
-    flux.save(pipe, folder)
+    trained = base.load(model)
+    trained.save(folder)
     generate(PROMPTS[:1], tmp_path / "images", str(folder), steps=2)
     with torch.no_grad():
-        for weight in pipe.transformer.parameters():
+        for weight in trained.transformer.parameters():
             weight.view(-1)[1:].mul_(1.001)
-    flux.save(pipe, folder)
+    trained.save(folder)
     with pytest.raises(ValueError, match="of other settings .weights: .* remove it or choose"):
         generate(PROMPTS[:1], tmp_path / "images", str(folder), steps=2)
 
@@ -333,18 +331,21 @@ def test_schedule_shift_is_the_pipelines_own(model):
     """Our sigmas equal those that diffusers' scheduler sets for FLUX.1-dev at 1024 x 1024."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    from models import flux
+    from models import base
 
-    lengths = dict(base_image_seq_len=256, max_image_seq_len=4096)
-    shifts = dict(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, shift=3.0)
-
-    class Pipe:
-        scheduler = FlowMatchEulerDiscreteScheduler(**shifts, **lengths)
-
-    shift = flux.schedule_shift(Pipe, 4096)
-    Pipe.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 30, 30), mu=1.15)
-    assert sampler.sigma_schedule(30, shift).numpy() == pytest.approx(
-        Pipe.scheduler.sigmas.numpy(), abs=1e-6
+    own = base.load(model, size=512)  # as many tokens
+    own.pipe.scheduler = scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=1.15,
+        shift=3.0,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
     )
-    Pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    assert flux.schedule_shift(Pipe, 4096) == 3.0
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 30, 30), mu=1.15)
+    assert own.tokens == 4096
+    assert sampler.sigma_schedule(30, own.schedule_shift()).numpy() == pytest.approx(
+        scheduler.sigmas.numpy(), abs=1e-6
+    )
+    own.pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    assert own.schedule_shift() == 3.0

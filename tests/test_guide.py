@@ -3,7 +3,6 @@
 Commands run in this process, in a short form: few steps and images, one prompt, a smaller group.
 """
 
-import dataclasses
 import doctest
 import importlib
 import pkgutil
@@ -28,7 +27,7 @@ TOKENS = sorted(set(re.findall(r"`([^`]+)`", BREAK.sub("", PROSE))))
 COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
 OUTS = re.findall(r"--out (runs/\w+)", " ".join(COMMANDS))
 TRAIN = "--steps 1 --prompts_per_step 2 --group_size 2 --micro_batch 1 --heldout 2"
-SMALL_GROUP = dataclasses.replace(Config(), group_size=3, num_steps=3)
+SMALL_GROUP = explain.Settings(group_size=3, num_steps=3)
 MODULES = [p for p in (*ROOT.glob("*.py"), *ROOT.glob("*/*.py")) if p.parent.name != "tests"]
 # Of names alone: in the code, or among the numbers of a run, some of whose names are put together.
 NAMED = "\n".join(path.read_text() for path in (*MODULES, ROOT / "docs" / "runs.md"))

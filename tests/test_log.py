@@ -16,7 +16,7 @@ from conftest import ROOT
 
 from common import files
 from grpo import Loss
-from models import flux
+from models import base
 from rewards import Rewards
 from training import log
 from training.config import Config
@@ -56,10 +56,10 @@ def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux
     """Run as it stands, with the placeholder filled in, in float32 on the CPU."""
     cfg = Config(model=TINY, size=40, num_steps=3, guidance=2.5, guard=False, reward="clip")
     cfg = replace(cfg, base_url="http://x", lora_rank=2 if lora else 0)
-    final, pipe = tmp_path / "final", flux.load(TINY)
+    final, model = tmp_path / "final", base.load(TINY)
     if lora:
-        flux.add_lora(pipe, 2)
-    flux.save(pipe, final)
+        model.add_lora(2)
+    model.save(final)
 
     def card_of(cfg):
         held = ({"win_rate_vs_base": 0.5}, {"win_rate_vs_base": 0.625})
@@ -76,7 +76,7 @@ def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux
     exec("import torch; torch.manual_seed(0)\n" + code, drawn)
     torch.manual_seed(0)
     how = dict(height=40, width=40, num_inference_steps=3, max_sequence_length=12)
-    same = tiny_flux("a prompt", **how).images[0]
+    same = tiny_flux.pipe("a prompt", **how).images[0]
     assert np.array_equal(np.asarray(drawn["image"]), np.asarray(same))
     assert "dtype=torch.bfloat16)" in card_of(replace(cfg, dtype="bfloat16"))
     assert "guidance_scale=2.5" in code

@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from measure import fairness, scaling, speed
-from shapes import scenes
+from shapes.render import COLORS, SHAPES
 from training.config import Config
 
 SMALL = dataclasses.replace(Config(), prompts_per_step=1, group_size=2, num_steps=2)
@@ -37,5 +37,5 @@ def test_fairness_covers_every_look(capsys):
     first, *rows = capsys.readouterr().out.splitlines()
     read, drawn = (int(n) for n in re.findall(r"\d+", first))
     assert drawn == 3 * 6 * 3 * 2 and read > 0.9 * drawn
-    looks = [*scenes.SHAPES, *scenes.COLORS, "small", "large", "outline", "light", "dark"]
+    looks = [*SHAPES, *COLORS, "small", "large", "outline", "light", "dark"]
     assert sorted(row.split()[0] for row in rows) == sorted(looks)

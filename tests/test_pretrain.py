@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
+from PIL import Image
 
-from models import flux
-from shapes import pretrain, scenes
+from models import base
+from shapes import pretrain
+from shapes.grammar import parse_prompt
 from shapes.prompts import all_prompts, sample_prompts
-from shapes.verifier import parse_prompt, satisfied
+from shapes.read import COLOR_TOLERANCE, color_distances, read
+from shapes.render import LIGHT
+from shapes.verifier import satisfied
 
 
 def test_wrong_captions_have_one_wrong_slot_and_are_no_held_out_ones():
@@ -27,12 +31,12 @@ def test_web_like_data_is_wrong_and_pale_as_often_as_it_says():
     assert not heldout & {*captions, *clean}
     met = [
         all(satisfied(parse_prompt(text), reading))
-        for text, reading in zip(captions, scenes.read([scenes.Image.fromarray(i) for i in images]))
+        for text, reading in zip(captions, read([Image.fromarray(i) for i in images]))
     ]
     # right are those with a right caption whose color is not washed out beyond reading
     right = (1 - pretrain.WRONG_CAPTION) * (1 - pretrain.WASHED_OUT)
     assert right - 0.04 <= np.mean(met) <= 1 - pretrain.WRONG_CAPTION + 0.04
-    ground = np.array(scenes.LIGHT)
+    ground = np.array(LIGHT)
     strongest = np.abs(images - ground).max((1, 2, 3))
     assert (strongest < 100).mean() > 0.1  # no color of the palette is that close to the ground
 
@@ -40,8 +44,8 @@ def test_web_like_data_is_wrong_and_pale_as_often_as_it_says():
 def test_any_pictures_have_any_color_and_as_many_nested_as_asked():
     pictures = pretrain.any_pictures(300, np.random.default_rng(0), nested=1.0)
     middles = pictures[:, 16, 16].astype(float)
-    distance = scenes.color_distances(middles).min(-1)
-    assert np.median(distance) > scenes.COLOR_TOLERANCE  # the palette is a small part of all colors
+    distance = color_distances(middles).min(-1)
+    assert np.median(distance) > COLOR_TOLERANCE  # the palette is a small part of all colors
     assert (pictures[:, 16, 16] != pictures[:, 0, 0]).any(1).mean() > 0.99
 
 
@@ -82,6 +86,6 @@ def test_all_stages_run_and_give_what_the_loader_takes(tmp_path, capsys):
     folders = [f"--out={tmp_path / 'tiny'}", f"--work={tmp_path / 'work'}"]
     pretrain.main([*folders, *steps, "--pictures=40", "--batch=4", "--heldout=1"])
     assert "after web-like data: held-out accuracy" in capsys.readouterr().out
-    pipe = flux.load(str(tmp_path / "tiny"))
+    pipe = base.load(str(tmp_path / "tiny")).pipe
     assert isinstance(pipe, FluxPipeline) and pipe.vae.config.scaling_factor != 1
     assert (tmp_path / "work" / "decoder.pt").exists()

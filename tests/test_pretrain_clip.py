@@ -6,9 +6,12 @@ import torch
 from conftest import ROOT
 
 from judges.scorers import CLIPScorer
-from shapes import pretrain_clip, scenes
+from shapes import pretrain_clip
+from shapes.grammar import parse_prompt
 from shapes.prompts import all_prompts
-from shapes.verifier import parse_prompt, satisfied
+from shapes.read import read
+from shapes.render import SIZE
+from shapes.verifier import satisfied
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +23,7 @@ def test_without_hard_captions_the_loss_is_clips_own():
     model, processor = pretrain_clip.build(seed=1)
     texts = ["a large red circle", "two green squares", "a small blue triangle"]
     ids = processor.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
-    pixels = torch.randn(3, 3, scenes.SIZE, scenes.SIZE, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     own = model(input_ids=ids, pixel_values=pixels, return_loss=True).loss
     none = ids[:, None].repeat(1, 2, 1)  # hard captions that are the caption itself do not count
     loss = pretrain_clip.contrastive_loss(model, pixels, ids, none)
@@ -67,9 +70,9 @@ def test_pairs_have_one_answer(pairs):
     heldout = {p.text for pool in all_prompts("heldout").values() for p in pool}
     assert set(pairs["right"]) <= heldout and len(pairs["right"]) > 150
     for picture, yes, no in (("picture", "right", "wrong"), ("other", "wrong", "right")):
-        for text, reading in zip(pairs[yes], scenes.read(pairs[picture])):
+        for text, reading in zip(pairs[yes], read(pairs[picture])):
             assert all(satisfied(parse_prompt(text), reading))
-        for text, reading in zip(pairs[no], scenes.read(pairs[picture])):
+        for text, reading in zip(pairs[no], read(pairs[picture])):
             assert not all(satisfied(parse_prompt(text), reading))
 
 

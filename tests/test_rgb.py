@@ -10,7 +10,7 @@ from PIL import Image
 from common.rgb import to_rgb
 from figures.pictures import enlarge
 from judges import openai_client, scorers
-from shapes import scenes
+from shapes.read import read
 from shapes.server import parse_request
 from unigenbench.images import open_image
 
@@ -142,4 +142,4 @@ def test_all_who_read_an_image_see_the_same(image, tmp_path):
     (served,) = parse_request({"messages": [{"content": content}]}).images
     for seen in (asked, scored, open_image(tmp_path / "0_0.png")[0], served, enlarge(image, 1)):
         assert difference(seen, upright) == 0
-    assert scenes.read([image]) == scenes.read([upright])
+    assert read([image]) == read([upright])

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import sampler
-from models import flux
 
 KINDS = tuple(sampler.DIFFUSIONS)
 
@@ -233,9 +232,9 @@ def test_a_samples_noise_does_not_depend_on_its_batch():
 @pytest.mark.parametrize("kind", KINDS)
 def test_replay_on_the_shipped_model_gives_ratio_exactly_one(tiny_flux, kind):
     prompts = ["a red circle inside a blue square", "three green triangles"] * 4
-    text = flux.encode(tiny_flux, prompts)
-    noise = flux.initial_noise(tiny_flux, 32, 32, seeds=list(range(8)))
-    velocity = flux.velocity_fn(tiny_flux, text, 32, 32)
+    text = tiny_flux.encode(prompts)
+    noise = tiny_flux.noise(range(8))
+    velocity = tiny_flux.velocity(text)
     trajectory = sampler.rollout(velocity, noise, sampler.sigma_schedule(6), 0.7, kind)
     assert trajectory.sde_steps == (0, 1, 2, 3, 4)
     for k in trajectory.sde_steps:

@@ -23,7 +23,8 @@ from judges.openai_client import OpenAIMLLM
 from rewards import PairwiseReward, join
 from shapes.server import Faults, JudgeServer
 from shapes.verifier import ShapesMLLM
-from training.config import Config, check_config
+from training.checks import check_config
+from training.config import Config
 from training.distributed import Processes, in_background
 from training.judging import JudgeError
 from training.session import start_run

@@ -4,8 +4,8 @@ from collections import Counter
 
 import numpy as np
 
+from shapes.grammar import KINDS, parse_prompt, parse_testpoint
 from shapes.prompts import all_prompts, heldout_prompts, sample_prompts
-from shapes.verifier import KINDS, parse_prompt, parse_testpoint
 
 
 def test_every_prompt_reads_back_and_its_testpoints_too():

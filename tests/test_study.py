@@ -1,6 +1,7 @@
 """The study: its runs are the loop's, can be killed, and come out the same; its formulas describe
-what the loop's own functions do; STUDY.md shows what its CSVs hold and nothing else."""
+what the loop's own functions do; its pages show what its CSVs hold and nothing else."""
 
+import re
 import shutil
 
 import numpy as np
@@ -13,47 +14,54 @@ import grpo
 from common.files import hold
 from rewards import PointwiseReward
 from shapes.prompts import heldout_prompts, sample_scene
-from shapes.scenes import render
-from study import five_ways, runs, spread, summary
-from study.runs import Arm, Size, Table
+from shapes.render import render
+from study import curves, estimators, judging, kl, longer, spread, summary, table1
+from study.runs import OUT, RESULTS, TINY, Arm, Study, Table
+from study.summary import ACCURACY, markdown, summarize
 
-STUDY = (ROOT / "STUDY.md").read_text()
-RESULTS = ROOT / "study" / "results"
+PAGES = {name: (ROOT / name).read_text() for name in ("STUDY.md", "docs/study.md")}
 
 
-def files(folder, ending=".csv"):
-    return {path.name: path.read_bytes() for path in sorted(folder.glob(f"*{ending}"))}
+def files(folder, *endings):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix in endings}
 
 
 # ----------------------------------------------------------------------------- runs
 
 
 @pytest.mark.slow
-def test_five_ways_is_whole_and_drawn_again_without_its_runs(tmp_path, monkeypatch):
+def test_the_smallest_studies_are_whole_and_made_again_without_their_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    five_ways.main(["--smallest"])
-    folder = tmp_path / "runs" / "study" / "smallest"
-    first = files(folder)
-    assert first.keys() == {
-        "five_ways.csv",
-        "five_ways_prompts.csv",
-        "five_ways_summary.csv",
-        "five_ways_spread.csv",
-    }
-    shutil.rmtree(folder / "five_ways")  # the run directories
-    (folder / "five_ways.png").unlink()
-    (folder / "five_ways_summary.csv").unlink()
-    five_ways.main(["--smallest"])
-    assert files(folder) == first
-    assert (folder / "five_ways.png").exists()
-    assert not (folder / "five_ways").exists()  # nothing was trained again
+    folder = OUT / "smallest"
+
+    def make_all():
+        for command in (estimators, judging, table1, longer, kl, spread):
+            command.main(["--smallest"])
+        return files(folder, ".csv", ".md")
+
+    first = make_all()
+    tables = {name.removesuffix(".md") for name in first if name.endswith(".md")}
+    full = {p.stem for p in RESULTS.glob("*.md")}
+    assert tables == full - {"table1_slower", "longer_cures", "longer_faster"}
+    drawn = {p.stem for p in RESULTS.glob("*.png")}
+    fuller = {"table1_curves_slower", "longer_cures", "longer_faster"}
+    assert {p.stem for p in folder.glob("*.png")} == drawn - fuller
+    for arm in ("base", *table1.NAMES):
+        assert f"\n| {arm} |" in first["table1_summary.md"].decode()
+    for name in ("estimators", "judging", "table1", "longer", "longer_estimators", "kl"):
+        shutil.rmtree(folder / name)  # the run directories
+    for name in tables:
+        (folder / f"{name}.md").unlink()
+        (folder / f"{name}.csv").unlink()
+    assert make_all() == first
+    assert not (folder / "table1").exists()  # nothing was trained again
 
 
 class Breaking(PointwiseReward):
     """The score, until an error is raised at the call that is numbered `at`."""
 
     def __init__(self, at, error):
-        super().__init__(five_ways.Score())
+        super().__init__(estimators.Score())
         self.left, self.error = at, error
 
     def __call__(self, prompts, images):
@@ -63,51 +71,52 @@ class Breaking(PointwiseReward):
         return super().__call__(prompts, images)
 
 
-def made(folder, arm):
-    """A study of one arm and one seed in `folder`: its tables."""
-    flags = (*five_ways.TINY, "--steps=2", "--eval_every=1")
-    lines, prompts = Table(folder / "a.csv", flags), Table(folder / "b.csv", flags)
-    size = Size((0,), flags, folder)
-    runs.make_runs([arm], size, folder / "runs", lines, prompts, five_ways.watch)
-    return lines, prompts
+def made(folder, reward):
+    """A study of one arm and one seed in `folder`."""
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as within:
+        within.chdir(folder)
+        within.setattr("study.runs.TINY", (*TINY, "--steps=2", "--eval_every=1"))
+        study = Study("a", "smallest", {})
+        study.make([Arm("score", reward)], [0], estimators.watch)
+    return study
+
+
+def whole():
+    return PointwiseReward(estimators.Score())
 
 
 def test_a_run_gives_the_same_twice_even_if_it_is_stopped(tmp_path):
-    whole = Arm("score", lambda: PointwiseReward(five_ways.Score()))
-    stopped = Arm("score", lambda: Breaking(2, KeyboardInterrupt()))
     with pytest.raises(SystemExit, match="to go on from there"):
-        made(tmp_path / "a", stopped)
-    assert not (tmp_path / "a" / "a.csv").exists()  # whole runs alone are kept
+        made(tmp_path / "a", lambda: Breaking(2, KeyboardInterrupt()))
+    tables = tmp_path / "a" / OUT / "smallest"
+    assert not (tables / "a.csv").exists()  # whole runs alone are kept
     made(tmp_path / "a", whole)
     made(tmp_path / "b", whole)
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert files(tables, ".csv") == files(tmp_path / "b" / OUT / "smallest", ".csv")
 
 
 def test_processes_share_the_runs(tmp_path):
     """A run that another process makes is passed over, and so is one that it has made since the
     table was read; what each has made joins the one table."""
-    arm = Arm("score", lambda: PointwiseReward(five_ways.Score()))
-    (tmp_path / "runs").mkdir()
-    with hold(tmp_path / "runs" / "score-0.lock"):
-        early, _ = made(tmp_path, arm)
-    assert early.seeds("score") == []
-    made(tmp_path, arm)
-    early.add("other", 0, [{"step": 0}])
-    assert Table(tmp_path / "a.csv", [early.head[2:]]).seeds("score") == [0]
-    broken = Arm("score", lambda: 1 / 0)
-    stale = [Table(tmp_path / f"{n}.csv", [early.head[2:]]) for n in "ab"]
-    for table in stale:
-        table.rows = []
-    runs.make_runs([broken], Size((0,), (), tmp_path), tmp_path / "runs", *stale, five_ways.watch)
+    runs = tmp_path / OUT / "smallest" / "a"
+    runs.mkdir(parents=True)
+    with hold(runs / "score-0.lock"):
+        early = made(tmp_path, whole)
+    assert early.lines.seeds("score") == []
+    made(tmp_path, whole)
+    early.lines.path = tmp_path / early.lines.path
+    early.lines.add("other", 0, [{"step": 0}])
+    late = made(tmp_path, lambda: 1 / 0)
+    assert late.lines.seeds("score") == late.lines.seeds("other") == [0]
 
 
 def test_a_run_whose_numbers_run_away_counts_as_a_failure(tmp_path):
-    arm = Arm("score", lambda: Breaking(2, FloatingPointError("the loss is nan")))
-    lines, prompts = made(tmp_path, arm)
-    assert [row["step"] for row in lines.run("score", 0)] == [0, 1]
-    assert [row["last"] for row in prompts.run("score", 0)] == [0, 0]
-    (truth, *_) = summary.summarize(lines, prompts, ["score"], "score")
-    assert (truth["quantity"], truth["mean"]) == ("truth", 0)
+    study = made(tmp_path, lambda: Breaking(2, FloatingPointError("the loss is nan")))
+    assert [row["step"] for row in study.lines.run("score", 0)] == [0, 1]
+    assert [row["last"] for row in study.prompts.run("score", 0)] == [0, 0]
+    rows = {row["quantity"]: row["mean"] for row in summarize(study, ["score"])}
+    assert rows["accuracy"] == 0
 
 
 def test_a_table_is_of_one_set_of_flags(tmp_path):
@@ -117,66 +126,53 @@ def test_a_table_is_of_one_set_of_flags(tmp_path):
         Table(tmp_path / "a.csv", ["--steps=4"])
 
 
-# ----------------------------------------------------------------------------- the five ways
+# ----------------------------------------------------------------------------- estimators
 
 
-def right_pictures(count):
-    """A prompt and pictures in all of which its demands are met; a grain tells them apart."""
+def right_images(count):
+    """A prompt and images in all of which its demands are met; a grain tells them apart."""
     prompt, rng = heldout_prompts()[0], np.random.default_rng(0)
     drawn = render([sample_scene(prompt, rng) for _ in range(count)])
     grained = (drawn + rng.normal(0, 3, drawn.shape)).clip(0, 255).astype(np.uint8)
-    return prompt.text, [Image.fromarray(picture) for picture in grained]
+    return prompt.text, [Image.fromarray(image) for image in grained]
 
 
-def test_taste_alone_decides_between_right_pictures_unless_they_tie():
-    prompt, images = right_pictures(6)
-    scores = five_ways.WAYS["z-scores"].reward()([prompt], [images]).values
-    ranks = five_ways.WAYS["plain ranks"].reward()([prompt], [images])
-    assert torch.equal(ranks.values.argsort(), scores.argsort())
-    assert sorted(ranks.values[0].tolist()) == pytest.approx([k / 5 for k in range(6)])
-    tied = five_ways.WAYS["ranks with ties"].reward()([prompt], [images])
-    assert tied.values.tolist() == [[0.5] * 6]
+def test_bias_alone_decides_between_right_images_unless_they_tie():
+    prompt, images = right_images(6)
+    values = {
+        name: estimator.reward()([prompt], [images]).values
+        for name, estimator in estimators.ESTIMATORS.items()
+    }
+    ranks = values["plain ranks"]
+    assert torch.equal(ranks.argsort(), values["z-scores"].argsort())
+    assert sorted(ranks[0].tolist()) == pytest.approx([k / 5 for k in range(6)])
+    assert values["ranks with ties"].tolist() == [[0.5] * 6]
 
 
-def test_truth_decides_before_taste_in_every_way():
-    """The wrong picture is as vivid as a picture can be."""
-    prompt, images = right_pictures(3)
+def test_accuracy_decides_before_bias_in_every_estimator():
+    """The wrong image is as vivid as an image can be."""
+    prompt, images = right_images(3)
     images.append(Image.new("RGB", (32, 32), (255, 0, 0)))
-    for way in five_ways.WAYS.values():
-        values = way.reward()([prompt], [images]).values
-        advantages = grpo.group_advantages(values, way.floor)[0]
+    for estimator in estimators.ESTIMATORS.values():
+        values = estimator.reward()([prompt], [images]).values
+        advantages = grpo.group_advantages(values, estimator.floor)[0]
         assert advantages.argmin() == 3 and advantages[3] < 0
 
 
 def test_a_floor_of_one_divides_by_nothing():
     scores = torch.tensor([[0.0, 1.1, 0.0, 1.1], [0.5, 0.51, 0.5, 0.5]])  # the widest, and a narrow
-    way = five_ways.WAYS["centered only"]
     centered = scores - scores.mean(1, keepdim=True)
-    torch.testing.assert_close(spread.advantages_of(way, scores), centered)
+    made = spread.advantages_of(estimators.ESTIMATORS["centered only"], scores)
+    torch.testing.assert_close(made, centered)
 
 
-# ----------------------------------------------------------------------------- formulas
-
-
-@pytest.fixture(scope="module")
-def simulated():
-    return spread.simulated(1500)
-
-
-def test_formulas_are_what_simulated_groups_give(simulated):
-    for row in simulated:
+def test_formulas_are_what_simulated_groups_give():
+    for row in spread.simulated(1500):
         assert row["size_simulated"] == pytest.approx(row["size"], abs=0.03)
-        if row["better"] is None:
-            continue
-        # the expectation of a ratio is that of large groups, and these are small
-        assert row["better_simulated"] == pytest.approx(row["better"], abs=0.03)
-        assert row["share_simulated"] == pytest.approx(row["share"], abs=0.03)
-
-
-def test_small_noise_is_exact_relative_to_its_size(simulated):
-    """An absolute tolerance would let a wrong power of s pass."""
-    for row in simulated:
-        if row["way"] in ("z-scores with floor", "centered only"):
+        if row["share"] is not None:  # of large groups, and these are small
+            assert row["share_simulated"] == pytest.approx(row["share"], abs=0.03)
+        # an absolute tolerance would let a wrong power of s pass
+        if row["estimator"] in ("z-scores with floor", "centered only"):
             assert row["size_simulated"] == pytest.approx(row["size"], rel=0.1)
 
 
@@ -190,50 +186,32 @@ def test_expected_win_rates_with_and_without_ties():
         assert spread.mean_win_rates(truth, noise, margin) == pytest.approx(rates, abs=0.02)
 
 
-def test_taste_is_what_differs_between_equally_good_pictures():
+def test_bias_is_what_differs_between_equally_good_images():
     truth = np.array([[1.0, 1.0, 0.0, 0.0]])
-    assert spread.taste_share(np.array([[1.0, 1.0, -1.0, -1.0]]), truth) == 0
-    assert spread.taste_share(np.array([[1.0, -1.0, 1.0, -1.0]]), truth) == 1
-    assert spread.taste_share(np.array([[3.0, 1.0, -1.0, -3.0]]), truth) == pytest.approx(0.2)
-
-
-@pytest.mark.slow
-def test_spread_gives_the_same_twice(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder, made = tmp_path / "runs" / "study" / "smallest", []
-    for _ in range(2):
-        spread.main(["--smallest"])
-        made.append(files(folder))
-    assert made[0] == made[1] and made[0].keys() == {"spread.csv", "spread_pictures.csv"}
+    assert spread.bias_share(np.array([[1.0, 1.0, -1.0, -1.0]]), truth) == 0
+    assert spread.bias_share(np.array([[1.0, -1.0, 1.0, -1.0]]), truth) == 1
+    assert spread.bias_share(np.array([[3.0, 1.0, -1.0, -3.0]]), truth) == pytest.approx(0.2)
 
 
 # ----------------------------------------------------------------------------- intervals
 
 
-def table_of(path, runs_of):
-    """A table of testpoints held before and after, by arm and seed; two testpoints a prompt."""
-    table = Table(path, ["--flags"])
-    for (arm, seed), held in runs_of.items():
-        rows = [{"prompt": n, "testpoints": 2, "base": 1, "last": h} for n, h in enumerate(held)]
-        table.add(arm, seed, rows)
-    return table
-
-
-def test_arms_are_compared_prompt_by_prompt_and_seed_by_seed(tmp_path):
+def test_arms_are_compared_prompt_by_prompt_and_seed_by_seed(tmp_path, monkeypatch):
     """b is a with one testpoint less in every prompt of seed 0: no interval over prompts is left,
     though prompts differ much, and one over seeds is."""
-    a = {("a", 0): [2, 2, 1, 1], ("a", 1): [1, 2, 1, 2]}
-    b = {("b", 0): [1, 1, 0, 0], ("b", 1): [1, 2, 1, 2]}
-    prompts = table_of(tmp_path / "p.csv", a | b)
-    lines = Table(tmp_path / "l.csv", ["--flags"])
-    for arm, seed in a | b:
+    monkeypatch.chdir(tmp_path)
+    study = Study("s", "smallest", {})
+    held = {("a", 0): [2, 2, 1, 1], ("a", 1): [1, 2, 1, 2]}
+    held |= {("b", 0): [1, 1, 0, 0], ("b", 1): [1, 2, 1, 2]}
+    for (arm, seed), last in held.items():
+        rows = [{"prompt": n, "testpoints": 2, "base": 1, "last": h} for n, h in enumerate(last)]
+        study.prompts.add(arm, seed, rows)
         beside = dict.fromkeys(summary.BESIDE, 0.5)
         curve = enumerate((0.5, 0.75, 0.625))
-        lines.add(arm, seed, [{"step": n, summary.TRUTH: value} | beside for n, value in curve])
-    rows = {
-        (r["arm"], r["quantity"]): r for r in summary.summarize(lines, prompts, ["a", "b"], "a")
-    }
-    assert rows["a", "truth"]["mean"] == 0.75
+        study.lines.add(arm, seed, [{"step": n, ACCURACY: value} | beside for n, value in curve])
+    rows = {(row["arm"], row["quantity"]): row for row in summarize(study, ["a", "b"], "a")}
+    assert rows["base", "accuracy"]["mean"] == 0.5
+    assert rows["a", "accuracy"]["mean"] == 0.75
     assert rows["a", "less the base"]["mean"] == 0.25
     less = rows["b", "less a"]
     assert less["mean"] == -0.25 and less["prompts_low"] is less["prompts_high"] is None
@@ -247,26 +225,71 @@ def test_one_seed_has_no_interval_over_seeds_nor_have_equal_ones():
     assert summary.over_seeds([0.5]) == summary.over_seeds([0.7] * 3) == (None, None)
 
 
-# ----------------------------------------------------------------------------- STUDY.md
+def test_a_fall_counts_only_below_the_best_and_outside_its_interval():
+    steady = np.array([[0.5, 0.7, 0.69], [0.5, 0.7, 0.71], [0.5, 0.7, 0.66]])
+    assert curves.fallen(steady) == []
+    falling = np.array([[0.3, 0.7, 0.6, 0.4], [0.3, 0.7, 0.5, 0.41], [0.3, 0.7, 0.71, 0.42]])
+    assert curves.fallen(falling) == [3]
+    assert curves.fallen(falling[:1]) == []  # of one seed nothing is known
 
 
-def tables(text):
-    """The tables of a text in Markdown, each with its lines."""
-    blocks = text.split("\n\n")
-    return [block.strip() + "\n" for block in blocks if block.strip().startswith("|")]
+# ----------------------------------------------------------------------------- the pages
 
 
-def test_each_table_of_the_page_is_one_that_a_command_wrote():
-    written = {content.decode() for content in files(RESULTS, ".md").values()}
-    assert len(tables(STUDY)) >= 3
-    assert set(tables(STUDY)) == written
+ALL = [arm.name for arm in longer.all_arms(dict.fromkeys(table1.scorers.NAMES))]
+TABLES = {  # of each study those that come of its runs, by the end of their names
+    ("estimators", estimators): estimators.tables,
+    ("judging", judging): judging.tables,
+    ("table1", table1): table1.tables,
+    ("longer", longer): lambda study: longer.tables(study, longer.FIGURES, ALL),
+    ("kl", longer): lambda study: {"_seeds": kl.rows_of(study)},
+}
 
 
-def test_the_tables_are_remade_from_the_csvs():
-    size = five_ways.SIZES["full"]
-    lines = Table(RESULTS / "five_ways.csv", size.flags)
-    prompts = Table(RESULTS / "five_ways_prompts.csv", size.flags)
-    shown = summary.summarize(lines, prompts, five_ways.WAYS, five_ways.CURE)
-    assert summary.markdown(shown) == (RESULTS / "five_ways_summary.md").read_text()
-    spreads = summary.spreads(lines, five_ways.SCALES)
-    assert summary.markdown(spreads) == (RESULTS / "five_ways_spread.md").read_text()
+@pytest.mark.parametrize("stem, module", TABLES)
+def test_the_tables_are_remade_from_the_csvs(stem, module):
+    for end, rows in TABLES[stem, module](Study(stem, "full", module.FLAGS)).items():
+        assert markdown(rows) == (RESULTS / f"{stem}{end}.md").read_text(), end
+
+
+def test_the_table_of_the_longer_estimators_is_remade():
+    study = Study("longer_estimators", "full", longer.PAIR_FLAGS)
+    (rows,) = estimators.tables(study, longer.PAIR).values()
+    assert markdown(rows) == (RESULTS / "longer_estimators_summary.md").read_text()
+
+
+def test_the_pages_link_every_table_and_figure():
+    linked = set(re.findall(r"study/results/([\w.]+)", "".join(PAGES.values())))
+    assert linked == {p.name for end in ("md", "png") for p in RESULTS.glob(f"*.{end}")}
+
+
+NUMBER = re.compile(r"(?<!\d)[-+]?\d\.\d{3}(?: \.\. [-+]?\d\.\d{3})?(?!\d)")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_number_of_a_page_stands_in_a_table_that_its_paragraph_links(page):
+    """Numbers with three decimals, and intervals of two of them, with their signs."""
+    checked = 0
+    for paragraph in re.split(r"\n(?:\n|(?=- |\d\. ))", PAGES[page]):
+        names = re.findall(r"study/results/(\w+\.md)", paragraph)
+        held = "".join((RESULTS / name).read_text() for name in names)
+        for number in NUMBER.findall(paragraph):
+            assert re.search(rf"(?<![-+\d]){re.escape(number)}(?!\d)", held), (number, paragraph)
+            checked += 1
+    assert checked > 10
+
+
+def test_each_longer_arm_has_the_seeds_that_are_claimed():
+    """A run that broke down is not left out, and none is made until it pleases."""
+    lines = Study("longer", "full", longer.FLAGS).lines
+    for arm in {name for arms in longer.FIGURES.values() for name in arms}:
+        wanted = [*longer.SEEDS, *(longer.MORE if arm in longer.JUDGED else ())]
+        assert sorted(lines.seeds(arm)) == wanted, arm
+
+
+def test_the_base_is_the_same_in_all_runs():
+    lines = Study("table1", "full", table1.FLAGS).lines
+    first = [run[0] for arm in (*table1.NAMES, *table1.SLOW) for run in lines.runs(arm)]
+    columns = (ACCURACY, "heldout_render_error", *table1.scorers.NAMES, "judge")
+    for row in first:
+        assert [row[c] for c in columns] == pytest.approx([first[0][c] for c in columns], rel=1e-4)

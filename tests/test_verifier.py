@@ -14,18 +14,11 @@ import rewards
 from judges import scorers
 from judges.mllm import Query
 from measure import verifier as known
-from shapes import scenes
+from shapes.grammar import KINDS, parse_prompt, parse_testpoint
 from shapes.prompts import all_prompts, heldout_prompts, sample_prompts, sample_scene
-from shapes.verifier import (
-    CHECKS,
-    KINDS,
-    ShapesMLLM,
-    answer_scores,
-    compare,
-    parse_prompt,
-    parse_testpoint,
-    satisfied,
-)
+from shapes.read import Reading, read
+from shapes.render import COLORS, LIGHT, SHAPES, Scene, Thing, render
+from shapes.verifier import CHECKS, ShapesMLLM, answer_scores, compare, satisfied
 from unigenbench.questions import parse_reasons, parse_scores
 
 COUNT = 1000
@@ -41,14 +34,12 @@ def drawn_world():
 
 
 def read_all(drawn):
-    images = [Image.fromarray(pixels) for pixels in scenes.render(drawn)]
-    return [
-        reading for i in range(0, len(images), 100) for reading in scenes.read(images[i : i + 100])
-    ]
+    images = [Image.fromarray(pixels) for pixels in render(drawn)]
+    return [reading for i in range(0, len(images), 100) for reading in read(images[i : i + 100])]
 
 
 def one(shape="circle", color="red", x=16.0, y=16.0, r=5.5, outline=False):
-    return scenes.Scene((scenes.Thing(shape, color, x, y, r, outline),))
+    return Scene((Thing(shape, color, x, y, r, outline),))
 
 
 def test_verifier_agrees_with_the_truth(drawn_world):
@@ -80,7 +71,7 @@ def test_what_the_autoencoder_repainted_is_still_told_from_what_is_wrong(decoded
 def test_inner_shapes_of_all_pairs_are_read_after_the_autoencoder():
     pool = [p for split in ("train", "heldout") for p in all_prompts(split)["inclusion"]]
     rng = np.random.default_rng(0)
-    pixels = scenes.render([sample_scene(p, rng) for p in pool])
+    pixels = render([sample_scene(p, rng) for p in pool])
     verdicts = map(satisfied, pool, known.read(known.autoencode(pixels, known.MODEL)))
     assert len(pool) == 180 and np.mean([all(met) for met in verdicts]) >= 0.97
 
@@ -91,7 +82,7 @@ def changed_scene(prompt, drawn, rng):
     k = next(i for i, t in enumerate(things) if t.shape == prompt.slots["s1"])
     thing = things[k]
     if rng.random() < 0.5:
-        color = str(rng.choice([c for c in scenes.COLORS if c != thing.color]))
+        color = str(rng.choice([c for c in COLORS if c != thing.color]))
         things[k] = thing._replace(color=color)
         subs = {
             "Attribute - Color",
@@ -101,7 +92,7 @@ def changed_scene(prompt, drawn, rng):
         }
     else:
         shape = str(
-            rng.choice([s for s in scenes.SHAPES if s not in (thing.shape, prompt.slots.get("s2"))])
+            rng.choice([s for s in SHAPES if s not in (thing.shape, prompt.slots.get("s2"))])
         )
         things[k] = thing._replace(shape=shape)
         subs = {
@@ -110,7 +101,7 @@ def changed_scene(prompt, drawn, rng):
             "Logical Reasoning",
             "Compound - Feature Matching",
         }
-    return scenes.Scene(tuple(things), drawn.dark), subs
+    return Scene(tuple(things), drawn.dark), subs
 
 
 def test_verifier_rejects_one_wrong_attribute(drawn_world):
@@ -134,17 +125,17 @@ def test_size_is_rejected_when_wrong(size, r):
 
 
 def test_nothing_is_granted_on_an_empty_picture():
-    (reading,) = scenes.read([Image.new("RGB", (32, 32), scenes.LIGHT)])
+    (reading,) = read([Image.new("RGB", (32, 32), LIGHT)])
     assert reading.things == () and reading.unread == 0
     assert not any(any(satisfied(p, reading)) for p in heldout_prompts())
 
 
 def test_an_unread_blob_blocks_counting_and_negation():
-    two = [scenes.Thing("circle", "red", at, at, 3.6) for at in (8, 24)]
-    pixels = scenes.render([scenes.Scene(tuple(two))])[0]
-    clean = scenes.read([Image.fromarray(pixels)])[0]
-    pixels[4:9, 20:29] = scenes.COLORS["red"]  # a bar: no shape of this world
-    barred = scenes.read([Image.fromarray(pixels)])[0]
+    two = [Thing("circle", "red", at, at, 3.6) for at in (8, 24)]
+    pixels = render([Scene(tuple(two))])[0]
+    clean = read([Image.fromarray(pixels)])[0]
+    pixels[4:9, 20:29] = COLORS["red"]  # a bar: no shape of this world
+    barred = read([Image.fromarray(pixels)])[0]
     count = parse_prompt("two red circles")
     none = parse_prompt("a small red circle and no square")
     assert barred.unread == 1
@@ -153,7 +144,7 @@ def test_an_unread_blob_blocks_counting_and_negation():
 
 
 def thing(shape="circle", color="red", x=16.0, y=16.0, r=5.6, outline=False):
-    return scenes.Thing(shape, color, x, y, r, outline)
+    return Thing(shape, color, x, y, r, outline)
 
 
 RED, BLUE = thing(), thing("square", "blue", x=28.0, r=3.4)
@@ -187,12 +178,12 @@ RED, BLUE = thing(), thing("square", "blue", x=28.0, r=3.4)
     ],
 )
 def test_each_check_draws_its_line_where_it_says(prompt, things, holds):
-    assert satisfied(parse_prompt(prompt), scenes.Reading(tuple(things), 0, False, 0.0))[0] == holds
+    assert satisfied(parse_prompt(prompt), Reading(tuple(things), 0, False, 0.0))[0] == holds
 
 
 def test_what_is_said_of_a_shape_holds_of_each_of_it():
     def first(prompt, *things):
-        return satisfied(parse_prompt(prompt), scenes.Reading(things, 0, False, 0.0))
+        return satisfied(parse_prompt(prompt), Reading(things, 0, False, 0.0))
 
     assert first("a small red circle", RED._replace(r=3.4), RED) == [True, True, False]
     assert not first("a red circle to the left of a blue square", RED, RED._replace(x=30), BLUE)[0]
@@ -210,7 +201,7 @@ def test_what_is_said_of_a_shape_holds_of_each_of_it():
     ],
 )
 def test_sizes_have_bounds_and_a_gap_between_them(size, r, holds):
-    reading = scenes.Reading((thing(r=r),), 0, False, 0.0)
+    reading = Reading((thing(r=r),), 0, False, 0.0)
     assert satisfied(parse_prompt(f"a {size} red circle"), reading)[2] == holds
 
 
@@ -221,12 +212,12 @@ def test_every_sub_dimension_of_the_grammar_has_its_check():
 def test_the_world_imports_no_server_and_no_phrase_book():
     code = "import sys; from shapes import prompts, verifier; print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
-    assert "shapes.scenes" in loaded
+    assert "shapes.read" in loaded
     assert not {"shapes.server", "shapes.phrasebook", "http.server"} & set(loaded)
 
 
 def ask(prompt, *drawn, judge=None, template=rewards.PAIRWISE_TEMPLATE):
-    images = tuple(Image.fromarray(p) for p in scenes.render(list(drawn)))
+    images = tuple(Image.fromarray(p) for p in render(list(drawn)))
     (answer,) = (judge or ShapesMLLM()).ask([Query(images, template.replace("{prompt}", prompt))])
     return rewards.parse_verdict(answer.text)
 
@@ -246,7 +237,7 @@ def test_equal_pictures_tie_and_so_do_invisible_differences():
 
 
 def test_a_visibly_cleaner_picture_wins_among_equals():
-    clean = scenes.render([one()])[0]
+    clean = render([one()])[0]
     dirty = clean.copy()
     dirty[2:4, 2:30:2] = (200, 200, 200)
     images = [Image.fromarray(clean), Image.fromarray(dirty)]
@@ -260,14 +251,14 @@ def test_a_visibly_cleaner_picture_wins_among_equals():
 
 def test_cleanness_never_decides_between_looks():
     """Else whatever renders again best would creep in wherever no picture matches the caption."""
-    clean, dirty = scenes.render([one("circle", "yellow"), one("triangle", "green")])
+    clean, dirty = render([one("circle", "yellow"), one("triangle", "green")])
     dirty[2:4, 2:30:2] = (200, 200, 200)
-    readings = scenes.read([Image.fromarray(clean), Image.fromarray(dirty)])
+    readings = read([Image.fromarray(clean), Image.fromarray(dirty)])
     assert readings[1].render_error - readings[0].render_error > ShapesMLLM.JND
     assert compare(parse_prompt("a large red square"), *readings, jnd=0.5)[1] == 0
 
 
-ROUND = scenes.Reading((RED,), 0, False, 1.0)
+ROUND = Reading((RED,), 0, False, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +319,7 @@ def test_testpoints_are_answered_in_the_official_form():
         "Testpoint 2: Attribute - Shape\nDescription: a square\n"
     )
     foreign = "Testpoint 3: {}\nDescription: {}\n"
-    image = Image.fromarray(scenes.render([one()])[0])
+    image = Image.fromarray(render([one()])[0])
     ask = lambda text: ShapesMLLM().ask([Query((image,), text)])[0].text
     assert parse_scores(ask(question), 2) == [1, 0] and len(parse_reasons(ask(question), 2)) == 2
     for sub, text in [
@@ -344,7 +335,7 @@ def test_testpoints_are_answered_in_the_official_form():
 def explain(prompt, scene):
     demands = enumerate(parse_prompt(prompt).testpoints, 1)
     text = "\n".join(f"Testpoint {i}: {sub}\nDescription: {what}" for i, (sub, what) in demands)
-    image = Image.fromarray(scenes.render([scene])[0])
+    image = Image.fromarray(render([scene])[0])
     (answer,) = ShapesMLLM().ask([Query((image,), text)])
     return json.loads(answer.text.split("<analysis>")[1].split("</analysis>")[0])
 
@@ -360,38 +351,38 @@ def test_an_answer_says_what_was_read_and_what_was_wanted():
 
 
 def test_an_answer_says_by_how_much_an_inner_shape_failed():
-    bar = scenes.Thing("square", "blue", 16, 13, 3.0), scenes.Thing("square", "blue", 16, 18, 3.0)
-    outer = scenes.Thing("triangle", "red", 16, 16, 9.0)
-    inside, _, around = explain("a blue square inside a red triangle", scenes.Scene((outer, *bar)))
+    bar = Thing("square", "blue", 16, 13, 3.0), Thing("square", "blue", 16, 18, 3.0)
+    outer = Thing("triangle", "red", 16, 16, 9.0)
+    inside, _, around = explain("a blue square inside a red triangle", Scene((outer, *bar)))
     assert re.search(r"refused: \w+ at 16, 15: overlap 0\.\d\d, wanted 0\.95", inside)
     assert around == "'the triangle is red' is shown"
 
 
 @pytest.mark.parametrize("prompt", ["a large red circle", "a large red square"])
 def test_what_passes_for_two_shapes_is_what_the_prompt_says(prompt):
-    reading = scenes.Reading((RED._replace(also="square"),), 0, False, 0.0)
+    reading = Reading((RED._replace(also="square"),), 0, False, 0.0)
     assert satisfied(parse_prompt(prompt), reading) == [True] * 3
 
 
 @pytest.mark.parametrize("shape, also", [("circle", "square"), ("square", "circle")])
 def test_nothing_is_absent_that_a_thing_may_be(shape, also):
     things = (RED._replace(shape="triangle", r=3.4), RED._replace(shape=shape, also=also))
-    reading = scenes.Reading(things, 0, False, 0.0)
+    reading = Reading(things, 0, False, 0.0)
     for excluded in ("circle", "square"):
         assert not satisfied(parse_prompt(f"a small red triangle and no {excluded}"), reading)[0]
 
 
 def test_one_thing_is_never_two_shapes_at_once():
-    reading = scenes.Reading((RED._replace(also="square"),), 0, False, 0.0)
+    reading = Reading((RED._replace(also="square"),), 0, False, 0.0)
     assert sum(satisfied(parse_prompt("a red circle and a blue square"), reading)) == 1
     assert sum(satisfied(parse_prompt("a red square and a blue circle"), reading)) == 1
 
 
 def test_scores_rise_with_testpoints_and_cleanness():
     scorer = scorers.MLLMScorer(ShapesMLLM())
-    images = [Image.fromarray(p) for p in scenes.render([one(), one(color="blue")])]
+    images = [Image.fromarray(p) for p in render([one(), one(color="blue")])]
     good, bad = scorer.score(["a large red circle"] * 2, images)
     assert 4.5 < good <= 5 and bad < good - 0.3
-    (blue,) = scenes.read(images[1:])
+    (blue,) = read(images[1:])
     said = answer_scores(parse_prompt("a large red circle"), blue)
     assert f"Alignment Score (1-5): {1 + 4 * 2 / 3:.4f}" in said  # two of three testpoints

@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 
 from common.seeds import seed_of
 from shapes import prompts as shapes_prompts
-from training.config import window_range
 
 log = logging.getLogger("train")
 
@@ -100,6 +99,23 @@ def step_prompts(prompts: Prompts | None, count: int, step: int, seed: int, rng)
     return [prompts.train[epoch_order(size, seed, i // size)[i % size]] for i in positions]
 
 
+def window_range(cfg) -> tuple[int, int]:
+    """The first and the last step, plus one, in which --window may lie.
+
+    Raises ValueError if the text is no range, or the window does not fit into it.
+    """
+    last = cfg.num_steps - 1  # always an ODE step, and so outside
+    low, colon, high = (cfg.window_range or f"0:{last}").partition(":")
+    if not (colon and low.isdecimal() and high.isdecimal()):
+        raise ValueError(f"--window_range '{cfg.window_range}': two step numbers A:B, such as 1:4")
+    if not int(low) + cfg.window <= int(high) <= last:
+        raise ValueError(
+            f"--window {cfg.window} must fit into --window_range {low}:{high}, and that into "
+            f"0:{last}: the last of {cfg.num_steps} steps is not stochastic"
+        )
+    return int(low), int(high)
+
+
 def draw_window(seed: int, step: int, low: int, high: int, width: int) -> list[int]:
     """The stochastic steps of a training step, alike on all ranks: width in a row out of low to
     high - 1."""
@@ -131,7 +147,7 @@ class TextCache:
 
     A local folder counts as another model once its encoders' files have changed.
 
-    encode: from P prompts to a NamedTuple of tensors with P rows, as flux.encode. A prompt costs
+    encode: from P prompts to a NamedTuple of tensors with P rows, as Model.text_of. A prompt costs
     about 4 MB at FLUX.1-dev's size in bfloat16 (512 tokens x 4096).
     """
 

@@ -11,11 +11,11 @@ import sampler
 log = logging.getLogger("train")
 
 ROUNDING = 1e-6  # of float32, as a share of a reward's mean
-# What drift is warned of, by study/results/longer.csv and longer_ways.csv: 47 runs of 240 steps. Of
-# 20 that end 0.06 or more below their best accuracy, 12 are warned of before it falls so far, 6
-# after, 2 never; by a judge or a known score 10 of 11 before, by learned scorers, which are hacked
-# without this sign, 2 of 9. Of 27 that hold 3 are warned of; none of the 15 on win rates with ties
-# at the default rate.
+# What drift is warned of, by longer.csv and longer_estimators.csv of study/results: 47 runs of 240
+# steps. Of 20 that end 0.06 or more below their best accuracy, 12 are warned of before it falls so
+# far, 6 after, 2 never; by a judge or a known score 10 of 11 before, by learned scorers, which are
+# hacked without this sign, 2 of 9. Of 27 that hold 3 are warned of; none of the 15 on win rates
+# with ties at the default rate.
 SPAN = 12  # steps over which the gradient's norm is averaged: the first ones and the last
 GROWTH = 1.2  # of that mean
 DRIFT = 0.08  # kl_to_base, median of the last ones
@@ -73,39 +73,39 @@ def warnings_of(metrics: list[dict], first: bool) -> dict[str, str]:
     metrics: the log's lines, in order. first: a run's first step; the judge is doubted then, before
     more is paid for.
     """
-    row, said = metrics[-1], {}
+    row, found = metrics[-1], {}
     agree = row.get("order_agreement", 1.0)
     favored = row.get("first_rate", 0.5)
     if first and agree < 0.2:
-        said["judge"] = (
-            f"the judge contradicts itself in {1 - agree:.0%} of pairs when the pictures change "
+        found["judge"] = (
+            f"the judge contradicts itself in {1 - agree:.0%} of pairs when the images change "
             f"places, and names the first one in {favored:.0%} of decided answers: it goes by "
             "their order, or does not see them"
         )
     elif first and not 0.05 < favored < 0.95:
         place = "first" if favored > 0.5 else "second"
-        said["judge"] = f"the judge names the {place} picture in nearly all decided answers"
+        found["judge"] = f"the judge names the {place} image in nearly all decided answers"
     elif first and row.get("tie_rate") == 1:
-        said["judge"] = "the judge calls all pairs equal: it sees nothing that could be rewarded"
+        found["judge"] = "the judge calls all pairs equal: it sees nothing that could be rewarded"
     if row["groups_lost"]:
-        said["lost"] = (
+        found["lost"] = (
             f"of {row['groups_lost']} group(s) no judgement could be read: set aside, they teach "
             "nothing"
         )
     if all(row[f"{name}_std"] <= ROUNDING * abs(row[f"{name}_mean"]) for name in rewards_in(row)):
-        said["same"] = "rewards do not differ in any group: this step teaches nothing"
+        found["same"] = "rewards do not differ in any group: this step teaches nothing"
     if growth := drifting(metrics):
-        said["drift"] = (
+        found["drift"] = (
             f"gradients have grown by {growth - 1:.0%} since the first {SPAN} steps, and the "
             f"policy is {row['kl_to_base']:.2g} nats an element from the base: runs that break "
             "down begin so, before held-out accuracy falls; a lower --lr or a --kl_coef may help"
         )
     if row["kl_to_base"] > 10:
-        said["far"] = (
+        found["far"] = (
             f"the policy is {row['kl_to_base']:.2g} nats an element from the base: its weights run "
             "away, --lr may be too high"
         )
-    return said
+    return found
 
 
 def rewards_in(row: dict) -> list[str]:

@@ -9,12 +9,22 @@ import os
 from pathlib import Path
 
 from common.files import free_bytes
+from models.base import is_hub_name
 from shapes.verifier import ShapesMLLM
 from training import distributed, start
 from training import log as run_log
-from training.config import CHECKS, Config, check_numbers, main_memory, parse_config, parse_rewards
+from training.checks import CHECKS, check_numbers
+from training.config import Config, parse_config, parse_rewards
 from training.distributed import DTYPES
 from training.plan import Plan, make_plan, refuse, table
+
+
+def main_memory() -> float:
+    """Bytes of this machine's main memory; infinity where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def resources(plan: Plan) -> list[tuple[str, float, float]]:
@@ -24,12 +34,12 @@ def resources(plan: Plan) -> list[tuple[str, float, float]]:
     frozen copy. What --offload pins there takes more than the same weights did as they were loaded.
     """
     s, n = plan.settings, plan.counts
-    loaded = n.transformer * (2 if s.shard else 1) + n.text + n.vae
-    loaded = DTYPES[s.dtype].itemsize * max(loaded, n.pinned if s.offload else 0)
-    pictures = 3 * s.size**2 * (plan.prompts // plan.world * s.group_size + 2 * s.heldout)
-    written = run_log.disk_bytes(n.trainable, s.ema, s.steps)
+    loaded = n["transformer"] * (2 if s.shard else 1) + n["text"] + n["vae"]
+    loaded = DTYPES[s.dtype].itemsize * max(loaded, n["pinned"] if s.offload else 0)
+    images = 3 * s.size**2 * (plan.prompts // plan.world * s.group_size + 2 * s.heldout)
+    written = run_log.disk_bytes(n["trainable"], s.ema, s.steps)
     return [
-        ("main memory, each rank", loaded + pictures, main_memory()),
+        ("main memory, each rank", loaded + images, main_memory()),
         ("disk, for checkpoints and final/", written, free_bytes(Path(s.out))),
     ]
 
@@ -44,17 +54,17 @@ def calls_in_flight(s: Config, world: int, calls: int) -> str:
 
 
 class Findings:
-    """What would end the run: the sentences of checks that were made one after another."""
+    """What would end the run: the sentences of checks made one after another."""
 
     def __init__(self):
-        self.said = []
+        self.faults = []
 
     def of(self, check, *args):
         """check(*args), or None where it ends in a sentence, which is kept."""
         try:
             return check(*args)
         except (ValueError, OSError, SystemExit) as error:
-            self.said.append(str(error))
+            self.faults.append(str(error))
 
 
 def check_folders(cfg: Config) -> None:
@@ -62,8 +72,7 @@ def check_folders(cfg: Config) -> None:
     named = [("--reward", part.source) for part in parse_rewards(cfg.reward).values()]
     named += [("--judge_model", cfg.judge_model)] if cfg.judge == "local" else []
     for flag, name in named:
-        hub = name.count("/") == 1 and not name.startswith((".", "/", "~", "assets", "runs"))
-        if name and not hub and not Path(name).is_dir():
+        if name and not is_hub_name(name) and not Path(name).is_dir():
             raise ValueError(f"{flag}: no folder '{name}'")
 
 
@@ -101,10 +110,10 @@ def main(cfg: Config | None = None) -> None:
         for what, needed, here in resources(planned):
             print(f"{what}: {needed / 1e9:.2f} GB (this machine has {here / 1e9:.2f})")
             if needed > here and not cfg.ranks:
-                findings.said.append(f"{what}: too little here; --ranks plans for other machines")
+                findings.faults.append(f"{what}: too little here; --ranks plans for other machines")
         findings.of(refuse, planned, cfg.gpu_memory)
-    if findings.said:
-        raise SystemExit("verdict: this run would be refused: " + "; ".join(findings.said))
+    if findings.faults:
+        raise SystemExit("verdict: this run would be refused: " + "; ".join(findings.faults))
     print("verdict: this run can start; access to weights was not tried, nor a judge in process")
 
 

@@ -21,7 +21,9 @@ from common.seeds import seed_of
 from figures.pictures import sample_grid
 from rewards import join
 from shapes import prompts as shapes_prompts
-from shapes import scenes, verifier
+from shapes import verifier
+from shapes.grammar import parse_prompt
+from shapes.read import read
 from training.judging import bare, check_lost
 from unigenbench.testpoints import primary_of
 
@@ -103,7 +105,7 @@ class Held(NamedTuple):
 
 def verify(prompts: list, images: list) -> tuple[list[list[bool]], list[float]]:
     """Which testpoints hold in one image of each prompt, and each image's render error."""
-    readings = scenes.read(images)
+    readings = read(images)
     met = [verifier.satisfied(p, reading) for p, reading in zip(prompts, readings, strict=True)]
     return met, [reading.render_error for reading in readings]
 
@@ -181,7 +183,7 @@ class Heldout:
         """A grid for people; below each image which testpoints hold, where that can be verified."""
         marks = None
         if self.scenes is not None:
-            prompts = [verifier.parse_prompt(text) for text in self.grid_prompts]
+            prompts = [parse_prompt(text) for text in self.grid_prompts]
             marks = [verify([p] * len(row), row)[0] for p, row in zip(prompts, grid)]
         sample_grid(grid, self.grid_prompts, path, columns, marks)
 

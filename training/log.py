@@ -246,7 +246,7 @@ def call_of(cfg, folder: Path) -> dict:
     tokenizer = folder / "tokenizer_2" / "tokenizer_config.json"
     if tokenizer.is_file():
         length = json.loads(tokenizer.read_text()).get("model_max_length", 512)
-        if length < 512:  # a small text encoder pads to its own length, as flux.encode does
+        if length < 512:  # a small text encoder pads to its own length, as encode_prompts does
             call["max_sequence_length"] = length
     return call
 

@@ -3,9 +3,9 @@
 Lasting bytes follow from the configuration and from who holds what (distributed.py); those of a
 pass are counted by footprint.py. Assumed: AdamW with float32 states, in its foreach form on a GPU,
 which holds one more copy of the trained weights while it steps; FSDP2 gathers a block ahead of the
-one at work. Not counted: the CUDA context, cuBLAS and cuDNN workspaces and fragmentation, for which MARGIN
-of the GPU is left; torch.compile, which mostly saves; a judge in process (--judge local), whose
-size is not known here.
+one at work. Not counted: the CUDA context, cuBLAS and cuDNN workspaces and fragmentation, for which
+MARGIN of the GPU is left; torch.compile, which mostly saves; a judge in process (--judge local),
+whose size is not known here.
 
     print(table(make_plan("assets/tiny-flux", Config(size=32), world=2)))
 """
@@ -17,13 +17,10 @@ from typing import NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from models import flux
+from models.base import DECODED_AT_ONCE
+from models.flux import Flux
 from training import distributed
-from training.config import (
-    Config,
-    micro_batch_of,
-    parse_rewards,
-)
+from training.config import Config, micro_batch_of, parse_rewards
 from training.distributed import DTYPES
 from training.footprint import (
     FLOAT,
@@ -31,13 +28,12 @@ from training.footprint import (
     encode_bytes,
     forward_bytes,
     make_fake,
-    meta_pipeline,
+    meta_model,
     replay_peak,
 )
 from training.start import calls_of
 
 MARGIN = 0.1  # share of the GPU left for what is not counted
-DECODED_AT_ONCE = 64  # flux.decode's batch_size
 ENCODED_AT_ONCE = 16  # prompts a batch where text is cached before training
 # Parameters of the published scorers' models; loaded in float32, and never trained.
 SCORERS = {
@@ -48,39 +44,27 @@ SCORERS = {
 }
 
 
-class Counts(NamedTuple):
-    """Parameters."""
-
-    transformer: int  # the adapter included
-    trainable: int
-    text: int
-    vae: int
-    block: int  # the largest transformer block: one FSDP2 unit
-    outside: int  # frozen, within blocks: what may wait in main memory
-    pinned: int  # the same as PyTorch pins it, each weight rounded up to a power of two
-    root: int  # what lies outside of blocks: FSDP2's root unit
-
-
-class Bytes(NamedTuple):
-    """Bytes on one rank, lasting ones first, then those of one kind of moment."""
-
-    weights: int  # as stored: bf16 base and float32 LoRA, or float32 masters (a shard of them)
-    frozen: int  # the copy that is the KL reference; none for LoRA
-    optimizer: int  # AdamW's two moments, float32
-    ema: int
-    vae: int
-    text_encoders: int  # while training; 0 with a text cache
-    scorers: int  # models of rewards that are no judge, such as CLIP
-    trajectories: int
-    text: int  # embeddings of a step's samples
-    gradients: int
-    buffers: int  # DDP's buckets, or FSDP2's unsharded gradients while micro-batches add up
-    gathered: int  # FSDP2's unsharded root, block at work and the next; or one offloaded block
-    activations: int  # largest amount alive in one micro-batch's forward and backward
-    activations_other: int  # the same with gradient checkpointing switched the other way
-    forward: int  # the same of a pass without gradient
-    decode: int
-    encode: int
+# Bytes on one rank as the table names them, lasting ones first, then those of one kind of moment.
+LABELS = {
+    "weights": "weights",  # as stored: bf16 base and float32 LoRA, or float32 masters (a shard)
+    "frozen": "frozen reference",  # the copy that is the KL reference; none for LoRA
+    "optimizer": "optimizer (AdamW)",  # two moments, float32
+    "ema": "moving average",
+    "vae": "VAE",
+    "text_encoders": "text encoders while training",  # 0 with a text cache
+    "scorers": "scorers, such as CLIP",  # of rewards that are no judge
+    "trajectories": "trajectories of the rank's samples",
+    "text": "text embeddings",  # of a step's samples
+    "gradients": "gradients",
+    # DDP's buckets, or FSDP2's unsharded gradients while micro-batches add up
+    "buffers": "gradient buffers of DDP or FSDP2",
+    # FSDP2's unsharded root, block at work and the next; or one offloaded block
+    "gathered": "weights gathered by FSDP2, or fetched by --offload",
+    "activations": "activations, {} checkpointing",  # of one micro-batch, forward and backward
+    "activations_other": "  ({} checkpointing)",  # with checkpointing switched the other way
+    "forward": "forward without gradient",
+    "decode": "VAE decode",
+}
 
 
 class Work(NamedTuple):
@@ -99,8 +83,8 @@ class Plan(NamedTuple):
     prompts: int  # a step over all ranks; rounded up to a multiple of the ranks
     micro_batch: int  # samples
     tokens: int  # latent tokens of an image
-    counts: Counts
-    bytes: Bytes
+    counts: dict[str, int]  # parameters, see `count`
+    bytes: dict[str, int]  # see LABELS; and "encode", which is in no row
     phases: dict[str, int]  # largest number of bytes alive in each phase
     work: Work
 
@@ -117,18 +101,21 @@ def weight_bytes(module: torch.nn.Module) -> int:
     return sum(p.nbytes for p in module.parameters())
 
 
-def count(pipe) -> Counts:
-    blocks, whole = distributed.blocks(pipe.transformer), numel(pipe.transformer)
-    weights = [p.numel() for block in blocks for p in block.parameters() if not p.requires_grad]
-    return Counts(
-        whole,
-        sum(p.numel() for p in flux.trainable(pipe)),
-        numel(pipe.text_encoder) + numel(pipe.text_encoder_2),
-        numel(pipe.vae),
-        max(map(numel, blocks)),
-        sum(weights),
-        sum(1 << (size - 1).bit_length() for size in weights),
-        whole - sum(map(numel, blocks)),
+def count(model: Flux) -> dict[str, int]:
+    """Parameters of the model's parts."""
+    pipe, blocks = model.pipe, distributed.blocks(model.transformer)
+    frozen = [p.numel() for block in blocks for p in block.parameters() if not p.requires_grad]
+    whole, sizes = numel(model.transformer), [numel(block) for block in blocks]
+    return dict(
+        transformer=whole,  # the adapter included
+        trainable=sum(p.numel() for p in model.trainable()),
+        text=numel(pipe.text_encoder) + numel(pipe.text_encoder_2),
+        vae=numel(pipe.vae),
+        block=max(sizes),  # the largest: one FSDP2 unit
+        outside=sum(frozen),  # frozen, within blocks: what may wait in main memory
+        # the same as PyTorch pins it, each weight rounded up to a power of two
+        pinned=sum(1 << (size - 1).bit_length() for size in frozen),
+        root=whole - sum(sizes),  # what lies outside of blocks: FSDP2's root unit
     )
 
 
@@ -136,7 +123,7 @@ def count(pipe) -> Counts:
 
 
 def train_bytes(
-    counts: Counts, stored: int, s: Config, world: int, backwards: int
+    counts: dict[str, int], stored: int, s: Config, world: int, backwards: int
 ) -> dict[str, int]:
     """Bytes on one rank that last (weights, optimizer, average), of gradients and of their buffers.
 
@@ -145,35 +132,30 @@ def train_bytes(
     over the ranks as float32 masters, but gathers units to compute, and holds whole gradients in
     float32 while micro-batches add up without a reduction.
     """
-    n, itemsize = counts.trainable, DTYPES[s.dtype].itemsize
-    full = not s.lora_rank
-    if not s.shard:
-        outside, block = (
-            (itemsize * counts.outside, itemsize * counts.block) if s.offload else (0, 0)
-        )
-        return dict(
-            weights=stored - outside,
-            frozen=stored if full else 0,
-            optimizer=2 * FLOAT * n,
-            ema=FLOAT * n if s.ema else 0,
-            gradients=FLOAT * n,
-            buffers=FLOAT * n if world > 1 else 0,
-            gathered=block,
-        )
-    part = math.ceil(n / world)
-    return dict(
-        weights=FLOAT * part,
-        frozen=itemsize * part,
+    n, itemsize = counts["trainable"], DTYPES[s.dtype].itemsize
+    part = math.ceil(n / world) if s.shard else n
+    held = dict(
         optimizer=2 * FLOAT * part,
         ema=FLOAT * part if s.ema else 0,
         gradients=FLOAT * part,
-        buffers=(FLOAT * n if backwards > 1 else 0) + (FLOAT + itemsize) * counts.block,
-        gathered=itemsize * (counts.root + 2 * counts.block),
+    )
+    if s.shard:
+        return held | dict(
+            weights=FLOAT * part,
+            frozen=itemsize * part,
+            buffers=(FLOAT * n if backwards > 1 else 0) + (FLOAT + itemsize) * counts["block"],
+            gathered=itemsize * (counts["root"] + 2 * counts["block"]),
+        )
+    return held | dict(
+        weights=stored - (itemsize * counts["outside"] if s.offload else 0),
+        frozen=0 if s.lora_rank else stored,
+        buffers=FLOAT * n if world > 1 else 0,
+        gathered=itemsize * counts["block"] if s.offload else 0,
     )
 
 
 def trajectory_bytes(s: Config, samples: int, elements: int) -> int:
-    """sampler.Trajectory of a rank's samples: latents, means, log-probs, deviations; float32."""
+    """sampler.Trajectory of a rank's samples: latents, means, log-probs, stds; float32."""
     return FLOAT * samples * ((2 * s.num_steps + 1) * elements + 2 * s.num_steps)
 
 
@@ -188,18 +170,18 @@ def scorer_bytes(s: Config) -> int:
     return sum(size(name, part.source) for name, part in parts.items() if name in SCORERS)
 
 
-def phase_bytes(b: Bytes, cached: bool) -> dict[str, int]:
+def phase_bytes(b: dict[str, int], cached: bool) -> dict[str, int]:
     """The most bytes alive in each phase of a step, and while text is encoded before all steps."""
-    model = b.weights + b.frozen + b.ema + b.vae
-    lasting = model + b.optimizer + b.text_encoders + b.scorers
-    step = lasting + b.trajectories + b.text
+    model = b["weights"] + b["frozen"] + b["ema"] + b["vae"]
+    lasting = model + b["optimizer"] + b["text_encoders"] + b["scorers"]
+    step = lasting + b["trajectories"] + b["text"]
     return {
-        "encode": (model if cached else lasting) + b.encode,
+        "encode": (model if cached else lasting) + b["encode"],
         # twice while parts are put together
-        "rollout": step + b.trajectories + b.gathered + b.forward,
-        "decode": step + b.decode,
-        "update": step + b.gradients + b.buffers + b.gathered + b.activations,
-        "optimizer": step + 2 * b.gradients,
+        "rollout": step + b["trajectories"] + b["gathered"] + b["forward"],
+        "decode": step + b["decode"],
+        "update": step + b["gradients"] + b["buffers"] + b["gathered"] + b["activations"],
+        "optimizer": step + 2 * b["gradients"],
     }
 
 
@@ -217,30 +199,33 @@ def work_of(s: Config, prompts: int, batches: int) -> Work:
 
 
 def counted_bytes(
-    pipe, s: Config, tokens: int, batch: int, samples: int, prompts: int
+    model: Flux, s: Config, length: int, batch: int, samples: int, prompts: int
 ) -> dict[str, int]:
-    """What passes of the network, the VAE and the text encoder allocate: footprint.py counts."""
-    network, peaks = pipe.transformer, {}
+    """What passes of the network, the VAE and the text encoder allocate: footprint.py counts.
+
+    length: text tokens per prompt.
+    """
+    network, peaks = model.transformer, {}
     with FakeTensorMode():
-        for part in (network, pipe.vae, pipe.text_encoder_2):
+        for part in (network, model.pipe.vae, model.pipe.text_encoder_2):
             make_fake(part)
         for checkpointing in (False, True):
             if checkpointing:
                 network.enable_gradient_checkpointing()
             else:
                 network.disable_gradient_checkpointing()
-            peaks[checkpointing] = replay_peak(pipe, s.size, batch, tokens)
+            peaks[checkpointing] = replay_peak(model, batch, length)
         return dict(
             activations=peaks[s.gradient_checkpointing],
             activations_other=peaks[not s.gradient_checkpointing],
-            forward=forward_bytes(pipe, s.size, batch, tokens),
-            decode=decode_bytes(pipe, s.size, min(samples, DECODED_AT_ONCE), s.vae_slicing),
-            encode=encode_bytes(pipe, ENCODED_AT_ONCE if s.text_cache else prompts, tokens),
+            forward=forward_bytes(model, batch, length),
+            decode=decode_bytes(model, min(samples, DECODED_AT_ONCE), s.vae_slicing),
+            encode=encode_bytes(model, ENCODED_AT_ONCE if s.text_cache else prompts, length),
         )
 
 
-def make_plan(model: str, s: Config, world: int = 1) -> Plan:
-    """What one step of training costs on one of `world` ranks.
+def make_plan(name: str, s: Config, world: int = 1) -> Plan:
+    """What one step of training costs on one of `world` ranks; name: of the model.
 
     Fewer prompts than ranks, or no multiple of them, are planned as the next multiple.
     Raises ValueError for a model whose configuration is not at hand, or a size that does not
@@ -250,41 +235,32 @@ def make_plan(model: str, s: Config, world: int = 1) -> Plan:
     samples = per_rank * s.group_size
     batch = micro_batch_of(s, samples)
     batches = math.ceil(samples / batch)
-    pipe, tokens = meta_pipeline(model, DTYPES[s.dtype])
+    model, length = meta_model(name, s.size, DTYPES[s.dtype])
     if s.lora_rank:
-        flux.add_lora(pipe, s.lora_rank, s.lora_alpha)
+        model.add_lora(s.lora_rank, s.lora_alpha)
     else:
-        pipe.transformer.requires_grad_(True)
-    channels, rows, columns = flux.latent_shape(pipe, s.size, s.size)
-    counts, stored = count(pipe), weight_bytes(pipe.transformer)
-    encoders = weight_bytes(pipe.text_encoder) + weight_bytes(pipe.text_encoder_2)
-    held = train_bytes(counts, stored, s, world, math.ceil(batches / s.updates) * replayed_steps(s))
-    config, itemsize = pipe.transformer.config, DTYPES[s.dtype].itemsize
-    row = itemsize * (tokens * config.joint_attention_dim + config.pooled_projection_dim)
-    measured = counted_bytes(pipe, s, tokens, batch, samples, per_rank)
-    if s.text_cache:
-        measured["encode"] += encoders
-    everything = Bytes(
-        vae=counts.vae * itemsize,
+        model.transformer.requires_grad_(True)
+    counts, stored = count(model), weight_bytes(model.transformer)
+    encoders = sum(weight_bytes(x) for x in (model.pipe.text_encoder, model.pipe.text_encoder_2))
+    config, itemsize = model.transformer.config, DTYPES[s.dtype].itemsize
+    row = itemsize * (length * config.joint_attention_dim + config.pooled_projection_dim)
+    held = dict(
+        vae=counts["vae"] * itemsize,
         text_encoders=0 if s.text_cache else encoders,
         scorers=scorer_bytes(s),
-        trajectories=trajectory_bytes(s, samples, channels * rows * columns),
+        trajectories=trajectory_bytes(s, samples, math.prod(model.latent_shape)),
         text=(per_rank + samples) * row,
-        **held,
-        **measured,
     )
-    return Plan(
-        model,
-        s,
-        world,
-        per_rank * world,
-        batch,
-        rows * columns // 4,
-        counts,
-        everything,
-        phase_bytes(everything, bool(s.text_cache)),
-        work_of(s, per_rank * world, batches),
+    held |= train_bytes(
+        counts, stored, s, world, math.ceil(batches / s.updates) * replayed_steps(s)
     )
+    held |= counted_bytes(model, s, length, batch, samples, per_rank)
+    if s.text_cache:
+        held["encode"] += encoders
+    phases = phase_bytes(held, bool(s.text_cache))
+    prompts = per_rank * world
+    work = work_of(s, prompts, batches)
+    return Plan(name, s, world, prompts, batch, model.tokens, counts, held, phases, work)
 
 
 # ----------------------------------------------------------------------------- for people
@@ -292,7 +268,7 @@ def make_plan(model: str, s: Config, world: int = 1) -> Plan:
 
 def table(plan: Plan) -> str:
     """The plan as a small table; GB are 1e9 bytes, on one rank."""
-    s, c, b, w = plan.settings, plan.counts, plan.bytes, plan.work
+    s, counts, w = plan.settings, plan.counts, plan.work
     lines = [
         f"plan for {plan.model}: {plan.world} rank(s), "
         f"{plan.prompts} prompts x {s.group_size} images, {s.num_steps} steps, {s.size} px "
@@ -303,34 +279,16 @@ def table(plan: Plan) -> str:
             f"--prompts_per_step {s.prompts_per_step} is no multiple of {plan.world} "
             f"ranks: planned as {plan.prompts}"
         )
-    lines += [
-        f"parameters: transformer {c.transformer:,} ({c.trainable:,} trained), text encoders "
-        f"{c.text:,}, VAE {c.vae:,}",
-        "",
-        f"{'on one rank':52}{'GB':>9}",
-    ]
+    lines.append(
+        f"parameters: transformer {counts['transformer']:,} ({counts['trainable']:,} trained), "
+        f"text encoders {counts['text']:,}, VAE {counts['vae']:,}"
+    )
     on, off = ("with", "without") if s.gradient_checkpointing else ("without", "with")
-    for label, value in [
-        ("weights", b.weights),
-        ("frozen reference", b.frozen),
-        ("optimizer (AdamW)", b.optimizer),
-        ("moving average", b.ema),
-        ("VAE", b.vae),
-        ("text encoders while training", b.text_encoders),
-        ("scorers, such as CLIP", b.scorers),
-        ("trajectories of the rank's samples", b.trajectories),
-        ("text embeddings", b.text),
-        ("gradients", b.gradients),
-        ("gradient buffers of DDP or FSDP2", b.buffers),
-        ("weights gathered by FSDP2, or fetched by --offload", b.gathered),
-        (f"activations, {on} checkpointing", b.activations),
-        (f"  ({off} checkpointing)", b.activations_other),
-        ("forward without gradient", b.forward),
-        ("VAE decode", b.decode),
-    ]:
-        lines.append(f"{label:52}{value / 1e9:9.2f}")
-    lines += ["", f"{'most alive in each phase':52}{'GB':>9}"]
-    lines += [f"{name:52}{value / 1e9:9.2f}" for name, value in plan.phases.items()]
+    word = {"activations": on, "activations_other": off}
+    rows = [(label.format(word.get(k)), plan.bytes[k]) for k, label in LABELS.items()]
+    for title, part in (("on one rank", rows), ("most alive in each phase", plan.phases.items())):
+        lines += ["", f"{title:52}{'GB':>9}"]
+        lines += [f"{label:52}{value / 1e9:9.2f}" for label, value in part]
     lines += [
         "",
         f"a step, each rank: {w.forward} forward, {w.recomputed} recomputed and "
@@ -343,14 +301,13 @@ def table(plan: Plan) -> str:
 def remedies(plan: Plan) -> list[str]:
     """Flags that shrink what this plan needs, those of its largest phase first."""
     s, phase = plan.settings, max(plan.phases, key=plan.phases.get)
+    scorers, trajectories = plan.bytes["scorers"], plan.bytes["trajectories"]
+    smaller = (f"--micro_batch {max(1, plan.micro_batch // 2)}", plan.micro_batch > 1)
     options = {
-        "update": [
-            ("--gradient_checkpointing", not s.gradient_checkpointing),
-            (f"--micro_batch {max(1, plan.micro_batch // 2)}", plan.micro_batch > 1),
-        ],
+        "update": [("--gradient_checkpointing", not s.gradient_checkpointing), smaller],
         "encode": [("--text_cache FOLDER", not s.text_cache)],
         "decode": [("--vae_slicing", not s.vae_slicing)],
-        "rollout": [(f"--micro_batch {max(1, plan.micro_batch // 2)}", plan.micro_batch > 1)],
+        "rollout": [smaller],
         "optimizer": [],
     }
     lasting = [
@@ -362,11 +319,8 @@ def remedies(plan: Plan) -> list[str]:
         ("more ranks", s.shard),
         ("--ema 0", s.ema > 0),
         ("--dtype bfloat16", s.dtype == "float32"),
-        ("--reward without a scorer", plan.bytes.scorers > 0.05 * plan.peak),
-        (
-            "fewer --prompts_per_step or a smaller --size",
-            plan.bytes.trajectories > 0.05 * plan.peak,
-        ),
+        ("--reward without a scorer", scorers > 0.05 * plan.peak),
+        ("fewer --prompts_per_step or a smaller --size", trajectories > 0.05 * plan.peak),
     ]
     flags = [flag for flag, helps in options[phase] + lasting if helps]
     return list(dict.fromkeys(flags)) or ["a larger GPU"]

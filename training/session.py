@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from training import checkpoint, distributed, start
 from training import log as run_log
-from training.config import Config, check_config
+from training.checks import check_config
+from training.config import Config
 from training.data import make_batch
 from training.distributed import Processes, StoppedError
 from training.heldout import Heldout

@@ -15,7 +15,8 @@ from judges.sight import check_sight
 from judges.templates import PAIRWISE_TEMPLATE, check_template, read_template
 from models import base
 from rewards import JUDGED, PairwiseReward, PointwiseReward
-from shapes.verifier import ShapesMLLM, parse_prompt
+from shapes.grammar import parse_prompt
+from shapes.verifier import ShapesMLLM
 from training import distributed
 from training.config import Config, parse_rewards
 from training.data import Prompts, TextCache, read_prompts
@@ -38,7 +39,7 @@ def load_model(cfg: Config, procs: Processes) -> base.Model:
         model.pipe.vae.enable_slicing()
     if cfg.lora_rank:
         torch.manual_seed(seed_of(cfg.seed, "lora"))  # its first matrices are random
-        model.kind.add_lora(model.pipe, cfg.lora_rank, cfg.lora_alpha)
+        model.add_lora(cfg.lora_rank, cfg.lora_alpha)
     else:
         model.frozen = copy.deepcopy(model.transformer)
         model.transformer.requires_grad_(True)
@@ -68,7 +69,7 @@ def cache_text(model: base.Model, cfg: Config, procs: Processes, texts: list[str
     for name, part in model.pipe.components.items():
         if name.startswith("text_encoder") and part is not None:
             part.to("cpu")
-    model.text_of = lambda prompts: cache.load(prompts, model.kind.Text, procs.device)
+    model.text_of = lambda prompts: cache.load(prompts, model.Text, procs.device)
 
 
 # ----------------------------------------------------------------------------- what judges

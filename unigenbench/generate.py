@@ -86,8 +86,8 @@ def configuration(pipe) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load_pipeline(model: str, lora: str | None, device: str, dtype):
-    """A text-to-image pipeline of diffusers, and the module of ours that knows its class, or None.
+def load_pipeline(model: str, lora: str | None, size: int | None, guidance: float, device, dtype):
+    """A text-to-image pipeline of diffusers, and a models.base.Model of it, or None.
 
     Raises ValueError if there is none in `model`, it cannot be told what the benchmark sets, or the
     LoRA is not wholly for it (diffusers would only warn, and draw with the base).
@@ -96,10 +96,11 @@ def load_pipeline(model: str, lora: str | None, device: str, dtype):
 
     from models import base
 
-    kind = base.pipeline_class(model)
-    own = base.kinds().get(kind)
-    if own:
-        pipe = own.load(model, device, dtype)
+    kind = base.load_index(model)["_class_name"]
+    own = None
+    if kind in base.families():
+        own = base.load(model, size, guidance, device, dtype)
+        pipe = own.pipe
     else:
         pipe = DiffusionPipeline.from_pretrained(model, dtype=dtype).to(device)
         pipe.set_progress_bar_config(disable=True)
@@ -124,9 +125,8 @@ def make_draw(pipe, own, steps: int, guidance: float, size: int | None, seeds):
     import sampler
 
     def draw_own(text: str) -> list:
-        rows = own.encode(pipe, [text]).rows([0] * len(seeds))
-        velocity = own.velocity_fn(pipe, rows, size, size, guidance)
-        return own.decode(pipe, sampler.ode_sample(velocity, noise, sigmas), size, size)
+        velocity = own.velocity(own.encode([text], len(seeds)))
+        return own.decode(sampler.ode_sample(velocity, noise, sigmas))
 
     def draw_other(text: str) -> list:
         # Generators of the CPU: a seed means the same noise on every device.
@@ -136,8 +136,7 @@ def make_draw(pipe, own, steps: int, guidance: float, size: int | None, seeds):
 
     if not own:
         return draw_other, None
-    noise = own.initial_noise(pipe, size, size, list(seeds))
-    shift = own.schedule_shift(pipe, noise.shape[1])
+    noise, shift = own.noise(seeds), own.schedule_shift()
     sigmas = sampler.sigma_schedule(steps, shift).to(noise.device)
     return draw_own, shift
 
@@ -176,8 +175,8 @@ def generate(
     from unigenbench.lora import scales_of
 
     device, dtype = place()
-    pipe, own = load_pipeline(model, lora, device, dtype)
-    size = size or (pipe.vae.config.sample_size if own else None)
+    pipe, own = load_pipeline(model, lora, size, guidance, device, dtype)
+    size = own.size if own else size
     seeds, out = tuple(range(FIRST_SEED, FIRST_SEED + IMAGES)), Path(out)
     draw, shift = make_draw(pipe, own, steps, guidance, size, seeds)
     keep_settings(

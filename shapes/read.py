@@ -1,8 +1,8 @@
-"""Pictures of colored shapes: from things to pixels, and back.
+"""What a picture shows: the inverse of render.py.
 
-`render` draws a scene on 32x32 pixels. `read` is its inverse: ground, then connected blobs, then
-for each blob the best of six templates (circle, square, triangle; filled or in outline) and the
-nearest of six colors. It decides strictly, since whatever it lets pass, training will find:
+Ground, then connected blobs, then for each blob the best of six templates (circle, square,
+triangle; filled or in outline) and the nearest of six colors. It decides strictly, since whatever
+it lets pass, training will find:
   - A blend of two colors is no color: the mean color inside the template must lie within
     COLOR_TOLERANCE of a palette entry, clearly nearer than to the next (COLOR_RIVAL; no half-way
     mix of two entries is both), and the pixels there must agree on it.
@@ -20,94 +20,25 @@ from PIL import Image
 from scipy import ndimage
 
 from common.rgb import to_rgb
+from shapes.render import (
+    COLORS,
+    DARK,
+    LIGHT,
+    LINE_WIDTH,
+    SHAPES,
+    SIZE,
+    Scene,
+    Thing,
+    coverage,
+    render,
+)
 
-SIZE = 32  # pixels
-LIGHT, DARK = (238, 236, 230), (30, 30, 36)  # the two grounds
-COLORS = {
-    "red": (214, 39, 40),
-    "green": (44, 160, 44),
-    "blue": (40, 80, 215),
-    "yellow": (240, 205, 30),
-    "pink": (240, 110, 190),
-    "purple": (130, 40, 190),
-}
-SHAPES = ("circle", "square", "triangle")
-
-LINE_WIDTH = 2.0  # pixels, of outlined shapes
 COLOR_TOLERANCE = 56.0  # Euclidean distance in RGB: a palette color that keeps 0.8 of its contrast
 COLOR_RIVAL = 0.75  # largest distance to a color over that to the next; 1 half-way between two
 COLOR_DEVIATION = 45.0  # root mean square of the distances to the mean
 MIN_OVERLAP = (0.95, 0.90)  # of a filled shape, and of an outline, which is all edge
 MIN_MARGIN = 0.01
 MIN_BLOB = 10  # pixels; anything smaller is dirt, which only render error sees
-
-
-# ----------------------------------------------------------------------------- render
-
-
-class Thing(NamedTuple):
-    shape: str
-    color: str | tuple[int, int, int] | None  # of the palette, or RGB; None: read as no color of it
-    x: float
-    y: float
-    r: float
-    outline: bool = False
-    also: str | None = None  # another shape for which it passes as well
-
-
-class Scene(NamedTuple):
-    things: tuple[Thing, ...]
-    dark: bool = False
-
-
-def coverage(shape: np.ndarray, x, y, r, outline) -> np.ndarray:
-    """Share of each pixel that a shape covers (n, 32, 32), by signed distance; inputs (n,).
-
-    All three shapes are centered on their centroid; circle and square of one r have equal areas.
-    """
-    grid = np.arange(SIZE, dtype=np.float32) + 0.5
-    x, y, r = (np.asarray(v, np.float32)[:, None, None] for v in (x, y, r))
-    dx, dy = np.abs(grid[None, None, :] - x), grid[None, :, None] - y
-    circle = np.sqrt(dx**2 + dy**2) - r
-    square = np.maximum(dx, np.abs(dy)) - 0.886 * r
-    # base 2.4 r, height 2.1 r, centroid a third above the base
-    side = (2.1 * dx - 1.2 * (dy + 1.4 * r)) / np.float32(np.hypot(2.1, 1.2))
-    triangle = np.maximum(dy - 0.7 * r, side)
-    distance = np.choose(np.asarray(shape)[:, None, None], [circle, square, triangle])
-    half = np.float32(LINE_WIDTH / 2)
-    distance = np.where(
-        np.asarray(outline)[:, None, None], np.abs(distance + half) - half, distance
-    )
-    return np.clip(0.5 - distance, 0, 1)
-
-
-def color_distances(rgb: np.ndarray) -> np.ndarray:
-    """Euclidean distance of rgb (..., 3) to each palette color (..., 6)."""
-    palette = np.array(list(COLORS.values()), np.float32)
-    square = (rgb**2).sum(-1)[..., None] - 2 * rgb @ palette.T + (palette**2).sum(1)
-    return np.sqrt(np.maximum(square, 0))
-
-
-def render(scenes: list[Scene]) -> np.ndarray:
-    """Anti-aliased pictures (n, 32, 32, 3) uint8, things painted in order."""
-    ground = np.array([DARK if s.dark else LIGHT for s in scenes], np.float32)
-    images = np.broadcast_to(ground[:, None, None], (len(scenes), SIZE, SIZE, 3)).copy()
-    for layer in range(max((len(s.things) for s in scenes), default=0)):
-        rows = [i for i, s in enumerate(scenes) if len(s.things) > layer]
-        things = [scenes[i].things[layer] for i in rows]
-        alpha = coverage(
-            np.array([SHAPES.index(t.shape) for t in things]),
-            [t.x for t in things],
-            [t.y for t in things],
-            [t.r for t in things],
-            [t.outline for t in things],
-        )[..., None]
-        color = np.array([COLORS.get(t.color, t.color) for t in things], np.float32)[:, None, None]
-        images[rows] += alpha * (color - images[rows])
-    return np.round(images).astype(np.uint8)
-
-
-# ----------------------------------------------------------------------------- read
 
 
 class Reading(NamedTuple):
@@ -126,6 +57,13 @@ class Reading(NamedTuple):
         refused = f" (refused: {'; '.join(self.faults)})" * bool(self.faults)
         ground = "dark" if self.dark else "light"
         return f"on a {ground} ground {'; '.join(seen) or 'nothing'} was read{refused}"
+
+
+def color_distances(rgb: np.ndarray) -> np.ndarray:
+    """Euclidean distance of rgb (..., 3) to each palette color (..., 6)."""
+    palette = np.array(list(COLORS.values()), np.float32)
+    square = (rgb**2).sum(-1)[..., None] - 2 * rgb @ palette.T + (palette**2).sum(1)
+    return np.sqrt(np.maximum(square, 0))
 
 
 @functools.cache
