@@ -1,6 +1,6 @@
-"""A picture as people see it: 8-bit RGB, whatever mode it came in.
+"""An image as people see it: 8-bit RGB, whatever mode it came in.
 
-to_rgb(Image.open("picture.png"))
+to_rgb(Image.open("image.png"))
 """
 
 import struct
@@ -16,7 +16,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     16-bit gray is scaled to 8 bits. Modes I and F, of 32 bits, have no white of their own: it is
     the first of 255, 65535 and 2**31 - 1 that no value is above, for F of 1, 255, 65535 and the
     largest value. What is below 0, or no finite number, is black. (Pillow's own convert("RGB")
-    cuts all of these off at 255, drops the transparency and leaves the picture on its side.)
+    cuts all of these off at 255, drops the transparency and leaves the image on its side.)
     """
     image.load()  # a TIFF is turned by this, and its tag put right
     with suppress(SyntaxError, struct.error, TypeError, ValueError):  # EXIF data that are garbled

@@ -5,9 +5,9 @@ import random
 import numpy as np
 import torch
 
+from common.seeds import seed_of
 from exercises import ex_08_window as ex
 from exercises.checks import expect, expect_as_ours, expect_draws, expect_walk
-from training.data import seed_of
 
 PLACES = "part 1 of the docstring of draw_window in exercises/ex_08_window.py"
 SAME = "part 2 of the docstring of draw_window in exercises/ex_08_window.py"

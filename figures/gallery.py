@@ -1,4 +1,4 @@
-"""The gallery of a run, one page to turn through: groups of pictures, who beat whom, win rates,
+"""The gallery of a run, one page to turn through: groups of images, who beat whom, win rates,
 advantages, and the words of the judge about each pair.
 
     python -m figures.gallery runs/shapes        # makes runs/shapes/gallery.html again

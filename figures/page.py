@@ -19,7 +19,7 @@ THUMBNAIL = 384  # pixels: larger images are shrunk to this before they are put 
 
 
 def image_uri(image) -> str:
-    """A picture for an <img>: PNG, or WebP shrunk from larger ones."""
+    """An image for an <img>: PNG, or WebP shrunk from larger ones."""
     image = to_rgb(image)
     small = max(image.size) <= THUMBNAIL
     image.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -22,6 +22,7 @@ from tqdm import tqdm
 import sampler
 import train
 from common.files import writing
+from common.seeds import seed_of
 from judges.answers import Verdict, ask
 from judges.mllm import Query
 from judges.scorers import CLIPScorer
@@ -30,7 +31,7 @@ from models import base
 from shapes import pretrain
 from shapes.prompts import heldout_prompts, sample_prompts
 from shapes.verifier import ShapesMLLM
-from training.data import Batch, seed_of
+from training.data import Batch
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CLIP, FLUX = str(ASSETS / "tiny-clip"), str(ASSETS / "tiny-flux")

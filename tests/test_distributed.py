@@ -101,19 +101,20 @@ def ends_of_one_rank_end_all(procs) -> None:
 def a_signal_to_one_rank_ends_both(procs, cfg) -> None:
     """Before one and the same pass, though the weights have moved; the last whole step is saved."""
     procs = replace(procs, stop=distributed.Stop())
-    run = stepped(cfg, procs=procs)
-    whole, passes = trained_weights(run), []
+    run = start_run(cfg, procs)
+    whole, passes, boundary = {}, [], run.boundary
+    run.observers.append(lambda done: whole.update(trained_weights(run)))
 
     def before_pass():
-        passes.append(run.last_whole.moved)
+        passes.append(run.at == 2 and run.last_whole.moved)
         if procs.rank == 1 and sum(passes) == 2:
             procs.stop(signal.SIGTERM)
-        run.boundary()
+        boundary()
 
-    run.model.before_pass = before_pass
+    run.boundary = before_pass
     saved = pytest.raises(StoppedError, match="by SIGTERM: the state after step 1 is")
     with saved, ends_well(run):
-        few_steps(run)
+        few_steps(run, 2)
     assert procs.gather([len(passes)]) == [len(passes)] * 2 and sum(passes) == 2
     last = procs.broadcast(checkpoint.newest_checkpoint, Path(cfg.out) / "checkpoint")
     assert last.name == "step_000001"

@@ -2,6 +2,7 @@
 
 import json
 
+from fakes import FakeMLLM
 from PIL import Image
 
 from judges.mllm import Answer
@@ -15,23 +16,17 @@ ASKED = "Which for {prompt}?"
 RATED = "\n".join(f"{kind} Score (1-5): 3" for kind in ("Alignment", "Coherence", "Style"))
 
 
-class Judge:
+def judge_of(*answers) -> FakeMLLM:
     """Says these things, one after the other; a probability, where it is asked for one."""
-
-    name = "judge"
-
-    def __init__(self, *answers):
-        self.answers = iter(answers)
-
-    def ask(self, queries):
-        return [next(self.answers) for _ in queries]
-
-    first_probability = ask
+    said = iter(answers)
+    judge = FakeMLLM(lambda query: next(said))
+    judge.first_probability = lambda queries: [next(said) for _ in queries]
+    return judge
 
 
 def compared(question, *said, **settings):
     answers = said or [Answer(FIRST)] * 2
-    return PairwiseReward(Judge(*answers), template=question, **settings)(["p"], [PAIR])
+    return PairwiseReward(judge_of(*answers), template=question, **settings)(["p"], [PAIR])
 
 
 def lines(folder, name="verdicts.jsonl"):
@@ -46,7 +41,7 @@ def test_each_answer_stands_there_with_its_question_and_how_it_was_read(tmp_path
     recorded.write(compared(ASKED, one, unsure, Answer(error="down")).comparisons)
     recorded.write(compared(ASKED, 0.25, None, 0.75, soft=True).comparisons)
     ratings = [Answer(RATED), Answer(error="down")]
-    recorded.write(PointwiseReward(MLLMScorer(Judge(*ratings)))(["p"], [PAIR]).comparisons)
+    recorded.write(PointwiseReward(MLLMScorer(judge_of(*ratings)))(["p"], [PAIR]).comparisons)
     recorded.write(())  # of a scorer
     found = lines(tmp_path)
     read = ["first", "unparsable", "failed", 0.25, None, 0.75, 3.0, "failed"]

@@ -15,12 +15,12 @@ import pytest
 import torch
 from conftest import ROOT
 from diffusers import FluxPipeline
+from fakes import FakeMLLM
 from real_runs import ALONE, log_of, stepped, whole_run
 from torch.distributed.checkpoint.api import CheckpointException
 
 import train
 from common.files import hold
-from judges.mllm import Answer, StreamingMLLM
 from training import checkpoint, distributed
 from training.config import Config
 from training.distributed import StoppedError
@@ -190,20 +190,8 @@ def test_prompts_from_a_file_in_bfloat16_with_all_that_saves_memory(tmp_path):
     assert "--lora_rank 2" in card and "| win_rate_vs_base | 0.500 |" in card
 
 
-class Says(StreamingMLLM):
-    """A judge of one text for all."""
-
-    name = "says"
-
-    def __init__(self, text):
-        self.text = text
-
-    def as_answered(self, queries):
-        return ((k, Answer(self.text)) for k, _ in enumerate(queries))
-
-
 def test_a_judge_that_cannot_be_read_ends_with_no_claim_and_a_status(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("training.start.judge_of", lambda *_: Says("Nice."))
+    monkeypatch.setattr("training.start.judge_of", lambda *_: FakeMLLM(lambda query: "Nice."))
     with pytest.raises(SystemExit, match="whether this run learned is not known"):
         whole_run(small(tmp_path, steps=1, max_failed=1.0))
     said = capsys.readouterr().out
@@ -284,18 +272,21 @@ JUDGED = {"judging": ("rewards", 2), "judging of an evaluation": ("heldout", 3)}
 def stopped(cfg, place):
     """A run to which a signal comes at one place; what is said of its end."""
     run = start_run(cfg, replace(ALONE, stop=distributed.Stop()))
+    boundary = run.boundary
 
     def signalled(*_):
         run.procs.stop(signal.SIGTERM)
         pytest.fail("the judge is waited for")
 
+    signalled.name = "judge"
+
     def before_pass():
         if place in PASSES and PASSES[place][0](run):
             run.procs.stop(signal.SIGTERM)
-        run.boundary()
+        boundary()
         assert not run.procs.stop.asked  # it has ended here
 
-    run.model.before_pass = before_pass
+    run.boundary = before_pass
     if place == "judging":
         run.judging.rewards = {"pairwise": signalled}
     if place == "judging of an evaluation":

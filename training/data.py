@@ -68,7 +68,7 @@ class Batch(NamedTuple):
     prompts: list[str]  # P of this rank
     noise_seeds: list[int]  # B = P * G, of the initial noise
     step_seeds: list[int]  # B, of the noise that the SDE adds
-    replayed: list[int]  # the stochastic steps that are descended, alike on all ranks
+    replayed: list[int]  # the stochastic steps that are trained, alike on all ranks
     window: list[int] | None = None  # the stochastic steps, alike on all ranks; None: all
 
     def split(self, groups: int) -> list["Batch"]:
@@ -90,7 +90,7 @@ def step_prompts(prompts: Prompts | None, count: int, step: int, seed: int, rng)
     """The `count` prompts of a step (counted from 1), alike on all ranks.
 
     From a file: the next ones of an endless row of shuffled epochs. Without one: drawn with `rng`
-    from the shapes world, which never runs out.
+    from shapes, which never run out.
     """
     if prompts is None:
         return [p.text for p in shapes_prompts.sample_prompts(count, rng)]

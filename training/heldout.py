@@ -1,10 +1,10 @@
 """What progress is measured on: prompts and noise that stay the same and are never trained on.
 
 The win rate that Pref-GRPO optimizes averages one half by construction, so it cannot show progress.
-Held-out prompts do: the share of testpoints that hold, the share of pictures wholly right,
-render error, and the win rate of the current model against the frozen base under the same judge.
-For prompts from a file nothing can be verified: the win rate alone is measured, by the judge that
-also gave the reward. It says that the judge's taste was learnt; score final/ with bench.py for a
+Held-out prompts do: the share of testpoints that hold, the share of images of which all do, render
+error, and the win rate of the current model against the frozen base under the same judge. For
+prompts from a file nothing can be verified: the win rate alone is measured, by the judge that also
+gave the reward. It says that the judge's preference was learned; score final/ with bench.py for a
 second view.
 """
 
@@ -33,7 +33,7 @@ class Held(NamedTuple):
 
     met: list[list[bool]]  # which of its testpoints hold; empty for prompts from a file
     render_error: list[float]  # gray levels, lower is better; empty for prompts from a file
-    wins: list[float | None]  # win rate against the base's picture; None: comparison lost
+    wins: list[float | None]  # win rate against the base's image; None: comparison lost
     subs: Sequence[Sequence[str]] = ()  # the sub dimension that each testpoint tests
 
     def by_dimension(self, name_of: Callable[[str], str]) -> dict[str, float]:
@@ -95,7 +95,7 @@ class Held(NamedTuple):
         )
 
     def worse_than(self, base: "Held") -> str:
-        """The sub dimensions of which less holds than in the base's pictures, in words."""
+        """The sub dimensions of which less holds than in the base's images, in words."""
         now, before = self.by_dimension(str), base.by_dimension(str)
         fell = [f"{k} {before[k]:.2f} -> {now[k]:.2f}" for k in now if now[k] < before[k]]
         if not now:
@@ -104,19 +104,19 @@ class Held(NamedTuple):
 
 
 def verify(prompts: list, images: list) -> tuple[list[list[bool]], list[float]]:
-    """Which testpoints hold in one picture of each prompt, and each picture's render error."""
+    """Which testpoints hold in one image of each prompt, and each image's render error."""
     readings = read(images)
     met = [verifier.satisfied(p, reading) for p, reading in zip(prompts, readings, strict=True)]
     return met, [reading.render_error for reading in readings]
 
 
 class Heldout:
-    """The held-out prompts with the base's pictures; `evaluate` measures the present model."""
+    """The held-out prompts with the base's images; `evaluate` measures the present model."""
 
     def __init__(self, cfg, procs, model, compare, prompts=None, *, record=None, grid=(12, 4)):
         """compare: the run's PairwiseReward; record: training.record.Record of what it answers.
-        prompts: prompts.Prompts of a file; None: those of the shapes world. grid: rows and columns
-        of the pictures that people look at."""
+        prompts: prompts.Prompts of a file; None: those of shapes. grid: rows and columns
+        of the images that people look at."""
         self.cfg, self.procs, self.model, self.compare = cfg, procs, model, compare
         self.record = record
         self.scenes = None if prompts else shapes_prompts.heldout_prompts()[: cfg.heldout or None]
@@ -127,7 +127,7 @@ class Heldout:
         self.grid_prompts = list(kinds)[:grid_rows]
 
     def measure_base(self) -> None:
-        """The base's pictures, which all later ones are held against. They are their own equals:
+        """The base's images, which all later ones are held against. They are their own equals:
         nobody is asked."""
         with self.model.base() as base:
             self.base_images = self.sample(self.texts, self.seeds, base)
@@ -138,7 +138,7 @@ class Heldout:
     def sample(
         self, prompts: list[str], seeds: list[int], transformer, batch_size: int = 64
     ) -> list:
-        """One picture a prompt, in order; the ranks share the work."""
+        """One image per prompt, in order; the ranks share the work."""
         images, size = [], self.cfg.micro_batch or batch_size
         mine = self.procs.my_share(len(prompts))
         sigmas = sampler.sigma_schedule(self.cfg.num_steps, self.cfg.shift)
