@@ -289,6 +289,7 @@ def test_what_another_setting_leaves_without_effect_is_refused():
     [
         ({"opponents": 8}, "--opponents 8 with --group_size 8: .* must be from 1 to 7"),
         ({"opponents": 1}, "at least 2, or 0"),
+        ({"updates": 3}, "--updates 3 must divide"),
         ({"opponents": 2, "reward": "pointwise"}, "a pairwise reward"),
         ({"both_orders": False, "reward": "clip"}, "both_orders are for a pairwise reward"),
         ({"offload": True}, "--offload is for a LoRA"),

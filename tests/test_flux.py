@@ -110,6 +110,7 @@ def test_lora_starts_as_the_base_switches_off_and_saves(model, alpha, tmp_path):
     with pytest.raises(ValueError, match=r"--lora_rank 129 is above the width of the layers, \d+"):
         model.add_lora(129)
     model.add_lora(4, alpha)
+    assert model.transformer.peft_config["default"].lora_alpha == (alpha or 4)
     assert np.array_equal(before, drawn(model))  # B starts at zero
     assert 0 < sum(p.numel() for p in model.trainable()) < 200_000
     generator = torch.Generator().manual_seed(0)
