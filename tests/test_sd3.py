@@ -9,11 +9,12 @@ from real_runs import log_of, whole_run
 from test_flux import PROMPTS, drawn, drawn_by_diffusers, pixels
 from tiny_models import MAX_TOKENS, SHIFT
 
-import bench
 import sampler
 from models import base
 from models.sd3 import SD3
 from training.config import Config
+from unigenbench import generate
+from unigenbench.images import image_name
 from unigenbench.testpoints import Prompt
 
 STEPS = 4
@@ -121,10 +122,10 @@ def test_a_folder_of_sd3_trains_like_any_other(sd3_folders, tmp_path):
 
 def test_bench_generates_what_diffusers_own_pipeline_draws(load, sd3_folders, tmp_path):
     prompt = Prompt(7, PROMPTS[0], [], "", "", "en")
-    bench.generate([prompt], tmp_path, sd3_folders[True], steps=STEPS, guidance=4.0)
+    generate.generate([prompt], tmp_path, sd3_folders[True], steps=STEPS, guidance=4.0)
     settings = dict(guidance_scale=4.0, max_sequence_length=MAX_TOKENS)
-    theirs = drawn_by_diffusers(load(4.0), (bench.FIRST_SEED, 0), STEPS, **settings)
-    ours = pixels([Image.open(tmp_path / bench.image_name(7, 0))])
+    theirs = drawn_by_diffusers(load(4.0), (generate.FIRST_SEED, 0), STEPS, **settings)
+    ours = pixels([Image.open(tmp_path / image_name(7, 0))])
     assert np.abs(ours - theirs[:1]).max() <= 1
 
 

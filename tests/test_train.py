@@ -351,7 +351,6 @@ def main_says(monkeypatch, *arguments):
     "setting, named",
     [
         ({"steps": 0}, "steps"),
-        ({"recipe": "sdxl"}, "--recipe"),
         ({"judge": "openai", "base_url": "http://me:secret@host/v1"}, "OPENAI_BASE_URL"),
         ({"prompts": "no.txt"}, "--prompts 'no.txt'"),
         ({"device": "gpu"}, "--device 'gpu' is none: cpu, cuda"),
