@@ -194,6 +194,8 @@ def test_two_processes_learn_what_one_learns_and_one_resumes_them(mode, two, tmp
     for key in ("comparisons", "reward_std", "grad_norm"):
         assert row[key] == pytest.approx(alone.metrics[1][key], rel=1e-4), key
     resumed = start_run(replace(cfg, out=str(folder / mode), resume=True), ALONE)
+    optimizer = torch.optim.AdamW(resumed.model.trainable())
+    next(resumed.batches(optimizer, checkpoint.EMA(resumed.model.transformer, cfg.ema)), None)
     moment = moment_of(alone)
     assert moment.norm() > 0 and (moment - moment_of(resumed)).norm() <= 1e-4 * moment.norm()
 
