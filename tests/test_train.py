@@ -380,3 +380,23 @@ def test_an_unwritable_folder_a_missing_checkpoint_and_other_settings(
     again = [*WHOLE, "--out", str(out)]
     assert "already holds a run" in main_says(monkeypatch, *again)
     assert "lr (0.0001 -> 0.1)" in main_says(monkeypatch, *again, "--resume", "--lr", "0.1")
+
+
+@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
+def test_idle_threads_let_go_of_cores_unless_the_user_says_how_they_wait(given):
+    """It is set before torch is imported, which reads it once."""
+    look = "import builtins, os, sys; real = builtins.__import__"
+    look += "\ndef imported(name, *rest):"
+    look += "\n    if name == 'torch': print(os.environ.get('GOMP_SPINCOUNT')); os._exit(0)"
+    look += "\n    return real(name, *rest)"
+    look += "\nbuiltins.__import__ = imported\nimport train"
+    clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    found = subprocess.run(
+        [sys.executable, "-u", "-c", look],
+        cwd=ROOT,
+        env=clean | given,
+        capture_output=True,
+        text=True,
+    )
+    expected = {"": "40000", "GOMP_SPINCOUNT": "7", "OMP_WAIT_POLICY": "None"}
+    assert found.stdout.strip() == expected[next(iter(given), "")], found.stderr
