@@ -6,9 +6,12 @@ if sys.version_info < (3, 11):  # noqa: UP036, so that an older one ends in a se
     raise SystemExit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}")
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what tests start inherits it
 
 import pytest
 import torch
