@@ -1,7 +1,6 @@
 """Settings and what they name: the rewards of --reward and the advantages of a mixture, the
 template, the calls to the judge; and what cannot work."""
 
-import contextlib
 import dataclasses
 import math
 import runpy
@@ -236,10 +235,13 @@ def test_updates_that_do_not_divide_are_refused_with_what_works(samples, size):
     p, g = samples
     for updates in range(2, 12):
         cfg = Config(prompts_per_step=p, group_size=g, micro_batch=size, updates=updates)
-        with contextlib.suppress(SystemExit):
+        batches = math.ceil(p * g / (size or p * g))
+        if batches % updates == 0:
             check_config(cfg, 1)
             continue
-        said = updates_sentence(cfg, p * g, math.ceil(p * g / (size or p * g)))
+        with pytest.raises(SystemExit, match=f"--updates {updates} "):
+            check_config(cfg, 1)
+        said = updates_sentence(cfg, p * g, batches)
         work, _, other = said.partition("choose from ")[2].partition("; with --micro_batch ")
         for number in work.split(", "):
             check_config(dataclasses.replace(cfg, updates=int(number)), 1)
