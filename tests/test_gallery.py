@@ -252,25 +252,28 @@ def test_the_page_turns_in_a_real_browser(page, tmp_path):
       seen.push(document.getElementById("step").value, document.title);"""
     assert seen(page, script, tmp_path) == [
         HOSTILE,
-        "Picture 4win rate 1.00advantage 0.00",
+        "Image 4win rate 1.00advantage 0.00",
         "?LL???W?LW?W",  # every pair of the second picture is lost
-        "Picture 1 against picture 2, judged by brightness",
-        [[f"Image 1: picture {i}Image 2: picture {j}", "No answer"] for i, j in ((1, 2), (2, 1))],
-        "Picture 1 against picture 3, judged by brightness",
+        "Image 1 against image 2, judged by brightness",
         [
-            ["Image 1: picture 1Image 2: picture 3", "Image 2 is better"],
-            ["Image 1: picture 3Image 2: picture 1", "Image 1 is better"],
+            [f"image {i}, shown as Image 1image {j}, shown as Image 2", "No answer"]
+            for i, j in ((1, 2), (2, 1))
+        ],
+        "Image 1 against image 3, judged by brightness",
+        [
+            ["image 1, shown as Image 1image 3, shown as Image 2", "Image 2 is better"],
+            ["image 3, shown as Image 1image 1, shown as Image 2", "Image 1 is better"],
         ],
         f"10 and 30 {HOSTILE}\n<answer>Image 2 is better</answer>",
-        "Picture 1 against picture 3, judged by brightness",
+        "Image 1 against image 3, judged by brightness",
         "WWWLWWLLWLLL",
         True,
-        "Picture 4, judged by brightness",
+        "Image 4, judged by brightness",
         6,
         "alone",
-        "Picture 4, judged by brightness",
-        [["picture 4", "Mean rating: 1.40"]],
-        "Picture 1score 1.1000clip 0.3457advantage 0.00",
+        "Image 4, judged by brightness",
+        [["image 4", "Mean rating: 1.40"]],
+        "Image 1score 1.1000clip 0.3457advantage 0.00",
         True,
         "1",
         f"Gallery of {tmp_path.name}",
