@@ -148,7 +148,7 @@ def panels(metrics) -> list[Panel]:
     ]
     return [
         Panel("Held-out prompts", "share", held, limits=(0, 1)),
-        Panel("Held out, by dimension", "share of testpoints right", dimensions, limits=(0, 1)),
+        Panel("Held out, by dimension", "testpoint accuracy", dimensions, limits=(0, 1)),
         Panel("Reward, beside the truth", "mean, own units", reward, None, (None, None), True)
         if reward
         else Panel("Reward, beside the truth", "win rate", preferred, none, (0, 1), True),
@@ -230,8 +230,8 @@ def training_curves(metrics, path) -> None:
         axes.legend(frameon=False, fontsize=8, **place)
         if panel.truth and series(metrics, "heldout_accuracy")[0]:
             other = axes.twinx()
-            draw_line(other, metrics, "heldout_accuracy", "testpoints right", len(drawn))
-            other.set(ylabel="share of testpoints right", ylim=(0, 1))
+            draw_line(other, metrics, "heldout_accuracy", "testpoint accuracy", len(drawn))
+            other.set(ylabel="testpoint accuracy", ylim=(0, 1))
             other.legend(frameon=False, fontsize=8, loc="lower right")
     save_figure(figure, path)
 
