@@ -1,14 +1,10 @@
-"""How sure a mean over prompts is: the bootstrap, drawn alike wherever this repository uses it.
+"""How sure a mean over prompts is: the bootstrap. Images and testpoints of one prompt go together,
+so what is drawn again is whole prompts.
 
-The images and testpoints of one prompt go together, so what is drawn again is whole prompts.
-
-    mean_interval([2, 0, 1], [3, 1, 1])         # 95 % of the share right: 3 of 5 testpoints
+    mean_interval([2, 0, 1], [3, 1, 1])         # 95 % of the accuracy: 3 of 5 testpoints
     draws = resample(len(correct))              # the same by hand, (replicates, prompts)
     interval((draws @ correct) / (draws @ total))
-    interval_text(bounds, "{:.3f}".format)      # "95 % interval 0.412 .. 0.633"
 """
-
-from collections.abc import Callable
 
 import numpy as np
 
@@ -19,11 +15,8 @@ def resample(count: int, replicates: int = 2000, seed: int = 0) -> np.ndarray:
 
 
 def interval(values) -> tuple[float, float] | None:
-    """The range of the middle 95 % of the replicates' values, NaN left out.
-
-    None where it has no width, as of one prompt, or of prompts that are all alike: drawing the same
-    again and again tells nothing of how sure a value is, and "1 to 1" would look like certainty.
-    """
+    """The range of the middle 95 % of the replicates' values, NaN left out. None where it has no
+    width, as of one prompt, or of prompts that are all alike: it would look like certainty."""
     values = np.asarray(values, float)
     values = values[~np.isnan(values)]
     low, high = np.percentile(values, [2.5, 97.5]) if values.size else (0.0, 0.0)
@@ -31,19 +24,16 @@ def interval(values) -> tuple[float, float] | None:
     return (float(low), float(high)) if wide else None
 
 
-def interval_text(bounds: tuple[float, float] | None, number: Callable[[float], str]) -> str:
-    """The interval in words; why there is none, where there is none."""
+def interval_text(bounds: tuple[float, float] | None, number) -> str:
+    """The interval in words, number(bound) being one of its ends; or why there is none."""
     if bounds is None:
         return "no interval: its prompts do not differ"
     return f"95 % interval {number(bounds[0])} .. {number(bounds[1])}"
 
 
 def mean_interval(numerators, denominators=None) -> tuple[float, float] | None:
-    """95 % interval of sum(numerators) / sum(denominators), one of each a prompt; None if no width.
-
-    denominators: above zero; by default ones, so that it is the interval of a plain mean
-    Raises ValueError if there are no prompts.
-    """
+    """95 % interval of sum(numerators) / sum(denominators), one of each per prompt; of the plain
+    mean if only the first are given. Raises ValueError if there are no prompts."""
     numerators = np.asarray(numerators, float)
     if not numerators.size:
         raise ValueError("an interval needs at least one prompt")

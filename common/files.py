@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import logging
+import operator
 import os
 import shutil
 import threading
@@ -22,14 +23,13 @@ try:
 except ImportError:  # Windows: two processes over one journal are not kept apart there
     fcntl = None
 
-log = logging.getLogger(__name__)
-
+warn_of_no_locks = functools.cache(logging.getLogger(__name__).warning)  # once of each kind
 # How file systems say that they know no locks: Lustre without -o flock, some FUSE and NFS mounts.
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 def write_atomic(path, content: bytes) -> None:
-    """Write a file so that a reader, or a kill, never meets half of it."""
+    """Writes a file such that a reader, or a kill, never meets half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -51,9 +51,10 @@ def check_outputs(outputs, inputs) -> None:
 
 
 def hold(path, wait: bool = False):
-    """The file, open and locked for as long as it stays open: the system lets go of it when this
-    process ends, however it ends. Raises BlockingIOError if another process holds it, unless it is
-    to wait for that one. Where the file system knows no locks it goes on without, and warns once.
+    """The file, open and locked until it is closed or this process ends, however it ends.
+
+    wait: for another process that holds it, instead of raising BlockingIOError. Where the file
+    system knows no locks it goes on without, and warns once.
     """
     file = open(path, "a+b")  # noqa: SIM115
     try:
@@ -63,17 +64,11 @@ def hold(path, wait: bool = False):
         if error.errno not in NO_LOCKS:
             file.close()
             raise
-        warn_of_no_locks(error.strerror)
+        warn_of_no_locks(
+            f"outputs are on a file system without locks ({error.strerror}): nothing keeps a "
+            "second process from writing to the same ones, so start only one"
+        )
     return file
-
-
-@functools.cache
-def warn_of_no_locks(reason: str) -> None:
-    log.warning(
-        "outputs are on a file system without locks (%s): nothing keeps a second process from "
-        "writing to the same ones, so start only one",
-        reason,
-    )
 
 
 def free_bytes(path) -> int:
@@ -96,13 +91,12 @@ def writing(path):
 class Journal:
     """Lines of JSON, each on disk as soon as it is written; the first says what the file is for.
 
-    A torn last line, of a process that was killed, is cut off.
-    Raises ValueError if the file was begun for something else, is damaged, or is being written by
-    another process, which would ask everything a second time.
+    same(old, new): whether a file that was begun with one header goes on with another.
+    A torn last line, of a process that was killed, is cut off. Raises ValueError if the file was
+    begun for something else, is damaged, or is being written by another process.
     """
 
-    def __init__(self, path, header: dict, same=lambda old, new: old == new):
-        """same(old, new): whether a file that was begun with one header goes on with another."""
+    def __init__(self, path, header: dict, same=operator.eq):
         path, self.lock = Path(path), threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -132,11 +126,8 @@ class Journal:
 
 
 def journal_of(out: Path) -> Path:
-    """The path of the journal beside an output.
-
-    Raises ValueError if the output is there without it: it would be written over, and it may be
-    another evaluator's, or made by hand.
-    """
+    """The path of the journal beside an output. Raises ValueError if the output is there without
+    it: it may be another evaluator's, or made by hand."""
     journal = out.with_suffix(".journal.jsonl")
     if out.exists() and not journal.exists():
         raise ValueError(

@@ -11,13 +11,9 @@ from PIL import Image, ImageOps
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A copy in RGB: turned as its EXIF data say, on white where it is transparent.
-
-    16-bit gray is scaled to 8 bits. Modes I and F, of 32 bits, have no white of their own: it is
-    the first of 255, 65535 and 2**31 - 1 that no value is above, for F of 1, 255, 65535 and the
-    largest value. What is below 0, or no finite number, is black. (Pillow's own convert("RGB")
-    cuts all of these off at 255, drops the transparency and leaves the image on its side.)
-    """
+    """A copy in RGB: turned as its EXIF data say, on white where it is transparent, and with all
+    levels of gray. (Pillow's convert("RGB") cuts these off at 255, drops the transparency and
+    leaves the image on its side.)"""
     image.load()  # a TIFF is turned by this, and its tag put right
     with suppress(SyntaxError, struct.error, TypeError, ValueError):  # EXIF data that are garbled
         turned = image.copy()
@@ -27,7 +23,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         image = _gray(image)
     elif image.mode == "LAB":
-        image = _from_lab(image)
+        from PIL import ImageCms
+
+        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
     elif image.has_transparency_data:
         image = image.convert("LA") if image.mode == "La" else image  # Pillow has no way from La
         shown = image.convert("RGBA")
@@ -38,22 +37,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _gray(image: Image.Image) -> Image.Image:
-    """Modes I;16 (and its kin), I and F in 8 bits."""
+    """Modes I;16 (and its kin), I and F in 8 bits. The latter two have no white of their own: it is
+    the first of those below that no value is above. Below 0, or no finite number, is black."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0, posinf=0, neginf=0)
-    if image.mode.startswith("I;16"):
-        whites = [65535]
-        if "transparency" in image.info:  # the value that is to be seen through
-            values[values == image.info["transparency"]] = 65535
-    elif image.mode == "I":
-        whites = [255, 65535, 2**31 - 1]
-    else:
-        whites = [1, 255, 65535, values.max()]
-    white = next(white for white in whites if values.max() <= white)
+    whites = {"I": [255, 65535, 2**31 - 1], "F": [1, 255, 65535, values.max()]}
+    if image.mode.startswith("I;16") and "transparency" in image.info:
+        values[values == image.info["transparency"]] = 65535  # is to be seen through
+    white = next(w for w in whites.get(image.mode, [65535]) if values.max() <= w)
     return Image.fromarray(np.rint(values.clip(0) * (255 / white)).astype(np.uint8))
-
-
-def _from_lab(image: Image.Image) -> Image.Image:
-    from PIL import ImageCms
-
-    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")

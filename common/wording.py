@@ -1,4 +1,4 @@
-"""Words for people: text that others wrote, made fit for one line, and lists fit for a sentence.
+"""Text that others wrote, made fit for one line, and lists made fit for a sentence.
 
 one_line("a\r\nb\x00")                                    # "a b": whatever stands in a file's name
 listed(["0_0.png", "0_1.png", ...])                       # "0_0.png, 0_1.png, ... and 795 more"
@@ -14,6 +14,7 @@ IDENTIFIER = re.compile(
     r"((?:HTTP(?:/[\d.]+)?|code|status|error)\W{0,3}\d{3}\b)|(?<![\w-])[\w-]*\d[\w-]*",
     re.IGNORECASE,
 )
+REPLACED = {"Cs": "\ufffd", "Cc": " ", "Zl": " ", "Zp": " "}  # by category
 
 
 def columns_of(text: str) -> int:
@@ -21,9 +22,12 @@ def columns_of(text: str) -> int:
     return sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
-def shortened(text: str, most: int) -> str:
-    """The text in at most `most` columns: without its middle, since names differ at their ends."""
-    if columns_of(text) <= most:
+def one_line(text: str, most: int | None = None) -> str:
+    """The text without line ends and control characters, and with a sign for half of a pair of
+    surrogates, which no file could hold; in at most `most` columns, where need be without its
+    middle, since names differ at their ends."""
+    text = " ".join("".join(REPLACED.get(unicodedata.category(c), c) for c in text).split())
+    if not most or columns_of(text) <= most:
         return text
     head, tail = text[:most], text[-most:]  # each character is a column at least
     while columns_of(head) > most * 2 // 3:
@@ -33,15 +37,6 @@ def shortened(text: str, most: int) -> str:
     return f"{head}…{tail}"
 
 
-def one_line(text: str, most: int | None = None) -> str:
-    """The text without line ends and control characters, and with a sign for half of a pair of
-    surrogates, which no file could hold; in at most `most` columns."""
-    text = "".join("\ufffd" if unicodedata.category(c) == "Cs" else c for c in text)
-    text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
-    text = " ".join(text.split())
-    return shortened(text, most) if most else text
-
-
 def listed(items: Iterable, most: int = 5, separator: str = ", ") -> str:
     """The items for a sentence: the first ones, each on one line, and how many more there are."""
     items = list(items)
@@ -49,11 +44,9 @@ def listed(items: Iterable, most: int = 5, separator: str = ", ") -> str:
     return shown + f" and {len(items) - most} more" * (len(items) > most)
 
 
-def reasons(errors: Iterable[str], most: int = 3) -> str:
-    """Why calls or files failed, for a sentence: the most frequent kinds, each with its count.
-
-    Of a kind are errors that differ in numbers and identifiers alone; its first one stands for it.
-    """
+def reasons(errors: Iterable[str]) -> str:
+    """Why calls or files failed, for a sentence: the three most frequent kinds, with their counts.
+    Of a kind are errors that differ in numbers and identifiers alone; its first stands for it."""
     kinds = {}
     for error in errors:
         kind = IDENTIFIER.sub(lambda match: match[1] or "#", one_line(error[:500]))
@@ -61,8 +54,8 @@ def reasons(errors: Iterable[str], most: int = 3) -> str:
     groups = sorted(kinds.values(), key=len, reverse=True)
     shown = [
         f"{len(group)} {'x' if len(set(group)) == 1 else 'such as'} {one_line(group[0], 200)}"
-        for group in groups[:most]
+        for group in groups[:3]
     ]
-    if left := sum(map(len, groups[most:])):
+    if left := sum(map(len, groups[3:])):
         shown.append(f"{left} of other kinds")
     return "; ".join(shown)
