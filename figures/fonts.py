@@ -1,5 +1,5 @@
-"""Fonts that draw a text. Without this, Pillow draws a box for each letter that its font lacks,
-and says nothing; its own font lacks all but English.
+"""Fonts that draw a text: Pillow draws a box, and says nothing, for each letter that its font
+lacks; its own font lacks all but English.
 
 No font is shipped or downloaded. Matplotlib brings one (Latin, Greek, Cyrillic, Arabic); where it
 lacks a letter, the installed ones are looked through. What none of them has is said once.
@@ -29,16 +29,16 @@ warned = set()  # scripts of which it was said that they cannot be drawn
 
 def visible(text: str) -> set[int]:
     """The characters that need a glyph: not spaces, controls, joiners and variation selectors."""
-    hidden = lambda c: (
-        c.isspace() or unicodedata.category(c) in ("Cc", "Cf") or "\ufe00" <= c <= "\ufe0f"
-    )
-    return {ord(c) for c in text if not hidden(c)}
+    return {
+        ord(c)
+        for c in text
+        if not (c.isspace() or unicodedata.category(c) in ("Cc", "Cf") or "\ufe00" <= c <= "\ufe0f")
+    }
 
 
 @functools.cache
 def letters_of(font: str | bytes) -> frozenset[int]:
-    """The characters of a font, a file or what stands in one; none if it cannot be drawn at any
-    size."""
+    """The characters of a font, a file or what stands in one; none if it cannot be drawn."""
     from matplotlib.ft2font import FT2Font
 
     try:
@@ -48,29 +48,26 @@ def letters_of(font: str | bytes) -> frozenset[int]:
         return frozenset()
 
 
-def usual_font() -> str:
-    """The file of the font that matplotlib takes unless told otherwise."""
-    from matplotlib import font_manager
-
-    return font_manager.findfont(font_manager.FontProperties())
-
-
 @functools.cache
 def installed() -> list[str]:
-    """Font files: matplotlib's usual one, then the system's, plain ones first."""
+    """Font files: the one that matplotlib takes unless told otherwise, then the system's, plain
+    ones first."""
     from matplotlib import font_manager
 
-    name_of = lambda path: Path(path).name
-    found = [path for path in font_manager.findSystemFonts() if not USELESS.search(name_of(path))]
-    order = lambda path: (bool(FANCY.search(name_of(path))), path)
-    return [usual_font(), *sorted(found, key=order)]
+    found = [
+        (bool(FANCY.search(Path(path).name)), path)
+        for path in font_manager.findSystemFonts()
+        if not USELESS.search(Path(path).name)
+    ]
+    usual = font_manager.findfont(font_manager.FontProperties())
+    return [usual, *(path for _, path in sorted(found))]
 
 
 def font_file(text: str) -> str:
     """The first font file that draws all of a text, else the one that draws the most; of what that
     one lacks each script is warned of once."""
     wanted, files = visible(text), installed()
-    for path in files:
+    for path in files:  # no further ones are read than must be
         if wanted <= letters_of(path):
             return path
     best = min(files, key=lambda path: len(wanted - letters_of(path)))
@@ -120,5 +117,5 @@ def dress(figure) -> None:
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
-        if text.get_text() and (path := font_file(text.get_text())) != usual_font():
+        if text.get_text() and (path := font_file(text.get_text())) != installed()[0]:
             text.get_fontproperties().set_file(path)

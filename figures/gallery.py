@@ -28,8 +28,7 @@ NAMES = {"pairwise": "win rate", "pointwise": "score"}
 def keep(out: Path, judge: str, step) -> None:
     """Writes down the groups of a step as they were judged, and makes the page.
 
-    out: the run directory; judge: its name; step: train.TrainStep, of which the groups of this rank
-    are kept, the first of all ranks'.
+    out: the run directory; judge: its name; step: train.TrainStep, its groups of this rank.
     """
     kept, size = [], 0
     for p, (prompt, images) in enumerate(zip(step.rollout.prompts, step.rollout.images)):
@@ -47,18 +46,17 @@ def keep(out: Path, judge: str, step) -> None:
             break
         kept.append(group)
     record = {"step": step.step, "judge": judge, "groups": kept}
-    path = out / "gallery" / f"step_{step.step:06d}.json"
-    write_atomic(path, json.dumps(record).encode())
-    thin(path.parent)
+    write_atomic(out / "gallery" / f"step_{step.step:06d}.json", json.dumps(record).encode())
+    thin(out)
     write_gallery(out)
 
 
 def words(comparison: Comparison) -> dict:
     """What was answered of one or two images of a group, as they were shown."""
     shown = [i for i in (comparison.first, comparison.second) if i is not None]
-    outcome = comparison.outcome
-    text = (outcome.answer.text or outcome.answer.error or "") if outcome.answer else ""
-    return {"shown": shown, "read_as": outcome.read_as, "words": text}
+    answer = comparison.outcome.answer
+    text = (answer.text or answer.error or "") if answer else ""
+    return {"shown": shown, "read_as": comparison.outcome.read_as, "words": text}
 
 
 def rounded(values: torch.Tensor) -> list[float]:
@@ -68,13 +66,13 @@ def rounded(values: torch.Tensor) -> list[float]:
 # ----------------------------------------------------------------------------- files and the page
 
 
-def steps_in(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*.json"))
+def steps_in(out: Path) -> list[Path]:
+    return sorted(out.glob("gallery/step_*.json"))
 
 
-def thin(folder: Path) -> None:
+def thin(out: Path) -> None:
     """Drops steps until the rest are small enough: first and last stay, and the others evenly."""
-    files = steps_in(folder)
+    files = steps_in(out)
     while len(files) > 2 and sum(file.stat().st_size for file in files) > ALL:
         numbers = [int(file.stem.removeprefix("step_")) for file in files]
         gaps = [after - before for before, after in zip(numbers, numbers[2:])]
@@ -83,12 +81,11 @@ def thin(folder: Path) -> None:
 
 def write_gallery(out: Path) -> Path:
     """Makes gallery.html from what a run has kept. Raises ValueError if that is nothing."""
-    steps = [json.loads(file.read_bytes()) for file in steps_in(out / "gallery")]
+    steps = [json.loads(file.read_bytes()) for file in steps_in(out)]
     if not steps:
         raise ValueError(f"'{out}' keeps no groups: a run writes gallery/ from its first step on")
-    path = out / "gallery.html"
-    write_page(path, PAGE, {"run": out.resolve().name, "steps": steps})
-    return path
+    write_page(out / "gallery.html", PAGE, {"run": out.resolve().name, "steps": steps})
+    return out / "gallery.html"
 
 
 def main() -> None:

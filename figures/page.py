@@ -31,11 +31,11 @@ def image_uri(image) -> str:
 
 def write_page(path, template: Path, data, **parts: str) -> None:
     """Fills a template's slots. parts: markup by name; data: for JSON, whatever it holds."""
-    parts["STYLE"] = (HERE / "page.css").read_text(encoding="utf-8")
-    parts["SCRIPT"] = (HERE / "page.js").read_text(encoding="utf-8")
+    read = lambda file: file.read_text(encoding="utf-8")
     # no "</script>", no "<!--" can end or open a tag
     parts["DATA"] = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    before, *slots = template.read_text(encoding="utf-8").split("@@")  # text, name, ..., text
+    parts |= {"STYLE": read(HERE / "page.css"), "SCRIPT": read(HERE / "page.js")}
+    before, *slots = read(template).split("@@")  # text, name, ..., text
     filled = [parts[piece] if i % 2 == 0 else piece for i, piece in enumerate(slots)]
     # half of a pair of surrogates, which a judge may say, becomes its escape in JSON
     write_atomic(path, (before + "".join(filled)).encode(errors="backslashreplace"))

@@ -14,6 +14,7 @@ from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from common.files import write_atomic
 from common.rgb import to_rgb
@@ -41,12 +42,9 @@ def save_image(image, path) -> None:
 
 def enlarge(image, side=CELL):
     """An RGB copy, enlarged by a whole factor (nearest neighbor) to a side of about `side`."""
-    from PIL import Image
-
     image = to_rgb(image)
     factor = max(1, round(side / max(image.size)))
-    size = (image.width * factor, image.height * factor)
-    return image.resize(size, Image.Resampling.NEAREST)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 def draw_marks(draw, x, y, met, dot=DOT) -> None:
@@ -75,38 +73,35 @@ def sample_grid(rows, captions, path, columns=None, marks=None) -> None:
     marks: for each image of each row, which testpoints hold in it: drawn as dots below it
     Raises ValueError if the counts do not match.
     """
-    from PIL import Image, ImageDraw
-
     width = max((len(row) for row in rows), default=0)
     if not width or len(captions) != len(rows) or columns and len(columns) != width:
         raise ValueError(
-            f"a grid needs images, a caption for each row, a heading for each column; "
+            "a grid needs images, a caption for each row, a heading for each column; "
             f"not {len(rows)} rows of up to {width} images, {len(captions)} captions "
             f"and {len(columns or [])} headings"
         )
     rows = [[enlarge(image) for image in row] for row in rows]
     captions, columns = ([one_line(text) for text in texts or ()] for texts in (captions, columns))
-    cell_w = max(image.width for row in rows for image in row)
-    cell_h = max(image.height for row in rows for image in row)
+    cell_w, cell_h = np.max([image.size for row in rows for image in row], axis=0).tolist()
     fonts = pillow_fonts([*captions, *columns], max(12, cell_w // 8))
-    line = fonts[0].size * 1.25
+    line, fonts, head_fonts = fonts[0].size * 1.25, fonts[: len(rows)], fonts[len(rows) :]
     margin = max(150, int(1.6 * cell_w))  # the caption's column
-    headings = [wrapped(text, font, cell_w, 2) for text, font in zip(columns, fonts[len(rows) :])]
+    headings = [wrapped(text, font, cell_w, 2) for text, font in zip(columns, head_fonts)]
     head = int(line * (2 + max(text.count("\n") for text in headings))) if columns else 0
     row_h = cell_h + GAP + (DOT + GAP if marks else 0)
 
     size = (margin + width * (cell_w + GAP) + GAP, head + len(rows) * row_h + GAP)
     canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
-    for c, (heading, font) in enumerate(zip(headings, fonts[len(rows) :])):
-        centre = margin + c * (cell_w + GAP) + GAP + cell_w / 2
-        draw.multiline_text((centre, head / 2), heading, INK, font, anchor="mm", align="center")
+    left_of = [margin + c * (cell_w + GAP) + GAP for c in range(width)]
+    for left, heading, font in zip(left_of, headings, head_fonts):
+        place = (left + cell_w / 2, head / 2)
+        draw.multiline_text(place, heading, INK, font, anchor="mm", align="center")
     for r, (row, caption, font) in enumerate(zip(rows, captions, fonts)):
         top = head + r * row_h + GAP
         text = wrapped(caption, font, margin - 2 * GAP, max(1, int(cell_h / line)))
         draw.multiline_text((GAP, top + cell_h / 2), text, INK, font, anchor="lm")
-        for c, image in enumerate(row):
-            left = margin + c * (cell_w + GAP) + GAP
+        for c, (left, image) in enumerate(zip(left_of, row)):
             canvas.paste(image, (left, top))
             if marks:
                 draw_marks(draw, left + cell_w / 2, top + cell_h + GAP / 2, marks[r][c])
@@ -115,15 +110,13 @@ def sample_grid(rows, captions, path, columns=None, marks=None) -> None:
 
 # ----------------------------------------------------------------------------- training curves
 
-PAPERS_SPREAD = (0.3, "win rates in the paper")  # a win rate's range is 1, so this is a share too
-
 
 class Panel(NamedTuple):
     title: str
     label: str  # of y
     lines: Sequence[tuple[str, str]]  # (key of metrics.jsonl, label)
     level: tuple[float, str] | None = None  # something to compare with
-    limits: tuple = (0, None)  # of y
+    limits: tuple = (0, 1)  # of y
     truth: bool = False  # held-out accuracy too, on an axis of its own
 
 
@@ -132,58 +125,47 @@ def panels(metrics) -> list[Panel]:
 
     The reward stands beside the truth, which is what it is to bring about: a score by its mean, in
     its own units. A win rate's mean is one half by construction, so of a run on win rates the
-    judge's preference for the pictures over the base's is shown instead.
+    judge's preference for the images over the base's is shown instead.
     """
     keys = dict.fromkeys(key for line in metrics for key in line)
-    means = [k for k in keys if k.endswith("_mean") and k != "ratio_mean" and moves(metrics, k)]
-    reward = [(key, key.removesuffix("_mean")) for key in means]
-    preferred, none = [("win_rate_vs_base", "win rate")], (0.5, "no difference from the base")
-    spread = [(k, k.removesuffix("_std")) for k in keys if k.endswith("_std")]
-    dimensions = [(k, k.partition("/")[2]) for k in keys if k.startswith("heldout/")]
+    means = [k for k in keys if k.endswith("_mean") and k != "ratio_mean"]
+    moving = [k for k in means if np.ptp(series(metrics, k)[1] or [0]) > 1e-4]
+    reward = [(key, key.removesuffix("_mean")) for key in moving]
     held = [("heldout_accuracy", "accuracy"), ("heldout_all_correct", "all-correct rate")]
+    dimensions = [(k, k.partition("/")[2]) for k in keys if k.startswith("heldout/")]
+    beside, paper = ("mean, own units", reward, None, (None, None)), None
+    if not reward:
+        preferred, even = [("win_rate_vs_base", "win rate")], (0.5, "no difference from the base")
+        beside, paper = ("win rate", preferred, even), (0.3, "win rates in the paper")
+    spread = [(k, k.removesuffix("_std")) for k in keys if k.endswith("_std")]
     signal = [
         ("tie_rate", "pairs that tie"),
         ("frac_floor", "groups without a difference"),
         ("clip_frac", "samples past the clip range"),
     ]
+    kl, up = [("kl_to_base", "KL to base")], (0, None)
     return [
-        Panel("Held-out prompts", "share", held, limits=(0, 1)),
-        Panel("Held out, by dimension", "testpoint accuracy", dimensions, limits=(0, 1)),
-        Panel("Reward, beside the truth", "mean, own units", reward, None, (None, None), True)
-        if reward
-        else Panel("Reward, beside the truth", "win rate", preferred, none, (0, 1), True),
-        Panel(
-            "Spread of the reward in a group",
-            "standard deviation",
-            spread,
-            None if reward else PAPERS_SPREAD,  # a score's spread is in other units
-        ),
-        Panel("What a step learns from", "share", signal, limits=(0, 1)),
-        Panel("Distance from the base", "nats per element", [("kl_to_base", "KL to base")]),
+        Panel("Held-out prompts", "share", held),
+        Panel("Held out, by dimension", "testpoint accuracy", dimensions),
+        Panel("Reward, beside the truth", *beside, truth=True),
+        Panel("Spread of the reward in a group", "standard deviation", spread, paper, up),
+        Panel("What a step learns from", "share", signal),
+        Panel("Distance from the base", "nats per element", kl, limits=up),
     ]
-
-
-def moves(metrics, key: str) -> bool:
-    values = series(metrics, key)[1]
-    return bool(values) and max(values) - min(values) > 1e-4
 
 
 def series(metrics, key) -> tuple[list, list]:
     """Steps and values of the lines that have a finite number under `key`."""
-    points = [
-        (line["step"], line[key])
-        for line in metrics
-        if line.get(key) is not None and math.isfinite(line[key])
-    ]
-    return [step for step, _ in points], [value for _, value in points]
+    known = [m for m in metrics if m.get(key) is not None and math.isfinite(m[key])]
+    return [line["step"] for line in known], [line[key] for line in known]
 
 
-def new_figure(*args, layout="constrained", **kwargs):
+def new_figure(figsize, layout="constrained"):
     """A matplotlib figure that needs no display, and touches no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(*args, layout=layout, facecolor=PAPER, **kwargs)
+    figure = Figure(figsize, layout=layout, facecolor=PAPER)
     FigureCanvasAgg(figure)
     return figure
 
@@ -191,7 +173,7 @@ def new_figure(*args, layout="constrained", **kwargs):
 def subplots(figure, *shape):
     """What figure.subplots(*shape) gives, without top and right sides."""
     axes = figure.subplots(*shape)
-    for one in np.ravel(axes):
+    for one in figure.axes:
         one.spines[["top", "right"]].set_visible(False)
     return axes
 
