@@ -49,6 +49,7 @@ from shapes.read import read
 
 ROOT = Path(__file__).resolve().parent.parent
 TIED = "#dddddd"
+STEP = CELL + GAP  # pixels from image to image
 TEXT, TITLE = 22, 28  # pixels: still 7 points in the widest figure, printed 16 cm wide
 
 
@@ -79,38 +80,37 @@ class Group(NamedTuple):
 
 
 @torch.no_grad()
-def rollout(model, how: Settings, text, seed: int, same_noise=False, noisy=True):
-    """As the loop samples: one image a row of text, each by its own seeds. how: Settings, or any
-    object that has them; noisy: by the SDE, or by the ODE."""
-    images = range(len(text.embeds))
-    noise = model.noise([seed_of(seed, 0 if same_noise else g, "noise") for g in images])
-    generators = [torch.Generator().manual_seed(seed_of(seed, g, "steps")) for g in images]
+def rollout(model, how: Settings, text, seed: int, noise_of, noise_level: float):
+    """As the loop samples, one image a row of text. noise_of: numbers of the noise they begin with;
+    how: Settings, or any object that has them."""
+    noise = model.noise([seed_of(seed, g, "noise") for g in noise_of])
+    steps = [torch.Generator().manual_seed(seed_of(seed, g, "steps")) for g in range(len(noise))]
     sigmas = sampler.sigma_schedule(how.num_steps, how.shift)
-    level = how.noise_level if noisy else 0.0
-    velocity, kind = model.velocity(text), how.sde_kind
-    return sampler.rollout(velocity, noise, sigmas, level, kind, None, generators)
+    velocity = model.velocity(text)
+    return sampler.rollout(velocity, noise, sigmas, noise_level, how.sde_kind, None, steps)
 
 
 @torch.no_grad()
-def predicted(model, text, trajectory) -> list[list]:
+def predicted(model, text, states, sigmas) -> list[list]:
     """K lists of images: the clean one that the network predicts from the latents of each step."""
     velocity = model.velocity(text)
     return [
         model.decode(latents - sigma * velocity(latents, sigma.expand(len(latents))))
-        for latents, sigma in zip(trajectory.latents, trajectory.sigmas[:-1])
+        for latents, sigma in zip(states, sigmas[:-1])
     ]
 
 
 def draw_group(model, how: Settings, prompt: Caption, seed: int) -> Group:
     """Samples a group as the loop does, and judges it by both rewards."""
-    text = model.encode([prompt.text], how.group_size)
-    trajectory = rollout(model, how, text, seed)
+    text, size = model.encode([prompt.text], how.group_size), range(how.group_size)
+    trajectory = rollout(model, how, text, seed, size, how.noise_level)
     images, judge = model.decode(trajectory.clean), verifier.ShapesMLLM()
     compared = PairwiseReward(judge)([prompt.text], [images])
     scores = PointwiseReward(MLLMScorer(judge))([prompt.text], [images]).values[0]
     met = [verifier.satisfied(prompt, reading) for reading in read(images)]
-    frames, points = predicted(model, text, trajectory), compared.points(0)
-    return Group(trajectory.sigmas, frames, images, points, compared.values[0], scores, met)
+    sigmas = trajectory.sigmas
+    frames, points = predicted(model, text, trajectory.latents, sigmas), compared.points(0)
+    return Group(sigmas, frames, images, points, compared.values[0], scores, met)
 
 
 # ----------------------------------------------------------------------------- the figures
@@ -119,53 +119,55 @@ def draw_group(model, how: Settings, prompt: Caption, seed: int) -> Group:
 class Sheet:
     """A white canvas with text and images, saved as one PNG."""
 
-    def __init__(self, width: float, height: float):
-        self.canvas = Image.new("RGB", (int(width), int(height)), PAPER)
+    def __init__(self, width: int, height: int):
+        self.canvas = Image.new("RGB", (width, height), PAPER)
         self.draw = ImageDraw.Draw(self.canvas)
 
     def text(self, x, y, text: str, color=INK, size=TEXT, anchor="lm") -> None:
         (font,) = pillow_fonts([text], size)
         self.draw.text((x, y), text, color, font, anchor=anchor)
 
-    def paste(self, x, y, image) -> None:
-        self.canvas.paste(enlarge(image), (int(x), int(y)))
+    def heads(self, left: float, step: float, y: float, texts) -> None:
+        """Headings of columns, `step` apart; left: the middle of the first."""
+        for k, text in enumerate(texts):
+            self.text(left + k * step, y, text, MUTED, anchor="mm")
+
+    def strip(self, left: int, y: int, images) -> None:
+        for k, image in enumerate(images):
+            self.canvas.paste(enlarge(image), (left + k * STEP, y))
 
     def outcome(self, x, middle, points: float) -> None:
         """Color and letter of what an image got of a pair."""
-        fill, letter = (WON, "W") if points > 0.5 else (LOST, "L")
+        fill, letter, ink = (WON, "W", PAPER) if points > 0.5 else (LOST, "L", PAPER)
         if points == 0.5:
-            fill, letter = TIED, "="
+            fill, letter, ink = TIED, "=", INK
         self.draw.rectangle([x, middle - 17, x + 34, middle + 17], fill=fill)
-        self.text(x + 17, middle, letter, INK if fill == TIED else PAPER, anchor="mm")
+        self.text(x + 17, middle, letter, ink, anchor="mm")
 
 
 def group_picture(group: Group, prompt: Caption, how: Settings, path) -> None:
     """One row an image: film strip, its comparisons, win rate, advantage, testpoints."""
     floor = std_floors(["pairwise"], how.std_floor)["pairwise"]
     advantages = grpo.group_advantages(group.rates[None], floor, how.adv_clip)[0]
-    size, step, top = len(group.images), CELL + GAP, 136
-    strips = [*group.frames, group.images]
-    matrix = 2 * GAP + len(strips) * step + 36  # where each part begins, from the left
+    size, top, strips = len(group.images), 136, [*group.frames, group.images]
+    matrix = 2 * GAP + len(strips) * STEP + 36  # where each part begins, from the left
     rates = matrix + size * 40 + 24
-    zero = rates + 170  # of the bars
-    marks = zero + 140
-    foot = top + size * step + 24
+    zero, marks = rates + 170, rates + 310  # of the bars; the middle of the testpoints
+    foot = top + size * STEP + 24
     sheet = Sheet(marks + 70, foot + 34 * len(prompt.testpoints))
     sheet.text(2 * GAP, 28, prompt.text, size=TITLE)
     sheet.text(2 * GAP, 72, "the clean image predicted at each sigma", MUTED)
     sheet.text(matrix, 72, "against image (W won, = tied, L lost)", MUTED)
     heads = [f"{sigma:.2f}" for sigma in group.sigmas[:-1]] + ["judged"]
-    for k, head in enumerate(heads):
-        sheet.text(2 * GAP + k * step + CELL / 2, 112, head, MUTED, anchor="mm")
-    for j in range(size):
-        sheet.text(matrix + j * 40 + 17, 112, str(j + 1), MUTED, anchor="mm")
-    for x, head in ((rates + 40, "win rate"), (zero, "advantage"), (marks, "testpoints")):
-        sheet.text(x, 112, head, MUTED, anchor="mm")
-    for i in range(size):
-        y = top + i * step
-        middle, advantage = y + CELL / 2, advantages[i].item()
-        for k, strip in enumerate(strips):
-            sheet.paste(2 * GAP + k * step, y, strip[i])
+    sheet.heads(2 * GAP + CELL / 2, STEP, 112, heads)
+    sheet.heads(matrix + 17, 40, 112, [str(j + 1) for j in range(size)])
+    sheet.heads(zero, 0, 112, ["advantage"])
+    sheet.heads(rates + 40, 0, 112, ["win rate"])
+    sheet.heads(marks, 0, 112, ["testpoints"])
+    for i, advantage in enumerate(advantages.tolist()):
+        y = top + i * STEP
+        middle = y + CELL / 2
+        sheet.strip(2 * GAP, y, [images[i] for images in strips])
         sheet.text(matrix - 20, middle, str(i + 1), MUTED, anchor="mm")
         for j in range(size):
             if i != j:
@@ -184,30 +186,23 @@ def group_picture(group: Group, prompt: Caption, how: Settings, path) -> None:
 def denoising_picture(model, how: Settings, prompt: str, seed: int, path) -> None:
     """From the same noise three times: by the ODE, and by two draws of the SDE."""
     text = model.encode([prompt], 3)
-    ode, sde = (text.rows(rows) for rows in ([0], [1, 2]))
-    parts = [
-        rollout(model, how, ode, seed, same_noise=True, noisy=False),
-        rollout(model, how, sde, seed, same_noise=True),
-    ]
-    latents = torch.cat([part.latents for part in parts], dim=1)
-    whole = parts[0]._replace(latents=latents)
-    seen, clean = [model.decode(state) for state in latents], predicted(model, text, whole)
-    step, left, top = CELL + GAP, 142, 96
-    sheet = Sheet(left + len(seen) * step + GAP, top + 3 * (2 * step + 14))
+    ode = rollout(model, how, text.rows([0]), seed, [0], 0.0)
+    sde = rollout(model, how, text.rows([1, 2]), seed, [0, 0], how.noise_level)
+    states, sigmas = torch.cat([ode.latents, sde.latents], dim=1), ode.sigmas
+    seen, clean = [model.decode(state) for state in states], predicted(model, text, states, sigmas)
+    left, top, height = 142, 96, 2 * STEP + 14
+    sheet = Sheet(left + len(seen) * STEP + GAP, top + 3 * height)
     sheet.text(GAP, 24, prompt, size=TITLE)
     sheet.text(GAP, 74, "sigma", MUTED)
-    for k, sigma in enumerate(whole.sigmas):
-        head = f"{sigma:.2f}" if sigma else "image"
-        sheet.text(left + k * step + CELL / 2, 74, head, MUTED, anchor="mm")
+    heads = [f"{sigma:.2f}" for sigma in sigmas[:-1]] + ["image"]
+    sheet.heads(left + CELL / 2, STEP, 74, heads)
     for row, name in enumerate(("ODE", "SDE, draw 1", "SDE, draw 2")):
-        y = top + row * (2 * step + 14)
+        y = top + row * height
         sheet.text(GAP, y + CELL / 2 - 14, name)
         sheet.text(GAP, y + CELL / 2 + 14, "latents", MUTED)
-        sheet.text(GAP, y + step + CELL / 2, "predicted", MUTED)
-        for k, images in enumerate(seen):
-            sheet.paste(left + k * step, y, images[row])
-        for k, images in enumerate(clean):
-            sheet.paste(left + k * step, y + step, images[row])
+        sheet.text(GAP, y + STEP + CELL / 2, "predicted", MUTED)
+        sheet.strip(left, y, [images[row] for images in seen])
+        sheet.strip(left, y + STEP, [images[row] for images in clean])
     save_image(sheet.canvas, path)
 
 
@@ -219,13 +214,12 @@ def advantages_picture(group: Group, how: Settings, path) -> None:
     for (left, right), color, (name, values) in zip(subplots(figure, 2, 2), PALETTE, rows):
         # No floor: what it would hide here is what the figure is to show.
         advantages = grpo.group_advantages(values[None], 0.0, how.adv_clip)[0]
-        left.bar(numbers, values, color=color)
-        left.set(title=f"{name}: std {values.std(correction=0):.3f}", xlabel="image")
-        right.bar(numbers, advantages, color=color)
+        std = values.std(correction=0)
         right.axhline(0, color=MUTED, linewidth=1)
-        right.set(title=f"advantages by {name}", xlabel="image")
-        for axes in (left, right):
-            axes.set_xticks(numbers)
+        left.bar(numbers, values, color=color)
+        right.bar(numbers, advantages, color=color)
+        left.set(title=f"{name}: std {std:.3f}", xlabel="image", xticks=numbers)
+        right.set(title=f"advantages by {name}", xlabel="image", xticks=numbers)
     save_figure(figure, path)
 
 
@@ -236,8 +230,7 @@ def noise_picture(how: Settings, path) -> None:
     axes, steps = subplots(figure), range(how.num_steps)
     for kind, color in zip(sampler.DIFFUSIONS, PALETTE):
         added = [sampler.sde_step(zero, zero, sigmas, k, how.noise_level, kind) for k in steps]
-        stds = [step.std.item() for step in added]
-        axes.plot(steps, stds, "o-", color=color, label=kind)
+        axes.plot(steps, [step.std.item() for step in added], "o-", color=color, label=kind)
     title = f"noise that a step of the SDE adds, noise level {how.noise_level}"
     axes.set(title=title, xlabel="step", ylabel="standard deviation", ylim=(0, None))
     axes.legend(frameon=False)
