@@ -11,8 +11,7 @@ Departures from the released code:
     disagree are a tie (there: one order, and a judge that prefers the first image is believed);
   - an answer without a verdict is asked for once more, then left out (there: half a win each);
   - too many lost answers end the run with one sentence (there: KeyError): training/judging.py.
-Ties matter. With every difference counted a win rate is a rank, and a difference that nobody can
-see weighs as much as a decisive one.
+Without ties a win rate is a rank, and a negligible difference weighs as much as a decisive one.
 
     rewards = PairwiseReward(judge)(prompts, images)          # rewards.values: (P, G) for grpo.py
     rewards.points(0)                                         # who beat whom in the first group
@@ -33,8 +32,7 @@ from judges.templates import PAIRWISE_TEMPLATE
 JUDGED = ("pairwise", "pointwise")  # of --reward; training/start.py makes them
 
 # The least std of a group that divides its rewards, in each reward's own units, where --std_floor
-# gives no other. Where a group's std is below it, images hardly differ, and advantages stay small.
-# A reward that is not named here has none.
+# gives no other: where images hardly differ, advantages stay small. Others have none.
 STD_FLOORS = {
     # Win rates spread by 0.30 (paper); one decisive pair of 28, all others tied, makes 0.036.
     "pairwise": 0.05,
@@ -58,10 +56,8 @@ def std_floors(names: Iterable[str], given: float = -1.0) -> dict[str, float]:
 
 
 class Comparison(NamedTuple):
-    """One question about two images of a group, and what was answered.
-
-    A judge that rates each image alone is kept in the same form, with no second image.
-    """
+    """One question about two images of a group, or of one that is rated alone, and what was
+    answered."""
 
     group: int
     first: int  # which image of the group was shown first
@@ -75,15 +71,15 @@ class Rewards(NamedTuple):
     """Rewards of P groups; over parts and ranks, groups are joined and counts add up."""
 
     values: torch.Tensor  # (P, G) float32
-    # wanted, failed, unparsable, comparisons (asked), groups_lost (whole), groups_unreachable (of
-    counts: Counter  # those: whose judge was dead or wanted a longer wait), ...
+    # wanted, comparisons (asked), failed, unparsable, groups_lost (of which nothing is known),
+    counts: Counter  # groups_unreachable (those of them whose judge could not be reached), ...
     error: str | None = None  # the last one
     comparisons: tuple[Comparison, ...] = ()  # none for a scorer, which answers no question
 
     def points(self, group: int) -> list[list[float | None]]:
         """(G, G): what the image of a row got of that of a column; None where lost or not asked."""
-        mine = [c for c in self.comparisons if c.group == group]
-        return points_table(mine, self.values.shape[1])
+        asked = [c for c in self.comparisons if c.group == group]
+        return points_table(asked, self.values.shape[1])
 
 
 def join(parts: Sequence[Rewards]) -> Rewards:
@@ -105,7 +101,7 @@ def pair_schedule(group_size: int, opponents: int | None = None) -> list[tuple[i
 
     Sparse: images stand in a circle and each meets its next neighbors on either side (and, for an
     odd number, the image opposite), so that comparisons connect the group.
-    Raises ValueError if there are too few images, or no schedule gives each that many opponents.
+    Raises ValueError where there is no such schedule.
     """
     if group_size < 2:
         raise ValueError(f"a comparison needs at least 2 images in a group, got {group_size}")
@@ -140,8 +136,7 @@ def win_rates(
 
 
 def mean_points(forward: float | None, backward: float | None) -> float | None:
-    """Points of a pair from its two orders; None if one was lost, since the other order alone would
-    let position bias in."""
+    """Points of a pair from its two orders; None if one was lost: the other alone is biased."""
     return None if forward is None or backward is None else (forward + backward) / 2
 
 
@@ -175,15 +170,12 @@ def group_size_of(prompts: Sequence[str], images: Sequence[Sequence]) -> int:
     return sizes.pop()
 
 
-def lost_groups(lost: Sequence[bool], groups: Sequence[Sequence[Comparison]]) -> dict[str, int]:
-    """Counts of groups that lost everything; and of those whose judge could not be reached."""
-    answers = [[c.outcome.answer for c in group] for group in groups]
-    away = [any(answer and answer.unreachable for answer in group) for group in answers]
-    return dict(groups_lost=sum(lost), groups_unreachable=sum(map(all, zip(lost, away))))
-
-
-def last_error(comparisons: Sequence[Comparison]) -> str | None:
-    return next((c.outcome.error for c in reversed(comparisons) if c.outcome.error), None)
+def rewards_of(values, compared: Sequence[Comparison], lost: Sequence[bool], counts: Counter):
+    """Rewards (P, G) with what was answered. lost: whether of a group nothing is known."""
+    away = {c.group for c in compared if c.outcome.answer and c.outcome.answer.unreachable}
+    counts.update(groups_lost=sum(lost), groups_unreachable=sum(lost[group] for group in away))
+    error = next((c.outcome.error for c in reversed(compared) if c.outcome.error), None)
+    return Rewards(values, counts, error, tuple(compared))
 
 
 class PairwiseReward:
@@ -192,7 +184,7 @@ class PairwiseReward:
     both_orders: judge each pair both ways; a judge that always says "first" then yields all 0.5.
     opponents: compare each image with that many others only.
     template: text of the question; {prompt} in it is replaced and nothing else interpreted.
-    soft: take P(first is better) for points, from mllm.first_probability (judges/local.py).
+    soft: take P(first is better) for points, from mllm.first_probability.
     """
 
     def __init__(
@@ -215,39 +207,38 @@ class PairwiseReward:
     def __call__(self, prompts: Sequence[str], images: Sequence[Sequence]) -> Rewards:
         """Win rates (P, G) for P prompts and P groups of G PIL images.
 
-        counts, beside those of Rewards: first and second (of answers, as shown), pairs (not lost),
-        ties and, with both orders, agree (pairs whose orders say the same).
+        counts has pairs (not lost), ties, first and second (of answers, as shown) and agree too.
         Raises ValueError if groups differ in size.
         """
         size = group_size_of(prompts, images)
         pairs = pair_schedule(size, self.opponents)
         compared = self.compare(pairs, prompts, images)
-        each = len(compared) // len(prompts)  # questions a group
+        each = len(compared) // len(prompts)  # questions per group
         groups = [compared[k : k + each] for k in range(0, len(compared), each)]
         tables = [points_table(group, size) for group in groups]
         points = [[table[i][j] for i, j in pairs] for table in tables]  # (P, pairs)
+        rates = torch.stack([win_rates(pairs, group, size) for group in points])
+        lost = [all(point is None for point in group) for group in points]
         known = [point for group in points for point in group if point is not None]
         counts = self.count(compared)
         counts.update(pairs=len(known), ties=known.count(0.5))
-        lost = [all(point is None for point in group) for group in points]
-        counts.update(lost_groups(lost, groups))
-        rates = torch.stack([win_rates(pairs, group, size) for group in points])
-        return Rewards(rates, counts, last_error(compared), compared)
+        return rewards_of(rates, compared, lost, counts)
 
-    def compare(self, pairs, prompts, images) -> tuple[Comparison, ...]:
+    def compare(self, pairs, prompts, images) -> list[Comparison]:
         """Asks about the pairs of each group, the two orders of a pair one after the other."""
         texts = [self.template.replace("{prompt}", prompt) for prompt in prompts]
         orders = [o for i, j in pairs for o in ([(i, j), (j, i)] if self.both_orders else [(i, j)])]
         shown = [(p, i, j) for p in range(len(prompts)) for i, j in orders]
         queries = [Query((images[p][i], images[p][j]), texts[p]) for p, i, j in shown]
         asked = ask(self.mllm, queries, self.soft)  # what is lost is asked for once more
-        return tuple(
+        return [
             Comparison(*place, outcomes[-1], query, tuple(outcomes[:-1]))
             for place, query, outcomes in zip(shown, queries, asked)
-        )
+        ]
 
     def count(self, compared: Sequence[Comparison]) -> Counter:
-        """What was wanted, asked, lost, and said of the first and the second image."""
+        """What was wanted, asked, lost, and said of the first and the second image; of how many
+        pairs both orders say the same."""
         final = Counter(c.outcome.verdict for c in compared)
         every = final + Counter(outcome.verdict for c in compared for outcome in c.lost)
         counts = Counter(
@@ -259,14 +250,10 @@ class PairwiseReward:
             second=every[Verdict.SECOND],
         )
         if self.both_orders:
-            counts["agree"] = sum(map(agree, compared[::2], compared[1::2]))
+            points = [c.outcome.points for c in compared]
+            both = [pair for pair in zip(points[::2], points[1::2]) if None not in pair]
+            counts["agree"] = sum((a > 0.5, a < 0.5) == (b < 0.5, b > 0.5) for a, b in both)
         return counts
-
-
-def agree(one: Comparison, other: Comparison) -> bool:
-    """Whether the two orders of a pair say the same; False where one was lost."""
-    a, b = one.outcome.points, turned(other.outcome.points)
-    return a is not None and b is not None and (a > 0.5, a < 0.5) == (b > 0.5, b < 0.5)
 
 
 class PointwiseReward:
@@ -289,18 +276,18 @@ class PointwiseReward:
         captions = [prompt for prompt in prompts for _ in range(size)]
         shown = captions, [image for group in images for image in group]
         rated = self.scorer.rate(*shown) if hasattr(self.scorer, "rate") else []
-        scores = [outcome.points for _, outcome in rated] if rated else self.scorer.score(*shown)
+        scores = [outcome.points for _, outcome in rated] or self.scorer.score(*shown)
         # NaN and infinity, such as float16 gives when it overflows, are no scores either.
         known = [s if s is not None and math.isfinite(s) else math.nan for s in scores]
         values = torch.tensor(known, dtype=torch.float32).view(len(prompts), size)
         lost = values.isnan()
         mean = values.nanmean(1, keepdim=True).nan_to_num(0.0)  # 0 for a group without any score
         counts = Counter(wanted=len(scores), comparisons=len(scores), failed=int(lost.sum()))
-        rated = tuple(
+        compared = [
             Comparison(*divmod(k, size), None, outcome, query)
             for k, (query, outcome) in enumerate(rated)
-        )
-        groups = [[c for c in rated if c.group == group] for group in range(len(prompts))]
-        counts.update(lost_groups(lost.all(1).tolist(), groups))
-        error = last_error(rated) or f"no score from {self.name}" if lost.any() else None
-        return Rewards(torch.where(lost, mean, values), counts, error, rated)
+        ]
+        values = torch.where(lost, mean, values)
+        rewards = rewards_of(values, compared, lost.all(1).tolist(), counts)
+        silent = f"no score from {self.name}" if lost.any() else None
+        return rewards._replace(error=rewards.error or silent)
