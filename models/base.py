@@ -1,9 +1,7 @@
 """A base model as the loop sees it: text, noise, velocity, images, at one size and guidance.
 
-What differs from family to family stands in a file of its own, flux.py or sd3.py: a subclass of
-Model that names its class in diffusers, encodes text and makes one pass of the network. A new base
-model is one such file, and its name in `families`; `load` takes the one that is for the class which
-the pipeline's own folder names.
+A new base model is one file beside flux.py and sd3.py, a subclass of Model, and its name in
+`families`; `load` takes the one that is for the class which the pipeline's own folder names.
 
     model = load("assets/tiny-flux", size=32)             # or "black-forest-labs/FLUX.1-dev"
     text = model.encode(["a red circle inside a blue square"], group_size=8)
@@ -31,10 +29,8 @@ DECODED_AT_ONCE = 64  # latents through the VAE
 
 
 def check_finite(tensors) -> None:
-    """Raises FloatingPointError with the first one's name if a tensor holds NaN or infinity.
-
-    tensors: (name, tensor) pairs; of a sharded tensor this rank's part is looked at.
-    """
+    """Raises FloatingPointError with its name for the first of (name, tensor) pairs that holds NaN
+    or infinity; of a sharded tensor this rank's part is looked at."""
     for name, tensor in tensors:
         tensor = (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()
         if tensor.is_floating_point() and tensor.numel():
@@ -65,8 +61,7 @@ HUB = {
 
 @contextlib.contextmanager
 def loading(model: str):
-    """What loading a model can raise, in the hub's, diffusers' and safetensors' many ways, as one
-    ValueError of one sentence."""
+    """What the hub, diffusers and safetensors raise in many ways, as a ValueError of a sentence."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError) as error:
@@ -81,9 +76,7 @@ def loading(model: str):
 
 def load_index(model: str) -> dict:
     """The class ("_class_name") and the parts of the pipeline in `model`, a folder or hub name.
-
-    Raises ValueError if there is none.
-    """
+    Raises ValueError if there is none."""
     folder = Path(model)
     if (folder.exists() or not is_hub_name(model)) and not (folder / "model_index.json").is_file():
         hint = ""
@@ -146,14 +139,22 @@ def load(
 # ----------------------------------------------------------------------------- the model
 
 
+def rows_of(text, index):
+    """Of a Text the prompts of the given rows; repeat a row to give each image of a group its
+    prompt."""
+    return type(text)(*(field[index] for field in text))
+
+
 class Model:
     """A pipeline of diffusers at one size and one guidance. A subclass has:
 
-    pipeline, Text       its class in diffusers; a NamedTuple of tensors, one row per prompt
+    pipeline, Text       its class in diffusers; a NamedTuple of tensors, one row per prompt, with
+                         `rows = rows_of`
     encode_prompts       P prompts -> Text
     predict              one pass of the network: velocity
     patch                a token is a patch of so many latents squared; 2 if it does not say
     lora_layers          where a LoRA goes: ends of the names of layers, if it has others
+    schedule_shift, for_vae    where its scheduler or its VAE is of another kind
     """
 
     pipeline: type
@@ -205,8 +206,9 @@ class Model:
         _, rows, columns = self.latent_shape
         return rows * columns // self.patch**2
 
-    def schedule_shift(self) -> float:
-        """The shift that the pipeline's own scheduler would use at this size."""
+    def schedule_shift(self, num_steps: int = 0) -> float:
+        """The shift that the pipeline's own scheduler would use at this size, whatever the number
+        of steps (which a subclass may look at)."""
         config = self.pipe.scheduler.config
         if not config.use_dynamic_shifting:
             return config.shift
@@ -256,6 +258,11 @@ class Model:
 
         return one_pass
 
+    def for_vae(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Clean latents (B, N, C) as the VAE decodes them: unpacked, in its own units."""
+        config = self.pipe.vae.config
+        return self.unpack(tokens).contiguous() / config.scaling_factor + config.shift_factor
+
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> list:
         """Clean latents (B, N, C) -> B RGB images.
@@ -264,9 +271,7 @@ class Model:
         """
         vae, images = self.pipe.vae, []
         for chunk in latents.split(DECODED_AT_ONCE):
-            unpacked = self.unpack(chunk).contiguous()
-            unpacked = unpacked / vae.config.scaling_factor + vae.config.shift_factor
-            pixels = vae.decode(unpacked.to(vae.dtype), return_dict=False)[0]
+            pixels = vae.decode(self.for_vae(chunk).to(vae.dtype), return_dict=False)[0]
             check_finite([("the decoded images", pixels)])
             images += self.pipe.image_processor.postprocess(pixels.float(), output_type="pil")
         return images
@@ -299,7 +304,7 @@ class Model:
         """Adds a trainable float32 LoRA to the transformer's (double) blocks, through peft.
 
         alpha: its changes count alpha / rank; 0: as the rank. Raises ValueError for a rank above
-        what the layers can use, and for a network without any layer of these names.
+        the layers' width, and for a network without any such layer.
         """
         from peft import LoraConfig
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from diffusers import FluxPipeline
 
-from models.base import Model
+from models.base import Model, rows_of
 
 T5_TOKENS = 512  # what is read of a prompt, as FluxPipeline does
 
@@ -20,10 +20,7 @@ class Text(NamedTuple):
 
     embeds: torch.Tensor  # (P, T, D) from T5
     pooled: torch.Tensor  # (P, D') from CLIP
-
-    def rows(self, index) -> "Text":
-        """The prompts of the given rows; repeat a row to give each image of a group its prompt."""
-        return Text(self.embeds[index], self.pooled[index])
+    rows = rows_of
 
 
 class Flux(Model):

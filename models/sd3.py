@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from models.base import Model
+from models.base import Model, rows_of
 
 T5_TOKENS = 256  # what StableDiffusion3Pipeline reads of a prompt by default
 
@@ -30,10 +30,7 @@ class Text(NamedTuple):
     pooled: torch.Tensor  # (P, D') from CLIP-L and CLIP-G
     negative_embeds: torch.Tensor  # (P, T, D) of the empty prompt
     negative_pooled: torch.Tensor  # (P, D')
-
-    def rows(self, index) -> "Text":
-        """The prompts of the given rows; repeat a row to give each image of a group its prompt."""
-        return Text(*(field[index] for field in self))
+    rows = rows_of
 
 
 class SD3(Model):
@@ -49,9 +46,8 @@ class SD3(Model):
     def latent_shape(self) -> tuple[int, int, int]:
         """Also raises ValueError for more patches than the network has positions for."""
         shape = super().latent_shape
-        largest = (
-            self.transformer.config.pos_embed_max_size * self.patch * self.pipe.vae_scale_factor
-        )
+        config = self.transformer.config
+        largest = config.pos_embed_max_size * self.patch * self.pipe.vae_scale_factor
         if self.size > largest:
             raise ValueError(
                 f"image size {self.size}x{self.size} is above {largest} pixels, the last position "
@@ -68,10 +64,8 @@ class SD3(Model):
         embeds, _, pooled, _ = self.pipe.encode_prompt(
             [*prompts, ""], None, None, max_sequence_length=length, **no_guidance
         )
-        empty, count = (embeds[-1:], pooled[-1:]), len(prompts)
-        return Text(
-            embeds[:-1], pooled[:-1], empty[0].repeat(count, 1, 1), empty[1].repeat(count, 1)
-        )
+        prompt, empty = slice(len(prompts)), [-1] * len(prompts)
+        return Text(embeds[prompt], pooled[prompt], embeds[empty], pooled[empty])
 
     def predict(self, network, text: Text, latents, sigma) -> torch.Tensor:
         """guidance: of negative + guidance * (positive - negative); 1 or less is none, as in

@@ -136,7 +136,7 @@ def make_draw(pipe, own, steps: int, guidance: float, size: int | None, seeds):
 
     if not own:
         return draw_other, None
-    noise, shift = own.noise(seeds), own.schedule_shift()
+    noise, shift = own.noise(seeds), own.schedule_shift(steps)
     sigmas = sampler.sigma_schedule(steps, shift).to(noise.device)
     return draw_own, shift
 
