@@ -1,5 +1,5 @@
-"""rewards.py: known win rates, lost answers, judges without a mind of their own, what ends a
-run."""
+"""rewards.py: known win rates, lost answers, judges without a mind of their own; and what ends a
+run, of training/judging.py."""
 
 import itertools
 from collections import Counter
@@ -13,95 +13,17 @@ from judges.answers import VERDICT_REMINDER
 from judges.mllm import Answer
 from judges.scorers import MLLMScorer
 from judges.templates import PAIRWISE_TEMPLATE
-from rewards import (
-    PairwiseReward,
-    PointwiseReward,
-    Rewards,
-    join,
-    mean_points,
-    pair_schedule,
-    win_rates,
-)
+from rewards import PairwiseReward, PointwiseReward, Rewards, join, pair_schedule, win_rates
 from training.judging import JudgeError, check_lost
 
 ONE, TWO = "<answer>Image 1 is better</answer>", "<answer>Image 2 is better</answer>"
 EQUAL = "<answer>Both are equal</answer>"
-FAILURE = Answer(error="HTTP 500")
-
-# ---- schedules and rates ----
-
-
-SPARSE = [(2, 1), (4, 1), (8, 3), (9, 4), (16, 4), (24, 5)]
-
-
-@pytest.mark.parametrize(("size", "k"), SPARSE)
-def test_a_sparse_schedule_is_balanced_and_connects_the_group(size, k):
-    pairs = pair_schedule(size, k)
-    assert len(set(pairs)) == len(pairs) == size * k // 2
-    assert all(0 <= i < j < size for i, j in pairs)
-    assert {sum(image in pair for pair in pairs) for image in range(size)} == {k}
-    reached = {0}
-    for _ in range(size):
-        reached |= {image for pair in pairs if reached & set(pair) for image in pair}
-    assert k == 1 or len(reached) == size
-
-
-def test_all_pairs_are_the_usual_schedule():
-    assert pair_schedule(4) == pair_schedule(4, 3) == list(itertools.combinations(range(4), 2))
-
-
-@pytest.mark.parametrize(
-    ("size", "k", "message"),
-    [
-        (1, None, "at least 2"),
-        (8, 0, "from 1 to 7"),
-        (8, 8, "from 1 to 7"),
-        (9, 3, "one of the two numbers even"),
-    ],
-)
-def test_impossible_schedules(size, k, message):
-    with pytest.raises(ValueError, match=message):
-        pair_schedule(size, k)
-
-
-def test_win_rates_by_hand():
-    pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
-    points = [0, 0, 0, 0, 1, 1]  # the paper's figure: 0 .67 1 .33
-    assert win_rates(pairs, points, 4).tolist() == pytest.approx([0, 2 / 3, 1, 1 / 3])
-    points = [1, 0.5, None, 0, None, None]
-    # image 0: a win and a tie; 1: two losses; 2: a tie and a win; 3: nothing was counted
-    assert win_rates(pairs, points, 4).tolist() == [0.75, 0.0, 0.75, 0.5]
-    assert win_rates([(0, 1)], [0.8], 2).tolist() == pytest.approx([0.8, 0.2])
-    with pytest.raises(ValueError, match="shorter"):
-        win_rates(pairs, points[:5], 4)
-
-
-@pytest.mark.parametrize("soft", [False, True])
-def test_win_rates_sum_to_half_the_group(soft):
-    rng = np.random.default_rng(0)
-    for size, k in ((2, None), (5, None), (5, 2), (8, None), (8, 3)):
-        pairs = pair_schedule(size, k)
-        for _ in range(20):
-            points = rng.random(len(pairs)) if soft else rng.choice([0, 0.5, 1], len(pairs))
-            rates = win_rates(pairs, points.tolist(), size)
-            assert rates.shape == (size,) and rates.dtype == torch.float32
-            assert rates.sum().item() == pytest.approx(size / 2, abs=1e-5)
-            assert rates.min() >= 0 and rates.max() <= 1
-
-
-@pytest.mark.parametrize(
-    ("forward", "backward", "points"),
-    [(1, 1, 1), (1, 0, 0.5), (0.5, 0, 0.25), (0.9, 0.7, 0.8), (None, 1, None), (0, None, None)],
-)
-def test_points_of_two_orders(forward, backward, points):
-    assert mean_points(forward, backward) == (points if points is None else pytest.approx(points))
-
-
-# ---- PairwiseReward ----
+FAILURE, AWAY = Answer(error="HTTP 500"), Answer(error="dead", unreachable=True)
 
 
 class Judge:
-    """Images are numbers here; what it says of (first, second, text) is a function."""
+    """Images are numbers here; what it says of (first, second) is a function, or a table of
+    probabilities."""
 
     name = "fake judge"
 
@@ -110,126 +32,163 @@ class Judge:
 
     def ask(self, queries):
         self.batches.append(list(queries))
-        answers = []
-        for query in queries:
-            said = self.says(*query.images, query.text)
-            answers.append(said if isinstance(said, Answer) else Answer(text=said))
-        return answers
-
-
-class Soft(Judge):
-    """Gives probabilities, by the pair that it is shown."""
+        said = [self.says(*query.images) for query in queries]
+        return [answer if isinstance(answer, Answer) else Answer(answer) for answer in said]
 
     def first_probability(self, queries):
         self.batches.append(list(queries))
         return [self.says[query.images] for query in queries]
 
 
-def higher(first, second, text=""):
+class Scores:
+    name = "fake scorer"
+
+    def score(self, prompts, images):
+        pairs = zip(prompts, images, strict=True)
+        return [None if image is None else len(prompt) + image for prompt, image in pairs]
+
+
+def higher(first, second):
     return ONE if first > second else TWO if second > first else EQUAL
 
 
-def lost(count, failure=FAILURE):
+def lost(count, failure):
     """`higher`, of which the first `count` answers are lost."""
     left = iter(range(count))
-    return lambda *query: higher(*query) if next(left, None) is None else failure
+    return lambda *images: higher(*images) if next(left, None) is None else failure
 
 
-def test_a_known_ranking_gives_known_win_rates():
-    judge = Judge(higher)
-    rewards = PairwiseReward(judge)(["a", "b"], [[3, 1, 2, 0], [5, 5, 7, 4]])
+def compared(says, images=(1, 2, 3), **settings):
+    """Win rates of one group, the other parts of its reward, and the judge."""
+    judge = Judge(says)
+    rewards = PairwiseReward(judge, **settings)(["p"], [list(images)])
+    return rewards.values[0].tolist(), rewards.counts, rewards.error, judge
+
+
+def picked(counts, names: str) -> list[int]:
+    return [counts[name] for name in names.split()]
+
+
+# ---- schedules and rates ----
+
+
+@pytest.mark.parametrize(("size", "k"), [(2, 1), (4, 1), (8, 3), (9, 4), (16, 4), (24, 5)])
+def test_a_sparse_schedule_is_balanced_and_connects_the_group(size, k):
+    pairs, reached = pair_schedule(size, k), {0}
+    assert len(set(pairs)) == len(pairs) == size * k // 2
+    assert all(0 <= i < j < size for i, j in pairs)
+    assert {sum(image in pair for pair in pairs) for image in range(size)} == {k}
+    for _ in range(size):
+        reached |= {image for pair in pairs if reached & set(pair) for image in pair}
+    assert k == 1 or len(reached) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "k", "message"),
+    [(1, None, "at least 2"), (8, 0, "from 1 to 7"), (8, 8, "from 1"), (9, 3, "one of .* even")],
+)
+def test_impossible_schedules(size, k, message):
+    with pytest.raises(ValueError, match=message):
+        pair_schedule(size, k)
+
+
+def test_win_rates_by_hand():
+    pairs = pair_schedule(4)
+    assert pairs == pair_schedule(4, 3) == list(itertools.combinations(range(4), 2))
+    points = [0, 0, 0, 0, 1, 1]  # the paper's figure: 0 .67 1 .33
+    assert win_rates(pairs, points, 4).tolist() == pytest.approx([0, 2 / 3, 1, 1 / 3])
+    points = [1, 0.5, None, 0, None, None]
+    # image 0: a win and a tie; 1: two losses; 2: a tie and a win; 3: nothing was counted
+    assert win_rates(pairs, points, 4).tolist() == [0.75, 0.0, 0.75, 0.5]
+    with pytest.raises(ValueError, match="shorter"):
+        win_rates(pairs, points[:5], 4)
+
+
+@pytest.mark.parametrize(("size", "k"), [(2, None), (5, 2), (8, None), (8, 3)])
+def test_win_rates_sum_to_half_the_group(size, k):
+    pairs = pair_schedule(size, k)
+    rates = win_rates(pairs, np.random.default_rng(0).random(len(pairs)).tolist(), size)
+    assert rates.shape == (size,) and rates.dtype == torch.float32
+    assert rates.sum().item() == pytest.approx(size / 2, abs=1e-5)
+
+
+# ---- PairwiseReward ----
+
+
+def test_a_known_ranking_gives_known_win_rates_and_comparisons_never_cross_prompts():
+    judge, prompts = Judge(higher), ["{braces} \\1", "two"]
+    images = [[3, 1, 2, 0], [15, 15, 17, 14]]
+    rewards = PairwiseReward(judge)(prompts, images)
     known = torch.tensor([[1, 1 / 3, 2 / 3, 0], [0.5, 0.5, 1, 0]])
     torch.testing.assert_close(rewards.values, known)
-    assert rewards.values.dtype == torch.float32
     known = dict(wanted=24, comparisons=24, first=11, second=11, pairs=12, ties=1, agree=12)
-    assert rewards.counts == Counter(known)
-    assert rewards.error is None
-    assert len(judge.batches) == 1  # all that there is to ask, at once
+    assert (rewards.counts, rewards.error) == (Counter(known), None)
+    (asked,) = judge.batches  # all that there is to ask, at once
+    orders = [pair for group in images for pair in itertools.permutations(group, 2)]
+    assert sorted(query.images for query in asked) == sorted(orders)
+    for query in asked:
+        prompt = prompts[query.images[0] > 9]
+        assert query.text == PAIRWISE_TEMPLATE.replace("{prompt}", prompt)
 
 
-def test_comparisons_never_cross_prompts():
-    judge = Judge(higher)
-    images = [[10, 11, 12], [20, 21, 22]]
-    prompts = ["{braces} \\1", "two"]
-    PairwiseReward(judge)(prompts, images)
-    for query in judge.batches[0]:
-        group = query.images[0] // 10 - 1
-        assert set(query.images) <= set(images[group])
-        assert query.text == PAIRWISE_TEMPLATE.replace("{prompt}", prompts[group])
-    shown = [query.images for query in judge.batches[0]]
-    assert set(shown) == {pair for group in images for pair in itertools.permutations(group, 2)}
-    assert len(shown) == 12
-
-
-@pytest.mark.parametrize("opponents", [None, 2, 3])
+@pytest.mark.parametrize("opponents", [None, 3])
 @pytest.mark.parametrize("answer", [ONE, TWO])
 def test_a_judge_that_always_says_the_same_gives_all_half_and_teaches_nothing(answer, opponents):
-    reward = PairwiseReward(Judge(lambda *_: answer), opponents=opponents)
-    values, counts, *_ = reward(["p", "q"], [list(range(8))] * 2)
-    assert values.tolist() == [[0.5] * 8] * 2
-    assert group_advantages(values).tolist() == [[0.0] * 8] * 2
-    assert (counts["agree"], counts["ties"]) == (0, counts["pairs"])
-    said = ("first", "second") if answer == ONE else ("second", "first")
-    assert [counts[name] for name in said] == [counts["comparisons"], 0]
+    rates, counts, *_ = compared(lambda *_: answer, range(8), opponents=opponents)
+    assert rates == [0.5] * 8
+    assert group_advantages(torch.tensor([rates])).tolist() == [[0.0] * 8]
+    assert picked(counts, "agree ties") == [0, counts["pairs"]]
+    said = "first second" if answer == ONE else "second first"
+    assert picked(counts, said) == [counts["comparisons"], 0]
 
 
 def test_a_win_in_one_order_and_a_tie_in_the_other_is_worth_three_quarters():
-    judge = Judge(lambda first, second, _: ONE if first > second else EQUAL)
-    values, counts, *_ = PairwiseReward(judge)(["p"], [[1, 2, 3]])
-    assert values.tolist() == [[0.25, 0.5, 0.75]]
-    assert (counts["pairs"], counts["ties"], counts["agree"]) == (3, 0, 0)
-    assert (counts["first"], counts["second"]) == (3, 0)
+    rates, counts, *_ = compared(lambda first, second: ONE if first > second else EQUAL)
+    assert rates == [0.25, 0.5, 0.75]
+    assert picked(counts, "pairs ties agree first second") == [3, 0, 0, 3, 0]
 
 
 @pytest.mark.parametrize("both_orders", [True, False])
 def test_what_failed_is_asked_for_once_more_word_for_word(both_orders):
-    judge = Judge(lost(2))
-    values, counts, error, _ = PairwiseReward(judge, both_orders)(["p"], [[1, 2, 3]])
-    assert values.tolist() == [[0, 0.5, 1]]
+    rates, counts, error, judge = compared(lost(2, FAILURE), both_orders=both_orders)
+    assert rates == [0, 0.5, 1]
     assert judge.batches[1] == judge.batches[0][:2] and len(judge.batches) == 2
     wanted = 6 if both_orders else 3
-    assert (counts["wanted"], counts["comparisons"]) == (wanted, wanted + 2)
-    assert (counts["failed"], error) == (0, None)
+    assert picked(counts, "wanted comparisons failed") == [wanted, wanted + 2, 0] and not error
 
 
 def test_an_answer_without_a_verdict_is_asked_for_once_more_with_a_reminder():
-    judge = Judge(lost(1, failure="hm"))
-    values, counts, *_ = PairwiseReward(judge)(["p"], [[1, 2]])
-    assert values.tolist() == [[0, 1]] and counts["unparsable"] == 0
-    (again,) = judge.batches[1]
-    assert again.images == judge.batches[0][0].images
-    assert again.text == judge.batches[0][0].text + VERDICT_REMINDER
+    rates, counts, _, judge = compared(lost(1, "hm"), (1, 2))
+    assert rates == [0, 1] and counts["unparsable"] == 0
+    (again,), first = judge.batches[1], judge.batches[0][0]
+    assert again == first._replace(text=first.text + VERDICT_REMINDER)
     # It spells out no form: a template of one's own has another.
     assert "<" not in VERDICT_REMINDER and "{" not in VERDICT_REMINDER
 
 
 def test_what_is_lost_twice_is_left_out_and_one_lost_order_loses_the_pair():
-    def says(first, second, text):
+    def says(first, second):
         if (first, second) == (3, 1):
-            return Answer(error="HTTP 500")
+            return FAILURE
         return "no idea" if {first, second} == {2, 3} else higher(first, second)
 
-    judge = Judge(says)
-    values, counts, error, _ = PairwiseReward(judge)(["p"], [[1, 2, 3]])
-    assert values.tolist() == [[0, 1, 0.5]]  # of image 3 nothing is known
-    assert (counts["failed"], counts["unparsable"], counts["wanted"]) == (1, 2, 6)
-    assert (counts["comparisons"], len(judge.batches)) == (9, 2)  # never a third time
-    assert (counts["pairs"], counts["ties"], counts["agree"]) == (1, 0, 1)
-    assert (counts["first"], counts["second"]) == (1, 2)  # of answers: (1, 3) had one
-    assert error in ("HTTP 500", "no verdict in an answer that ends with 'no idea'")
+    rates, counts, error, judge = compared(says)
+    assert rates == [0, 1, 0.5]  # of image 3 nothing is known
+    assert picked(counts, "failed unparsable wanted comparisons") == [1, 2, 6, 9]
+    assert len(judge.batches) == 2  # never a third time
+    assert picked(counts, "pairs ties agree") == [1, 0, 1]
+    assert picked(counts, "first second") == [1, 2]  # of answers: (1, 3) had one
+    assert error == "no verdict in an answer that ends with 'no idea'"
 
 
 def test_sparse_comparisons():
-    judge, k = Judge(higher), 3
-    reward = PairwiseReward(judge, opponents=k)
-    ranking = [4, 0, 6, 2, 7, 1, 5, 3]
-    values, counts, *_ = reward(["p", "q"], [ranking, [1] * 8])
-    assert counts["comparisons"] == len(judge.batches[0]) == 2 * reward.calls(8) == 2 * 8 * k
-    shown = {tuple(sorted(map(ranking.index, q.images))) for q in judge.batches[0][: 8 * k]}
+    ranking, k = [4, 0, 6, 2, 7, 1, 5, 3], 3
+    rates, counts, _, judge = compared(higher, ranking, opponents=k)
+    assert counts["comparisons"] == len(judge.batches[0]) == 8 * k
+    shown = {tuple(sorted(map(ranking.index, q.images))) for q in judge.batches[0]}
     assert shown == set(pair_schedule(8, k))
     wins = lambda i: sum(ranking[i] > ranking[j] for p in shown if i in p for j in p)
-    assert values[0].tolist() == pytest.approx([wins(i) / k for i in range(8)])
-    assert values[1].tolist() == [0.5] * 8
+    assert rates == pytest.approx([wins(i) / k for i in range(8)])
 
 
 def test_a_template_of_ones_own():
@@ -242,38 +201,24 @@ def test_a_template_of_ones_own():
 
 def test_soft_points():
     odds = {(1, 2): 0.4, (2, 1): 0.8, (1, 3): 0.1, (3, 1): 0.9, (2, 3): None, (3, 2): 0.9}
-    judge = Soft(odds)
-    values, counts, error, _ = PairwiseReward(judge, soft=True)(["p"], [[1, 2, 3]])
-    torch.testing.assert_close(values, torch.tensor([[(0.3 + 0.1) / 2, 0.7, 0.9]]))
-    assert (counts["failed"], counts["pairs"], counts["agree"]) == (1, 2, 2)
-    assert [query.images for query in judge.batches[1]] == [(2, 3)] and error == "no probability"
+    rates, counts, error, judge = compared(odds, soft=True)
+    assert rates == pytest.approx([(0.3 + 0.1) / 2, 0.7, 0.9])
+    assert picked(counts, "failed pairs agree") == [1, 2, 2] and error == "no probability"
+    assert [query.images for query in judge.batches[1]] == [(2, 3)]
+    for odd, counted in ((0.75, [6, 0, 12, 0]), (0.5, [6, 6, 0, 0])):  # one place; even odds
+        odds = dict.fromkeys(itertools.permutations(range(4), 2), odd)
+        rates, counts, *_ = compared(odds, range(4), soft=True)
+        assert rates == [0.5] * 4 and picked(counts, "ties agree first second") == counted
 
 
-def test_a_soft_judge_that_always_prefers_one_place_gives_all_half():
-    odds = dict.fromkeys(itertools.permutations(range(4), 2), 0.75)
-    values, counts, *_ = PairwiseReward(Soft(odds), soft=True)(["p"], [[0, 1, 2, 3]])
-    assert values.tolist() == [[0.5] * 4]
-    assert (counts["ties"], counts["agree"], counts["first"]) == (6, 0, 12)
-    even = PairwiseReward(Soft(dict.fromkeys(odds, 0.5)), soft=True)(["p"], [[0, 1, 2, 3]]).counts
-    assert (even["ties"], even["agree"], even["first"], even["second"]) == (6, 6, 0, 0)
-
-
-@pytest.mark.parametrize("reward", [PairwiseReward(Judge(higher)), PointwiseReward(Judge(higher))])
+@pytest.mark.parametrize("reward", [PairwiseReward(Judge(higher)), PointwiseReward(Scores())])
 @pytest.mark.parametrize("images", [[[1, 2]], [[1, 2], [1]], []])
 def test_groups_must_match_the_prompts(reward, images):
     with pytest.raises(ValueError, match="one group of images for each prompt"):
         reward(["p", "q"], images)
 
 
-# ---- PointwiseReward ----
-
-
-class Scores:
-    name = "fake scorer"
-
-    def score(self, prompts, images):
-        pairs = zip(prompts, images, strict=True)
-        return [None if image is None else len(prompt) + image for prompt, image in pairs]
+# ---- PointwiseReward, and parts of a batch ----
 
 
 def test_pointwise_reward():
@@ -281,39 +226,27 @@ def test_pointwise_reward():
     values, counts, error, _ = reward(["a", "bb"], [[1, 2], [3, 4]])
     assert values.tolist() == [[2, 3], [5, 6]] and values.dtype == torch.float32
     assert counts == Counter(wanted=4, comparisons=4, failed=0) and error is None
-    assert reward.calls(8) == 8
 
 
-@pytest.mark.parametrize("broken", [None, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("broken", [None, float("nan"), -float("inf")])
 def test_a_lost_score_is_its_groups_mean(broken):
     images = [[1, 3, broken], [broken] * 3]
     values, counts, error, _ = PointwiseReward(Scores())(["a", "a"], images)
     assert values.tolist() == [[2, 4, 3], [0, 0, 0]]
-    assert (counts["failed"], counts["wanted"]) == (4, 6) and error == "no score from fake scorer"
+    assert picked(counts, "failed wanted") == [4, 6] and error == "no score from fake scorer"
     assert group_advantages(values)[:, 2].tolist() == [0, 0]
 
 
-# ---- parts of a batch, and what ends a run ----
-
-
-@pytest.mark.parametrize(
-    "reward",
-    [
-        PairwiseReward(Judge(higher)),
-        PairwiseReward(Judge(higher), opponents=2),
-        PairwiseReward(Judge(higher), both_orders=False),
-        PointwiseReward(Scores()),
-    ],
-    ids=["pairwise", "sparse", "one order", "pointwise"],
-)
-def test_a_batch_judged_in_parts_is_the_batch(reward):
+@pytest.mark.parametrize("settings", [{}, {"opponents": 2}, {"both_orders": False}, None])
+def test_a_batch_judged_in_parts_is_the_batch(settings):
+    judged = settings is not None
+    reward = PairwiseReward(Judge(higher), **settings) if judged else PointwiseReward(Scores())
     images = [[3, 1, 2, 0], [5, 5, 7, 4], [1, 2, 3, 4]]
     whole = reward(["a", "b", "c"], images)
     joined = join([reward(["a", "b"], images[:2]), reward(["c"], images[2:])])
     assert joined.values.tolist() == whole.values.tolist()
-    assert (joined.counts, joined.error) == (whole.counts, None)
+    assert joined[1:] == whole[1:] and [joined.points(p) for p in range(3)]
     assert joined.counts["comparisons"] == 3 * reward.calls(4)
-    assert PairwiseReward(Judge(higher)).calls(8) == 56
 
 
 def test_joined_counts_add_up_groups_keep_their_order_and_the_last_error_is_kept():
@@ -328,81 +261,72 @@ def test_joined_counts_add_up_groups_keep_their_order_and_the_last_error_is_kept
     assert parts[0].counts == Counter(wanted=2, failed=1)  # as it was
 
 
+# ---- what ends a run ----
+
+
 @pytest.mark.parametrize(
     ("counts", "share", "stops"),
     [
-        (Counter(wanted=100, failed=3, unparsable=2), 0.05, False),
-        (Counter(wanted=100, failed=3, unparsable=3), 0.05, True),
-        # repeats are no reason to lose more
-        (Counter(wanted=100, comparisons=200, failed=6), 0.05, True),
-        (Counter(wanted=100, failed=1), 0, True),
-        (Counter(wanted=100, failed=100), 1, False),
+        (dict(failed=3, unparsable=2), 0.05, False),
+        (dict(failed=3, unparsable=3), 0.05, True),
+        (dict(failed=6, comparisons=200), 0.05, True),  # repeats are no reason to lose more
+        (dict(failed=1), 0, True),
+        (dict(failed=100), 1, False),
     ],
 )
 def test_what_may_be_lost_is_a_share_of_what_was_wanted(counts, share, stops):
-    rewards = Rewards(torch.zeros(1, 2), counts, "HTTP 429")
+    rewards = Rewards(torch.zeros(1, 2), Counter(wanted=100, **counts), "HTTP 429")
     if not stops:
         return check_lost("x", rewards, share)
     with pytest.raises(JudgeError) as error:
         check_lost("x", rewards, share)
-    lost = counts["failed"] + counts["unparsable"]
+    failed, unparsable = picked(rewards.counts, "failed unparsable")
     assert str(error.value) == (
-        f"x: {lost} of 100 judgements lost ({counts['failed']} failed, {counts['unparsable']} "
+        f"x: {failed + unparsable} of 100 judgements lost ({failed} failed, {unparsable} "
         f"unparsable; {share:.0%} allowed), last error: HTTP 429"
     )
 
 
-def lost_groups(*lost, of=6, more=0, away=0):
-    """Rewards of groups of `of` judgements each; lost: whether a group lost them all; away: how
-    many of those because the judge could not be reached."""
-    counts = Counter(wanted=of * len(lost), failed=of * sum(lost) + more)
-    counts.update(groups_lost=sum(lost), groups_unreachable=away)
-    return Rewards(torch.zeros(len(lost), 2), counts, "refused")
-
-
 @pytest.mark.parametrize(
-    ("rewards", "share", "stops"),
+    ("whole", "groups", "away", "more", "share", "stops"),
     [
-        (lost_groups(True, False), 0.05, False),  # one prompt that is always refused
-        (lost_groups(True, False, away=1), 0.05, True),  # not for its prompt
-        (lost_groups(True, True, *[False] * 38, away=1), 0.03, False),  # within the share anyway
-        (lost_groups(True, *[False] * 15, more=5), 0.05, True),  # what others lose still counts
-        (lost_groups(True, True, *[False] * 14), 0.05, True),  # a judge that died, not a prompt
-        (lost_groups(True, True, *[False] * 38), 0.05, False),  # within the share
-        (lost_groups(True), 0.05, True),  # nothing is left
-        (lost_groups(True, True), 0.5, True),
-        (lost_groups(True, False), 0.0, True),  # nothing may be lost
-        (lost_groups(True, True), 1.0, False),
+        (1, 2, 0, 0, 0.05, False),  # one prompt that is always refused
+        (1, 2, 1, 0, 0.05, True),  # not for its prompt
+        (2, 40, 1, 0, 0.03, False),  # within the share anyway
+        (1, 16, 0, 5, 0.05, True),  # what others lose still counts
+        (2, 16, 0, 0, 0.05, True),  # a judge that died, not a prompt
+        (2, 40, 0, 0, 0.05, False),  # within the share
+        (1, 1, 0, 0, 0.05, True),  # nothing is left
+        (2, 2, 0, 0, 0.5, True),
+        (1, 2, 0, 0, 0.0, True),  # nothing may be lost
+        (2, 2, 0, 0, 1.0, False),
     ],
 )
-def test_a_group_that_lost_everything_is_set_aside_if_it_stands_alone(rewards, share, stops):
+def test_a_group_that_lost_everything_is_set_aside_if_it_stands_alone(
+    whole, groups, away, more, share, stops
+):
+    """Of groups of 6 judgements, so many lost as a whole, of those for a judge that is away."""
+    counts = Counter(wanted=6 * groups, failed=6 * whole + more, groups_lost=whole)
+    counts["groups_unreachable"] = away
+    rewards = Rewards(torch.zeros(groups, 2), counts, "refused")
     if not stops:
         return check_lost("x", rewards, share)
     with pytest.raises(JudgeError, match="last error: refused"):
         check_lost("x", rewards, share)
 
 
-def test_groups_that_lost_everything_are_counted_of_pairs_and_scores():
-    def refuses_five(first, second, _):
-        return FAILURE if 5 in (first, second) else higher(first, second)
-
-    images = [[1, 2, 3], [5, 6, 5], [4, 5, 6]]  # of the second no pair is left, of the third one
-    pairs = PairwiseReward(Judge(refuses_five))(["a", "b", "c"], images)
-    assert pairs.counts["groups_lost"] == 1
-    assert len(set(pairs.values[1].tolist())) == 1  # and so no advantage
-    scores = PointwiseReward(Scores())(["a", "b"], [[None, None], [None, 2]])
-    assert scores.counts["groups_lost"] == 1
-    both = join([pairs, pairs])
-    assert (both.counts["groups_lost"], both.counts["groups_unreachable"]) == (2, 0)
-
-
-def test_of_lost_groups_those_are_told_apart_whose_judge_could_not_be_reached():
-    away = Answer(error="dead", unreachable=True)
-    judge = Judge(lambda *query: away if 5 in query else FAILURE if 7 in query else "No.")
-    groups = [[1, 5], [5, 6], [1, 7], [2, 3]]
-    pairs = PairwiseReward(judge)(["a", "b", "c", "d"], groups)
-    scores = PointwiseReward(MLLMScorer(Judge(lambda i, _: away if i == 5 else FAILURE)))
+def test_groups_that_lost_everything_are_counted_and_whether_the_judge_could_be_reached():
+    says = lambda *images: AWAY if 5 in images else FAILURE if 7 in images else "No."
+    whole, away, groups = "groups_lost", "groups_unreachable", [[1, 5], [5, 6], [1, 7], [2, 3]]
+    pairs = PairwiseReward(Judge(says))(["a", "b", "c", "d"], groups)
+    assert picked(pairs.counts, f"{whole} {away}") == [4, 2]
+    scores = PointwiseReward(MLLMScorer(Judge(lambda i: AWAY if i == 5 else FAILURE)))
     scores = scores(["a", "b"], [[5, 5], [1, 2]])
-    assert (pairs.counts["groups_lost"], pairs.counts["groups_unreachable"]) == (4, 2)
-    assert (scores.counts["groups_lost"], scores.counts["groups_unreachable"]) == (2, 1)
-    assert scores.error == "HTTP 500"
+    assert picked(scores.counts, f"{whole} {away}") == [2, 1] and scores.error == "HTTP 500"
+
+    some = lambda *images: AWAY if 5 in images else higher(*images)
+    pairs = PairwiseReward(Judge(some))(["a", "b"], [[5, 6, 5], [4, 5, 6]])  # a pair is left
+    assert picked(pairs.counts, f"{whole} {away}") == [1, 1]
+    assert len(set(pairs.values[0].tolist())) == 1  # and so no advantage
+    scores = PointwiseReward(Scores())(["a", "b"], [[None, None], [None, 2]])
+    assert picked(join([scores, scores]).counts, f"{whole} {away}") == [2, 0]
