@@ -21,29 +21,19 @@ def pixels(images):
     return np.stack([np.asarray(image, np.int16) for image in images])
 
 
+@torch.no_grad()
 def drawn(model, seeds=(5, 6), steps=6, shift=1.0):
-    sigmas = sampler.sigma_schedule(steps, shift)
-    with torch.no_grad():
-        clean = sampler.ode_sample(
-            model.velocity(model.encode(PROMPTS)), model.noise(seeds), sigmas
-        )
-    return pixels(model.decode(clean))
+    velocity, sigmas = model.velocity(model.encode(PROMPTS)), sampler.sigma_schedule(steps, shift)
+    return pixels(model.decode(sampler.ode_sample(velocity, model.noise(seeds), sigmas)))
 
 
 def drawn_by_diffusers(model, seeds=(5, 6), steps=6, **settings):
     """By the pipeline's own call; its scheduler bends the sigmas itself."""
-    return pixels(
-        model.pipe(
-            prompt,
-            height=32,
-            width=32,
-            num_inference_steps=steps,
-            sigmas=sampler.sigma_schedule(steps)[:-1].tolist(),
-            generator=torch.Generator().manual_seed(seed),
-            **settings,
-        ).images[0]
-        for prompt, seed in zip(PROMPTS, seeds)
-    )
+    sigmas = sampler.sigma_schedule(steps)[:-1].tolist()
+    settings |= dict(height=32, width=32, num_inference_steps=steps, sigmas=sigmas)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    pairs = zip(PROMPTS, generators)
+    return pixels(model.pipe(p, generator=g, **settings).images[0] for p, g in pairs)
 
 
 @pytest.fixture(params=["flux", "sd3"])
@@ -59,7 +49,6 @@ def test_ode_sample_is_what_diffusers_own_pipeline_draws(tiny_flux):
 
 
 def test_what_ships_loads_plainly_and_draws():
-    """As its page on a hub would say it, without a word about precision or the prompt's length."""
     pipe = FluxPipeline.from_pretrained(TINY)
     settings = dict(num_images_per_prompt=2, guidance_scale=1.0)
     images = pipe("a red circle", num_inference_steps=2, height=32, width=32, **settings).images
@@ -85,10 +74,9 @@ def test_noise_depends_on_the_seed_alone_and_images_on_their_latents(model, monk
 
 
 def test_a_group_has_its_prompts_text(model):
-    text, group = model.encode(PROMPTS), model.encode(PROMPTS, group_size=2)
-    for once, twice in zip(text, group):
-        assert torch.equal(twice, once[[0, 0, 1, 1]])
-    assert not torch.equal(text.embeds[0], text.embeds[1])
+    once, twice = model.encode(PROMPTS), model.encode(PROMPTS, group_size=2)
+    assert all(torch.equal(group, field[[0, 0, 1, 1]]) for field, group in zip(once, twice))
+    assert not torch.equal(once.embeds[0], once.embeds[1])
 
 
 def test_each_pass_asks_first_whether_the_run_may_end(model):
@@ -130,9 +118,7 @@ def test_lora_starts_as_the_base_switches_off_and_saves(model, alpha, tmp_path):
 
 def test_a_lora_of_a_bfloat16_model_is_float32_and_goes_somewhere(model, monkeypatch):
     monkeypatch.setattr(type(model), "lora_layers", (".to_nothing",))
-    with pytest.raises(
-        ValueError, match="^--lora_rank 2: no layer .* ends in .to_nothing; [^\n]*$"
-    ):
+    with pytest.raises(ValueError, match="^--lora_rank 2: no layer .* ends in .to_nothing; "):
         model.add_lora(2)
     monkeypatch.undo()
     half = type(model)(model.pipe.to(torch.bfloat16), 32)
@@ -144,16 +130,11 @@ def test_a_lora_of_a_bfloat16_model_is_float32_and_goes_somewhere(model, monkeyp
 
 def test_guidance_reaches_a_distilled_transformer(tiny_flux):
     config = dict(tiny_flux.transformer.config) | dict(guidance_embeds=True, num_single_layers=1)
-    torch.manual_seed(0)
-    parts = dict(tiny_flux.pipe.components) | {
-        "transformer": FluxTransformer2DModel.from_config(config)
-    }
+    transformer = FluxTransformer2DModel.from_config(config)
+    pipe = FluxPipeline(**(tiny_flux.pipe.components | {"transformer": transformer}))
     noise, text = tiny_flux.noise([0]), tiny_flux.encode(PROMPTS[:1])
-    outputs = [
-        Flux(FluxPipeline(**parts), 32, guidance).velocity(text)(noise, torch.ones(1))
-        for guidance in (1.0, 3.5)
-    ]
-    assert not torch.equal(*outputs)
+    velocities = [Flux(pipe, 32, g).velocity(text)(noise, torch.ones(1)) for g in (1.0, 3.5)]
+    assert not torch.equal(*velocities)
 
 
 # ----------------------------------------------------------------------------- loading
@@ -177,8 +158,7 @@ def test_a_model_with_one_weight_that_is_not_finite_is_refused(part, odd, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "./missing", "runs/none", "plain"])
-def test_no_pipeline_is_named(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_no_pipeline_is_named(name):
     with pytest.raises(ValueError, match=f"no pipeline in '{name}'"):
         base.load(name)
 
@@ -194,7 +174,6 @@ class GatedRepoError(OSError):
         (ConnectionRefusedError(111, "Connection refused"), "the hub cannot be reached"),
         (RuntimeError("shapes differ\nin 58 lines"), "shapes differ"),
     ],
-    ids=lambda x: type(x).__name__,
 )
 @pytest.mark.parametrize("step", ["load_config", "from_pretrained"])
 def test_a_hub_model_that_cannot_be_had_gets_one_sentence(step, cause, reason, monkeypatch):

@@ -13,7 +13,7 @@ from real_runs import stepped, whole_run
 
 import train
 from figures import gallery
-from judges.mllm import Answer, Query
+from judges.mllm import Answer
 from judges.scorers import MLLMScorer
 from rewards import PairwiseReward, PointwiseReward, Rewards
 from training.config import Config
@@ -21,66 +21,62 @@ from training.data import make_batch
 from training.judging import JudgeError
 
 HOSTILE = "</script><script>document.title='owned'</script><!-- \" ' & <b>bold</b> @@DATA@@"
+PROMPTS = ["up", "down"]
+LIGHT = [[10, 20, 30, 40], [80, 70, 60, 50]]
 
 
 class Judge:
-    """Prefers the brighter picture; says so with words that tell the pictures apart."""
+    """Prefers the brighter image, in words that tell images apart; refuses those of brightness 20,
+    and gives every pair the probability 0.25. left: after so many calls it is down."""
 
     name = "brightness"
 
-    def __init__(self, refuses=(), first=False):
-        """refuses: brightness of pictures about which nothing is said; first: always the first."""
-        self.refuses, self.first = refuses, first
+    def __init__(self, left: int = 1000):
+        self.left = left
 
     def ask(self, queries):
+        self.left -= 1
         return [self.answer([image.getpixel((0, 0))[0] for image in q.images]) for q in queries]
 
     def answer(self, light):
-        if set(self.refuses) & set(light):
+        if 20 in light or self.left < 0:
             return Answer(error="refused")
         if len(light) == 1:
             kinds = ("Alignment", "Coherence", "Style")
             return Answer("\n".join(f"{kind} Score (1-5): {1 + light[0] / 100}" for kind in kinds))
-        better = "Image 1 is better" if self.first or light[0] > light[1] else "Image 2 is better"
+        better = "Image 1 is better" if light[0] > light[1] else "Image 2 is better"
         return Answer(f"{light[0]} and {light[1]} {HOSTILE}\n<answer>{better}</answer>")
 
     def first_probability(self, queries):
-        return [None if self.refuses else 0.25 for _ in queries]
+        return [0.25 for _ in queries]
 
 
-def gray(*light, side=8):
-    return [Image.new("RGB", (side, side), (value, value, value)) for value in light]
+def pairwise(**settings):
+    return {"pairwise": PairwiseReward(Judge(), **settings)}
 
 
-PROMPTS = ["up", "down"]
-GROUPS = [gray(10, 20, 30, 40), gray(80, 70, 60, 50)]
+def pointwise():
+    return {"pointwise": PointwiseReward(MLLMScorer(Judge()))}
 
 
-def kept(tmp_path, judge, rewards, step=1, prompts=PROMPTS, groups=GROUPS):
-    """What is kept of a step with these rewards, by name, and the rewards themselves.
+def constant(prompts, images):
+    return Rewards(torch.full((len(prompts), len(images[0])), 0.3457), Counter())
 
-    rewards: from an MLLM to a reward.
-    """
-    compared = {name: make(judge)(prompts, groups) for name, make in rewards.items()}
-    rollout = train.Rollout(prompts, None, None, groups)
-    zeros = torch.zeros(len(prompts), len(groups[0]))
+
+def kept(tmp_path, rewards, step=1, prompts=PROMPTS):
+    """What is kept of a step on these rewards, by name, and the rewards themselves."""
+    groups = [[Image.new("RGB", (8, 8), (v, v, v)) for v in row] for row in LIGHT[: len(prompts)]]
+    compared = {name: reward(prompts, groups) for name, reward in rewards.items()}
+    rollout, zeros = train.Rollout(prompts, None, None, groups), torch.zeros(len(prompts), 4)
     done = train.TrainStep(step, rollout, compared, compared, zeros, 0.0, [], [])
-    gallery.keep(tmp_path, judge.name, done)
+    gallery.keep(tmp_path, Judge.name, done)
     record = json.loads((tmp_path / "gallery" / f"step_{step:06}.json").read_text())
     return record["groups"], {name: found.values for name, found in compared.items()}
 
 
-@pytest.mark.parametrize(
-    "judge, settings",
-    [
-        (Judge(), {"opponents": 2}),
-        (Judge(first=True), {}),  # contradicts itself: all ties
-        (Judge(refuses=[20]), {"both_orders": False}),
-        (Judge(), {"soft": True}),
-    ],
-)
-def test_a_win_rate_is_the_mean_of_its_row_in_the_table(judge, settings, tmp_path):
-    groups, found = kept(tmp_path, judge, {"pairwise": lambda m: PairwiseReward(m, **settings)})
+@pytest.mark.parametrize("settings", [{"opponents": 2}, {"both_orders": False}, {"soft": True}])
+def test_a_win_rate_is_the_mean_of_its_row_in_the_table(settings, tmp_path):
+    groups, found = kept(tmp_path, pairwise(**settings))
     for group, rates in zip(groups, found["pairwise"].tolist(), strict=True):
         assert group["rewards"] == {"win rate": pytest.approx(rates, abs=1e-4)}
         for row, rate in zip(group["points"], rates):
@@ -89,13 +85,11 @@ def test_a_win_rate_is_the_mean_of_its_row_in_the_table(judge, settings, tmp_pat
 
 
 def test_the_words_are_those_that_the_judge_says_of_the_images_as_shown(tmp_path):
-    judge = Judge(refuses=[20])
-    rewards = {"pairwise": PairwiseReward, "pointwise": lambda m: PointwiseReward(MLLMScorer(m))}
-    groups, _ = kept(tmp_path, judge, rewards)
-    for group, images in zip(groups, GROUPS, strict=True):
+    groups, _ = kept(tmp_path, pairwise() | pointwise())
+    for group, light in zip(groups, LIGHT, strict=True):
         assert len(group["said"]) == 4 * 3 + 4  # each pair in both orders, each image alone
         for said in group["said"]:
-            (answer,) = judge.ask([Query(tuple(images[i] for i in said["shown"]), "")])
+            answer = Judge().answer([light[i] for i in said["shown"]])
             assert said["words"] == (answer.text or "refused")
     read = {tuple(said["shown"]): said["read_as"] for said in groups[0]["said"]}
     assert (read[0, 2], read[2, 0], read[0, 1], read[1,]) == ("second", "first", "failed", "failed")
@@ -103,20 +97,19 @@ def test_the_words_are_those_that_the_judge_says_of_the_images_as_shown(tmp_path
 
 
 def test_a_step_keeps_the_groups_that_fit_and_one_at_least(tmp_path, monkeypatch):
-    whole, _ = kept(tmp_path, Judge(), {"pairwise": PairwiseReward})
+    whole, _ = kept(tmp_path, pairwise())
     for room, count in ((1, 1), (len(json.dumps(whole)) + 9, 2), (len(json.dumps(whole[0])), 1)):
         monkeypatch.setattr(gallery, "STEP", room)
-        groups, _ = kept(tmp_path, Judge(), {"pairwise": PairwiseReward})
-        assert groups == whole[:count]
+        assert kept(tmp_path, pairwise())[0] == whole[:count]
 
 
 def test_many_steps_are_thinned_evenly(tmp_path, monkeypatch):
-    kept(tmp_path, Judge(), {})
+    kept(tmp_path, {})
     size = (tmp_path / "gallery" / "step_000001.json").stat().st_size
     monkeypatch.setattr(gallery, "ALL", 9 * (size + 20))
     for step in range(2, 65):
-        kept(tmp_path, Judge(), {}, step)
-    steps = [int(file.stem[-6:]) for file in gallery.steps_in(tmp_path / "gallery")]
+        kept(tmp_path, {}, step)
+    steps = [int(file.stem[-6:]) for file in gallery.steps_in(tmp_path)]
     gaps = [after - before for before, after in zip(steps, steps[1:])]
     assert steps[0] == 1 and steps[-1] == 64 and len(steps) >= 8 and max(gaps) <= 16
 
@@ -147,55 +140,46 @@ def a_run(tmp_path_factory):
 
 def test_a_run_keeps_what_it_learned_from_at_its_first_step_and_where_it_evaluates(a_run):
     out, learned = a_run
-    files = gallery.steps_in(out / "gallery")
+    files = gallery.steps_in(out)
     assert [file.name for file in files] == [f"step_00000{n}.json" for n in (1, 2, 3)]
-    prompts = [make_batch(CFG, None, step).prompts for step in (1, 2, 3)]
-    for file, texts, (scored, advantages) in zip(files, prompts, learned, strict=True):
-        assert [group["prompt"] for group in json.loads(file.read_text())["groups"]] == texts
-        for p, group in enumerate(json.loads(file.read_text())["groups"]):
+    for step, (file, (scored, advantages)) in enumerate(zip(files, learned, strict=True), 1):
+        groups = json.loads(file.read_text())["groups"]
+        assert [group["prompt"] for group in groups] == make_batch(CFG, None, step).prompts
+        for p, group in enumerate(groups):
             assert group["advantages"] == pytest.approx(advantages[p].tolist(), abs=1e-4)
-            assert group["rewards"] == {
-                "win rate": pytest.approx(scored["pairwise"][p].tolist(), abs=1e-4),
-                "redness": pytest.approx(scored["redness"][p].tolist(), abs=1e-4),
-            }
+            for name, key in (("win rate", "pairwise"), ("redness", "redness")):
+                wanted = pytest.approx(scored[key][p].tolist(), abs=1e-4)
+                assert group["rewards"][name] == wanted
             assert len(group["said"]) == 12  # of the pairs alone: a scorer says nothing
             assert all("Image 1 shows" in said["words"] for said in group["said"])
 
 
-def test_a_run_that_is_resumed_keeps_the_same(a_run, tmp_path):
-    out, _ = a_run
-    cfg = replace(MIXTURE, out=str(tmp_path / "run"))
+def test_a_run_that_is_resumed_keeps_the_same_and_the_command_makes_its_page_again(
+    a_run, tmp_path, monkeypatch, capsys
+):
+    page = tmp_path / "run" / "gallery.html"
+    cfg = replace(MIXTURE, out=str(page.parent))
     stepped(cfg).held.close()
     whole_run(replace(cfg, resume=True))
-    assert (tmp_path / "run/gallery.html").read_text() == (out / "gallery.html").read_text()
+    assert page.read_text() == (a_run[0] / "gallery.html").read_text()
+
+    page.unlink()
+    monkeypatch.setattr("sys.argv", ["gallery", str(page.parent)])
+    gallery.main()
+    assert page.read_text() == (a_run[0] / "gallery.html").read_text()
+    monkeypatch.setattr("sys.argv", ["gallery", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        gallery.main()
+    told = capsys.readouterr()
+    assert "gallery.html" in told.out and "keeps no groups" in told.err
 
 
 def test_a_run_that_ends_early_has_its_page(tmp_path, monkeypatch):
-    class Mortal(Judge):
-        asked = 0
-
-        def ask(self, queries):
-            self.asked += 1
-            return super().ask(queries) if self.asked < 2 else [Answer(error="down")] * len(queries)
-
-    monkeypatch.setattr("training.start.judge_of", lambda *_: Mortal())
+    monkeypatch.setattr("training.start.judge_of", lambda *_: Judge(left=1))
     with pytest.raises(JudgeError, match="the state after step 1 is saved"):
-        whole_run(replace(CFG, out=str(tmp_path / "run")))
-    assert '"step": 1' in (tmp_path / "run/gallery.html").read_text()
-    assert [file.stem for file in gallery.steps_in(tmp_path / "run/gallery")] == ["step_000001"]
-
-
-def test_the_command_makes_the_page_again(a_run, tmp_path, monkeypatch, capsys):
-    out, _ = a_run
-    page = (out / "gallery.html").read_text()
-    (out / "gallery.html").unlink()
-    monkeypatch.setattr("sys.argv", ["gallery", str(out)])
-    gallery.main()
-    assert (out / "gallery.html").read_text() == page and "gallery.html" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", ["gallery", str(tmp_path)])
-    with pytest.raises(SystemExit) as stop:
-        gallery.main()
-    assert stop.value.code == 2 and "keeps no groups" in capsys.readouterr().err
+        whole_run(replace(CFG, out=str(tmp_path)))
+    assert '"step": 1' in (tmp_path / "gallery.html").read_text()
+    assert [file.stem for file in gallery.steps_in(tmp_path)] == ["step_000001"]
 
 
 # ----------------------------------------------------------------------------- the page
@@ -203,18 +187,11 @@ def test_the_command_makes_the_page_again(a_run, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def page(tmp_path):
-    """Two steps: of two prompts, of which one is hostile, compared by two judges' ways; and of one
-    that was scored alone."""
+    """Two steps: of two prompts, of which one is hostile; and of one that was scored alone."""
     texts = [HOSTILE, "down \ud83d"]  # the second ends in half of a pair of surrogates
-    kept(tmp_path, Judge(refuses=[20]), {"pairwise": PairwiseReward}, 1, prompts=texts)
-    alone = {"pointwise": lambda m: PointwiseReward(MLLMScorer(m)), "clip": lambda m: Constant()}
-    kept(tmp_path, Judge(), alone, 32, ["alone"], GROUPS[:1])
+    kept(tmp_path, pairwise(), 1, texts)
+    kept(tmp_path, pointwise() | {"clip": constant}, 32, ["alone"])
     return tmp_path / "gallery.html"
-
-
-class Constant:
-    def __call__(self, prompts, images):
-        return Rewards(torch.full((len(prompts), len(images[0])), 0.3457), Counter())
 
 
 def test_the_page_is_whole_offline_and_holds_hostile_text_as_text(page):
@@ -222,14 +199,13 @@ def test_the_page_is_whole_offline_and_holds_hostile_text_as_text(page):
     assert text.count("<script") == 2 and "<b>bold" not in text
     assert not re.findall(r"(?:src|href)=", text) and "http" not in text.replace("http-equiv", "")
     data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
-    steps = json.loads(data)["steps"]
-    prompts = [group["prompt"] for step in steps for group in step["groups"]]
+    prompts = [g["prompt"] for step in json.loads(data)["steps"] for g in step["groups"]]
     assert prompts == [HOSTILE, "down \ud83d", "alone"]
 
 
 @needs_browser
 def test_the_page_turns_in_a_real_browser(page, tmp_path):
-    """A script turns through steps and prompts, chooses pairs and pictures, and writes down what is
+    """A script turns through steps and prompts, chooses pairs and images, and writes down what is
     on the screen."""
     script = """
       const text = id => document.getElementById(id).textContent;
@@ -239,7 +215,7 @@ def test_the_page_turns_in_a_real_browser(page, tmp_path):
       const key = k => document.dispatchEvent(new KeyboardEvent("keydown", {key: k}));
       const cards = n => document.querySelectorAll("#images figure")[n].textContent;
       seen.push(text("caption"), cards(3), signs().join(""), text("chosen"), heard());
-      document.querySelectorAll("#table button")[1].click();  // picture 1 against picture 3
+      document.querySelectorAll("#table button")[1].click();  // image 1 against image 3
       seen.push(text("chosen"), heard(), document.querySelector("article pre").textContent);
       document.getElementById("prompt-on").click();
       seen.push(text("chosen"), signs().join(""), document.getElementById("prompt-on").disabled);
@@ -250,20 +226,15 @@ def test_the_page_turns_in_a_real_browser(page, tmp_path):
       seen.push(document.getElementById("pairs").hidden);
       key("h"); key("k");
       seen.push(document.getElementById("step").value, document.title);"""
+    both = "image {}, shown as Image 1image {}, shown as Image 2".format
     assert seen(page, script, tmp_path) == [
         HOSTILE,
         "Image 4win rate 1.00advantage 0.00",
-        "?LL???W?LW?W",  # every pair of the second picture is lost
+        "?LL???W?LW?W",  # every pair of the second image is lost
         "Image 1 against image 2, judged by brightness",
-        [
-            [f"image {i}, shown as Image 1image {j}, shown as Image 2", "No answer"]
-            for i, j in ((1, 2), (2, 1))
-        ],
+        [[both(1, 2), "No answer"], [both(2, 1), "No answer"]],
         "Image 1 against image 3, judged by brightness",
-        [
-            ["image 1, shown as Image 1image 3, shown as Image 2", "Image 2 is better"],
-            ["image 3, shown as Image 1image 1, shown as Image 2", "Image 1 is better"],
-        ],
+        [[both(1, 3), "Image 2 is better"], [both(3, 1), "Image 1 is better"]],
         f"10 and 30 {HOSTILE}\n<answer>Image 2 is better</answer>",
         "Image 1 against image 3, judged by brightness",
         "WWWLWWLLWLLL",

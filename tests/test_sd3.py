@@ -9,7 +9,6 @@ from real_runs import log_of, whole_run
 from test_flux import PROMPTS, drawn, drawn_by_diffusers, pixels
 from tiny_models import MAX_TOKENS, SHIFT
 
-import sampler
 from models import base
 from models.sd3 import SD3
 from training.config import Config
@@ -25,7 +24,7 @@ def load(sd3_folders):
     return lambda guidance=1.0, t5=True: base.load(sd3_folders[t5], 32, guidance)
 
 
-@pytest.mark.parametrize("t5", [True, False], ids=["with T5", "without T5"])
+@pytest.mark.parametrize("t5", [True, False])
 def test_ode_sample_is_what_diffusers_own_pipeline_draws(load, t5):
     ours = {}
     for guidance in (1.0, 4.0):
@@ -43,8 +42,8 @@ def test_text_rows_carry_the_empty_prompt_along(load):
     model = load()
     rows, empty = model.encode(PROMPTS).rows(torch.tensor([0, 0, 1])), model.encode([""])
     assert all(len(field) == 3 for field in rows)
-    assert torch.allclose(rows.negative_embeds[1], empty.embeds[0], atol=1e-5)
-    assert torch.allclose(rows.negative_pooled[1], empty.pooled[0], atol=1e-5)
+    torch.testing.assert_close(rows.negative_embeds[1], empty.embeds[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(rows.negative_pooled[1], empty.pooled[0], atol=1e-5, rtol=0)
     assert not torch.allclose(rows.embeds[1], empty.embeds[0], atol=1e-2)
 
 
@@ -59,20 +58,6 @@ def test_guidance_one_costs_one_pass_and_two_passes_share_a_batch(load):
 
         model.velocity(model.encode(PROMPTS), counting)(model.noise([0, 1]), torch.ones(2))
     assert sizes == [2, 4]
-
-
-def test_replay_at_unchanged_weights_gives_ratio_one(load):
-    model, other = load(4.0), load(5.0)
-    model.transformer.requires_grad_(True)
-    velocity, sigmas = model.velocity(model.encode(PROMPTS)), sampler.sigma_schedule(STEPS, SHIFT)
-    generator = torch.Generator().manual_seed(0)
-    trajectory = sampler.rollout(velocity, model.noise([0, 1]), sigmas, 0.7, generator=generator)
-    for k in trajectory.sde_steps:
-        step = sampler.replay(velocity, trajectory, k)
-        assert step.log_prob.requires_grad and torch.equal(step.log_prob, trajectory.log_probs[k])
-    # and a policy with another guidance is another policy
-    step = sampler.replay(other.velocity(other.encode(PROMPTS)), trajectory, 1)
-    assert not torch.equal(step.log_prob, trajectory.log_probs[1])
 
 
 def test_the_gradient_flows_through_both_passes(load):
@@ -104,19 +89,16 @@ def test_a_lora_goes_to_both_attentions_and_feed_forwards(load):
 
 
 def test_a_folder_of_sd3_trains_like_any_other(sd3_folders, tmp_path):
-    """The pipeline's own class chooses sd3.py; CLIP tells random images apart."""
     settings = dict(steps=1, prompts_per_step=1, group_size=4, num_steps=3, heldout=2)
     settings |= dict(shift=SHIFT, guidance=4.0, weight_decay=0.0, model=sd3_folders[True])
-    clip = f"clip={ROOT / 'assets' / 'tiny-clip'}"
+    clip = f"clip={ROOT / 'assets' / 'tiny-clip'}"  # it tells random images apart
     run = whole_run(Config(**settings, reward=clip, out=str(tmp_path)))
     assert isinstance(run.model, SD3)
     row = log_of(tmp_path)[1]
     assert row["ratio_min"] == row["ratio_max"] == 1.0
     assert row["grad_norm"] > 0 and row["frac_floor"] == 0
-    before, after = (
-        base.load(folder).transformer.state_dict()
-        for folder in (sd3_folders[True], str(tmp_path / "final"))
-    )
+    folders = sd3_folders[True], str(tmp_path / "final")
+    before, after = (base.load(folder).transformer.state_dict() for folder in folders)
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
