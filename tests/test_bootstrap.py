@@ -13,12 +13,7 @@ def test_each_replicate_draws_as_many_prompts_as_there_are():
     assert (resample(7) == draws).all() and (resample(7, seed=1) != draws).any()
 
 
-def test_an_interval_holds_the_middle_95_percent():
-    assert interval(np.arange(1001)) == (25, 975)
-
-
 def test_prompts_that_are_alike_give_no_interval():
-    """Nor does one prompt: an interval without width would look like certainty."""
     for alike in ([0.7] * 30, [0.1], [1.0] * 100):
         assert mean_interval(alike) is None
     assert mean_interval([2, 4, 6], [1, 2, 3]) is None  # every prompt has the same ratio
@@ -28,13 +23,9 @@ def test_prompts_that_are_alike_give_no_interval():
 
 def test_a_hundred_coin_tosses():
     """Half heads: the standard error is 0.05, so 95 % lie within 0.098."""
+    assert interval(np.arange(1001)) == (25, 975)
     low, high = mean_interval([0, 1] * 50)
     assert low == pytest.approx(0.402, abs=0.015) and high == pytest.approx(0.598, abs=0.015)
-
-
-def test_a_prompt_with_more_testpoints_weighs_more():
-    low, high = mean_interval([9, 0], [9, 1])  # drawn: the first twice, both, or the second twice
-    assert (low, high) == (0, 1)
 
 
 def test_no_prompts():

@@ -13,21 +13,14 @@ SMALL = explain.Settings(group_size=3, num_steps=3)
 PROMPT = parse_prompt("a pink square to the left of a blue circle")
 
 
-@pytest.fixture(scope="module")
-def group(tiny_flux):
-    return explain.draw_group(tiny_flux, SMALL, PROMPT, 0)
-
-
 def test_the_settings_are_a_runs_by_name_and_default():
     assert explain.Settings()._asdict().items() <= vars(Config()).items()
 
 
-def test_the_last_prediction_is_the_judged_picture(group):
+def test_what_is_drawn_of_a_group_is_what_the_method_makes_of_it(tiny_flux):
+    group = explain.draw_group(tiny_flux, SMALL, PROMPT, 0)
     for predicted, image in zip(group.frames[-1], group.images, strict=True):
         assert abs(np.asarray(predicted, int) - np.asarray(image, int)).max() <= 1
-
-
-def test_what_meets_more_testpoints_is_never_beaten_by_what_meets_fewer(group):
     for i, j in itertools.permutations(range(3), 2):
         if sum(group.met[i]) > sum(group.met[j]):
             assert group.points[i][j] > 0.5
@@ -37,8 +30,8 @@ def test_the_command_draws_all_four(tmp_path, monkeypatch):
     monkeypatch.setattr(explain, "Settings", lambda: SMALL)
     monkeypatch.setattr("sys.argv", ["explain", "--out", str(tmp_path / "pictures")])
     explain.main()
-    names = {path.name for path in (tmp_path / "pictures").iterdir()}
-    assert names == {"group.png", "denoising.png", "advantages.png", "noise.png"}
+    names = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
+    assert names == {"group", "denoising", "advantages", "noise"}
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,17 @@ from figures import fonts
 from figures.pictures import new_figure, sample_grid, wrapped
 from unigenbench.report import radar
 
-BEAR, CAT = "\u718a", "\u732b"
-EMOJI = "\U0001f408"
+BEAR, CAT, EMOJI = "\u718a", "\u732b", "\U0001f408"
+USUAL = fonts.installed()[0]
 
 
 def make_font(path, shapes: dict[str, list]) -> str:
     """A font file with a polygon for each of some letters, twice as wide as Latin ones are."""
     glyphs = {".notdef": TTGlyphPen(None).glyph()}
-    for letter, corners in shapes.items():
+    for letter, (start, *corners) in shapes.items():
         pen = TTGlyphPen(None)
-        pen.moveTo(corners[0])
-        for corner in corners[1:]:
+        pen.moveTo(start)
+        for corner in corners:
             pen.lineTo(corner)
         pen.closePath()
         glyphs[f"u{ord(letter):X}"] = pen.glyph()
@@ -36,22 +36,17 @@ def make_font(path, shapes: dict[str, list]) -> str:
     return str(path)
 
 
-@pytest.fixture
-def no_font(monkeypatch):
-    """A machine that has matplotlib's own font alone."""
-    monkeypatch.setattr(fonts, "installed", lambda: [fonts.usual_font()])
-    monkeypatch.setattr(fonts, "warned", set())
-
-
-@pytest.fixture
-def a_font(no_font, monkeypatch, tmp_path):
-    """A machine that has a damaged font file too, and one for two Chinese letters."""
+@pytest.fixture(autouse=True)
+def files(monkeypatch, tmp_path) -> list[str]:
+    """The font files of a machine: matplotlib's own, a damaged one, and one for two Chinese
+    letters, which a test may take away."""
     (tmp_path / "damaged.ttf").write_bytes(b"no font")
     square, wedge = [(0, 0), (0, 800), (900, 800), (900, 0)], [(0, 0), (450, 800), (900, 0)]
     chinese = make_font(tmp_path / "chinese.ttf", {BEAR: square, CAT: wedge})
-    files = [fonts.usual_font(), str(tmp_path / "damaged.ttf"), chinese]
+    files = [USUAL, str(tmp_path / "damaged.ttf"), chinese]
     monkeypatch.setattr(fonts, "installed", lambda: files)
-    return chinese
+    monkeypatch.setattr(fonts, "warned", set())
+    return files
 
 
 def grid(tmp_path, caption):
@@ -65,15 +60,11 @@ def legend(tmp_path, name):
 
 
 @pytest.mark.parametrize("draw", [grid, legend])
-def test_letters_look_different_where_a_font_draws_them(draw, a_font, tmp_path, caplog):
-    assert draw(tmp_path, BEAR) != draw(tmp_path, CAT)
-    assert not caplog.records
-
-
-@pytest.mark.parametrize("draw", [grid, legend])
-def test_letters_without_a_font_are_boxes_and_each_script_is_told_once(
-    draw, no_font, tmp_path, caplog, recwarn
+def test_letters_are_drawn_or_are_boxes_and_each_script_is_told_once(
+    draw, files, tmp_path, caplog, recwarn
 ):
+    assert draw(tmp_path, BEAR) != draw(tmp_path, CAT) and not caplog.records
+    del files[2]
     assert draw(tmp_path, BEAR) == draw(tmp_path, CAT)
     draw(tmp_path, BEAR + EMOJI)
     first, second = [record.getMessage() for record in caplog.records]
@@ -81,9 +72,8 @@ def test_letters_without_a_font_are_boxes_and_each_script_is_told_once(
     assert not recwarn.list  # nor does matplotlib repeat it for each letter
 
 
-def test_the_font_that_draws_the_most_is_taken(a_font, tmp_path, caplog):
-    usual = fonts.usual_font()
-    taken = {f"a {BEAR}{CAT}": a_font, f"many {BEAR}": usual, BEAR + EMOJI: a_font, "": usual}
+def test_the_font_that_draws_the_most_is_taken(files, tmp_path, caplog):
+    taken = {f"a {BEAR}{CAT}": files[2], f"many {BEAR}": USUAL, BEAR + EMOJI: files[2], "": USUAL}
     assert {text: fonts.font_file(text) for text in taken} == taken
     caplog.clear()
     for text in ("carr\u00e9", "\u043a\u0440\u0443\u0433", "a\u200d\ufe0f\n"):
@@ -103,7 +93,7 @@ def test_a_name_is_drawn_as_it_stands_and_not_as_mathematics(text):
 
 
 @pytest.mark.parametrize("text", [BEAR * 40, f"one {BEAR} " * 20, "www " * 40])
-def test_no_line_is_wider_than_its_column(text, a_font):
+def test_no_line_is_wider_than_its_column(text):
     (font,) = fonts.pillow_fonts([text], 12)
     lines = wrapped(text, font, 120, 5).split("\n")
     assert 2 <= len(lines) <= 5 and all(font.getlength(line) <= 120 for line in lines)

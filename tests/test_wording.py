@@ -5,7 +5,7 @@ import pytest
 from common.wording import columns_of, listed, one_line, reasons
 
 
-@pytest.mark.parametrize("count", [0, 1, 5, 6, 800])
+@pytest.mark.parametrize("count", [0, 5, 6, 800])
 def test_a_list_names_a_few_and_counts_the_others(count):
     text = listed(f"folder/{n}\n.png" for n in range(count))
     assert text.count(".png") == min(count, 5) and "\n" not in text
@@ -14,22 +14,16 @@ def test_a_list_names_a_few_and_counts_the_others(count):
 
 def test_errors_that_differ_in_identifiers_alone_are_of_a_kind():
     errors = [f"HTTP 503 (request req_{n:x}a1, port {40000 + n}): try\nagain" for n in range(500)]
-    errors += [f"timeout after {n}.5 s" for n in range(200)] + [
-        "HTTP 429: slow down",
-        "HTTP 500: broken",
-    ] * 90
+    errors += [f"timeout after {n}.5 s" for n in range(200)]
+    errors += ["HTTP 429: slow down", "HTTP 500: broken"] * 90
     errors += [f"{chr(97 + n)} fault" for n in range(10)]
-    said = reasons(errors)
-    assert said == (
+    assert reasons(errors) == (
         "500 such as HTTP 503 (request req_0a1, port 40000): try again; "
         "200 such as timeout after 0.5 s; 90 x HTTP 429: slow down; 100 of other kinds"
     )
     assert reasons(["a"]) == "1 x a" and reasons([]) == ""
-
-
-def test_no_error_is_longer_than_a_line():
-    errors = [f"{letter * 10_000} 7f3a" for letter in "abcd" for _ in range(200)]
-    assert len(reasons(errors)) < 700
+    long = [f"{letter * 10_000} 7f3a" for letter in "abcd" for _ in range(200)]
+    assert len(reasons(long)) < 700
 
 
 @pytest.mark.parametrize(
@@ -41,7 +35,7 @@ def test_a_line_has_no_line_ends_and_can_be_written(text, line):
 
 
 @pytest.mark.parametrize("text", ["abcdefghij" * 9, "\u718a" * 90, "a\u718a" * 40])
-@pytest.mark.parametrize("most", [1, 2, 3, 20, 81])
+@pytest.mark.parametrize("most", [1, 2, 20])
 def test_what_is_shortened_keeps_both_ends(text, most):
     short = one_line(text, most)
     assert columns_of(short) <= most and "…" in short
