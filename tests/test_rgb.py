@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from common.rgb import to_rgb
 from figures.pictures import enlarge
@@ -49,19 +49,15 @@ def test_a_scale_of_grays_is_one_in_every_depth():
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "HSV", "LAB", "PA"])
 def test_colors_are_the_same_in_every_mode(mode):
-    plain, image = COLORS, COLORS
+    plain = shown = COLORS
     if mode == "PA":
-        image = COLORS.quantize(256)
-        plain = image.convert("RGB")
+        shown = COLORS.quantize(256)
+        plain = shown.convert("RGB")
     if mode == "LAB":
-        from PIL import ImageCms
-
         plain = Image.new("RGB", (2, 2), "red")
         profiles = [ImageCms.createProfile(name) for name in ("sRGB", mode)]
         shown = ImageCms.profileToProfile(plain, *profiles, outputMode="LAB")
-    else:
-        shown = image.convert(mode)
-    assert difference(to_rgb(shown), plain) <= 6  # HSV rounds most
+    assert difference(to_rgb(shown.convert(mode)), plain) <= 6  # HSV rounds most
 
 
 RED = Image.new("RGBA", (4, 4), (255, 0, 0, 0))  # of which nothing shows but the last pixel
@@ -69,31 +65,23 @@ RED.putpixel((3, 3), (255, 0, 0, 255))
 
 
 def keyed(mode: str, value) -> Image.Image:
-    image = Image.new(mode, (4, 4), value)
-    if mode == "P":
-        image.putpalette(bytes(range(24)))
-    return reread(image, transparency=value)
+    """An image of one value, which its file says is transparent."""
+    return reread(Image.new(mode, (4, 4), value), transparency=value)
 
 
 def test_what_is_transparent_is_white():
     own = [RED, RED.convert("RGBa"), reread(RED), reread(RED, "WEBP", lossless=True)]
     gray = [RED.convert("LA"), RED.convert("LA").convert("La"), reread(RED.convert("LA"))]
-    palettes = [RED.quantize(4), reread(RED, "GIF"), Image.new("PA", (4, 4))]
-    palettes += [reread(Image.new("P", (4, 4)), transparency=b"\x00\xff"), keyed("P", 5)]
+    palettes = [RED.quantize(4), reread(RED, "GIF"), Image.new("PA", (4, 4)), keyed("P", 0)]
+    palettes += [reread(Image.new("P", (4, 4)), transparency=b"\x00\xff")]
     keys = [keyed("1", 0), keyed("L", 7), keyed("RGB", (1, 2, 3)), keyed("I;16", 300)]
     for image in (*own, *gray, *palettes, *keys):
         assert to_rgb(image).getpixel((0, 0)) == (255, 255, 255), image
     assert [to_rgb(image).getpixel((3, 3)) for image in own] == [(255, 0, 0)] * 4
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "P"])
-def test_what_is_half_transparent_is_half_white(mode):
-    half = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
-    if mode == "P":
-        half = reread(Image.new("P", (4, 4)), transparency=b"\x80")
-    elif mode in ("LA", "La"):
-        half = half.convert("LA")
-    assert to_rgb(half.convert(mode)).getpixel((0, 0)) == (127, 127, 127)
+    half, gray = (Image.new("RGBA", (4, 4), (0, 0, 0, 128)).convert(m) for m in ("RGBA", "LA"))
+    palette = reread(Image.new("P", (4, 4)), transparency=b"\x80")
+    for image in (half, half.convert("RGBa"), gray, gray.convert("La"), palette):
+        assert to_rgb(image).getpixel((0, 0)) == (127, 127, 127), image
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG", "TIFF"])
@@ -108,8 +96,7 @@ def test_an_image_stands_upright_and_is_turned_once(kind):
         exif[ORIENTATION] = value
         image = reread(turned, kind, exif=exif)
         for place in ((8, 8), (56, 8), (8, 120), (56, 120)):  # a color each, far from the edges
-            seen, there = (im.getpixel(place) for im in (to_rgb(image), upright))
-            assert seen == pytest.approx(there, abs=9)
+            assert to_rgb(image).getpixel(place) == pytest.approx(upright.getpixel(place), abs=9)
         assert to_rgb(to_rgb(image)).tobytes() == to_rgb(image).tobytes()
 
 
