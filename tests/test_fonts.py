@@ -1,8 +1,7 @@
 """fonts.py: what an installed font can draw is drawn; what none can is said once."""
 
 import pytest
-from fontTools.fontBuilder import FontBuilder
-from fontTools.pens.ttGlyphPen import TTGlyphPen
+from fontTools.ttLib import TTFont
 from PIL import Image
 
 from figures import fonts
@@ -13,37 +12,17 @@ BEAR, CAT, EMOJI = "\u718a", "\u732b", "\U0001f408"
 USUAL = fonts.installed()[0]
 
 
-def make_font(path, shapes: dict[str, list]) -> str:
-    """A font file with a polygon for each of some letters, twice as wide as Latin ones are."""
-    glyphs = {".notdef": TTGlyphPen(None).glyph()}
-    for letter, (start, *corners) in shapes.items():
-        pen = TTGlyphPen(None)
-        pen.moveTo(start)
-        for corner in corners:
-            pen.lineTo(corner)
-        pen.closePath()
-        glyphs[f"u{ord(letter):X}"] = pen.glyph()
-    builder = FontBuilder(1000, isTTF=True)
-    builder.setupGlyphOrder(list(glyphs))
-    builder.setupCharacterMap({ord(letter): f"u{ord(letter):X}" for letter in shapes})
-    builder.setupGlyf(glyphs)
-    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1000, 0)))
-    builder.setupHorizontalHeader(ascent=800, descent=-200)
-    builder.setupNameTable({"familyName": path.stem, "styleName": "Regular"})
-    builder.setupOS2()
-    builder.setupPost()
-    builder.save(path)
-    return str(path)
-
-
 @pytest.fixture(autouse=True)
 def files(monkeypatch, tmp_path) -> list[str]:
     """The font files of a machine: matplotlib's own, a damaged one, and one for two Chinese
     letters, which a test may take away."""
     (tmp_path / "damaged.ttf").write_bytes(b"no font")
-    square, wedge = [(0, 0), (0, 800), (900, 800), (900, 0)], [(0, 0), (450, 800), (900, 0)]
-    chinese = make_font(tmp_path / "chinese.ttf", {BEAR: square, CAT: wedge})
-    files = [USUAL, str(tmp_path / "damaged.ttf"), chinese]
+    font = TTFont(USUAL)
+    tables = font["cmap"].tables = [t for t in font["cmap"].tables if t.format == 4]
+    for table in tables:
+        table.cmap = {ord(BEAR): "W", ord(CAT): "M"}
+    font.save(tmp_path / "chinese.ttf")
+    files = [USUAL, str(tmp_path / "damaged.ttf"), str(tmp_path / "chinese.ttf")]
     monkeypatch.setattr(fonts, "installed", lambda: files)
     monkeypatch.setattr(fonts, "warned", set())
     return files
