@@ -40,10 +40,10 @@ def save_image(image, path) -> None:
     write_atomic(path, data.getvalue())
 
 
-def enlarge(image, side=CELL):
-    """An RGB copy, enlarged by a whole factor (nearest neighbor) to a side of about `side`."""
+def enlarge(image):
+    """An RGB copy, enlarged by a whole factor (nearest neighbor) to a side of about CELL."""
     image = to_rgb(image)
-    factor = max(1, round(side / max(image.size)))
+    factor = max(1, round(CELL / max(image.size)))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 

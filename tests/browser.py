@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,14 +15,8 @@ needs_browser = pytest.mark.skipif(
     BROWSER is None, reason="no Chromium is installed (apt-get install chromium)"
 )
 FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--dump-dom",
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update --dump-dom"
 )
 
 
@@ -34,7 +29,7 @@ def seen(page: Path, script: str, folder: Path):
       </script></body>"""
     copy = folder / "probe.html"
     copy.write_text(page.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
-    flags = [*FLAGS, f"--user-data-dir={folder / 'profile'}"]
+    flags = [*shlex.split(FLAGS), f"--user-data-dir={folder / 'profile'}"]
     dom = subprocess.run(
         [BROWSER, *flags, copy.as_uri()], capture_output=True, text=True, timeout=120
     ).stdout

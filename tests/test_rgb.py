@@ -127,6 +127,7 @@ def test_all_who_read_an_image_see_the_same(image, tmp_path):
     url = "data:image/png;base64," + base64.b64encode((tmp_path / "0_0.png").read_bytes()).decode()
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "?"}]
     (served,) = parse_request({"messages": [{"content": content}]}).images
-    for seen in (asked, scored, open_image(tmp_path / "0_0.png")[0], served, enlarge(image, 1)):
+    drawn = enlarge(image).resize(image.size, Image.Resampling.NEAREST)
+    for seen in (asked, scored, open_image(tmp_path / "0_0.png")[0], served, drawn):
         assert difference(seen, upright) == 0
     assert read([image]) == read([upright])
