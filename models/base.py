@@ -106,9 +106,10 @@ def check_weights(pipe, model: str) -> None:
 def families() -> dict:
     """The subclasses of Model by the name of the pipeline's class that each is for."""
     from models.flux import Flux
+    from models.klein import Klein
     from models.sd3 import SD3
 
-    return {family.pipeline.__name__: family for family in (Flux, SD3)}
+    return {family.pipeline.__name__: family for family in (Flux, Klein, SD3)}
 
 
 def load(
@@ -153,15 +154,16 @@ class Model:
     encode_prompts       P prompts -> Text
     predict              one pass of the network: velocity
     patch                a token is a patch of so many latents squared; 2 if it does not say
-    lora_layers          where a LoRA goes: ends of the names of layers, if it has others
+    lora_blocks, lora_layers   where a LoRA goes: how names of layers begin and end, if otherwise
     schedule_shift, for_vae    where its scheduler or its VAE is of another kind
     """
 
     pipeline: type
     Text: type
     patch = 2
+    lora_blocks: tuple[str, ...] = ("transformer_blocks.",)
     # Attention and feed-forward of a block, as diffusers names them in most transformers.
-    lora_layers = (
+    lora_layers: tuple[str, ...] = (
         *(".to_q", ".to_k", ".to_v", ".to_out.0"),
         *(".add_q_proj", ".add_k_proj", ".add_v_proj", ".to_add_out"),
         *(".net.0.proj", ".net.2"),
@@ -206,9 +208,8 @@ class Model:
         _, rows, columns = self.latent_shape
         return rows * columns // self.patch**2
 
-    def schedule_shift(self, num_steps: int = 0) -> float:
-        """The shift that the pipeline's own scheduler would use at this size, whatever the number
-        of steps (which a subclass may look at)."""
+    def schedule_shift(self, num_steps: int) -> float:
+        """The shift that the pipeline itself would use at this size in so many steps."""
         config = self.pipe.scheduler.config
         if not config.use_dynamic_shifting:
             return config.shift
@@ -258,6 +259,12 @@ class Model:
 
         return one_pass
 
+    def guide(self, velocities: torch.Tensor) -> torch.Tensor:
+        """Classifier-free guidance: velocities (2B, ...) of the empty prompt, then of the prompts,
+        -> (B, ...)."""
+        negative, positive = velocities.chunk(2)
+        return negative + self.guidance * (positive - negative)
+
     def for_vae(self, tokens: torch.Tensor) -> torch.Tensor:
         """Clean latents (B, N, C) as the VAE decodes them: unpacked, in its own units."""
         config = self.pipe.vae.config
@@ -301,7 +308,7 @@ class Model:
             self.transformer.enable_adapters()
 
     def add_lora(self, rank: int, alpha: int = 0) -> None:
-        """Adds a trainable float32 LoRA to the transformer's (double) blocks, through peft.
+        """Adds a trainable float32 LoRA to the transformer's blocks, through peft.
 
         alpha: its changes count alpha / rank; 0: as the rank. Raises ValueError for a rank above
         the layers' width, and for a network without any such layer.
@@ -311,7 +318,9 @@ class Model:
         layers = {
             name: layer
             for name, layer in self.transformer.named_modules()
-            if name.startswith("transformer_blocks.") and name.endswith(self.lora_layers)
+            if name.startswith(self.lora_blocks)
+            and name.endswith(self.lora_layers)
+            and isinstance(layer, torch.nn.Linear)
         }
         if not layers:
             raise ValueError(

@@ -84,7 +84,4 @@ class SD3(Model):
             return_dict=False,
         )[0]
         output = self.pack(output.float())
-        if copies == 1:
-            return output
-        negative, positive = output.chunk(2)
-        return negative + self.guidance * (positive - negative)
+        return output if copies == 1 else self.guide(output)

@@ -50,6 +50,16 @@ def sd3_folders(tmp_path_factory):
     return both
 
 
+@pytest.fixture(scope="session")
+def klein_folder(tmp_path_factory):
+    """FLUX.2-klein of random weights."""
+    from tiny_models import klein_pipeline
+
+    folder = str(tmp_path_factory.mktemp("klein"))
+    klein_pipeline().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def uncounted(monkeypatch):
     """Plans of memory whose passes are not counted, which takes a second each."""

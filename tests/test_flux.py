@@ -36,10 +36,11 @@ def drawn_by_diffusers(model, seeds=(5, 6), steps=6, **settings):
     return pixels(model.pipe(p, generator=g, **settings).images[0] for p, g in pairs)
 
 
-@pytest.fixture(params=["flux", "sd3"])
-def model(request, sd3_folders):
-    """One of either family, for a test that may change it; guided where its family can be."""
-    return base.load(TINY if request.param == "flux" else sd3_folders[True], 32, 4.0)
+@pytest.fixture(params=["flux", "sd3", "klein"])
+def model(request, sd3_folders, klein_folder):
+    """One of each family, for a test that may change it; guided where its family can be."""
+    folders = {"flux": TINY, "sd3": sd3_folders[True], "klein": klein_folder}
+    return base.load(folders[request.param], 32, 4.0)
 
 
 def test_ode_sample_is_what_diffusers_own_pipeline_draws(tiny_flux):

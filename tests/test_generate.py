@@ -344,8 +344,8 @@ def test_schedule_shift_is_the_pipelines_own(model):
     )
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 30, 30), mu=1.15)
     assert own.tokens == 4096
-    assert sampler.sigma_schedule(30, own.schedule_shift()).numpy() == pytest.approx(
+    assert sampler.sigma_schedule(30, own.schedule_shift(30)).numpy() == pytest.approx(
         scheduler.sigmas.numpy(), abs=1e-6
     )
     own.pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    assert own.schedule_shift() == 3.0
+    assert own.schedule_shift(30) == 3.0

@@ -132,7 +132,7 @@ def make_draw(pipe, own, steps: int, guidance: float, size: int | None, seeds):
         # Generators of the CPU: a seed means the same noise on every device.
         noises = [torch.Generator().manual_seed(seed) for seed in seeds]
         how = dict(num_inference_steps=steps, guidance_scale=guidance, height=size, width=size)
-        return pipe([text] * len(seeds), generator=noises, **how).images
+        return pipe(prompt=[text] * len(seeds), generator=noises, **how).images
 
     if not own:
         return draw_other, None
