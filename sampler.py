@@ -72,15 +72,19 @@ def sigma_schedule(num_steps: int, shift: float = 1.0) -> torch.Tensor:
 
 
 # What makes one SDE differ from another is its diffusion d: noise added per square root of dsigma.
-# kind -> d(sigma, noise_level, second), shaped as sigma (B, 1, 1); second is sigmas[1]. A new kind
-# is a new line.
+# kind -> d(sigma, noise_level, second, sigma_next), shaped as sigma (B, 1, 1); second is sigmas[1].
+# A new kind is a new line.
 DIFFUSIONS = {
     # Flow-GRPO. 1 - sigma is 0 at the very start: there the first step borrows the second's sigma.
-    "flow": lambda sigma, noise_level, second: (
+    "flow": lambda sigma, noise_level, second, sigma_next: (
         noise_level * torch.sqrt(sigma / (1 - torch.where(sigma == 1, second, sigma)))
     ),
     # DanceGRPO.
-    "dance": lambda sigma, noise_level, second: noise_level * torch.ones_like(sigma),
+    "dance": lambda sigma, noise_level, second, sigma_next: noise_level * torch.ones_like(sigma),
+    # Flow-CPS: a share of the noise that the next state has, for a noise_level of at most 1.
+    "cps": lambda sigma, noise_level, second, sigma_next: (
+        sigma_next * torch.sin(noise_level * math.pi / 2) / torch.sqrt(sigma - sigma_next)
+    ),
 }
 
 
@@ -103,19 +107,27 @@ def sde_step(
     every batch.
     noise_level = 0 gives the Euler step of the ODE, and so does the last step, to sigma = 0,
     always: std is 0 there, log_prob 0, and the last step's result is the predicted clean latents.
-    Raises ValueError for an unknown kind.
+    Raises ValueError for an unknown kind, and for one of "cps" with a noise_level above 1.
     """
     if kind not in DIFFUSIONS:
         raise ValueError(f"unknown SDE kind '{kind}': choose from {', '.join(DIFFUSIONS)}")
+    if kind == "cps" and noise_level > 1:
+        raise ValueError(f"noise_level {noise_level} is above 1: 'cps' has no more noise to renew")
     latents, velocity = latents.float(), velocity.float()
     index = torch.as_tensor(index, device=latents.device).expand(len(latents))
     sigmas = sigmas.to(latents.device)
     sigma, sigma_next = sigmas[index].view(-1, 1, 1), sigmas[index + 1].view(-1, 1, 1)
     dsigma = sigma_next - sigma  # (B, 1, 1), negative
-    d = DIFFUSIONS[kind](sigma, noise_level * (sigma_next > 0), sigmas[1])  # 0 in the last step
+    level = noise_level * (sigma_next > 0)  # 0 in the last step
+    d = DIFFUSIONS[kind](sigma, level, sigmas[1], sigma_next)
     score = -(latents + (1 - sigma) * velocity) / sigma  # gradient of the log marginal density
     mean = latents + velocity * dsigma - 0.5 * d**2 * score * dsigma
     std = d * torch.sqrt(-dsigma)
+    if kind == "cps":
+        # Above, the estimated noise -sigma * score is kept by sigma_next - std²/(2 sigma), which
+        # with the fresh noise is more than sigma_next. Coefficients are preserved by kept² + std².
+        kept = torch.sqrt(sigma_next**2 - std**2)
+        mean = mean - (kept - sigma_next + std**2 / (2 * sigma)) * sigma * score
     if next_latents is None:
         next_latents = mean + std * randn_tensor(mean.shape, generator, mean.device, torch.float32)
     safe_std = torch.where(std > 0, std, torch.ones_like(std))
