@@ -1,0 +1,144 @@
+"""How far two judges agree about the same images, or one judge with itself: bench.py agree.
+
+table = agreement(read_results("gemini.csv"), read_results("offline.csv"))
+table["Style"].share, table["Style"].kappa, table["Style"].shift
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from common.bootstrap import interval, resample
+from common.wording import one_line
+from unigenbench.results import Result
+from unigenbench.scores import COLUMNS_OF, NAMES, OVERALL, accuracies
+from unigenbench.tables import LABELS, percent, percent_range
+
+EVERY = "All testpoints"
+HEADER = ["Dimension", "Testpoints", "Same", "95 % interval", "Kappa", "95 % interval"]
+HEADER += ["Shift", "95 % interval"]
+KNOWN = (
+    "For scale: the benchmark's authors report 94 % between their offline judge and the API judge "
+    "(0.87 to 0.97 by sub dimension). With people no judge is as one: on MMRB2 API judges agree "
+    "in 59 to 80 % of hard pairs (the benchmark's own, Gemini 2.5 Pro, in 66 to 75 %), people with "
+    "each other in more than 90 %."
+)
+
+
+class Agreement(NamedTuple):
+    """Of one dimension, over the testpoints that both judged; intervals are 95 % over prompts."""
+
+    count: int
+    share: float | None  # with the same answer; None for OVERALL, a mean of dimensions
+    share_interval: tuple[float, float] | None
+    kappa: float | None  # Cohen's; None also where both always gave one and the same answer
+    kappa_interval: tuple[float, float] | None
+    shift: float  # second's accuracy minus the first's
+    shift_interval: tuple[float, float] | None
+
+
+def paired(first: list[Result], second: list[Result]) -> list[tuple[Result, Result]]:
+    """Both judges' results of each image, known by its prompt's index and its file's name.
+
+    Raises ValueError if an image is in one of them alone, or its prompt is another.
+    """
+    one, two = ({(r.index, Path(r.image).name): r for r in of_one} for of_one in (first, second))
+    if odd := sorted(one.keys() ^ two.keys()):
+        raise ValueError(
+            f"{len(odd)} images are in one of the two results alone, the first '{odd[0][1]}' of "
+            f"index {odd[0][0]}: agreement needs judgments of the same images"
+        )
+    for key, r in one.items():
+        if (r.prompt, r.subs) != (two[key].prompt, two[key].subs):
+            raise ValueError(f"index {r.index} has another prompt or other testpoints in the two")
+    return [(r, two[key]) for key, r in one.items()]
+
+
+def count_answers(pairs: list[tuple[Result, Result]]) -> np.ndarray:
+    """(2, 2, prompts, NAMES + 1): testpoints that the first answered so, and the second so. The
+    last column has all dimensions."""
+    rows = {index: n for n, index in enumerate(sorted({r.index for r, _ in pairs}))}
+    counts = np.zeros((2, 2, len(rows), len(NAMES) + 1), int)
+    for a, b in pairs:
+        if a.scores and b.scores:
+            for sub, one, two in zip(a.subs, a.scores, b.scores):
+                counts[one, two, rows[a.index], [*COLUMNS_OF[sub], -1]] += 1
+    return counts
+
+
+def kappas(shares: np.ndarray) -> np.ndarray:
+    """Cohen's kappa of (2, 2, ...) shares of answers; NaN where chance alone gives agreement."""
+    same = shares[0, 0] + shares[1, 1]
+    one, two = shares[1].sum(0), shares[:, 1].sum(0)  # each judge's share of 1
+    chance = one * two + (1 - one) * (1 - two)
+    return np.where(
+        chance < 1 - 1e-12, (same - chance) / np.where(chance < 1, 1 - chance, 1), np.nan
+    )
+
+
+def agreement(first: list[Result], second: list[Result]) -> dict[str, Agreement]:
+    """By dimension, EVERY for all testpoints alike, and OVERALL for the shift of the benchmark's
+    own score. Raises ValueError if the images differ, or if both judged none."""
+    counts = count_answers(paired(first, second))
+    if not counts.any():
+        raise ValueError("there is no testpoint that both judged")
+    prompts = counts.shape[2]
+    draws = np.vstack([np.ones(prompts, int), resample(prompts)])  # each once; then the replicates
+    drawn = draws @ counts  # (2, 2, 1 + replicates, NAMES + 1)
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        shares = drawn / drawn.sum((0, 1))
+    same, kappa = shares[0, 0] + shares[1, 1], kappas(shares)
+    judged = drawn[..., :-1].sum((0, 1))
+    one, two = (accuracies(n[..., :-1], judged) for n in (drawn[1].sum(0), drawn[:, 1].sum(0)))
+    shift = {name: two[name] - one[name] for name in one}
+    shift[EVERY] = (shares[0, 1] - shares[1, 0])[:, -1]
+    found = {}
+    for n, name in enumerate([*NAMES, EVERY]):
+        if count := int(drawn[..., 0, n].sum()):
+            known = None if np.isnan(kappa[0, n]) else float(kappa[0, n])
+            values = (same[:, n], kappa[:, n], shift[name])
+            bounds = [interval(value[1:]) for value in values]
+            point = float(shift[name][0])
+            found[name] = Agreement(
+                count, float(same[0, n]), bounds[0], known, bounds[1], point, bounds[2]
+            )
+    total, whole = found[EVERY].count, shift[OVERALL]
+    bounds = interval(whole[1:])
+    found[OVERALL] = Agreement(total, None, None, None, None, float(whole[0]), bounds)
+    return found
+
+
+def agreement_rows(found: dict[str, Agreement]) -> list[list[str]]:
+    """Rows for HEADER: shares and shifts in percent, kappa from -1 to 1."""
+    rows = []
+    for name, label in [*LABELS.items(), (EVERY, EVERY), (OVERALL, OVERALL)]:
+        if a := found.get(name):
+            low = ["-" if b is None else "{:.2f} to {:.2f}".format(*b) for b in [a.kappa_interval]]
+            kappa = "-" if a.kappa is None else f"{a.kappa:.2f}"
+            bound = a.shift_interval
+            moved = "-" if bound is None else f"{100 * bound[0]:+.2f} to {100 * bound[1]:+.2f}"
+            same = [percent(a.share), percent_range(a.share_interval)]
+            rows.append([label, str(a.count), *same, kappa, *low, f"{100 * a.shift:+.2f}", moved])
+    return rows
+
+
+def most_different(first: list[Result], second: list[Result], count: int = 20) -> list[dict]:
+    """The testpoints on which they differ in most images of their prompt, with these images and
+    both answers, as groups of the report's gallery."""
+    images = defaultdict(list)
+    for a, b in paired(first, second):
+        if a.scores and b.scores:
+            for n, (one, two) in enumerate(zip(a.scores, b.scores)):
+                if one != two:
+                    images[a.index, n].append((a, b))
+    ranked = sorted(images.items(), key=lambda item: (-len(item[1]), item[0]))[:count]
+    return [dict(index=index, testpoint=n, pairs=pairs) for (index, n), pairs in ranked]
+
+
+def said(result: Result, n: int, judge: str) -> tuple:
+    """A judge's answer about one testpoint, as the page shows it."""
+    reason = result.reasons[n] if result.reasons else ""
+    description = result.descriptions[n] if result.descriptions else ""
+    return f"{one_line(judge)}: {result.subs[n]}", description, bool(result.scores[n]), reason
