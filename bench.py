@@ -36,6 +36,7 @@ from pathlib import Path
 
 from common.files import check_outputs, journal_of
 from common.wording import one_line
+from judges.answers import parse_scores  # noqa: F401, a reader looks for it here
 from judges.make import KINDS, make_judge
 from judges.mllm import MLLM
 from judges.sight import check_sight
@@ -47,7 +48,7 @@ from unigenbench.asking import judge_images
 from unigenbench.construct import construct
 from unigenbench.generate import generate
 from unigenbench.images import IMAGES
-from unigenbench.questions import parse_scores, question  # noqa: F401, a reader looks for it here
+from unigenbench.questions import question
 from unigenbench.report import files_of, write_report
 from unigenbench.results import (
     Result,

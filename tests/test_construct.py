@@ -9,10 +9,10 @@ import pytest
 from classroom import served, url_of
 
 import bench
+from judges.answers import parse_scores
 from judges.mllm import Answer
 from shapes.server import ClassroomMLLM
 from unigenbench import construct as C
-from unigenbench.questions import parse_scores
 from unigenbench.testpoints import DIMENSIONS, SUBS, Prompt, load_prompts
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 
+from judges.answers import parse_reasons, parse_scores
 from shapes.verifier import ShapesMLLM
 from training.config import Config
 from training.start import comparison_of
-from unigenbench.questions import answer_form, parse_reasons, parse_scores, question
+from unigenbench.questions import answer_form, question
 from unigenbench.testpoints import Prompt
 
 POINTS = [("Style", "ink\npainting"), ("Grammar - Negation", "no {dog}")]

@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from common import wording
 from common.files import Journal
-from judges.answers import without_echo
+from judges.answers import final_answer, parse_reasons, parse_scores, without_echo
 from judges.mllm import MLLM, Answer, Query, ask_again
 from unigenbench.images import IMAGES, fingerprint, image_name, open_image, prompt_of
-from unigenbench.questions import final_answer, parse_reasons, parse_scores, question
+from unigenbench.questions import question
 from unigenbench.results import Result
 from unigenbench.testpoints import Prompt
 

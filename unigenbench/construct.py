@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from common.files import Journal
 from common.wording import one_line
-from judges.answers import final_part
+from judges.answers import final_part, last_json, parse_scores
 from judges.mllm import MLLM, Query
 from unigenbench.asking import Patience, header_of, same_answers
-from unigenbench.questions import answer_form, last_json, parse_scores
+from unigenbench.questions import answer_form
 from unigenbench.testpoints import DIMENSIONS, SUBS, Prompt
 
 log = logging.getLogger("bench")

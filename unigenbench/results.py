@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from common.files import write_atomic
 from common.wording import listed, one_line
-from unigenbench.questions import read_literal
+from judges.answers import read_literal
 from unigenbench.testpoints import (
     DIMENSIONS,
     Prompt,
