@@ -65,21 +65,19 @@ def question(prompt: Prompt, template: str | None = None) -> str:
         (DIMENSIONS[sub].label(language), DIMENSIONS[sub].definition(language), one_line(text))
         for sub, text in prompt.testpoints
     ]
-    if template is None:
-        point, definition, description, colon = WORDS[language]
-        listed = "\n\n".join(
-            f"{point} {n}{colon}{label}\n{definition}{colon}{meaning}\n{description}{colon}{text}"
-            for n, (label, meaning, text) in enumerate(rows, 1)
+    if template is not None:
+        return template.format(
+            prompt=prompt.text,
+            testpoint=[label for label, _, _ in rows],
+            explanation="\n".join(f"{label}: {meaning}" for label, meaning, _ in rows),
+            test_explanation="\n".join(f"{label}: {text}" for label, _, text in rows),
         )
-        return TEMPLATES[language].format(
-            caption=one_line(prompt.text),
-            testpoints=listed,
-            count=len(rows),
-            form=answer_form(len(rows)),
-        )
-    return template.format(
-        prompt=prompt.text,
-        testpoint=[label for label, _, _ in rows],
-        explanation="\n".join(f"{label}: {meaning}" for label, meaning, _ in rows),
-        test_explanation="\n".join(f"{label}: {text}" for label, _, text in rows),
+    point, definition, description, colon = WORDS[language]
+    listed = "\n\n".join(
+        f"{point} {n}{colon}{label}\n{definition}{colon}{meaning}\n{description}{colon}{text}"
+        for n, (label, meaning, text) in enumerate(rows, 1)
+    )
+    form, caption = answer_form(len(rows)), one_line(prompt.text)
+    return TEMPLATES[language].format(
+        caption=caption, testpoints=listed, count=len(rows), form=form
     )
