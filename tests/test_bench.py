@@ -257,14 +257,14 @@ def test_mistakes_get_one_sentence(line, said, monkeypatch, capsys):
 
 
 INTERRUPTED = """
-import os, runpy, signal, sys, threading
+import os, runpy, signal, sys
 class Finder:  # Ctrl-C while a library loads, or while another thread works
     def find_spec(self, name, *_):
         if name == {at!r}:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Finder())
 sys.argv[0] = "bench.py"
-runpy.run_path({path!r}, run_name="__main__")
+runpy.run_path("bench.py", run_name="__main__")
 """
 
 
@@ -272,36 +272,32 @@ runpy.run_path({path!r}, run_name="__main__")
     "at, line",
     [
         ("judges.make", ""),
-        ("unigenbench.report", "score r.csv"),
-        ("matplotlib.figure", "report r.csv"),
-        ("diffusers", "generate --model m --prompts own --out x"),
+        ("matplotlib.figure", "report {r}"),
+        ("diffusers", "generate --model m --prompts own --out {r}"),
     ],
 )
 def test_ctrl_c_is_one_sentence(at, line, tmp_path):
-    r = Path(tmp_path, "r.csv")
-    write_results([Result(0, "p", ["Style"], "0_0.png", [1])], r)
-    script = INTERRUPTED.format(at=at, path=str(ROOT / "bench.py"))
-    command, env = [sys.executable, "-c", script, *line.split()], {"PYTHONPATH": str(ROOT)}
-    where = dict(cwd=tmp_path, env=os.environ | env)
-    ended = subprocess.run(command, **where, capture_output=True, text=True)
+    write_results([Result(0, "p", ["Style"], "0_0.png", [1])], tmp_path / "r.csv")
+    line = line.format(r=tmp_path / "r.csv").split()
+    command = [sys.executable, "-c", INTERRUPTED.format(at=at), *line]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr.strip()) == (1, stopped("bench.py").strip())
 
 
 def test_ctrl_c_waits_for_no_call_and_loses_no_answer(drawn):
+    header = {"judge": "shapes at http://x/v1 (temperature 0.0, seed 0)"}
+    (lines := Path("r.journal.jsonl")).write_text(json.dumps(header) + "\n")
     with served(hang=1.0, hang_seconds=HANG) as server:
-        flags = f"--prompts shapes --images images --out r.csv --base_url {url_of(server)}"
-        (lines := Path("r.journal.jsonl")).write_text(
-            json.dumps({"judge": "shapes at http://x/v1 (temperature 0.0, seed 0)"}) + "\n"
-        )
-        command = [sys.executable, str(ROOT / "bench.py"), "judge", "--judge", "openai"]
-        run = subprocess.Popen([*command, *flags.split()], stderr=subprocess.PIPE, text=True)
+        line = f"{JUDGE} --out r.csv --judge openai --base_url {url_of(server)}"
+        command = [sys.executable, str(ROOT / "bench.py"), *line.split()]
+        run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         while server.calls < 12:
             assert run.poll() is None
             time.sleep(0.01)
         run.send_signal(signal.SIGINT)
         said = run.communicate(timeout=HANG / 2)[1]
-        assert run.returncode == 1 and said.endswith(stopped("bench.py") + "\n")
-        assert "Traceback" not in said and len(lines.read_text().splitlines()) == 1
+    assert run.returncode == 1 and said.endswith(stopped("bench.py") + "\n")
+    assert "Traceback" not in said and len(lines.read_text().splitlines()) == 1
 
 
 def test_our_own_prompt_set_touches_everything():
@@ -309,6 +305,6 @@ def test_our_own_prompt_set_touches_everything():
     subs = Counter(sub for p in prompts for sub, _ in p.testpoints)
     assert len(prompts) >= 100 and len(subs) == 27 and min(subs.values()) >= 5
     assert {(p.theme, p.subtheme) for p in prompts} == set(PLACES)
-    texts = [p.text for p in prompts]
-    assert max(alike(a, b) for i, a in enumerate(texts) for b in texts[:i]) <= 0.2
+    pairs = itertools.combinations([p.text for p in prompts], 2)
+    assert max(alike(*pair) for pair in pairs) <= 0.2
     assert all(1 <= len(p.testpoints) <= 5 for p in prompts)

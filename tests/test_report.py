@@ -83,27 +83,24 @@ def page(tmp_path, results):
 
 
 class Elements(html.parser.HTMLParser):
-    """Collects tags, attributes, and the text of each script."""
+    """Tags, attributes, and the text of each script of a page."""
 
-    def __init__(self, text):
+    def __init__(self, path):
         super().__init__()
         self.tags, self.attributes, self.scripts = [], [], []
-        self.feed(text)
+        self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
-        self.scripts += [""] * (tag == "script")
 
     def handle_data(self, data):
-        if self.tags[-1:] == ["script"]:
-            self.scripts[-1] += data
+        self.scripts += [data] * (self.tags[-1:] == ["script"])
 
 
 def test_page_is_whole_offline_and_holds_hostile_text_as_text(page, results):
-    text = page.read_text(encoding="utf-8")
-    elements = Elements(text)
-    assert "@@" not in re.sub(r"base64,[^\"]*", "", text)
+    elements = Elements(page)
+    assert "@@" not in re.sub(r"base64,[^\"]*", "", page.read_text())
     assert elements.tags.count("script") == 2 and "b" not in elements.tags
     links = [value for name, value in elements.attributes if name in ("src", "href")]
     assert links and all(link.startswith("data:") for link in links)
@@ -119,7 +116,7 @@ def test_page_is_whole_offline_and_holds_hostile_text_as_text(page, results):
     assert good["images"][0]["src"].startswith("data:image/png")  # 32 pixels, as it is
     both = dict.fromkeys(["other", HOSTILE], results)  # whose names head the table's columns
     report.write_report(both, {name: score(r) for name, r in both.items()}, page)
-    assert "<th>&lt;/script" in page.read_text() and "b" not in Elements(page.read_text()).tags
+    assert "<th>&lt;/script" in page.read_text() and "b" not in Elements(page).tags
 
 
 def test_what_was_not_judged_comes_first_with_what_failed():
