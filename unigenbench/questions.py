@@ -77,7 +77,5 @@ def question(prompt: Prompt, template: str | None = None) -> str:
         f"{point} {n}{colon}{label}\n{definition}{colon}{meaning}\n{description}{colon}{text}"
         for n, (label, meaning, text) in enumerate(rows, 1)
     )
-    form, caption = answer_form(len(rows)), one_line(prompt.text)
-    return TEMPLATES[language].format(
-        caption=caption, testpoints=listed, count=len(rows), form=form
-    )
+    how = dict(testpoints=listed, count=len(rows), form=answer_form(len(rows)))
+    return TEMPLATES[language].format(caption=one_line(prompt.text), **how)
