@@ -26,7 +26,7 @@ from common import wording
 from common.files import Journal
 from judges.answers import final_answer, parse_reasons, parse_scores, without_echo
 from judges.mllm import MLLM, Answer, ask_again
-from unigenbench.images import IMAGES, fingerprint, image_name, open_image, prompt_of
+from unigenbench.images import IMAGES, fingerprint, image_name, open_image
 from unigenbench.questions import question
 from unigenbench.results import Result
 from unigenbench.testpoints import Prompt
@@ -207,9 +207,7 @@ class JudgmentStore:
         for prompt, i in tqdm([(p, i) for p in prompts for i in range(IMAGES)], desc="judge"):
             name, text = image_name(prompt.index, i), self.texts[prompt.index]
             try:
-                image, data = open_image(folder / name)
-                if (other := prompt_of(data)) not in (None, wording.one_line(prompt.text)):
-                    raise ValueError(f"{name}: drawn of another prompt, '{other[:60]}'")
+                image, data = open_image(folder / name, prompt.text)
             except ValueError as error:
                 self.broken.append(str(error))
                 continue
