@@ -9,12 +9,9 @@
 
 A prompt demands a few testpoints. A judge, an MLLM, sees one of its four images and is asked one
 `question` about all of them; `parse_scores` reads a 0 or 1 for each from the answer; `overall` is
-what the benchmark makes of these. Details are in unigenbench/: testpoints.py says what is asked,
-generate.py draws, asking.py asks, results.py reads and writes the official files, scores.py gives
-each score its interval and says where it departs from the official scripts.
-Prompts: shapes, own (assets/prompts_en.csv), en, zh, en_long, zh_long (the official files, looked
-for in data/), or a file. Every step goes on where it stopped: images that open and answers that can
-be read are kept.
+what the benchmark makes of these. How each step is done stands in unigenbench/; each goes on where
+it stopped. Prompts: shapes, own (assets/prompts_en.csv), en, zh, en_long, zh_long (the official
+files, looked for in data/), or a file.
 """
 
 import sys
@@ -36,6 +33,7 @@ from pathlib import Path
 
 from common.files import check_outputs, journal_of
 from common.wording import one_line
+from judges.answers import parse_scores  # noqa: F401, a reader looks for it here
 from judges.make import KINDS, make_judge
 from judges.mllm import MLLM
 from judges.sight import check_sight
@@ -47,7 +45,7 @@ from unigenbench.asking import judge_images
 from unigenbench.construct import construct
 from unigenbench.generate import generate
 from unigenbench.images import IMAGES
-from unigenbench.questions import parse_scores, question  # noqa: F401, a reader looks for it here
+from unigenbench.questions import question
 from unigenbench.report import files_of, write_report
 from unigenbench.results import (
     Result,
@@ -145,13 +143,13 @@ def run_judge(args) -> int:
     new = args.judge != "shapes" and not journal.exists()
     if new and (warning := check_sight(mllm, pairs_first=False)):
         print(f"warning: {warning}", file=sys.stderr)
-    # Of a server one image a call, so that each answer is kept at once.
-    calls, images = {"openai": (args.concurrency, 1), "local": (1, 8), "shapes": (1, 64)}[
-        args.judge
-    ]
-    # The verifier is no server that may be dead: what it does not know may come in any number.
-    patience = math.inf if args.judge == "shapes" else args.patience
-    limits = dict(workers=calls, batch=images, limit=args.limit, patience=patience)
+    how = {
+        "openai": dict(workers=args.concurrency, batch=1),  # so that each answer is kept at once
+        "local": dict(batch=8),
+        # No server that may be dead: what the verifier does not know may come in any number.
+        "shapes": dict(batch=64, patience=math.inf),
+    }
+    limits = dict(limit=args.limit, patience=args.patience) | how[args.judge]
     results = judge_images(mllm, prompts, args.images, journal, template, **limits)
     write_results(results, out)
     write_settings(out, mllm.name, asked, Path(args.images))

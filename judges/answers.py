@@ -9,6 +9,7 @@ that was cut off counts only where nothing could follow that changes it.
     parse_ratings("Alignment Score (1-5): 4\nCoherence Score (1-5): 3\nStyle Score (1-5): 5")  # 4.0
 """
 
+import ast
 import json
 import re
 from collections.abc import Sequence
@@ -198,6 +199,98 @@ def parse_ratings(text: str, unfinished: object = None, question: str = "") -> f
     if len(ratings) != 3 or not all(1 <= rating <= 5 for rating in ratings.values()):
         return None
     return sum(ratings.values()) / 3
+
+
+# ----------------------------------------------------------------------------- score lists
+
+PLAIN = str.maketrans("，［］【】“”‘’０１", ',[][]""""01')  # what Chinese keyboards put for ,[]""01
+
+
+def read_literal(text: str):
+    """A value in JSON, or as Python prints it. Raises ValueError."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        try:
+            return ast.literal_eval(text)
+        except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+            raise ValueError(f"cannot read {text[:60]!r}") from None
+
+
+def read_answer(text: str):
+    """A value that a model wrote, perhaps fenced or with Chinese punctuation; or None."""
+    body = re.sub(r"```\w*", "", text).strip()
+    for candidate in (body, body.translate(PLAIN)):
+        try:
+            return read_literal(candidate)
+        except ValueError:
+            continue
+    return None
+
+
+def binary_scores(value, count: int) -> list[int] | None:
+    """`count` numbers, each 0 or 1, however a judge writes them: 1.0, true or "1"; else None.
+
+    The official script takes what is neither for wrong without a word, and "1" too; of true it
+    writes a row that its own scorer skips.
+    """
+    if not isinstance(value, (list, tuple)) or len(value) != count:
+        return None
+    scores = [{"0": 0, "1": 1}.get(v.strip()) if isinstance(v, str) else v for v in value]
+    ok = all(isinstance(s, (int, float)) and s in (0, 1) for s in scores)
+    return [int(s) for s in scores] if ok else None
+
+
+def final_answer(text: str | None, unfinished: object = None) -> dict:
+    """The last answer in a text: {"score": ..., "analysis": ...}, either may be absent.
+
+    Tags <analysis> and <score>, or a JSON object with those keys, or a list and nothing else. What
+    stands in <think> is no answer, and a text that ends while still thinking has none. (The
+    official script takes the first tags, of the thinking too, and insists on an analysis.)
+    unfinished: true if the text was cut off. Then one that begins another answer has none either.
+    """
+    text = final_part(text or "", unfinished)
+    if unfinished and max(map(text.rfind, ("<score>", "{"))) > max(
+        map(text.rfind, ("</score>", "}"))
+    ):
+        return {}
+    tagged = {}
+    for key in ("analysis", "score"):
+        found = re.findall(rf"<{key}>((?:(?!<{key}>).)*?)</{key}>", text, re.DOTALL)
+        if found:
+            tagged[key] = read_answer(found[-1])
+    if "score" in tagged:
+        return tagged
+    if isinstance(whole := read_answer(text), list):
+        return {"score": whole}
+    found = last_json(text, ("score", "scores"))
+    return {"score": found.get("score", found.get("scores")), "analysis": found.get("analysis")}
+
+
+def last_json(text: str, keys: tuple[str, ...]) -> dict:
+    """The last JSON object in a text that has one of the keys; {} if there is none."""
+    answer, decoder, start = {}, json.JSONDecoder(), text.find("{")
+    while start >= 0:
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except (json.JSONDecodeError, RecursionError):
+            value, end = {}, start + 1
+        if any(key in value for key in keys):
+            answer = value
+        start = text.find("{", end)
+    return answer
+
+
+def parse_scores(text: str | None, count: int, unfinished: object = None) -> list[int] | None:
+    """One 0 or 1 for each of `count` testpoints, in order; None if the answer is not just that."""
+    return binary_scores(final_answer(text, unfinished).get("score"), count)
+
+
+def parse_reasons(text: str | None, count: int, unfinished: object = None) -> list[str]:
+    """The judge's analysis of each testpoint; empty if there is not one for each."""
+    reasons = final_answer(text, unfinished).get("analysis")
+    fits = isinstance(reasons, (list, tuple)) and len(reasons) == count
+    return [str(reason) for reason in reasons] if fits else []
 
 
 # ----------------------------------------------------------------------------- asking and reading

@@ -7,17 +7,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
 from fakes import FakeMLLM
+from peft import get_peft_model_state_dict
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import bench
 import sampler
+from models import base
+from shapes import pretrain
 from unigenbench.asking import judge_images
 from unigenbench.generate import FIRST_SEED, generate
 from unigenbench.images import prompt_of
 from unigenbench.testpoints import Prompt, write_prompts
 
-ROOT = Path(__file__).parent.parent
 PROMPTS = [
     Prompt(i, text, [("Attribute - Color", text)], "Art", "Other", "en")
     for i, text in enumerate(("a small red circle", "a large blue square", "two circles"))
@@ -27,8 +39,6 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """An untrained tiny FLUX: what it draws is noise, but always the same noise."""
-    from shapes import pretrain
-
     folder = tmp_path_factory.mktemp("model")
     pretrain.build(seed=0).save_pretrained(folder)
     return str(folder)
@@ -38,50 +48,52 @@ def digests(folder):
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in Path(folder).glob("*.png")}
 
 
+def times(folder):
+    return {p.name: p.stat().st_mtime_ns for p in Path(folder).iterdir()}
+
+
+def read_settings(folder):
+    return json.loads((folder / "settings.json").read_text())
+
+
 def test_images_do_not_depend_on_the_number_of_processes_or_on_restarts(
     tmp_path, model, monkeypatch
 ):
-    out = str(tmp_path / "two")
-    generate(PROMPTS, tmp_path / "one", model, steps=3)
-    one = digests(tmp_path / "one")
-    assert set(one) == {f"{p}_{i}.png" for p in range(3) for i in range(4)}
-    assert len(set(one.values())) == 12  # other prompt or other seed, other image
-    generate(PROMPTS, tmp_path / "half", model, steps=3, rank=1, ranks=2)
-    assert set(digests(tmp_path / "half")) == {f"1_{i}.png" for i in range(4)}
+    one, two = tmp_path / "one", tmp_path / "two"
+    generate(PROMPTS, one, model, steps=3)
+    made = digests(one)
+    assert set(made) == {f"{p}_{i}.png" for p in range(3) for i in range(4)}
+    assert len(set(made.values())) == 12  # other prompt or other seed, other image
     write_prompts(PROMPTS, tmp_path / "p.csv")
+    flags = ["--model", model, "--steps", "3", "--prompts", str(tmp_path / "p.csv")]
+    monkeypatch.setattr("sys.argv", ["bench.py", "generate", *flags, "--out", str(two)])
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank in ("1", "0"):  # as torchrun tells its processes who they are
+    for rank, count in (("1", 4), ("0", 12)):  # as torchrun tells its processes who they are
         monkeypatch.setenv("RANK", rank)
-        flags = ["--model", model, "--steps", "3", "--prompts", str(tmp_path / "p.csv")]
-        monkeypatch.setattr("sys.argv", ["bench.py", "generate", *flags, "--out", out])
         with pytest.raises(SystemExit) as ended:
             bench.main()
-        assert ended.value.code == 0
-    assert digests(tmp_path / "two") == one
-    (tmp_path / "one" / "1_2.png").write_bytes(b"torn")
-    (tmp_path / "one" / "2_0.png").unlink()
-    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "one").glob("*.png")}
-    generate(PROMPTS, tmp_path / "one", model, steps=3)
-    assert digests(tmp_path / "one") == one
-    made = [
-        p for p in (tmp_path / "one").glob("*.png") if p.stat().st_mtime_ns != times.get(p.name)
-    ]
-    assert {p.name for p in made} == {"1_2.png", "2_0.png"}
+        assert ended.value.code == 0 and len(digests(two)) == count
+    assert digests(two) == made
+    (one / "1_2.png").write_bytes(b"torn")
+    (one / "2_0.png").unlink()
+    before = times(one)
+    generate(PROMPTS, one, model, steps=3)
+    assert digests(one) == made
+    changed = {name for name, time in times(one).items() if time != before.get(name)}
+    assert changed == {"1_2.png", "2_0.png"}
 
 
 def test_images_of_other_settings_are_not_mixed(tmp_path, model):
     generate(PROMPTS[:1], tmp_path / "a", model, steps=2)
-    settings = json.loads((tmp_path / "a" / "settings.json").read_text())
-    assert settings["steps"] == 2 and settings["size"] == 32 and settings["guidance"] == 3.5
-    assert settings["seeds"] == [3407, 3408, 3409, 3410]
+    settings = dict(steps=2, size=32, guidance=3.5, seeds=[3407, 3408, 3409, 3410])
+    assert settings.items() <= read_settings(tmp_path / "a").items()
     generate(PROMPTS[:1], tmp_path / "larger", model, steps=1, size=40)
     assert Image.open(tmp_path / "larger" / "0_3.png").size == (40, 40)
     with pytest.raises(ValueError, match="other settings .steps: 2 -> 3"):
         generate(PROMPTS[:1], tmp_path / "a", model, steps=3)
-    (tmp_path / "b").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "b" / "0_0.png")
+    (tmp_path / "a" / "settings.json").unlink()
     with pytest.raises(ValueError, match="no settings.json"):
-        generate(PROMPTS[:1], tmp_path / "b", model, steps=2)
+        generate(PROMPTS[:1], tmp_path / "a", model, steps=2)
 
 
 def test_an_image_of_another_prompt_is_not_done_nor_judged(tmp_path, model, caplog):
@@ -108,35 +120,40 @@ def test_an_image_of_another_prompt_is_not_done_nor_judged(tmp_path, model, capl
 def test_the_same_model_elsewhere_is_the_same_and_another_one_in_its_place_is_not(
     tmp_path, model, monkeypatch
 ):
-    def drawn(name, **settings):
-        generate(PROMPTS[:1], tmp_path / "images", str(name), steps=2, **settings)
+    monkeypatch.chdir(tmp_path)
+    images = tmp_path / "images"
+
+    def drawn(name):
+        generate(PROMPTS[:1], images, str(name), steps=2)
 
     drawn(model)
-    made = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "images").iterdir()}
+    made = times(images)
     (tmp_path / "link").symlink_to(model)
     shutil.copytree(model, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path)
     for name in (tmp_path / "link", "copy", "./copy/"):
         drawn(name)
-    settings = json.loads((tmp_path / "images" / "settings.json").read_text())
-    for key in ("configs", "lora_scale"):  # as an earlier version wrote it
-        del settings[key]
-    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "images").iterdir()} == made
+    assert times(images) == made
+    trained = base.load("copy")  # further: the same folder and name, and other images
+    with torch.no_grad():
+        for weight in trained.transformer.parameters():
+            weight.view(-1)[1:].mul_(1.001)
+    trained.save(tmp_path / "final")
+    with pytest.raises(ValueError, match="of other settings .weights: .* remove it or choose"):
+        drawn("final")
     scheduler = tmp_path / "copy" / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"max_shift": 1.0}))
     with pytest.raises(ValueError, match="other settings .configs: "):
         drawn("copy")
-    (tmp_path / "images" / "settings.json").write_text(json.dumps(settings))
+    settings = read_settings(images)
+    for key in ("configs", "lora_scale"):  # as an earlier version wrote it
+        del settings[key]
+    (images / "settings.json").write_text(json.dumps(settings))
     drawn(model)
 
 
 @pytest.fixture(scope="module")
 def lora(model, tmp_path_factory):
     """The model, and final/ of a LoRA run, as train.py saves it: rank 2, alpha 6."""
-    import torch
-
-    from models import base
-
     trained, folder = base.load(model), tmp_path_factory.mktemp("lora")
     trained.add_lora(rank=2, alpha=6)
     torch.manual_seed(0)
@@ -148,9 +165,6 @@ def lora(model, tmp_path_factory):
 
 def peft_folder(pipe, folder):
     """As PEFT saves the adapter of a transformer, or of a copy that it wraps."""
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
     folder.mkdir()
     state = get_peft_model_state_dict(pipe.transformer)
     save_file({f"base_model.model.{k}": v for k, v in state.items()}, folder / PEFT_FILE)
@@ -165,8 +179,6 @@ PEFT_FILE = "adapter_model.safetensors"
 
 def test_a_lora_in_every_form_draws_what_was_trained(tmp_path, model, lora):
     """Its own base is needed, and said to be needed."""
-    import torch
-
     trained, folder = lora
     shutil.copy(folder / "pytorch_lora_weights.safetensors", tmp_path / "one.safetensors")
     velocity = trained.velocity(trained.encode([PROMPTS[0].text], 4))
@@ -195,10 +207,7 @@ def without(state, end):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (
-            lambda s: {k: v[:, :-1] if "_A" in k else v for k, v in s.items()},
-            r"is \d+ wide, .* \d+",
-        ),
+        (lambda s: {k: v[:, :-1] if "_A" in k else v for k, v in s.items()}, r"is \d+ wide, .*\d"),
         (lambda s: without(s, "0.attn.to_q.lora_B.weight"), "it holds .*lora_A.* but not .*lora_B"),
         (lambda s: {k.replace("to_q", "to_x"): v for k, v in s.items()}, "are not for the FluxPip"),
         (lambda s: {k.replace(".attn.", "."): v for k, v in s.items() if ".attn." in k}, "nothing"),
@@ -209,9 +218,6 @@ def without(state, end):
 )
 def test_a_lora_that_does_not_fit_is_one_sentence(tmp_path, model, lora, form, change, said):
     """diffusers warns and draws with the rest of it, or with the base alone."""
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
-
     folder = tmp_path / "lora"
     if form == PEFT_FILE:
         peft_folder(lora[0], folder)
@@ -245,79 +251,26 @@ def test_a_lora_that_is_nowhere_is_one_sentence(tmp_path, model, name, said, mon
         generate(PROMPTS[:1], tmp_path / "x", model, lora=name, steps=2)
 
 
-def test_a_model_trained_further_is_another_model(tmp_path, model):
-    """Same folder, same name: its old images must not pass for the new ones."""
-    import torch
-
-    from models import base
-
-    folder = tmp_path / "final"
-    trained = base.load(model)
-    trained.save(folder)
-    generate(PROMPTS[:1], tmp_path / "images", str(folder), steps=2)
-    with torch.no_grad():
-        for weight in trained.transformer.parameters():
-            weight.view(-1)[1:].mul_(1.001)
-    trained.save(folder)
-    with pytest.raises(ValueError, match="of other settings .weights: .* remove it or choose"):
-        generate(PROMPTS[:1], tmp_path / "images", str(folder), steps=2)
-
-
-def other_pipeline():
-    """A Stable Diffusion of random weights: diffusers knows it, we don't."""
-    import diffusers
-    import torch
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from shapes.pretrain import MAX_TOKENS, word_tokenizer
-
-    torch.manual_seed(0)
-    tokenizer = word_tokenizer()
-    width = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    words = dict(vocab_size=len(tokenizer), max_position_embeddings=MAX_TOKENS)
-    ends = dict(pad_token_id=0, bos_token_id=2, eos_token_id=1)
-    text = CLIPTextModel(CLIPTextConfig(**width, **words, **ends))
-    small = dict(block_out_channels=(8, 8), norm_num_groups=4)
-    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
-    unet = diffusers.UNet2DConditionModel(
-        8,
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        layers_per_block=1,
-        **small,
-        down_block_types=down,
-        up_block_types=up,
-    )
-    down, up = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
-    vae = diffusers.AutoencoderKL(
-        **small, down_block_types=down, up_block_types=up, latent_channels=4, sample_size=16
-    )
-    scheduler = diffusers.EulerDiscreteScheduler(steps_offset=1)
-    others = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    return diffusers.StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, **others)
-
-
-def test_any_text_to_image_pipeline_of_diffusers(tmp_path):
-    import torch
-
-    other_pipeline().save_pretrained(tmp_path / "sd")
-    pipe = other_pipeline()
+def test_any_text_to_image_pipeline_of_diffusers(tmp_path, sd3_folders):
+    """One that diffusers knows and we do not."""
+    shutil.copytree(sd3_folders[True], tmp_path / "pag")
+    index = tmp_path / "pag" / "model_index.json"
+    index.write_text(index.read_text().replace("Diffusion3Pipeline", "Diffusion3PAGPipeline"))
     for folder in ("a", "b"):
-        generate(PROMPTS[:2], tmp_path / folder, str(tmp_path / "sd"), steps=2, guidance=4.0)
+        generate(PROMPTS[:2], tmp_path / folder, str(tmp_path / "pag"), steps=2, guidance=4.0)
     images = digests(tmp_path / "a")
     assert images == digests(tmp_path / "b") and len(set(images.values())) == 8
-    settings = json.loads((tmp_path / "a" / "settings.json").read_text())
-    assert settings["pipeline"] == "StableDiffusionPipeline" and settings["shift"] is None
+    settings = read_settings(tmp_path / "a")
+    assert (settings["pipeline"], settings["shift"]) == ("StableDiffusion3PAGPipeline", None)
     noise = torch.Generator().manual_seed(FIRST_SEED + 3)
     how = dict(num_inference_steps=2, guidance_scale=4.0, generator=noise)
-    theirs = pipe(PROMPTS[1].text, **how).images[0]
-    ours = Image.open(tmp_path / "a" / "1_3.png")
-    assert abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "pag")
+    theirs = np.asarray(pipe(PROMPTS[1].text, **how).images[0], int)
+    ours = np.asarray(Image.open(tmp_path / "a" / "1_3.png"), int)
+    assert abs(ours - theirs).max() <= 1
 
 
 def test_what_is_no_text_to_image_pipeline_is_named(tmp_path):
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-
     with pytest.raises(ValueError, match="no pipeline in 'runs/no/final': expected a folder with"):
         generate(PROMPTS, tmp_path / "x", "runs/no/final")
     blocks = dict(down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
@@ -329,23 +282,12 @@ def test_what_is_no_text_to_image_pipeline_is_named(tmp_path):
 
 def test_schedule_shift_is_the_pipelines_own(model):
     """Our sigmas equal those that diffusers' scheduler sets for FLUX.1-dev at 1024 x 1024."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    from models import base
-
     own = base.load(model, size=512)  # as many tokens
-    own.pipe.scheduler = scheduler = FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True,
-        base_shift=0.5,
-        max_shift=1.15,
-        shift=3.0,
-        base_image_seq_len=256,
-        max_image_seq_len=4096,
-    )
+    lengths = dict(base_image_seq_len=256, max_image_seq_len=4096)
+    shifts = dict(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, shift=3.0)
+    own.pipe.scheduler = scheduler = FlowMatchEulerDiscreteScheduler(**shifts, **lengths)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 30, 30), mu=1.15)
-    assert own.tokens == 4096
-    assert sampler.sigma_schedule(30, own.schedule_shift(30)).numpy() == pytest.approx(
-        scheduler.sigmas.numpy(), abs=1e-6
-    )
+    sigmas = sampler.sigma_schedule(30, own.schedule_shift(30)).numpy()
+    assert own.tokens == 4096 and sigmas == pytest.approx(scheduler.sigmas.numpy(), abs=1e-6)
     own.pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     assert own.schedule_shift(30) == 3.0

@@ -3,10 +3,10 @@
 import json
 import re
 
+from judges.answers import parse_reasons, parse_scores
 from shapes import phrasebook
 from shapes.server import ClassroomMLLM
 from unigenbench import construct as C
-from unigenbench.questions import parse_reasons, parse_scores
 from unigenbench.testpoints import SUBS, Prompt
 
 DRAFT = C.Draft(0, "Art", "Other", "Animal", tuple(SUBS[:5]))

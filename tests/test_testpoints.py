@@ -17,8 +17,10 @@ from unigenbench.testpoints import (
     write_prompts,
 )
 
+POINTS = [("Style", "ink"), ("Attribute - Color", "a red hat")]
 
-def fields(points=(("Style", "ink"), ("Attribute - Color", "a red hat")), **others):
+
+def fields(points=POINTS, **others):
     labels, descriptions = zip(*points)
     return {
         "Primary Categories": "Art",
@@ -42,23 +44,26 @@ def test_dimensions_are_the_papers():
     assert canonical(" ATTRIBUTE-color ") == canonical("属性 - 颜色") == "Attribute - Color"
 
 
-def test_loads_english_with_bom_and_windows_line_ends(tmp_path):
+def test_loads_english_with_bom_windows_line_ends_and_blanks_in_the_header(tmp_path):
+    header = ("index ", " prompt_en", "sub_dims_en")
     row = [4, "a hat,\r\nred", json.dumps(fields())]
-    path = write(tmp_path / "p.csv", [row], encoding="utf-8-sig", end="\r\n")
-    points = [("Style", "ink"), ("Attribute - Color", "a red hat")]
-    assert load_prompts(path) == [Prompt(4, "a hat,\nred", points, "Art", "Graphic Art", "en")]
+    path = write(tmp_path / "p.csv", [row], header, encoding="utf-8-sig", end="\r\n")
+    assert load_prompts(path) == [Prompt(4, "a hat,\nred", POINTS, "Art", "Graphic Art", "en")]
 
 
 @pytest.mark.parametrize("ending", ["_zh", ""])
 def test_loads_chinese_labels_as_english_ones(tmp_path, ending):
     """UniGenBench's README has columns without a language, which then the labels tell."""
-    themes = {"一级垂类": "艺术", "二级垂类": "平面艺术"}
-    asked = {"考点": ["属性-数量"], "考点对应描述": ["两只熊猫"]}
-    row = [0, "两只熊猫", json.dumps(themes | asked, ensure_ascii=False)]
+    asked = {
+        "一级垂类": "艺术",
+        "二级垂类": "平面艺术",
+        "考点": ["属性-数量"],
+        "考点对应描述": ["两只"],
+    }
+    row = [0, "两只熊猫", json.dumps(asked, ensure_ascii=False)]
     path = write(tmp_path / "p.csv", [row], ("index", f"prompt{ending}", f"sub_dims{ending}"))
-    (prompt,) = load_prompts(path)
-    assert prompt.testpoints == [("Attribute - Quantity", "两只熊猫")]
-    assert (prompt.theme, prompt.subtheme, prompt.language) == ("艺术", "平面艺术", "zh")
+    points = [("Attribute - Quantity", "两只")]
+    assert load_prompts(path) == [Prompt(0, "两只熊猫", points, "艺术", "平面艺术", "zh")]
 
 
 @pytest.mark.parametrize(
@@ -73,28 +78,26 @@ def test_one_missing_comma_is_put_in_and_the_row_named(tmp_path, old, new):
     assert second.testpoints == first.testpoints
 
 
-TWO_HOLES = json.dumps(fields()).replace('"Style", "', '"Style" "').replace('"ink", "', '"ink" "')
+TEXT = json.dumps(fields())
+TWO_HOLES = TEXT.replace('"Style", "', '"Style" "').replace('"ink", "', '"ink" "')
 
 
 @pytest.mark.parametrize(
     "row, message",
     [
         ([1, "b", TWO_HOLES], "one more comma does not mend it"),
-        ([1, "b", json.dumps(fields()).replace('"Style", ', '"Style"')], "not valid JSON"),
+        ([1, "b", TEXT.replace('"Style", ', '"Style"')], "not valid JSON"),
         ([1, "b", "[]"], "not a JSON object"),
         ([1, "b", json.dumps(fields(Testpoints=["Style"]))], "1 testpoints, but 2 descriptions"),
         ([1, "b", json.dumps({"Testpoints": ["Style"]})], "needs two lists"),
-        (
-            [1, "b", json.dumps(fields([("Attribute - Colour", "red")]))],
-            "'Attribute - Colour' is none of the 27",
-        ),
-        ([0, "b", json.dumps(fields())], "the index stands in row 1 too"),
-        (["x", "b", json.dumps(fields())], "index 'x' is not a whole number"),
-        ([1, " ", json.dumps(fields())], "empty prompt"),
+        ([1, "b", json.dumps(fields([("Colour", "red")]))], "'Colour' is none of the 27"),
+        ([0, "b", TEXT], "the index stands in row 1 too"),
+        (["x", "b", TEXT], "index 'x' is not a whole number"),
+        ([1, " ", TEXT], "empty prompt"),
     ],
 )
 def test_a_bad_row_is_named_with_its_fault(tmp_path, row, message):
-    path = write(tmp_path / "p.csv", [[0, "a", json.dumps(fields())], row])
+    path = write(tmp_path / "p.csv", [[0, "a", TEXT], row])
     with pytest.raises(ValueError, match=rf"p\.csv, row 2 \(index {row[0]}\): .*{message}"):
         load_prompts(path)
 
@@ -118,10 +121,8 @@ def test_a_bad_file_gets_one_sentence(tmp_path, content, message):
         load_prompts(tmp_path / "p.csv")
 
 
-@pytest.mark.parametrize(
-    "name, points", [("en", 1813), ("zh", 1813), ("en_long", 3920), ("zh_long", 3920)]
-)
-def test_official_files(name, points):
+@pytest.mark.parametrize("name", ["en", "zh", "en_long", "zh_long"])
+def test_official_files(name):
     """Where bench.py looks for them. They are not part of this repository."""
     path = Path(f"data/test_prompts_{name}.csv")
     if not path.is_file():
@@ -130,14 +131,14 @@ def test_official_files(name, points):
         warnings.simplefilter("always")
         prompts = load_prompts(path)
     assert len(prompts) == len({p.index for p in prompts}) == 600
-    assert sum(len(p.testpoints) for p in prompts) == points
+    assert sum(len(p.testpoints) for p in prompts) == (3920 if "long" in name else 1813)
     assert {sub for p in prompts for sub, _ in p.testpoints} == set(DIMENSIONS)
     assert all(p.theme and p.subtheme for p in prompts) and len({p.theme for p in prompts}) == 5
     assert {p.language for p in prompts} == {name[:2]}
     assert len(said) == (name == "en_long") and all("missing comma" in str(w) for w in said)
 
 
-@pytest.mark.parametrize("odd", ["", *map(chr, (0, 11, 12, 28, 0x85, 0x2028))])
+@pytest.mark.parametrize("odd", ["", *map(chr, (0, 12, 0x85, 0x2028))])
 def test_written_prompts_are_read_back(tmp_path, odd):
     points = [("Text Generation", f'"op{odd}en"')]
     prompts = [Prompt(3, f'a "sign",{odd} open', points, "Art", "Other", "en")]

@@ -11,6 +11,7 @@ from PIL import Image
 
 import rewards
 from judges import scorers
+from judges.answers import parse_reasons, parse_scores
 from judges.mllm import Query
 from measure import verifier as known
 from shapes.grammar import KINDS, parse_prompt
@@ -18,7 +19,6 @@ from shapes.prompts import all_prompts, heldout_prompts, sample_scene
 from shapes.read import Reading, read
 from shapes.render import COLORS, LIGHT, Scene, Thing, render
 from shapes.verifier import CHECKS, ShapesMLLM, answer_scores, compare, satisfied
-from unigenbench.questions import parse_reasons, parse_scores
 
 
 @pytest.fixture(scope="module", params=["rendered", "decoded"])

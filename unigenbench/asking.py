@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,23 +24,14 @@ from tqdm import tqdm
 
 from common import wording
 from common.files import Journal
-from judges.answers import without_echo
-from judges.mllm import MLLM, Answer, Query, ask_again
-from unigenbench.images import IMAGES, fingerprint, image_name, open_image, prompt_of
-from unigenbench.questions import final_answer, parse_reasons, parse_scores, question
+from judges.answers import final_answer, parse_reasons, parse_scores, without_echo
+from judges.mllm import MLLM, Answer, ask_again
+from unigenbench.images import IMAGES, fingerprint, image_name, open_image
+from unigenbench.questions import question
 from unigenbench.results import Result
 from unigenbench.testpoints import Prompt
 
 log = logging.getLogger("bench")
-
-
-def foreign_names(folder: Path, prompts: list[Prompt]) -> list[str]:
-    """Files of an image folder that are no image of these prompts; they are never judged."""
-    known = {image_name(p.index, i) for p in prompts for i in range(IMAGES)} | {"settings.json"}
-    return sorted(p.name for p in folder.iterdir() if p.name not in known)
-
-
-# ----------------------------------------------------------------------------- the judge
 
 
 def header_of(mllm: MLLM, kind: str = "judge", **others) -> dict:
@@ -60,25 +51,27 @@ def same_answers(old: dict, new: dict) -> bool:
 
     def decisive(header: dict) -> dict:
         keep = {key: value for key, value in header.items() if key != "weights"}
-        for key in ("judge", "writer"):
-            if key in keep:
-                name = re.sub(r",? ?max_(?:new_)?tokens \d+", "", keep[key])
-                keep[key] = re.sub(r" at https?://\S+(?= \()", "", name)
-                if "weights" in old and "weights" in new:  # the name is a folder's
-                    keep[key] = header["weights"] + name[name.rfind(" (") :]
+        for key in keep.keys() & {"judge", "writer"}:
+            name = re.sub(r",? ?max_(?:new_)?tokens \d+", "", keep[key])
+            keep[key] = re.sub(r" at https?://\S+(?= \()", "", name)
+            if "weights" in old and "weights" in new:  # the name is a folder's
+                keep[key] = header["weights"] + name[name.rfind(" (") :]
         return keep
 
     return decisive(old) == decisive(new)
 
 
-class Task(NamedTuple):
-    """One call: all testpoints of one image."""
+# ----------------------------------------------------------------------------- one answer
 
-    name: str
-    image: Image.Image
-    digest: str  # of the image's bytes and the question: an answer counts for these two only
+
+class Task(NamedTuple):
+    """A Query about all testpoints of one image, and what its answer is kept by."""
+
+    images: tuple[Image.Image]
     text: str
     count: int  # testpoints
+    name: str
+    digest: str  # of the image's bytes and the question: an answer counts for these two only
 
 
 class Judgement(NamedTuple):
@@ -100,6 +93,22 @@ def read_judgement(answer: Answer, text: str, count: int) -> Judgement:
     form = "an answer without one score per testpoint"
     lost = answer.error or answer.unfinished or unknown or form
     return Judgement(scores, reasons, None if scores else lost)
+
+
+SCORES_REMINDER = (
+    "\n\nYour last answer did not end with one list of {count} scores, each 0 or 1. Answer again."
+)
+
+
+def reminded(task: Task, answer: Answer) -> str | None:
+    """The question with a reminder, where the judge responded, but not with scores."""
+    responded = answer.text is not None or answer.unfinished
+    if not responded or read_judgement(answer, task.text, task.count).scores:
+        return None
+    return task.text + SCORES_REMINDER.format(count=task.count)
+
+
+# ----------------------------------------------------------------------------- all answers
 
 
 class Patience:
@@ -133,27 +142,9 @@ class Patience:
             )
 
 
-SCORES_REMINDER = (
-    "\n\nYour last answer did not end with one list of {count} scores, each 0 or 1. Answer again."
-)
-
-
-def ask(mllm: MLLM, tasks: list[Task]) -> list[Answer]:
-    """One answer a task; one without scores is asked for once more, with a reminder."""
-    counts = {task.text: task.count for task in tasks}
-
-    def again(query: Query, answer: Answer) -> str | None:
-        count = counts[query.text]
-        responded = answer.text is not None or answer.unfinished
-        if not responded or read_judgement(answer, query.text, count).scores:
-            return None
-        return query.text + SCORES_REMINDER.format(count=count)
-
-    asked = ask_again(mllm.ask, [Query((t.image,), t.text) for t in tasks], again)
-    return [next((a for a in each[::-1] if a.text is not None), each[-1]) for each in asked]
-
-
-def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, workers: int, batch: int, patience) -> None:
+def ask_all(
+    mllm: MLLM, tasks: Iterator[Task], keep: Callable, workers: int, batch: int, patience: Patience
+) -> None:
     """Ask for every task, `workers` calls of `batch` tasks at a time; keep(task, answer) at once.
 
     Tasks are drawn when a call may begin, so that few images are in memory. A fault in one call
@@ -163,7 +154,7 @@ def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, workers: int, batch: int, p
 
     def call(chunk: list[Task]) -> None:
         try:
-            done.put((chunk, ask(mllm, chunk)))
+            done.put((chunk, ask_again(mllm.ask, chunk, reminded)))
         except BaseException as error:
             done.put((chunk, error))
 
@@ -174,18 +165,19 @@ def ask_all(mllm: MLLM, tasks: Iterator[Task], keep, workers: int, batch: int, p
             in_flight += 1
         if not in_flight:
             break
-        chunk, answers = done.get()
+        chunk, responses = done.get()
         in_flight -= 1
-        if isinstance(answers, BaseException):
-            fault = fault or answers
-            continue
-        for task, answer in zip(chunk, answers):
-            keep(task, answer)
-        lost = [read_judgement(a, t.text, t.count).lost for a, t in zip(answers, chunk)]
         try:
+            if isinstance(responses, BaseException):
+                raise responses
+            lost = []
+            for task, said in zip(chunk, responses):
+                answer = next((a for a in said[::-1] if a.text is not None), said[-1])
+                keep(task, answer)
+                lost.append(read_judgement(answer, task.text, task.count).lost)
             patience.check(lost)
-        except ValueError as dead:
-            fault = fault or dead
+        except Exception as error:
+            fault = fault or error
     if fault:
         raise fault
 
@@ -196,54 +188,51 @@ class JudgmentStore:
     def __init__(self, journal: Journal, texts: dict):
         """texts: the question about each prompt, by its index."""
         self.journal, self.texts = journal, texts
-        self.answers = {  # by image and digest
+        self.earlier = {
             (line["image"], line["digest"]): Answer(
-                line["output"] or None, line["error"], None, line.get("unfinished")
+                line["output"] or None, line["error"], unfinished=line.get("unfinished")
             )
             for line in journal.lines
         }
-        self.digests = {}  # of the images that could be opened with their questions, by name
+        self.answers = {}  # about the images that could be opened, by name
         self.broken = []  # why others could not
 
     def keep(self, task: Task, answer: Answer) -> None:
-        self.answers[task.name, task.digest] = answer
+        self.answers[task.name] = answer
         line = {"image": task.name, "digest": task.digest, "output": answer.text or ""}
         self.journal.write(line | {"error": answer.error, "unfinished": answer.unfinished})
 
-    def judgement(self, prompt: Prompt, name: str) -> tuple[Answer, Judgement]:
-        none = Answer(error="no such image")
-        answer = self.answers.get((name, self.digests.get(name)), none)
-        return answer, read_judgement(answer, self.texts[prompt.index], len(prompt.testpoints))
-
     def tasks(self, prompts: list[Prompt], folder: Path) -> Iterator[Task]:
         """What is left to be asked; an image is opened when its turn comes."""
-        bar = tqdm([(p, i) for p in prompts for i in range(IMAGES)], desc="judge")
-        for prompt, i in bar:
+        for prompt, i in tqdm([(p, i) for p in prompts for i in range(IMAGES)], desc="judge"):
             name, text = image_name(prompt.index, i), self.texts[prompt.index]
             try:
-                image, data = open_image(folder / name)
-                if (other := prompt_of(data)) not in (None, wording.one_line(prompt.text)):
-                    raise ValueError(f"{name}: drawn of another prompt, '{other[:60]}'")
+                image, data = open_image(folder / name, prompt.text)
             except ValueError as error:
                 self.broken.append(str(error))
                 continue
             digest = hashlib.sha256(data + text.encode()).hexdigest()[:16]
-            self.digests[name] = digest
-            if self.judgement(prompt, name)[1].scores is None:
-                yield Task(name, image, digest, text, len(prompt.testpoints))
+            self.answers[name] = answer = self.earlier.get((name, digest), Answer())
+            task = Task((image,), text, len(prompt.testpoints), name, digest)
+            if read_judgement(answer, text, task.count).scores is None:
+                yield task
 
     def results(self, prompts: list[Prompt], folder: Path) -> list[Result]:
-        """One for each image of each prompt; the log says why those that were asked have none."""
+        """One for each image of each prompt; the log says why there are no scores."""
         results, lost, last = [], Counter(), ""
         for p in prompts:
             subs, descriptions = map(list, zip(*p.testpoints))
             for name in (image_name(p.index, i) for i in range(IMAGES)):
-                answer, (scores, reasons, why) = self.judgement(p, name)
-                if why and name in self.digests:
+                answer = self.answers.get(name, Answer())
+                scores, reasons, why = read_judgement(answer, self.texts[p.index], len(subs))
+                if why and name in self.answers:
                     lost[why], last = lost[why] + 1, answer.text or last
                 image, output = str(folder / name), answer.text or ""
                 judged = (subs, image, scores, output, reasons, descriptions)
                 results.append(Result(p.index, p.text, *judged, p.language))
+        if self.broken:
+            why = wording.reasons(self.broken)
+            log.warning("%d images cannot be judged: %s", len(self.broken), why)
         if lost:
             why = wording.reasons(lost.elements())
             ends = f"; the last of these answers ends with {last[-80:]!r}" if last else ""
@@ -273,18 +262,14 @@ def judge_images(
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"no image folder '{folder}'")
-    if odd := foreign_names(folder, prompts):
-        named = wording.listed(odd)
-        log.warning(
-            "%d files are no image of these prompts and are not judged: %s", len(odd), named
-        )
+    known = {image_name(p.index, i) for p in prompts for i in range(IMAGES)} | {"settings.json"}
+    if odd := sorted(p.name for p in folder.iterdir() if p.name not in known):
+        text = "%d files are no image of these prompts and are not judged: %s"
+        log.warning(text, len(odd), wording.listed(odd))
     prompts = prompts[:limit]
     journal = Journal(journal_path, header_of(mllm), same_answers)
     store = JudgmentStore(journal, {p.index: question(p, template) for p in prompts})
     tasks = store.tasks(prompts, folder)
     with journal.file:  # closed, and so unlocked, also where this is cut short
         ask_all(mllm, tasks, store.keep, workers, batch, Patience(patience))
-    if store.broken:
-        why = wording.reasons(store.broken)
-        log.warning("%d images cannot be judged: %s", len(store.broken), why)
     return store.results(prompts, folder)

@@ -1,15 +1,13 @@
 """Making prompts as the paper does: draw what is tested, have an MLLM write it, have it checked.
 
-For each prompt theme, sub-theme, kind of subject and 1-5 testpoints are drawn so that their counts
-are balanced. One call writes the prompt and how each testpoint shows in it; a second call, which
-sees only the result, says whether each testpoint is really there. What is incomplete, fails the
-check or repeats an earlier prompt is written again, a few times at most.
+One call writes a prompt and how each testpoint shows in it; a second call, which sees only the
+result, says whether each testpoint is really there. What is incomplete, fails the check or repeats
+an earlier prompt is written again, a few times at most.
 
     prompts, given_up = construct(mllm, count=100, journal_path="prompts.journal.jsonl")
 """
 
 import csv
-import logging
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -19,13 +17,11 @@ from tqdm import tqdm
 
 from common.files import Journal
 from common.wording import one_line
-from judges.answers import final_part
+from judges.answers import final_part, last_json, parse_scores
 from judges.mllm import MLLM, Query
 from unigenbench.asking import Patience, header_of, same_answers
-from unigenbench.questions import answer_form, last_json, parse_scores
+from unigenbench.questions import answer_form
 from unigenbench.testpoints import DIMENSIONS, SUBS, Prompt
-
-log = logging.getLogger("bench")
 
 THEMES = Path(__file__).with_name("subthemes.csv").read_text(encoding="utf-8").splitlines()
 PLACES = [(row["theme"], row["subtheme"]) for row in csv.DictReader(THEMES)]
@@ -111,20 +107,14 @@ def read_written(text: str | None, draft: Draft, unfinished: object = None) -> P
     """The prompt that an answer holds, or None if it is not complete."""
     found = last_json(final_part(text or "", unfinished), ("prompt",))
     written, descriptions = found.get("prompt"), found.get("descriptions")
-    if not isinstance(written, str) or not 1 <= len(written.split()) <= 60:
-        return None
     if not isinstance(descriptions, list) or len(descriptions) != len(draft.subs):
         return None
     if not all(isinstance(d, str) and any(map(str.isalnum, d)) for d in (written, *descriptions)):
         return None  # the "..." of the question is no text
-    return Prompt(
-        draft.index,
-        one_line(written),
-        list(zip(draft.subs, map(one_line, descriptions))),
-        draft.theme,
-        draft.subtheme,
-        "en",
-    )
+    if len(written.split()) > 60:
+        return None
+    points = list(zip(draft.subs, map(one_line, descriptions)))
+    return Prompt(draft.index, one_line(written), points, draft.theme, draft.subtheme, "en")
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
@@ -150,13 +140,11 @@ def attempt_batch(
         made[draft.index] = prompt or answer.error or answer.unfinished or "not what was asked for"
     patience.check([why if isinstance(why, str) else None for why in made.values()])
     fresh = []
-    for index, prompt in made.items():
-        if isinstance(prompt, str):
-            continue
+    for prompt in [prompt for prompt in made.values() if isinstance(prompt, Prompt)]:
         if all(alike(prompt.text, other.text) <= MOST_ALIKE for other in (*accepted, *fresh)):
             fresh.append(prompt)
         else:
-            made[index] = "much like another prompt"
+            made[prompt.index] = "much like another prompt"
     checks = mllm.ask([Query((), checking_question(prompt)) for prompt in fresh]) if fresh else []
     for prompt, check in zip(fresh, checks, strict=True):
         scores = parse_scores(check.text, len(prompt.testpoints), check.unfinished)
@@ -167,22 +155,13 @@ def attempt_batch(
     return made
 
 
-def cost_line(count: int, done: int) -> str:
-    left = count - done
-    return (
-        f"{count} prompts, {done} already there: {2 * left} to {2 * ATTEMPTS * left} calls, "
-        f"about {0.6 * left:.0f} to {0.6 * ATTEMPTS * left:.0f} thousand tokens."
-    )
-
-
 def construct(
     mllm: MLLM, count: int, journal_path, seed=0, patience: float = 180.0
 ) -> tuple[list[Prompt], list[Draft]]:
     """`count` prompts, and the drafts that no attempt fulfilled, which are printed with the reason.
 
-    Started again, it goes on.
-
-    Raises ValueError if the journal is of another model or seed, or the model seems dead.
+    Started again, it goes on. Raises ValueError if the journal is of another model or seed, or the
+    model seems dead.
     """
     dead = Patience(patience)
     journal = Journal(journal_path, header_of(mllm, "writer", seed=seed), same_answers)
@@ -192,18 +171,21 @@ def construct(
         if line["index"] in drafts:
             points = [tuple(point) for point in line["testpoints"]]
             accepted[line["index"]] = Prompt(**line | {"testpoints": points})
-    print(cost_line(count, len(accepted)))
+    left = count - len(accepted)
+    print(
+        f"{count} prompts, {len(accepted)} already there: {2 * left} to {2 * ATTEMPTS * left} "
+        f"calls, about {0.6 * left:.0f} to {0.6 * ATTEMPTS * left:.0f} thousand tokens."
+    )
     why = {}  # by index, of the last attempt
     with journal.file, tqdm(total=count, initial=len(accepted), desc="construct") as bar:
         for attempt in range(ATTEMPTS):
             todo = [draft for index, draft in drafts.items() if index not in accepted]
             for start in range(0, len(todo), BATCH):
                 batch, so_far = todo[start : start + BATCH], list(accepted.values())
-                made = attempt_batch(mllm, batch, attempt, so_far, dead)
-                why |= made
-                for prompt in made.values():
-                    if not isinstance(prompt, str):
-                        accepted[prompt.index] = prompt
+                why |= attempt_batch(mllm, batch, attempt, so_far, dead)
+                for draft in batch:
+                    if isinstance(prompt := why[draft.index], Prompt):
+                        accepted[draft.index] = prompt
                         journal.write(prompt._asdict())
                         bar.update()
     given_up = [draft for index, draft in drafts.items() if index not in accepted]

@@ -12,8 +12,8 @@ import inspect
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -22,29 +22,9 @@ from common.wording import listed
 from unigenbench.images import IMAGES, fingerprint, image_name, opens, png_of
 from unigenbench.testpoints import Prompt
 
-FIRST_SEED = 3407  # of the released code: images 0..3 of every prompt have seeds 3407..3410
-
-
-NAMES = ("model", "lora")  # where the weights were found
-
-
-class Sampling(NamedTuple):
-    """Everything but the prompt that decides an image's bytes, and the names that were given."""
-
-    model: str
-    lora: str | None
-    pipeline: str  # its class in diffusers
-    weights: str  # fingerprint, since no name tells: of a copy, or of one that was trained further
-    configs: str  # what else is in its folder
-    lora_scale: list[float]
-    steps: int  # the official script: 30
-    guidance: float  # the official script: 3.5
-    size: int | None  # pixels, square; the official script: 1024; None: the pipeline's own
-    shift: float | None  # of the noise schedule; None: the pipeline's own
-    seeds: tuple[int, ...]  # of a prompt's images
-    device: str
-    dtype: str
-    versions: dict[str, str]
+FIRST_SEED = 3407  # of the released code
+SEEDS = tuple(range(FIRST_SEED, FIRST_SEED + IMAGES))  # of the images 0..3 of every prompt
+NAMES = ("model", "lora")  # in settings.json: where the weights were found
 
 
 def keep_settings(folder: Path, settings: dict) -> None:
@@ -86,18 +66,22 @@ def configuration(pipe) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load_pipeline(model: str, lora: str | None, size: int | None, guidance: float, device, dtype):
+def load_pipeline(model: str, lora: str | None, size: int | None, guidance: float):
     """A text-to-image pipeline of diffusers, and a models.base.Model of it, or None.
 
     Raises ValueError if there is none in `model`, it cannot be told what the benchmark sets, or the
     LoRA is not wholly for it (diffusers would only warn, and draw with the base).
     """
+    import torch
     from diffusers import DiffusionPipeline
 
     from models import base
 
-    kind = base.load_index(model)["_class_name"]
-    own = None
+    device, dtype = f"cuda:{os.environ.get('LOCAL_RANK', 0)}", torch.bfloat16
+    if not torch.cuda.is_available():
+        device, dtype = "cpu", torch.float32
+        torch.set_num_threads(1)  # as many as order the sums, whatever the machine
+    kind, own = base.load_index(model)["_class_name"], None
     if kind in base.families():
         own = base.load(model, size, guidance, device, dtype)
         pipe = own.pipe
@@ -115,8 +99,9 @@ def load_pipeline(model: str, lora: str | None, size: int | None, guidance: floa
     return pipe, own
 
 
-def make_draw(pipe, own, steps: int, guidance: float, size: int | None, seeds):
-    """A function from a prompt to its images, one a seed; and the schedule's shift, if it is ours.
+def make_draw(pipe, own, steps: int, guidance: float, size: int | None) -> tuple[Callable, dict]:
+    """A function from a prompt to its images, one a seed; and, for settings.json, their size and
+    the schedule's shift, where they are not the pipeline's own.
 
     Models that can be trained here are sampled as training does it; others by diffusers itself.
     """
@@ -125,30 +110,42 @@ def make_draw(pipe, own, steps: int, guidance: float, size: int | None, seeds):
     import sampler
 
     def draw_own(text: str) -> list:
-        velocity = own.velocity(own.encode([text], len(seeds)))
+        velocity = own.velocity(own.encode([text], IMAGES))
         return own.decode(sampler.ode_sample(velocity, noise, sigmas))
 
     def draw_other(text: str) -> list:
         # Generators of the CPU: a seed means the same noise on every device.
-        noises = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noises = [torch.Generator().manual_seed(seed) for seed in SEEDS]
         how = dict(num_inference_steps=steps, guidance_scale=guidance, height=size, width=size)
-        return pipe(prompt=[text] * len(seeds), generator=noises, **how).images
+        return pipe(prompt=[text] * IMAGES, generator=noises, **how).images
 
     if not own:
-        return draw_other, None
-    noise, shift = own.noise(seeds), own.schedule_shift(steps)
+        return draw_other, {"size": size, "shift": None}
+    noise, shift = own.noise(SEEDS), own.schedule_shift(steps)
     sigmas = sampler.sigma_schedule(steps, shift).to(noise.device)
-    return draw_own, shift
+    return draw_own, {"size": own.size, "shift": shift}
 
 
-def place() -> tuple:
-    """Device and dtype of this process; on a CPU it uses one thread."""
+def settings_of(pipe, **given) -> dict:
+    """settings.json: all but the prompt that decides an image's bytes, and the names given."""
+    import diffusers
     import torch
 
-    if torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}", torch.bfloat16
-    torch.set_num_threads(1)
-    return "cpu", torch.float32
+    from unigenbench.lora import scales_of
+
+    return {
+        **{name: given.pop(name) for name in NAMES},
+        "pipeline": type(pipe).__name__,
+        # No name tells: of a copy, or of one that was trained further.
+        "weights": fingerprint(pipe.components),
+        "configs": configuration(pipe),
+        "lora_scale": scales_of(pipe),
+        **given,
+        "seeds": SEEDS,
+        "device": pipe.device.type,
+        "dtype": str(pipe.dtype),
+        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+    }
 
 
 def generate(
@@ -169,35 +166,13 @@ def generate(
     one thread.
     size: pixels; by default what the model was made for (FLUX.1-dev 1024, the tiny one 32)
     """
-    import diffusers
     import torch
 
-    from unigenbench.lora import scales_of
-
-    device, dtype = place()
-    pipe, own = load_pipeline(model, lora, size, guidance, device, dtype)
-    size = own.size if own else size
-    seeds, out = tuple(range(FIRST_SEED, FIRST_SEED + IMAGES)), Path(out)
-    draw, shift = make_draw(pipe, own, steps, guidance, size, seeds)
-    keep_settings(
-        out,
-        Sampling(
-            model,
-            lora,
-            type(pipe).__name__,
-            fingerprint(pipe.components),
-            configuration(pipe),
-            scales_of(pipe),
-            steps,
-            guidance,
-            size,
-            shift,
-            seeds,
-            device.split(":")[0],
-            str(pipe.dtype),
-            {"torch": torch.__version__, "diffusers": diffusers.__version__},
-        )._asdict(),
-    )
+    out = Path(out)
+    pipe, own = load_pipeline(model, lora, size, guidance)
+    draw, found = make_draw(pipe, own, steps, guidance, size)
+    given = dict(model=model, lora=lora, steps=steps, guidance=guidance)
+    keep_settings(out, settings_of(pipe, **given, **found))
     for prompt in tqdm(prompts[rank::ranks], desc="generate", disable=rank > 0):
         paths = [out / image_name(prompt.index, i) for i in range(IMAGES)]
         missing = [i for i, path in enumerate(paths) if not opens(path, prompt.text)]

@@ -24,21 +24,24 @@ def image_name(index: int, image: int) -> str:
     return f"{index}_{image}.png"
 
 
-def open_image(path: Path) -> tuple[Image.Image, bytes]:
+def open_image(path: Path, prompt: str | None = None) -> tuple[Image.Image, bytes]:
     """An image file, RGB, and its bytes.
 
-    Raises ValueError if it is missing, cut off or no image.
+    Raises ValueError if it is missing, cut off, no image, or says that it is of another prompt.
     """
     try:
         data = path.read_bytes()
         Image.open(io.BytesIO(data), formats=FORMATS).verify()  # some are decoded without their end
-        return to_rgb(Image.open(io.BytesIO(data), formats=FORMATS)), data
+        image = to_rgb(Image.open(io.BytesIO(data), formats=FORMATS))
     except FileNotFoundError:
         raise ValueError(f"{path.name}: missing") from None
     except UnidentifiedImageError:
         raise ValueError(f"{path.name}: no image ({' or '.join(FORMATS)})") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path.name}: not a whole image ({error})") from None
+    if prompt is not None and (drawn := prompt_of(data)) not in (None, one_line(prompt)):
+        raise ValueError(f"{path.name}: drawn of another prompt, '{drawn[:60]}'")
+    return image, data
 
 
 def png_of(image: Image.Image, prompt: str) -> bytes:
@@ -59,8 +62,7 @@ def prompt_of(data: bytes) -> str | None:
 def opens(path: Path, prompt: str | None = None) -> bool:
     """Whether a whole image is there, of this prompt as far as it says."""
     try:
-        drawn = prompt_of(open_image(path)[1])
-        return None in (drawn, prompt) or drawn == one_line(prompt)
+        return bool(open_image(path, prompt))
     except ValueError:
         return False
 

@@ -72,12 +72,11 @@ def check_weights(name: str, state: dict, pipe, where: str) -> None:
         raise ValueError(f"nothing in '{name}' is for {where}")
     if odd:
         raise ValueError(f"{len(odd)} of {len(state)} weights, as {odd[0]}, are not for {where}")
-    halves = {
-        ".lora_A.": (".lora_B.", "in_features", 1),
-        ".lora_B.": (".lora_A.", "out_features", 0),
-    }
     for key in sorted(mine):
-        for half, (other, side, axis) in halves.items():
+        for half, other, side, axis in (
+            (".lora_A.", ".lora_B.", "in_features", 1),
+            (".lora_B.", ".lora_A.", "out_features", 0),
+        ):
             if half not in key:
                 continue
             given, wide = state[key].shape[axis], getattr(layers[layer_of(key)], side, None)

@@ -1,34 +1,28 @@
 """What people look at of a benchmark: a radar chart and one page with every image and verdict.
 
-The drawing functions take plain data (paths, strings, numbers) and write one file, atomically;
-write_report does all of it from results and their scores.
-
-    write_report({"base": results}, {"base": bench.score(results)}, Path("report.html"))
-    radar({"base": {"Style": 85.0, "Grammar": 62.3, "Action": None}}, "radar.png")
+write_report({"base": results}, {"base": bench.score(results)}, Path("report.html"))
+radar({"base": {"Style": 85.0, "Grammar": 62.3, "Action": None}}, "radar.png")
 """
 
 import base64
 import html
 import math
 from pathlib import Path
-from typing import NamedTuple
-
-from PIL import Image
 
 from common.files import write_atomic
 from figures.fonts import literal
 from figures.page import image_uri, write_page
 from figures.pictures import PALETTE, new_figure, save_figure
-from unigenbench.images import FORMATS
+from unigenbench.images import open_image
 from unigenbench.results import Result
 from unigenbench.scores import Scores
 from unigenbench.tables import SCORE_HEADER, coverage_line, markdown_table, score_rows
 from unigenbench.testpoints import PRIMARIES
 
-PAGE = Path(__file__).with_name("report.html")  # the page; html_report fills its @@SLOTS@@
+PAGE = Path(__file__).with_name("report.html")  # the page, with @@SLOTS@@
 # Told apart not by color alone. Their numbers have no common factor with that of the colors that
 # would bring the same three together before the 85th model.
-LINES, MARKERS = ("-", "--", "-.", ":"), "os^DvxP"
+LOOKS = dict(color=PALETTE, linestyle=("-", "--", "-.", ":"), marker="os^DvxP")
 
 
 def radar(scores_by_name: dict[str, dict[str, float | None]], path) -> None:
@@ -48,12 +42,9 @@ def radar(scores_by_name: dict[str, dict[str, float | None]], path) -> None:
         points = [(angle, scores[n]) for angle, n in zip(angles, names) if scores[n] is not None]
         if points:
             theta, r = zip(*points, points[0])
-            color, line, marker = (
-                kinds[number % len(kinds)] for kinds in (PALETTE, LINES, MARKERS)
-            )
-            look = dict(color=color, linestyle=line, marker=marker)
+            look = {k: kinds[number % len(kinds)] for k, kinds in LOOKS.items()}
             axes.plot(theta, r, **look, label=literal(name, 42), linewidth=1.8, markersize=5)
-            axes.fill(theta, r, color=color, alpha=0.08)
+            axes.fill(theta, r, color=look["color"], alpha=0.08)
     absent = [all(scores[n] is None for scores in scores_by_name.values()) for n in names]
     labels = [literal(n, 12) + "\n(absent)" * gone for n, gone in zip(names, absent)]
     axes.set_xticks(angles, labels)
@@ -68,87 +59,39 @@ def radar(scores_by_name: dict[str, dict[str, float | None]], path) -> None:
     save_figure(figure, path)
 
 
-class Point(NamedTuple):
-    """What was read of one testpoint in the judge's answer."""
-
-    sub: str
-    description: str
-    passed: bool | None  # None: not judged
-    reason: str
+# ----------------------------------------------------------------------------- page
 
 
-class Card(NamedTuple):
-    """One judged image."""
-
-    index: int  # of its prompt
-    prompt: str
-    image: str  # path
-    points: list[Point]
-
-
-def data_uri(path) -> str | None:
-    """An image file for an <img>; None if it cannot be read."""
-    try:
-        return image_uri(Image.open(path, formats=FORMATS))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
+def points_of(result: Result) -> list[tuple]:
+    """Sub dimension, description, whether it passed (None: not judged) and why, of each testpoint;
+    one without a verdict says what became of it in place of a reason."""
+    none = [""] * len(result.subs)
+    passed = [bool(value) for value in result.scores or ()] or [None] * len(result.subs)
+    reasons = result.reasons or (none if result.scores else [result.state] * len(result.subs))
+    return list(zip(result.subs, result.descriptions or none, passed, reasons))
 
 
-def gallery_data(cards_by_model: dict[str, list[Card]]) -> list[dict]:
+def gallery_data(results_by_model: dict[str, list[Result]]) -> list[dict]:
     """Groups {model, index, prompt, images} for the page, the largest share of failures first.
 
     What was not judged counts as failed here, so that it is seen.
     """
     groups = {}
-    for model, cards in cards_by_model.items():
-        for card in cards:
-            group = dict(model=model, index=card.index, prompt=card.prompt, images=[])
-            group = groups.setdefault((model, card.index), group)
-            image = dict(src=data_uri(card.image), name=Path(card.image).name)
-            group["images"].append(image | {"points": [list(point) for point in card.points]})
+    for model, results in results_by_model.items():
+        for r in results:
+            group = dict(model=model, index=r.index, prompt=r.prompt, images=[])
+            group = groups.setdefault((model, r.index), group)
+            try:
+                src = image_uri(open_image(Path(r.image))[0])
+            except ValueError:
+                src = None
+            group["images"].append(dict(src=src, name=Path(r.image).name, points=points_of(r)))
 
     def share_passed(group):
         passed = [point[2] is True for image in group["images"] for point in image["points"]]
         return sum(passed) / max(1, len(passed))
 
     return sorted(groups.values(), key=lambda g: (share_passed(g), g["index"]))
-
-
-def html_report(path, header, rows, notes, radar_png: bytes, cards_by_model) -> None:
-    """One page that works offline: notes, radar chart, table, and the gallery with its filters.
-
-    header, rows: the table's cells as text; notes: sentences above it
-    cards_by_model: model name -> cards
-    """
-
-    def cells(tag, row):
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-
-    write_page(
-        path,
-        PAGE,
-        gallery_data(cards_by_model),
-        NOTES="".join(f"<p>{html.escape(note)}</p>" for note in notes),
-        RADAR=base64.b64encode(radar_png).decode(),
-        HEAD=cells("th", header),
-        ROWS="".join(cells("td", row) for row in rows),
-    )
-
-
-# ----------------------------------------------------------------------------- from results
-
-
-def result_cards(results: list[Result]) -> list[Card]:
-    """A card for each judged image; a testpoint without a verdict says why in place of a reason."""
-    cards = []
-    for r in results:
-        count = len(r.subs)
-        descriptions = r.descriptions or [""] * count
-        passed = [bool(value) for value in r.scores] if r.scores else [None] * count
-        reasons = r.reasons or ["" if r.scores else r.state] * count
-        points = list(map(Point, r.subs, descriptions, passed, reasons))
-        cards.append(Card(r.index, r.prompt, r.image, points))
-    return cards
 
 
 def report_table(scores: dict[str, Scores]) -> tuple[list[str], list[list[str]]]:
@@ -171,8 +114,8 @@ def report_table(scores: dict[str, Scores]) -> tuple[list[str], list[list[str]]]
 
 def radar_percent(scores: Scores) -> dict[str, float | None]:
     """Accuracy in percent by primary dimension; None where nothing was judged."""
-    known = {p: t.accuracy for p, t in scores.primary.items() if t.total}
-    return {p: 100 * known[p] if p in known else None for p in PRIMARIES}
+    known = {p: 100 * t.accuracy for p, t in scores.primary.items() if t.total}
+    return {p: known.get(p) for p in PRIMARIES}
 
 
 def files_of(out: Path) -> tuple[Path, Path, Path]:
@@ -182,11 +125,23 @@ def files_of(out: Path) -> tuple[Path, Path, Path]:
 
 
 def write_report(results: dict[str, list[Result]], scores: dict[str, Scores], out: Path) -> None:
-    """The page of these models, by name, and beside it its radar chart and a table in Markdown."""
+    """One page of these models, by name, that works offline: coverage, radar chart, table and a
+    gallery with filters. Beside it lie the chart and the table in Markdown."""
     page, chart, table = files_of(out)
     header, rows = report_table(scores)
     notes = [f"{name}: {coverage_line(s.coverage)}" for name, s in scores.items()]
     radar({name: radar_percent(s) for name, s in scores.items()}, chart)
     write_atomic(table, markdown_table(header, rows, notes).encode(errors="backslashreplace"))
-    cards = {name: result_cards(r) for name, r in results.items()}
-    html_report(page, header, rows, notes, chart.read_bytes(), cards)
+
+    def cells(tag, row):
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    write_page(
+        page,
+        PAGE,
+        gallery_data(results),
+        NOTES="".join(f"<p>{html.escape(note)}</p>" for note in notes),
+        RADAR=base64.b64encode(chart.read_bytes()).decode(),
+        HEAD=cells("th", header),
+        ROWS="".join(cells("td", row) for row in rows),
+    )

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from common.files import write_atomic
 from common.wording import listed, one_line
-from unigenbench.questions import read_literal
+from judges.answers import read_literal
 from unigenbench.testpoints import (
     DIMENSIONS,
     Prompt,
@@ -98,8 +98,7 @@ def read_results(path) -> list[Result]:
     label, an image that stands there twice, or an index with two prompts.
     """
     columns, rows = read_table(path)
-    missing = set(COLUMNS) - set(columns)
-    if missing:
+    if missing := set(COLUMNS) - set(columns):
         raise ValueError(f"{path} is no result file: it lacks {listed(sorted(missing))}")
     results, first_row, prompts = [], {}, {}
     for number, row in rows:
@@ -120,18 +119,24 @@ def read_results(path) -> list[Result]:
     return results
 
 
-def failed(index: int, prompt: str, subs: list[str], language: str) -> Result:
-    """The result of an image that a file lacks."""
-    return Result(index, prompt, subs, "", None, language=language)
+def with_failed(results: list[Result], asked: dict[int, tuple], images: int) -> list[Result]:
+    """The results, and a failed one for each image of a prompt that they lack.
+
+    asked: text, English labels and language of each prompt, by its index
+    """
+    there = Counter(r.index for r in results)
+    return results + [
+        Result(index, text, subs, "", None, language=language)
+        for index, (text, subs, language) in asked.items()
+        for _ in range(images - there[index])
+    ]
 
 
 def with_dropped(results: list[Result]) -> list[Result]:
     """The results, and a failed one for each row that an evaluator dropped: every prompt should
     have as many as the one that has most."""
-    there = Counter(r.index for r in results)
-    most = max(there.values(), default=0)
-    of_prompt = {r.index: failed(r.index, r.prompt, r.subs, r.language) for r in results}
-    return results + [r for i, r in of_prompt.items() for _ in range(most - there[i])]
+    most = max(Counter(r.index for r in results).values(), default=0)
+    return with_failed(results, {r.index: (r.prompt, r.subs, r.language) for r in results}, most)
 
 
 def complete(results: list[Result], prompts: list[Prompt], images: int) -> list[Result]:
@@ -140,18 +145,13 @@ def complete(results: list[Result], prompts: list[Prompt], images: int) -> list[
     Without the prompts nobody can tell from a result file that it lacks all images of one.
     Raises ValueError if the results are of other prompts.
     """
-    known = {p.index: (p.text, [sub for sub, _ in p.testpoints]) for p in prompts}
-    odd = [r for r in results if known.get(r.index) != (r.prompt, r.subs)]
+    asked = {p.index: (p.text, [sub for sub, _ in p.testpoints], p.language) for p in prompts}
+    odd = [r for r in results if asked.get(r.index, ())[:2] != (r.prompt, r.subs)]
     if odd:
         raise ValueError(
             f"{len(odd)} results are not of this prompt set, the first of index {odd[0].index}"
         )
-    there = Counter(r.index for r in results)
-    return results + [
-        failed(p.index, *known[p.index], p.language)
-        for p in prompts
-        for _ in range(images - there[p.index])
-    ]
+    return with_failed(results, asked, images)
 
 
 def check_same_prompts(paths: list, results: list[list[Result]]) -> None:

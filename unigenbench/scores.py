@@ -1,9 +1,8 @@
 """Scores of results: accuracies by dimension with 95 % intervals, differences of two models.
 
-What the overall score is stands in bench.py. Departures from the official scorer, on purpose:
-  - a judgment that failed stays in the count: `strict` scores it 0, and the coverage says so;
-  - the overall score is computed, and everything has an interval over resampled prompts;
-  - dimension names carry no trailing space.
+What the overall score is stands in bench.py. Departures from the official scorer: a judgment that
+failed stays in the count (`strict` scores it 0, and the coverage says so); the overall score is
+computed; everything has an interval over resampled prompts; names carry no trailing space.
 
     scores = bench.score(read_results("results/flux.csv"))
     scores.overall, scores.interval, scores.coverage
@@ -81,16 +80,13 @@ def count_by_prompt(results: list[Result]) -> np.ndarray:
 def accuracies(correct: np.ndarray, judged: np.ndarray) -> dict[str, np.ndarray]:
     """Counts (..., NAMES) -> accuracy (...) of each dimension, and Overall; NaN if none was judged.
 
-    Overall is bench.overall in the form for many resamples at once.
+    Overall is bench.overall for many resamples at once, whose mean leaves out what is NaN.
     """
-
-    def divide(above, below):
-        return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
-
-    shares = divide(correct, judged)
-    primaries = np.take(shares, [NAMES.index(name) for name in PRIMARIES], -1)
-    known = ~np.isnan(primaries)
-    overall = divide(np.where(known, primaries, 0).sum(-1), known.sum(-1))
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        shares = correct / judged
+        primaries = np.take(shares, [NAMES.index(name) for name in PRIMARIES], -1)
+        known = ~np.isnan(primaries)
+        overall = np.where(known, primaries, 0).sum(-1) / known.sum(-1)
     return {**dict(zip(NAMES, np.moveaxis(shares, -1, 0))), OVERALL: overall}
 
 
@@ -115,14 +111,11 @@ def scores_of(results: list[Result], overall: float | None, strict: float | None
     tallies = {
         name: Tally(*numbers, interval(replicates[name]))
         for name, numbers in zip(NAMES, counts.sum(1).T.tolist())
+        if numbers[2]
     }
-    primary, sub = (
-        {name: tallies[name] for name in names if tallies[name].expected}
-        for names in (PRIMARIES, SUBS)
-    )
-    return Scores(
-        primary, sub, overall, strict, interval(replicates[OVERALL]), coverage_of(results)
-    )
+    primary, sub = ({n: tallies[n] for n in names if n in tallies} for names in (PRIMARIES, SUBS))
+    bounds = interval(replicates[OVERALL])
+    return Scores(primary, sub, overall, strict, bounds, coverage_of(results))
 
 
 def compare(first: list[Result], second: list[Result]) -> dict[str, tuple[float, float, float]]:
@@ -134,7 +127,7 @@ def compare(first: list[Result], second: list[Result]) -> dict[str, tuple[float,
     counts = np.stack([count_by_prompt(first), count_by_prompt(second)])
     prompts = counts.shape[2]
     draws = np.vstack([np.ones(prompts, int), resample(prompts)])  # each once; then the replicates
-    one, two = (accuracies(draws @ correct, draws @ judged) for correct, judged, _ in counts)
+    one, two = (accuracies(*(draws @ counted[:2])) for counted in counts)
     difference = {name: two[name] - one[name] for name in one}
     return {
         name: (float(values[0]), *(interval(values[1:]) or (np.nan, np.nan)))
@@ -152,25 +145,25 @@ def write_scores(scores: Scores, path, language="en", settings=None) -> None:
 
     def entries(tallies):
         return {
-            labels[name]: {
-                "correct": t.correct,
-                "total": t.total,
-                "accuracy": round(t.accuracy or 0.0, 4),
-                "strict": round(t.strict, 4),
-                "interval": t.interval,
-            }
+            labels[name]: dict(
+                correct=t.correct,
+                total=t.total,
+                accuracy=round(t.accuracy or 0.0, 4),
+                strict=round(t.strict, 4),
+                interval=t.interval,
+            )
             for name, t in tallies.items()
         }
 
-    content = {
-        "primary_dimensions": entries(scores.primary),
-        "sub_dimensions": entries(scores.sub),
-        "accuracy": scores.accuracy,
-        "overall": scores.overall,
-        "overall_strict": scores.strict,
-        "overall_interval": scores.interval,
-        "overall_over": len(scores.primary),
-        "coverage": scores.coverage._asdict(),
-        "settings": settings or {},
-    }
+    content = dict(
+        primary_dimensions=entries(scores.primary),
+        sub_dimensions=entries(scores.sub),
+        accuracy=scores.accuracy,
+        overall=scores.overall,
+        overall_strict=scores.strict,
+        overall_interval=scores.interval,
+        overall_over=len(scores.primary),
+        coverage=scores.coverage._asdict(),
+        settings=settings or {},
+    )
     write_atomic(path, json.dumps(content, ensure_ascii=False, indent=2).encode() + b"\n")

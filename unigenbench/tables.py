@@ -11,6 +11,10 @@ from unigenbench.testpoints import PRIMARIES, SUBS, primary_of
 
 SCORE_HEADER = ["Dimension", "Accuracy", "95 % interval", "Correct", "Strict"]
 COMPARE_HEADER = ["Difference", "95 % interval", "Strict difference"]
+LABELS = {}  # of the lines of a table, by name: each primary dimension, and below it its subs
+for _sub in SUBS:
+    LABELS[primary_of(_sub)] = primary_of(_sub)
+    LABELS.setdefault(_sub, "- " + _sub.partition(" - ")[2])
 
 
 def percent(value: float | None) -> str:
@@ -36,19 +40,10 @@ def overall_name(scores: Scores) -> str:
     return "Overall" if n == len(PRIMARIES) else f"Overall (mean over {n} of {len(PRIMARIES)})"
 
 
-def lines_of_table() -> list[tuple[str, str]]:
-    """Name and label of each primary dimension, and below it of its subs."""
-    lines = []
-    for primary in PRIMARIES:
-        subs = [sub for sub in SUBS if primary_of(sub) == primary and sub != primary]
-        lines += [(primary, primary), *((sub, "- " + sub.partition(" - ")[2]) for sub in subs)]
-    return lines
-
-
 def score_rows(scores: Scores) -> list[list[str]]:
     """Dimension, accuracy, 95 % interval, correct/judged, strict accuracy; absent ones say so."""
     rows = []
-    for name, label in lines_of_table():
+    for name, label in LABELS.items():
         tally, cells = scores.primary.get(name) or scores.sub.get(name), ["absent", "", "", ""]
         if tally:
             accuracy = percent(tally.accuracy), percent_range(tally.interval)
@@ -64,7 +59,7 @@ def compare_rows(scores: list[Scores], difference: dict) -> list[list[str]]:
     All in percent. Only dimensions that both were judged on have a row.
     """
     rows = []
-    for name, label in [*lines_of_table(), (OVERALL, overall_name(scores[0]))]:
+    for name, label in [*LABELS.items(), (OVERALL, overall_name(scores[0]))]:
         if name in difference:
             point, low, high = difference[name]
             tallies = [s.primary.get(name) or s.sub.get(name) for s in scores]

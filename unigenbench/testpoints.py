@@ -1,7 +1,7 @@
 """What UniGenBench asks of an image: its 27 testpoint dimensions and its prompt files.
 
-Prompt files are the official ones as they are (repository CodeGoat24/UniGenBench); definitions of
-the dimensions, in dimensions.csv, are in our own words.
+Prompt files are the official ones (repository CodeGoat24/UniGenBench); what the dimensions mean is
+in our own words, in dimensions.csv.
 
     prompts = load_prompts("test_prompts_en.csv")
     prompts[0].testpoints                                      # [("Style", "Drawn in ink."), ...]
@@ -23,7 +23,7 @@ TABLE = Path(__file__).with_name("dimensions.csv").read_text(encoding="utf-8")  
 
 
 class Dimension(NamedTuple):
-    """A sub dimension: its label and what it means, in two languages; definitions are our own."""
+    """A sub dimension: its label and what it means, in two languages."""
 
     en: str
     zh: str
@@ -69,16 +69,16 @@ class Prompt(NamedTuple):
     language: str  # "en" or "zh"
 
 
-KEYS = {
-    "testpoints": ("Testpoints", "考点"),
-    "descriptions": ("Testpoint Description", "考点对应描述"),
-    "theme": ("Primary Categories", "一级垂类"),
-    "subtheme": ("Secondary Categories", "二级垂类"),
+KEYS = {  # of sub_dims: theme, subtheme, testpoints, descriptions
+    "Primary Categories": "一级垂类",
+    "Secondary Categories": "二级垂类",
+    "Testpoints": "考点",
+    "Testpoint Description": "考点对应描述",
 }
 
 
 def language_of(label: str) -> str:
-    """ "en" or "zh", for one of the 27 labels."""
+    """The language, "en" or "zh", of one of the 27 labels."""
     return CANONICAL[fold(label)][1]
 
 
@@ -95,9 +95,8 @@ def parse_json(text: str) -> tuple[dict, bool]:
     Only `"..." "..."` and `] "..."` with a blank between is taken for a missing comma, only once.
     Raises ValueError for all else.
     """
-    repaired = False
     try:
-        value = json.loads(text)
+        value, repaired = json.loads(text), False
     except json.JSONDecodeError as error:
         before, after = text[: error.pos], text[error.pos :]
         missing = error.msg.startswith("Expecting ',' delimiter") and after.startswith('"')
@@ -124,11 +123,9 @@ def parse_row(row: dict, ending: str) -> tuple[Prompt, bool]:
         raise ValueError(f"index '{row['index']}' is not a whole number")
     fields, repaired = parse_json(row[f"sub_dims{ending}"])
     fields = {key.strip(): value for key, value in fields.items()}
-    found = {
-        name: next((fields[key] for key in keys if key in fields), None)
-        for name, keys in KEYS.items()
-    }
-    labels, descriptions = found["testpoints"], found["descriptions"]
+    theme, subtheme, labels, descriptions = (
+        fields.get(en, fields.get(zh)) for en, zh in KEYS.items()
+    )
     if not isinstance(labels, list) or not isinstance(descriptions, list) or not labels:
         raise ValueError(
             "needs two lists, 'Testpoints' and 'Testpoint Description' (or 考点 and 考点对应描述)"
@@ -136,7 +133,7 @@ def parse_row(row: dict, ending: str) -> tuple[Prompt, bool]:
     if len(labels) != len(descriptions):
         raise ValueError(f"{len(labels)} testpoints, but {len(descriptions)} descriptions")
     points = [(canonical(label), str(d).strip()) for label, d in zip(labels, descriptions)]
-    themes = [str(found[name] or "") for name in ("theme", "subtheme")]
+    themes = str(theme or ""), str(subtheme or "")
     language = ending[1:] or language_of(labels[0])
     return Prompt(int(row["index"]), text, points, *themes, language), repaired
 
@@ -228,8 +225,6 @@ def write_prompts(prompts: list[Prompt], path) -> None:
     rows = []
     for p in prompts:
         subs, descriptions = zip(*p.testpoints)
-        values = dict(theme=p.theme, subtheme=p.subtheme)
-        values |= dict(testpoints=subs, descriptions=descriptions)
-        fields = {KEYS[name][0]: value for name, value in values.items()}
+        fields = dict(zip(KEYS, (p.theme, p.subtheme, subs, descriptions)))
         rows.append([p.index, p.text, json.dumps(fields, ensure_ascii=False)])
     write_table(path, ["index", "prompt_en", "sub_dims_en"], rows)
