@@ -131,7 +131,7 @@ def test_own_rows_stand_in_their_place_and_say_how_far_they_can_be_compared():
     own = bench.score(results(*([1] for _ in range(7)), *([0] for _ in range(3))))
     rows = board.board_rows("en", {"mine": own}, {"mine": "openai:QwenVL"})
     models = [row[0] for row in rows]
-    assert models.index("FLUX.1-Krea") == models.index("> mine") - 1
+    assert models.index("FLUX.1-Krea") == models.index("> mine") + 1
     (mine,) = [row for row in rows if row[0] == "> mine"]
     assert len({len(row) for row in rows} | {len(board.HEADER)}) == 1
     assert mine[1] == "70.00" and mine[-1] == "no: another question"
