@@ -19,7 +19,6 @@ from fakes import FakeMLLM
 from PIL import Image
 
 import bench
-from common.interrupt import stopped
 from judges.mllm import Answer, cut_off
 from shapes import prompts as shapes_prompts
 from shapes import verifier
@@ -335,7 +334,7 @@ def test_ctrl_c_is_one_sentence(at, line, tmp_path):
     where = dict(cwd=tmp_path, env=os.environ | env)
     ended = subprocess.run(command, **where, capture_output=True, text=True)
     assert ended.returncode == 1
-    assert ended.stderr.strip() == stopped("bench.py").strip()
+    assert ended.stderr.strip() == bench.STOPPED.strip()
 
 
 def test_ctrl_c_waits_for_no_call_and_loses_no_answer(drawn):
@@ -351,7 +350,7 @@ def test_ctrl_c_waits_for_no_call_and_loses_no_answer(drawn):
             time.sleep(0.01)
         run.send_signal(signal.SIGINT)
         said = run.communicate(timeout=HANG / 2)[1]
-        assert run.returncode == 1 and said.endswith(stopped("bench.py") + "\n")
+        assert run.returncode == 1 and said.endswith(bench.STOPPED + "\n")
         assert "Traceback" not in said and len(lines.read_text().splitlines()) == 1
 
 
