@@ -19,6 +19,7 @@ from classroom import served, url_of
 from conftest import ROOT
 from diffusers import FluxPipeline
 from real_runs import ALONE, few_steps, log_of, stepped
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -106,7 +107,7 @@ def a_signal_to_one_rank_ends_both(procs, cfg) -> None:
     run.observers.append(lambda done: whole.update(trained_weights(run)))
 
     def before_pass():
-        passes.append(run.at == 2 and run.last_whole.moved)
+        passes.append(run.at == 2 and run.moved)
         if procs.rank == 1 and sum(passes) == 2:
             procs.stop(signal.SIGTERM)
         boundary()
@@ -129,7 +130,7 @@ def groups_end_after_their_wrappers(ports: list[int]) -> None:
     for port in ports:
         os.environ["MASTER_PORT"] = str(port)
         procs = distributed.start_processes("cpu")
-        wrapped = distributed.replicate(torch.nn.Linear(2, 2), procs)
+        wrapped = DistributedDataParallel(torch.nn.Linear(2, 2))
         assert procs.gather([procs.rank, "x"]) == [0, "x", 1, "x"]
         torch.distributed.destroy_process_group()
         del wrapped
@@ -195,7 +196,7 @@ def test_two_processes_learn_what_one_learns_and_one_resumes_them(mode, two, tmp
         assert row[key] == pytest.approx(alone.metrics[1][key], rel=1e-4), key
     resumed = start_run(replace(cfg, out=str(folder / mode), resume=True), ALONE)
     optimizer = torch.optim.AdamW(resumed.model.trainable())
-    next(resumed.batches(optimizer, checkpoint.EMA(resumed.model.transformer, cfg.ema)), None)
+    next(resumed.batches(optimizer, distributed.EMA(resumed.model.transformer, cfg.ema)), None)
     moment = moment_of(alone)
     assert moment.norm() > 0 and (moment - moment_of(resumed)).norm() <= 1e-4 * moment.norm()
 
@@ -317,7 +318,7 @@ def test_one_process_goes_on_with_the_recipe_and_saves_a_lora(recipe, monkeypatc
 def state():
     """Weights, optimizer and average of a small network, as a checkpoint holds them."""
     layer = torch.nn.Linear(30, 30)
-    return layer, torch.optim.AdamW(layer.parameters()), checkpoint.EMA(layer, 0.5)
+    return layer, torch.optim.AdamW(layer.parameters()), distributed.EMA(layer, 0.5)
 
 
 def test_every_rank_has_as_many_shares():
@@ -367,7 +368,7 @@ def test_a_half_written_checkpoint_is_not_the_newest(tmp_path):
 def test_the_average_keeps_nine_tenths_of_itself():
     layer = torch.nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(1.0)
-    average = checkpoint.EMA(layer, 0.9)
+    average = distributed.EMA(layer, 0.9)
     layer.weight.data.fill_(2.0)
     average.update()
     with average.swapped_in():
@@ -377,7 +378,7 @@ def test_the_average_keeps_nine_tenths_of_itself():
 
 def test_without_a_decay_the_live_weights_are_used():
     layer = torch.nn.Linear(1, 1, bias=False)
-    average = checkpoint.EMA(layer, 0.0)
+    average = distributed.EMA(layer, 0.0)
     layer.weight.data.fill_(3.0)
     average.update()
     with average.swapped_in():

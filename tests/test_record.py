@@ -1,4 +1,4 @@
-"""record.py: what a person can read of a judge, and that it stays bounded."""
+"""What a person can read of a judge, and that it stays bounded."""
 
 import json
 
@@ -8,7 +8,7 @@ from PIL import Image
 from judges.mllm import Answer
 from judges.scorers import MLLMScorer
 from rewards import PairwiseReward, PointwiseReward
-from training import record
+from training import judging as record
 
 PAIR = [Image.new("RGB", (16, 8), color) for color in ("red", "blue")]
 FIRST = "<answer>Image 1 is better</answer>"

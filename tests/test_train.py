@@ -263,7 +263,7 @@ def test_a_signal_within_a_checkpoints_write_waits_for_its_end(made, monkeypatch
 PASSES = {
     "the first rollout": (lambda run: True, 0),
     "an update": (lambda run: run.at == 2 and torch.is_grad_enabled(), 1),
-    "a second update": (lambda run: run.at == 2 and run.last_whole.moved, 1),
+    "a second update": (lambda run: run.at == 2 and run.moved, 1),
     "an evaluation": (lambda run: run.at == run.metrics[-1]["step"] == 2, 2),
 }
 JUDGED = {"judging": ("rewards", 2), "judging of an evaluation": ("heldout", 3)}
