@@ -20,7 +20,7 @@ from models.base import Model, check_finite
 from training import checkpoint, diagnostics, distributed
 from training import log as run_log
 from training.config import Config, micro_batch_of, parse_rewards
-from training.data import Prompts, make_batch
+from training.data import Batch, Prompts, make_batch
 from training.distributed import Processes
 from training.heldout import Heldout
 from training.judging import Judging
@@ -65,8 +65,7 @@ class Run:
         return self.model.transformer, self.optimizer, self.average
 
     def batches(self, optimizer, average):
-        """Each step that is left, with what this rank samples in it: some groups a part where a
-        server judges, whole micro-batches, so that the update's are those of the rollout.
+        """Each step that is left, with what this rank samples in it.
 
         optimizer, average: of the model; they take up the checkpoint that the run resumes from.
         """
@@ -82,14 +81,21 @@ class Run:
         self.bar = tqdm(range(done + 1, cfg.steps + 1), disable=not procs.is_main, **how)
         if self.evaluates(done) and "win_rate_vs_base" not in self.metrics[-1]:
             self.evaluate(done)  # the judge failed within it: only that is left of the step
-        groups = math.lcm(self.micro_batch, cfg.group_size) // cfg.group_size
-        groups = groups if cfg.judge == "openai" else cfg.prompts_per_step
         for step in self.bar:
             self.at = step
-            batch = make_batch(cfg, self.prompts, step, procs.rank, procs.world_size)
-            yield step, batch.split(groups)
+            yield step, self.parts(step)
             if step < cfg.steps:
                 procs.boundary()
+
+    def parts(self, step: int) -> list[Batch]:
+        """All that is random in a step on this rank, some groups a part where a server judges.
+
+        Parts are of whole groups and whole micro-batches: the update's are those of the rollout.
+        """
+        cfg, procs = self.cfg, self.procs
+        groups = math.lcm(self.micro_batch, cfg.group_size) // cfg.group_size
+        batch = make_batch(cfg, self.prompts, step, procs.rank, procs.world_size)
+        return batch.split(groups if cfg.judge == "openai" else cfg.prompts_per_step)
 
     def take_up(self) -> None:
         """Weights, optimizer, average and log of the last checkpoint, with --resume."""
