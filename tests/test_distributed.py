@@ -285,6 +285,7 @@ def test_two_ranks_follow_the_lora_recipe_and_one_goes_on_and_saves(tmp_path, mo
         monkeypatch.setattr(sys, "argv", [*command, "--steps", "3", "--resume"])
         train.main()
     assert [row["step"] for row in rows] == [0, 1, 2]
+    assert set(rows[0]) == {"step", "win_rate_vs_base"}  # nothing to verify in a file's prompts
     assert "on-policy check, largest |ratio - 1| by step" in said
     assert rows[1]["comparisons"] == 2 * (6 * 2 + 4)  # pairs in both orders, and scores
     assert all(row["failed"] == row["unparsable"] == row["groups_lost"] == 0 for row in rows[1:])
@@ -295,7 +296,9 @@ def test_two_ranks_follow_the_lora_recipe_and_one_goes_on_and_saves(tmp_path, mo
     assert first == rows and last["step"] == 3
     assert last["grad_norm"] > 0 and "win_rate_vs_base" in last
     FluxPipeline.from_pretrained(ROOT / "assets/tiny-flux").load_lora_weights(run / "final")
-    assert "--recipe flux-lora" in (run / "final" / "README.md").read_text()
+    card = (run / "final" / "README.md").read_text()
+    assert "--recipe flux-lora" in card and "| win_rate_vs_base | 0.500 |" in card
+    assert "load_lora_weights" in card and "on 2 held-out prompts" in card
 
 
 # ----------------------------------------------------------------------------- one process

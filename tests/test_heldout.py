@@ -120,7 +120,7 @@ def measured(procs=ALONE, lost=0, **settings):
     """Of PROMPTS: the Heldout, its judge, and what evaluation finds."""
     cfg = Config(heldout=len(PROMPTS), num_steps=2, shift=3.0, **settings)
     prompts = types.SimpleNamespace(heldout=PROMPTS)
-    held = Heldout(cfg, procs, Numbers(), Difference(lost), prompts, grid=(3, 2))
+    held = Heldout(cfg, procs, Numbers(), Difference(lost), prompts)
     held.measure_base()
     assert not held.compare.asked  # of an image against itself
     return held, held.evaluate()
@@ -135,7 +135,7 @@ def test_the_trained_draw_what_the_base_draws_and_what_they_learned():
     assert found.wins == pytest.approx([g * float(p) / 100 for g, p in zip(gains, PROMPTS)])
     assert held.base.wins == [0.5] * 5
     grid = sum(held.base_grid, [])
-    assert len({*held.base_images, *grid}) == 5 + 3 * 2  # each from its own noise
+    assert len({*held.base_images, *grid}) == 5 + 5 * 4  # each from its own noise
 
 
 def test_neither_batches_nor_ranks_change_what_is_measured():

@@ -163,10 +163,10 @@ def toy_run(model, procs=ALONE, micro_batch=2, batch=BATCH, groups=2):
     return run
 
 
-def one_toy_step(weight=0.0, procs=ALONE, shape=None, **settings):
+def one_toy_step(cfg=TOY, lr=1e-3, procs=ALONE, weight=0.0, **settings):
     """The weight after it, and the run."""
-    run = toy_run(Toy(weight), procs, **(shape or {}))
-    train.train(replace(TOY, **settings), run)
+    run = toy_run(Toy(weight), procs, **settings)
+    train.train(replace(cfg, lr=lr), run)
     return run.model.transformer.weight.item(), run
 
 
@@ -189,19 +189,19 @@ def test_a_step_is_the_mean_over_samples_and_replayed_steps(micro_batch, updates
         rows = torch.arange(4)[n::updates]
         model.transformer.weight.data -= 0.1 * slope_of(model, rollout, advantages, (0, 1, 2), rows)
     shape = dict(micro_batch=micro_batch, groups=1 + micro_batch // 2 % 2)
-    moved, run = one_toy_step(0.5, lr=0.1, updates=updates, shape=shape)
+    moved, run = one_toy_step(replace(TOY, updates=updates), lr=0.1, weight=0.5, **shape)
     assert moved - 0.5 == pytest.approx(model.transformer.weight.item() - 0.5, rel=1e-3) != 0
     ((done,), weight) = run.done, run.model.transformer.weight
     assert len(done.norms) == updates and weight.grad is None
 
 
 def test_a_gradient_is_clipped_to_its_largest_norm():
-    moved, run = one_toy_step(max_grad_norm=1e-6, lr=1.0)
+    moved, run = one_toy_step(replace(TOY, max_grad_norm=1e-6), lr=1.0)
     assert abs(moved) == pytest.approx(1e-6, rel=1e-3) and run.done[0].norms[0] > 1e-6
 
 
 def test_the_moving_average_follows_each_step():
-    moved, run = one_toy_step(ema=0.5)
+    moved, run = one_toy_step(replace(TOY, ema=0.5))
     (mean,) = run.average.mean.values()
     assert mean.item() == pytest.approx(moved / 2) and moved != 0.0  # half way from 0
 
@@ -209,7 +209,7 @@ def test_the_moving_average_follows_each_step():
 def test_each_rank_descends_its_own_advantages():
     """A group's advantages are its own, so each of two ranks moves as it would alone."""
     batches = [Batch([p], [n, n + 1], [n, n + 1], [0, 1, 2]) for p, n in (("p", 0), ("q", 5))]
-    of = lambda rank, procs=ALONE: one_toy_step(procs=procs, shape=dict(batch=batches[rank]))[0]
+    of = lambda rank, procs=ALONE: one_toy_step(procs=procs, batch=batches[rank])[0]
     moved, alone = together(lambda procs: of(procs.rank, procs)), [of(0), of(1)]
     assert moved == alone and abs(alone[0] - alone[1]) > 1e-6
 

@@ -66,9 +66,9 @@ LEFT = {
     "final": {"model_index.json", "README.md"},
     "checkpoint/step_000003": {".metadata"},
 }
-STEP = {"reward_mean", "reward_std", "frac_floor", "tie_rate", "order_agreement", "unparsable"}
-STEP |= {"failed", "ratio_mean", "ratio_min", "ratio_max", "clip_frac", "kl_to_base", "grad_norm"}
-HELD = {"heldout_accuracy", "heldout_all_correct", "heldout_render_error", "win_rate_vs_base"}
+STEP = "reward_mean reward_std frac_floor tie_rate order_agreement unparsable failed ratio_mean "
+STEP += "ratio_min ratio_max clip_frac kl_to_base grad_norm"
+HELD = "heldout_accuracy heldout_all_correct heldout_render_error win_rate_vs_base"
 
 
 def test_a_run_leaves_what_the_readme_promises(undisturbed):
@@ -78,8 +78,13 @@ def test_a_run_leaves_what_the_readme_promises(undisturbed):
     assert "held-out accuracy" in printed
     rows = log_of(out)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
-    assert all(set(row) >= STEP for row in rows[1:])
-    assert [set(row) >= HELD for row in rows] == [True, False, True, True]  # and the last
+    assert all(set(row) >= {*STEP.split()} for row in rows[1:])
+    assert [set(row) >= {*HELD.split()} for row in rows] == [
+        True,
+        False,
+        True,
+        True,
+    ]  # and the last
     assert all(row["reward_mean"] == pytest.approx(0.5) for row in rows[1:])
     # 0 but for rounding: another batch shape
     assert rows[1]["kl_to_base"] < 1e-9 < rows[3]["kl_to_base"]
@@ -110,14 +115,6 @@ def test_killed_and_resumed_is_bit_identical(undisturbed, tmp_path):
     train_in(tmp_path, *WHOLE, "--resume")
     assert log_of(out) == log_of(whole)
     assert (out / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
-
-
-def test_a_run_stopped_before_its_first_checkpoint_resumes_from_the_start(undisturbed, tmp_path):
-    cfg = Config(**SMALL, steps=3, out=str(tmp_path))
-    start_run(cfg, ALONE).held.close()  # and no step is made
-    assert log_of(tmp_path) == log_of(undisturbed[0])[:1]  # the base
-    stepped(replace(cfg, resume=True))
-    assert log_of(tmp_path) == log_of(undisturbed[0])[:2]
 
 
 VARIANTS = [
@@ -156,36 +153,12 @@ def test_one_bad_gradient_in_a_healthy_run_costs_no_checkpoint(tmp_path):
 
 
 def test_weights_that_ran_away_are_not_saved(tmp_path, monkeypatch):
-    run, update = start_run(small(tmp_path), ALONE), train.update
-
-    def overflows(*args):
-        losses_and_norms = update(*args)
-        run.model.trainable()[0].data.view(-1)[0] = math.inf
-        return losses_and_norms
-
-    monkeypatch.setattr(train, "update", overflows)
+    run = start_run(small(tmp_path), ALONE)
+    weight = run.model.trainable()[0].data.view(-1)
+    monkeypatch.setattr(train, "update", lambda *_: weight.fill_(math.inf) and ([], []))
     with pytest.raises(FloatingPointError, match="trained weights.* no checkpoint"), ends_well(run):
         train.train(run.cfg, run)
     assert [row["step"] for row in log_of(tmp_path)] == [0]
-
-
-# ----------------------------------------------------------------------------- odds and ends
-
-
-def test_prompts_from_a_file_in_bfloat16_with_all_that_saves_memory(tmp_path):
-    prompts = [f"a large {c} {s}" for c in ("red", "blue") for s in ("circle", "square", "star")]
-    (tmp_path / "prompts.txt").write_text("\n".join(prompts).replace("star", "triangle"))
-    files = dict(prompts=str(tmp_path / "prompts.txt"), text_cache=str(tmp_path / "texts"))
-    memory = dict(dtype="bfloat16", gradient_checkpointing=True, vae_slicing=True)
-    learning = dict(lora_rank=2, lr=1e-2, micro_batch=4, updates=2, ema=0.9, heldout=2, steps=1)
-    cfg = small(tmp_path / "run", **files, **memory, **learning)
-    rows = whole_run(cfg).metrics
-    assert set(rows[0]) == {"step", "win_rate_vs_base"} and rows[1]["grad_norm"] > 0
-    assert abs(rows[1]["ratio_max"] - 1) > 0  # the second update sees what the first one changed
-    assert len(list((tmp_path / "texts").glob("*.safetensors"))) == 4  # 2 a step and 2 held out
-    card = (tmp_path / "run" / "final" / "README.md").read_text()
-    assert "load_lora_weights" in card and "on 2 held-out prompts" in card
-    assert "--lora_rank 2" in card and "| win_rate_vs_base | 0.500 |" in card
 
 
 def test_a_judge_that_cannot_be_read_ends_with_no_claim_and_a_status(tmp_path, monkeypatch, capsys):

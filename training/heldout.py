@@ -28,6 +28,7 @@ from training.judging import answered, bare, check_lost
 from unigenbench.testpoints import primary_of
 
 BATCH = 64  # images drawn at once, unless --micro_batch says how many
+GRID_ROWS, GRID_COLUMNS = 12, 4  # of the images that people look at
 
 
 class Held(NamedTuple):
@@ -111,18 +112,16 @@ def verify(prompts: list, images: list) -> tuple[list[list[bool]], list[float]]:
 class Heldout:
     """The held-out prompts with the base's images; `evaluate` measures the present model."""
 
-    def __init__(self, cfg, procs, model, compare, prompts=None, *, record=None, grid=(12, 4)):
+    def __init__(self, cfg, procs, model, compare, prompts=None, *, record=None):
         """compare: the run's PairwiseReward; record: judging.Record of what it answers.
-        prompts: prompts.Prompts of a file; None: those of shapes. grid: rows and columns
-        of the images that people look at."""
-        self.cfg, self.procs, self.model, self.compare = cfg, procs, model, compare
-        self.record = record
+        prompts: data.Prompts of a file; None: those of shapes."""
+        self.cfg, self.procs, self.model = cfg, procs, model
+        self.compare, self.record = compare, record
         self.scenes = None if prompts else shapes_prompts.heldout_prompts()[: cfg.heldout or None]
         self.texts = prompts.heldout if prompts else [p.text for p in self.scenes]
         self.seeds = [seed_of("heldout", i) for i in range(len(self.texts))]
         kinds = self.texts if prompts else {p.kind: p.text for p in reversed(self.scenes)}.values()
-        grid_rows, self.grid_columns = grid
-        self.grid_prompts = list(kinds)[:grid_rows]
+        self.grid_prompts = list(kinds)[:GRID_ROWS]
 
     def measure_base(self) -> None:
         """The base's images, which all later ones are held against. They are their own equals:
@@ -151,11 +150,11 @@ class Heldout:
         return [image for _, image in sorted(dict(self.procs.gather(images)).items())]
 
     def grid_images(self, transformer) -> list[list]:
-        columns = self.grid_columns
-        prompts = [p for p in self.grid_prompts for _ in range(columns)]
+        """Rows of images for people: several of each of a few held-out prompts."""
+        prompts = [p for p in self.grid_prompts for _ in range(GRID_COLUMNS)]
         seeds = [seed_of("grid", i) for i in range(len(prompts))]
         images = self.sample(prompts, seeds, transformer)
-        return [images[i : i + columns] for i in range(0, len(images), columns)]
+        return [images[i : i + GRID_COLUMNS] for i in range(0, len(images), GRID_COLUMNS)]
 
     def evaluate(self) -> Held:
         """Every rank has all images and asks the judge about its own share of them."""

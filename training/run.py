@@ -22,7 +22,7 @@ from training import log as run_log
 from training.config import Config, micro_batch_of, parse_rewards
 from training.data import Batch, Prompts, make_batch
 from training.distributed import Processes
-from training.heldout import Heldout
+from training.heldout import GRID_COLUMNS, Heldout
 from training.judging import Judging
 
 log = run_log.log
@@ -248,7 +248,7 @@ class Run:
         result, scores = held.against(heldout.base), (heldout.base.metrics(), held.metrics())
         run_log.write_card(out / "final", cfg, type(model.pipe).__name__, result, *scores)
         both = [before + after for before, after in zip(heldout.base_grid, grid)]
-        heads = [head for head in ("before", "after") for _ in range(heldout.grid_columns)]
+        heads = [head for head in ("before", "after") for _ in range(GRID_COLUMNS)]
         heldout.draw(both, out / "before_after.png", heads)
         print(
             f"{result}\nlook at {out / 'before_after.png'}, {out / 'curves.png'} and "

@@ -103,10 +103,9 @@ def ends_well(run: Run):
     try:
         yield
     except JudgeError as error:
-        slow = f" ({cfg.concurrency} calls were in flight: --concurrency has fewer)"
-        slow = slow if "no answer within" in str(error) else ""
-        saved = run.saved()
-        raise JudgeError(f"{error}{slow}; {saved}: when the judge answers again, {again}")
+        slow = "no answer within" in str(error)
+        few = f" ({cfg.concurrency} calls were in flight: --concurrency has fewer)" if slow else ""
+        raise JudgeError(f"{error}{few}; {run.saved()}: when the judge answers again, {again}")
     except StoppedError as name:
         raise StoppedError(f"stopped by {name}: {run.saved()}; to go on, {again}")
     except KeyboardInterrupt:
