@@ -41,8 +41,8 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
 class StoppedError(BaseException):
-    """A signal asked for the end, and it is heeded where no whole step is lost. No Exception: one
-    that is raised while a judge is asked must not pass for a failure of the judge."""
+    """A signal asked for the end, where no whole step is lost. No Exception: one that is raised
+    while a judge is asked must not pass for a failure of the judge."""
 
 
 # Errors that a rank tells the others: what was given cannot work, a number is not finite, ...
@@ -165,8 +165,7 @@ class Processes:
         """Where a run may end: StoppedError on all ranks, if one of them heard a signal.
 
         They come here equally often, before each pass through the network, so that no gradient and
-        no gathered weight is left half way. A rank that has met with an error instead waits for the
-        others in `on_all_ranks`: this ends them with it.
+        no gathered weight is left half way. A rank with an error waits for them in `on_all_ranks`.
         """
         self.meet(StoppedError(self.stop.asked) if self.stop.asked else None)
 
@@ -213,9 +212,8 @@ def start_processes(device: str, shard: bool = False, stop: Stop | None = None) 
     if world > 1:
         dist.init_process_group(backend)
         # Held until the process ends: else DistributedDataParallel holds the last reference, and
-        # frees it with Python's lock in hand. That ends the group's threads, and waits for ever for
-        # one that is about to take the lock, to free what all_gather_object sent. The group's own
-        # Python object lets go of the lock first.
+        # frees it with Python's lock in hand. That waits for ever for a thread of the group that is
+        # about to take the lock. The group's own Python object lets go of the lock first.
         atexit.register(lambda _: None, dist.group.WORLD)
     elif shard and not dist.is_initialized():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -239,10 +237,9 @@ def shard(
 ) -> None:
     """Spreads the weights over all ranks, in place: stored as `master`, computed with as `dtype`.
 
-    One unit a transformer block, gathered when it runs and freed after it, forward and backward
-    alike. Blocks go to the device one by one, so that it never holds the whole model. Gradients are
-    averaged in float32. Inputs are not cast: rotary embeddings stay float32, as in the unsharded
-    model.
+    A block is gathered when it runs and freed after it, forward and backward alike, and goes to the
+    device alone, so that it never holds the whole model. Gradients are averaged in float32. Inputs
+    are not cast: rotary embeddings stay float32, as in the unsharded model.
     """
     units = dict(
         mesh=init_device_mesh(procs.device.type, (procs.world_size,)),

@@ -2,13 +2,11 @@
 
 The win rate that Pref-GRPO optimizes averages one half by construction, so it cannot show progress.
 Held-out prompts do: the share of testpoints that hold, the share of images of which all do, render
-error, and the win rate of the current model against the frozen base under the same judge. For
-prompts from a file nothing can be verified: the win rate alone is measured, by the judge that also
-gave the reward. It says that the judge's preference was learned; score final/ with bench.py for a
-second view.
+error, and the win rate against the frozen base. Of prompts from a file nothing can be verified but
+the win rate, by the judge that also gave the reward: score final/ with bench.py for a second view.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -37,16 +35,15 @@ class Held(NamedTuple):
     met: list[list[bool]]  # which of its testpoints hold; empty for prompts from a file
     render_error: list[float]  # gray levels, lower is better; empty for prompts from a file
     wins: list[float | None]  # win rate against the base's image; None: comparison lost
-    subs: Sequence[Sequence[str]] = ()  # the sub dimension that each testpoint tests
+    subs: Sequence[list[str]] = ()  # the sub dimension that each testpoint tests
 
     def by_dimension(self, name_of: Callable[[str], str]) -> dict[str, float]:
         """Share of testpoints that hold, by what name_of makes of their sub dimension."""
-        total, held = Counter(), Counter()
+        held = defaultdict(list)
         for subs, met in zip(self.subs, self.met):
             for sub, holds in zip(subs, met, strict=True):
-                total[name_of(sub)] += 1
-                held[name_of(sub)] += holds
-        return {name: held[name] / total[name] for name in sorted(total)}
+                held[name_of(sub)].append(holds)
+        return {name: sum(met) / len(met) for name, met in sorted(held.items())}
 
     @property
     def known(self) -> list[float]:
