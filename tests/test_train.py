@@ -155,7 +155,7 @@ def test_one_bad_gradient_in_a_healthy_run_costs_no_checkpoint(tmp_path):
 def test_weights_that_ran_away_are_not_saved(tmp_path, monkeypatch):
     run = start_run(small(tmp_path), ALONE)
     weight = run.model.trainable()[0].data.view(-1)
-    monkeypatch.setattr(train, "update", lambda *_: weight.fill_(math.inf) and ([], []))
+    monkeypatch.setattr(train, "update", lambda *_: (weight.fill_(math.inf), []))
     with pytest.raises(FloatingPointError, match="trained weights.* no checkpoint"), ends_well(run):
         train.train(run.cfg, run)
     assert [row["step"] for row in log_of(tmp_path)] == [0]
