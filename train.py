@@ -39,7 +39,7 @@ import grpo
 import sampler
 from models.base import check_finite
 from rewards import std_floors
-from training import checkpoint, distributed
+from training import distributed
 from training.run import Run
 from training.session import started
 
@@ -71,7 +71,7 @@ class TrainStep(NamedTuple):
 def train(cfg, run: Run) -> None:
     """Pref-GRPO: each pass of the loop is a training step, a line of the log."""
     optimizer = torch.optim.AdamW(run.model.trainable(), cfg.lr, weight_decay=cfg.weight_decay)
-    average = checkpoint.EMA(run.model.transformer, cfg.ema)
+    average = distributed.EMA(run.model.transformer, cfg.ema)
     sigmas = sampler.sigma_schedule(cfg.num_steps, cfg.shift)  # (K+1,)
     how = dict(noise_level=cfg.noise_level, kind=cfg.sde_kind, micro_batch=run.micro_batch)
     for step, parts in run.batches(optimizer, average):

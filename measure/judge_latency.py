@@ -22,7 +22,7 @@ from measure.step import Step
 from rewards import PairwiseReward
 from training.config import Config
 from training.data import Batch, make_batch
-from training.distributed import in_background
+from training.judging import in_background
 
 
 def measure(step: Step, batch: Batch, url: str, latency: float, concurrency: int, rounds: int):

@@ -20,7 +20,6 @@ from fakes import FakeMLLM
 from PIL import Image
 
 import bench
-from common.interrupt import stopped
 from judges.mllm import Answer, cut_off
 from shapes import prompts as shapes_prompts
 from shapes import verifier
@@ -281,7 +280,7 @@ def test_ctrl_c_is_one_sentence(at, line, tmp_path):
     line = line.format(r=tmp_path / "r.csv").split()
     command = [sys.executable, "-c", INTERRUPTED.format(at=at), *line]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr.strip()) == (1, stopped("bench.py").strip())
+    assert (ended.returncode, ended.stderr.strip()) == (1, bench.STOPPED.strip())
 
 
 def test_ctrl_c_waits_for_no_call_and_loses_no_answer(drawn):
@@ -296,7 +295,7 @@ def test_ctrl_c_waits_for_no_call_and_loses_no_answer(drawn):
             time.sleep(0.01)
         run.send_signal(signal.SIGINT)
         said = run.communicate(timeout=HANG / 2)[1]
-    assert run.returncode == 1 and said.endswith(stopped("bench.py") + "\n")
+    assert run.returncode == 1 and said.endswith(bench.STOPPED + "\n")
     assert "Traceback" not in said and len(lines.read_text().splitlines()) == 1
 
 

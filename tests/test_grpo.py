@@ -1,5 +1,6 @@
 """Advantages against the paper's worked example, and the loss against its definition."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -26,65 +27,53 @@ def test_the_papers_worked_example(scores, published):
     assert torch.allclose(advantages, torch.tensor([published]), atol=0.02)
 
 
-def test_a_group_without_spread_gets_exactly_zero():
-    rewards = torch.tensor([[0.1, 0.1, 0.1], [0.0, 0.5, 1.0]])
-    advantages = grpo.group_advantages(rewards)
-    assert (advantages[0] == 0).all() and (advantages[1] != 0).sum() == 2
-    assert (grpo.group_advantages(torch.full((2, 7), 0.3), std_floor=0.0) == 0).all()
+ONE_OF_MANY = torch.eye(100)[:1]
 
 
-def test_a_spread_below_the_floor_is_divided_by_the_floor():
-    rewards = torch.tensor([[0.49, 0.51]])
-    assert torch.allclose(
-        grpo.group_advantages(rewards, std_floor=0.1), torch.tensor([[-0.1, 0.1]])
-    )
-    assert torch.allclose(
-        grpo.group_advantages(rewards, std_floor=0.001), torch.tensor([[-1.0, 1.0]])
-    )
+@pytest.mark.parametrize(
+    "values, settings, expected",
+    [
+        ([[0.1, 0.1, 0.1], [0.0, 0.5, 1.0]], {}, [[0, 0, 0], [-(1.5**0.5), 0, 1.5**0.5]]),
+        ([[0.3] * 7] * 2, {}, [[0] * 7] * 2),
+        ([[0.49, 0.51]], dict(std_floor=0.1), [[-0.1, 0.1]]),  # below the floor, which divides
+        ([[0.49, 0.51]], dict(std_floor=0.001), [[-1, 1]]),
+        # one decisive pair among ties: 2, and 1.87 with the released code's sample deviation
+        ([[4 / 7, 3 / 7, *[0.5] * 6]], {}, [[2, -2, *[0] * 6]]),
+    ],
+)
+def test_each_group_is_normalized_by_its_own_std(values, settings, expected):
+    advantages = grpo.group_advantages(torch.tensor(values), **settings)
+    expected = torch.tensor(expected).float()
+    torch.testing.assert_close(advantages, expected, atol=1e-5, rtol=1e-5)
+    assert (advantages[(expected == 0).all(1)] == 0).all()  # without a spread, exactly
+
+
+def test_advantages_are_clipped_on_either_side():
+    assert grpo.group_advantages(ONE_OF_MANY)[0, 0] == 5.0
+    assert grpo.group_advantages(-ONE_OF_MANY)[0, 0] == -5.0
+    assert grpo.group_advantages(ONE_OF_MANY, clip=20.0)[0, 0] > 9
+
+
+def test_the_share_of_groups_below_the_floor():
     assert grpo.frac_floor(torch.tensor([[0.49, 0.51], [0.0, 1.0]]), 0.012) == 0.5
     assert grpo.frac_floor(torch.tensor([[0.3] * 7, [0.0] * 6 + [1e-6]]), 0.0) == 0.5
 
 
-def test_one_decisive_pair_among_ties():
-    rewards = torch.full((1, 8), 0.5)
-    rewards[0, 0] += 0.5 / 7
-    rewards[0, 1] -= 0.5 / 7
-    assert grpo.group_advantages(rewards)[0, 0].item() == pytest.approx(2.0, abs=1e-4)
-    sample = grpo.group_advantages(rewards)[0, 0].item() * (7 / 8) ** 0.5
-    assert sample == pytest.approx(1.87, abs=0.01)  # with the sample deviation of the released code
-
-
-def test_groups_are_normalised_apart():
-    rewards = torch.rand(5, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor(
-        [[1], [2], [3], [4], [5]]
-    )
-    advantages = grpo.group_advantages(rewards)
-    assert torch.allclose(advantages.mean(1), torch.zeros(5), atol=1e-6)
-    assert torch.allclose(advantages.std(1, correction=0), torch.ones(5), atol=1e-5)
-
-
-def test_advantages_are_clipped():
-    rewards = torch.zeros(1, 100)
-    rewards[0, 0] = 1
-    assert grpo.group_advantages(rewards)[0, 0] == 5.0
-    assert grpo.group_advantages(-rewards)[0, 0] == -5.0  # on either side
-    assert grpo.group_advantages(rewards, clip=20.0)[0, 0] > 9
-
-
-@pytest.mark.parametrize("rewards", [torch.rand(8), torch.rand(4, 1)])
-def test_advantages_reject_shapes(rewards):
-    with pytest.raises(ValueError, match=r"\(P, G\) with G >= 2"):
-        grpo.group_advantages(rewards)
-
-
-def test_advantages_reject_nan():
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        grpo.group_advantages(torch.tensor([[0.0, float("nan")]]))
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        (torch.rand(8), r"\(P, G\) with G >= 2"),
+        (torch.rand(4, 1), r"\(P, G\) with G >= 2"),
+        (torch.tensor([[0.0, math.nan]]), "NaN or infinity"),
+    ],
+)
+def test_what_cannot_be_normalized_is_refused(values, said):
+    with pytest.raises(ValueError, match=said):
+        grpo.group_advantages(values)
 
 
 def test_combined_rewards_weigh_alike_whatever_their_scale():
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.rand(2, 4, 8, generator=generator)
+    a, b = torch.rand(2, 4, 8, generator=torch.Generator().manual_seed(0))
     small = grpo.combine_advantages({"a": a, "b": b}, {"a": 0.4, "b": 0.6})
     large = grpo.combine_advantages({"a": a, "b": 1000 * b}, {"a": 0.4, "b": 0.6})
     assert torch.allclose(small, large, atol=1e-4)
@@ -94,18 +83,18 @@ def test_combined_rewards_weigh_alike_whatever_their_scale():
         assert torch.allclose(decided, grpo.combine_advantages({"c": other}, {"c": 1.0}), atol=1e-4)
     only = grpo.combine_advantages({"a": a}, {"a": 0.4})
     assert torch.allclose(only, grpo.group_advantages(a), atol=1e-5)
-    with pytest.raises(ValueError, match="must name the same"):
-        grpo.combine_advantages({"a": a}, {"b": 1.0})
     same = torch.full((2, 4), 0.5)
     assert (grpo.combine_advantages({"a": same}, {"a": 1.0}) == 0).all()
+    for weights, floors in (({"b": 1.0}, 0.0), ({"a": 1.0}, {"b": 1.0})):
+        with pytest.raises(ValueError, match="must name the same"):
+            grpo.combine_advantages({"a": a}, weights, floors)
 
 
 RECIPE = {"pairwise": 0.4, "clip": 0.6}
 
 
 @pytest.mark.parametrize(
-    ("spread", "least", "most"),
-    [(1e-6, 0, 1e-4), (1e-3, 0.02, 0.05), (0.05, 1.0, 2.5), (0.5, 1.0, 2.5)],
+    ("spread", "least", "most"), [(1e-6, 0, 1e-4), (1e-3, 0.02, 0.05), (0.05, 1.0, 2.5)]
 )
 def test_a_mixture_leaves_a_difference_below_the_floor_small(spread, least, most):
     """The recipe's: four groups of eight, all pairs tied, CLIP scores that differ by little or
@@ -135,36 +124,23 @@ def test_the_last_division_of_a_mixture_is_by_the_larger_of_two():
 
 def test_a_floor_belongs_to_its_reward():
     a, b = torch.tensor([[0.0, 0.02]]), torch.tensor([[0.0, 2.0]])
-    floors, weights = {"a": 0.1, "b": 1.0}, {"a": 1.0, "b": 1.0}
-    mixed = grpo.combine_advantages({"a": a, "b": b}, weights, floors)
+    mixed = grpo.combine_advantages({"a": a, "b": b}, {"a": 1.0, "b": 1.0}, {"a": 0.1, "b": 1.0})
     torch.testing.assert_close(mixed, torch.tensor([[-1.1, 1.1]]) / 2**0.5)
-    with pytest.raises(ValueError, match="must name the same"):
-        grpo.combine_advantages({"a": a}, {"a": 1.0}, {"b": 1.0})
     assert rewards.std_floors(["pairwise", "clip"], 0.2) == {"pairwise": 0.2, "clip": 0.2}
     assert set(rewards.STD_FLOORS) == {*rewards.JUDGED, *PUBLISHED}
 
 
-@pytest.mark.parametrize(
-    "log_ratio, advantage, moves",
-    [
-        (0.0, 1.0, True),
-        (0.0, -1.0, True),
-        # the ratio rose: enough for a good image, not for a bad one
-        (0.3, 1.0, False),
-        (0.3, -1.0, True),
-        (-0.3, 1.0, True),
-        (-0.3, -1.0, False),
-    ],
-)
-def test_the_gradient_vanishes_outside_the_clip_on_the_right_side_only(log_ratio, advantage, moves):
+@pytest.mark.parametrize("log_ratio", [0.0, 0.3, -0.3])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_the_gradient_vanishes_outside_the_clip_on_the_right_side_only(log_ratio, advantage):
     ratio = torch.tensor([log_ratio], requires_grad=True)
     grpo.clipped_loss(ratio, torch.tensor([advantage]), 0.2).loss.backward()
-    expected = -advantage * torch.tensor(log_ratio).exp().item() if moves else 0.0
-    assert ratio.grad.item() == pytest.approx(expected)
+    moves = log_ratio * advantage <= 0  # a risen ratio is enough for a good image, not for a bad
+    assert ratio.grad.item() == pytest.approx(-advantage * math.exp(log_ratio) if moves else 0.0)
 
 
 @pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
-@pytest.mark.parametrize("log_ratio", [25.0, 100.0, 1e9, 3e38, -100.0, -3e38])
+@pytest.mark.parametrize("log_ratio", [25.0, 3e38, -3e38])
 def test_a_sample_far_past_the_clip_has_a_finite_gradient(log_ratio, advantage):
     ratio = torch.tensor([log_ratio, 0.0], requires_grad=True)
     loss = grpo.clipped_loss(ratio, torch.tensor([advantage, 1.0]), 1e-4)
@@ -181,7 +157,7 @@ def test_loss_statistics():
     assert [x.item() for x in loss[1:]] == pytest.approx([3.1 / 3, 0.5, 1.5, 2 / 3])
 
 
-def test_guard_ratio_is_centred_and_scaled():
+def test_guard_ratio_is_centered_and_scaled():
     """Under a moved mean the log ratio is biased. This one is linear in the noise that was drawn,
     and so 0 on average, and it is as large for a small noise as for a large one."""
     noise, moved = torch.randn(2, 5, 4, 8, generator=torch.Generator().manual_seed(0))
@@ -199,8 +175,6 @@ def test_guard_ratio_is_centred_and_scaled():
 
 def test_kl_matches_torch():
     mean, other, std = torch.randn(3, 4, 5), torch.randn(3, 4, 5), torch.rand(3, 1, 1) + 0.5
-    normal = torch.distributions.Normal
-    expected = torch.distributions.kl_divergence(
-        normal(mean, std.expand_as(mean)), normal(other, std.expand_as(mean))
-    ).mean()
+    now, base = (torch.distributions.Normal(m, std.expand_as(m)) for m in (mean, other))
+    expected = torch.distributions.kl_divergence(now, base).mean()
     assert torch.allclose(grpo.kl_to_reference(mean, other, std), expected, rtol=1e-5)

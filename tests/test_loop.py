@@ -42,8 +42,8 @@ class Toy:
     """A base model of one number, as the loop sees it; of prompt "q" its velocity is twice that of
     prompt "p"."""
 
-    def __init__(self, weight=0.0, base=0.0):
-        self.transformer, self.frozen = Slope(weight), Slope(base)
+    def __init__(self, weight=0.0):
+        self.transformer, self.frozen = Slope(weight), Slope()
         self.policy = self.transformer
 
     def encode(self, prompts, group_size):
@@ -73,6 +73,8 @@ EXPLORING = dict(noise_level=0.5, sde_kind="dance")
 LEARNING = dict(guard=False, max_grad_norm=1e9, clip_range=10.0, lr=1e-3)
 TOY = Config(**SHAPE, **EXPLORING, **LEARNING)
 SIGMAS = sampler.sigma_schedule(TOY.num_steps, TOY.shift)
+BATCH = Batch(["p", "q"], [0, 1, 2, 3], [100, 101, 102, 103], [0, 1, 2])
+PAIR = Batch(["p"], [0, 1], [100, 101], [0, 1, 2])
 
 
 @pytest.fixture(autouse=True)
@@ -82,65 +84,58 @@ def plain_descent(monkeypatch):
     monkeypatch.setattr(torch.optim, "AdamW", descent)
 
 
-def sampled(model, batch, micro_batch):
+def sampled(model, batch=PAIR, micro_batch=4):
     how = dict(noise_level=TOY.noise_level, kind=TOY.sde_kind, micro_batch=micro_batch)
     return train.sample(model, batch, SIGMAS, **how)
 
 
-def rolled(model, group_size=2):
-    seeds = list(range(group_size))
-    return sampled(model, Batch(["p"], seeds, [100 + s for s in seeds], [0, 1, 2]), group_size)
-
-
-def objective(model, rollout, advantages, k, rows=None, **settings):
-    values = dict(clip_range=10.0, guard=False, kl_coef=0.0) | settings
+def slope_of(model, rollout, advantages, steps=(1,), rows=None, **settings):
+    """Of the loss of these steps and samples, their mean."""
+    how = dict(clip_range=10.0, guard=False, kl_coef=0.0) | settings
     rows = slice(0, len(advantages)) if rows is None else rows
-    return train.objective(model, rollout, advantages, k, rows, **values).loss
-
-
-def slope_of(loss, model):
+    losses = [train.objective(model, rollout, advantages, k, rows, **how).loss for k in steps]
     model.transformer.weight.grad = None
-    loss.backward()
+    (sum(losses) / len(losses)).backward()
     return model.transformer.weight.grad.item()
+
+
+BETTER_AND_WORSE = torch.tensor([1.0, -1.0])
 
 
 @pytest.mark.parametrize("guard, k", [(True, 0), (False, 2)])
 def test_one_update_makes_the_better_image_likelier_and_the_worse_less_so(guard, k):
     model = Toy()
-    rollout = rolled(model)
-    advantages = torch.tensor([1.0, -1.0])
-    before = sampler.replay(model.transformer, rollout.trajectory, k).log_prob.detach()
     weight = model.transformer.weight
-    slope = slope_of(objective(model, rollout, advantages, k, guard=guard), model)
-    with torch.no_grad():
-        weight -= 1e-3 * math.copysign(1, slope)
-    after = sampler.replay(model.transformer, rollout.trajectory, k).log_prob.detach()
-    assert ((after - before) * advantages).sum() > 0
+    rollout = sampled(model)
+    now = lambda: sampler.replay(model.transformer, rollout.trajectory, k).log_prob.detach()
+    before = now()
+    slope = slope_of(model, rollout, BETTER_AND_WORSE, [k], guard=guard)
+    weight.data -= 1e-3 * math.copysign(1, slope)
+    assert ((now() - before) * BETTER_AND_WORSE).sum() > 0
 
 
 def test_the_guards_gradient_is_scaled_and_divided_by_the_step():
     """At the rollout's own weights: its ratio is step_std times the plain one, its loss is divided
     by -dsigma."""
-    model, k = Toy(), 1
-    rollout, advantages = rolled(model), torch.tensor([1.0, -1.0])
-    plain = slope_of(objective(model, rollout, advantages, k), model)
-    guarded = slope_of(objective(model, rollout, advantages, k, guard=True), model)
-    std = rollout.trajectory.stds[k, 0].item()
-    assert guarded == pytest.approx(plain * std / (SIGMAS[k] - SIGMAS[k + 1]).item(), rel=1e-4)
+    model = Toy()
+    rollout = sampled(model)
+    plain, guarded = (
+        slope_of(model, rollout, BETTER_AND_WORSE, guard=guard) for guard in (False, True)
+    )
+    std = rollout.trajectory.stds[1, 0].item()
+    assert guarded == pytest.approx(plain * std / (SIGMAS[1] - SIGMAS[2]).item(), rel=1e-4)
 
 
-@pytest.mark.parametrize(("weight", "sign"), [(0.5, 1), (-0.5, -1)])
-def test_the_kl_pulls_towards_the_base(weight, sign):
-    model = Toy(weight=weight, base=0.0)
-    rollout, nothing = rolled(model), torch.zeros(2)
-    slope = slope_of(objective(model, rollout, nothing, 1, kl_coef=1.0), model)
-    assert slope * sign > 0  # descending it brings the weight nearer to 0
-    with pytest.raises(AssertionError):  # and without it nothing pulls
-        assert slope_of(objective(model, rollout, nothing, 1), model) * sign > 0
+@pytest.mark.parametrize("weight", [0.5, -0.5])
+def test_the_kl_pulls_towards_the_base_and_nothing_else_does(weight):
+    model, nothing = Toy(weight), torch.zeros(2)
+    rollout = sampled(model)
+    assert slope_of(model, rollout, nothing, kl_coef=1.0) * weight > 0  # descending it: nearer to 0
+    assert slope_of(model, rollout, nothing) == 0
 
 
 class Bigger:
-    """A reward: of two pictures, the one with the larger sum wins."""
+    """A reward: of two images, the one with the larger sum wins."""
 
     name = "bigger"
 
@@ -148,9 +143,6 @@ class Bigger:
         sums = [[image.sum().item() for image in group] for group in images]
         values = [[float(s == max(group)) for s in group] for group in sums]
         return Rewards(torch.tensor(values), Counter(wanted=len(prompts) * 2, comparisons=2))
-
-
-BATCH = Batch(["p", "q"], [0, 1, 2, 3], [100, 101, 102, 103], [0, 1, 2])
 
 
 def toy_run(model, procs=ALONE, micro_batch=2, batch=BATCH, groups=2):
@@ -171,57 +163,45 @@ def toy_run(model, procs=ALONE, micro_batch=2, batch=BATCH, groups=2):
     return run
 
 
-def test_only_a_windows_steps_are_stochastic_and_all_of_them_are_replayed():
-    batch = Batch(["p"], [0, 1], [100, 101], [1, 2], [1, 2])
-    rollout = sampled(Toy(0.5), batch, 1)
-    trajectory = rollout.trajectory
-    assert trajectory.sde_steps == (1, 2)
-    assert [(trajectory.stds[k] > 0).all().item() for k in range(4)] == [False, True, True, False]
-    assert torch.equal(trajectory.latents[1], trajectory.means[0])  # the ODE's own
-
-
 def one_toy_step(cfg=TOY, lr=1e-3, procs=ALONE, weight=0.0, **settings):
+    """The weight after it, and the run."""
     run = toy_run(Toy(weight), procs, **settings)
     train.train(replace(cfg, lr=lr), run)
     return run.model.transformer.weight.item(), run
 
 
-def test_a_step_is_the_mean_over_samples_and_replayed_steps_whatever_the_micro_batch():
-    """And however many groups are sampled at a time."""
+def test_only_a_windows_steps_are_stochastic():
+    trajectory = sampled(Toy(0.5), PAIR._replace(replayed=[1, 2], window=[1, 2]), 1).trajectory
+    assert trajectory.sde_steps == (1, 2)
+    assert [(trajectory.stds[k] > 0).all().item() for k in range(4)] == [False, True, True, False]
+    assert torch.equal(trajectory.latents[1], trajectory.means[0])  # the ODE's own
+
+
+@pytest.mark.parametrize("micro_batch, updates", [(4, 1), (2, 1), (3, 1), (1, 1), (1, 2)])
+def test_a_step_is_the_mean_over_samples_and_replayed_steps(micro_batch, updates):
+    """Whatever the micro-batch (3: one of three samples, one of one), and however many groups are
+    sampled at a time. Several updates: of every group some images, at the weights that the last one
+    left."""
     model = Toy(0.5)
-    rollout = sampled(model, BATCH, 4)
+    rollout = sampled(model, BATCH, micro_batch)
     advantages = grpo.group_advantages(Bigger()(["p", "q"], rollout.images).values, 0.05).flatten()
-    parts = [objective(model, rollout, advantages, k) for k in (0, 1, 2)]
-    expected = -0.1 * slope_of(sum(parts) / 3, model)
-    for micro_batch in (4, 2, 3, 1):  # 3: one of three samples, one of one
-        shape = dict(micro_batch=micro_batch, groups=1 + micro_batch // 2 % 2)
-        moved, run = one_toy_step(lr=0.1, weight=0.5, **shape)
-        assert moved - 0.5 == pytest.approx(expected, rel=1e-3)
-        assert len(run.done) == 1 and run.model.transformer.weight.grad is None
-
-
-def test_several_updates_each_descend_their_part_at_the_weights_that_the_last_one_left():
-    """Of every group some images: every other micro-batch."""
-    model, lr = Toy(), 0.1
-    rollout = sampled(model, BATCH, 1)
-    advantages = grpo.group_advantages(Bigger()(["p", "q"], rollout.images).values, 0.05).flatten()
-    for part in (torch.tensor([0, 2]), torch.tensor([1, 3])):
-        losses = [objective(model, rollout, advantages, k, part) for k in (0, 1, 2)]
-        slope = slope_of(sum(losses) / 3, model)
-        with torch.no_grad():
-            model.transformer.weight -= lr * slope
-    moved, run = one_toy_step(replace(TOY, updates=2), lr, micro_batch=1)
-    assert moved == pytest.approx(model.transformer.weight.item(), rel=1e-4)
-    assert len(run.done[0].norms) == 2
+    for n in range(updates):
+        rows = torch.arange(4)[n::updates]
+        model.transformer.weight.data -= 0.1 * slope_of(model, rollout, advantages, (0, 1, 2), rows)
+    shape = dict(micro_batch=micro_batch, groups=1 + micro_batch // 2 % 2)
+    moved, run = one_toy_step(replace(TOY, updates=updates), lr=0.1, weight=0.5, **shape)
+    assert moved - 0.5 == pytest.approx(model.transformer.weight.item() - 0.5, rel=1e-3) != 0
+    ((done,), weight) = run.done, run.model.transformer.weight
+    assert len(done.norms) == updates and weight.grad is None
 
 
 def test_a_gradient_is_clipped_to_its_largest_norm():
-    moved, run = one_toy_step(cfg=replace(TOY, max_grad_norm=1e-6), lr=1.0)
+    moved, run = one_toy_step(replace(TOY, max_grad_norm=1e-6), lr=1.0)
     assert abs(moved) == pytest.approx(1e-6, rel=1e-3) and run.done[0].norms[0] > 1e-6
 
 
 def test_the_moving_average_follows_each_step():
-    moved, run = one_toy_step(cfg=replace(TOY, ema=0.5))
+    moved, run = one_toy_step(replace(TOY, ema=0.5))
     (mean,) = run.average.mean.values()
     assert mean.item() == pytest.approx(moved / 2) and moved != 0.0  # half way from 0
 
@@ -229,29 +209,17 @@ def test_the_moving_average_follows_each_step():
 def test_each_rank_descends_its_own_advantages():
     """A group's advantages are its own, so each of two ranks moves as it would alone."""
     batches = [Batch([p], [n, n + 1], [n, n + 1], [0, 1, 2]) for p, n in (("p", 0), ("q", 5))]
-    moved = together(lambda procs: one_toy_step(procs=procs, batch=batches[procs.rank])[0])
-    alone = [one_toy_step(batch=batch)[0] for batch in batches]
+    of = lambda rank, procs=ALONE: one_toy_step(procs=procs, batch=batches[rank])[0]
+    moved, alone = together(lambda procs: of(procs.rank, procs)), [of(0), of(1)]
     assert moved == alone and abs(alone[0] - alone[1]) > 1e-6
-
-
-# ------------------------------------------------------------------- numbers that are not finite
-
-
-class Poisoned(Toy):
-    """The toy, with something in it that is not finite: NaN latents, or NaN gradients."""
-
-    def __init__(self, what, odd=math.nan):
-        super().__init__()
-        if what == "weight":
-            self.transformer.weight.data.fill_(odd)
-        if what == "gradient":
-            self.transformer.weight.register_hook(lambda grad: grad * odd)
 
 
 @pytest.mark.parametrize("odd", [math.nan, -math.inf])
 @pytest.mark.parametrize("what", ["weight", "gradient", "loss", "log-prob"])
 def test_what_is_not_finite_stops_the_step_before_the_optimizer(what, odd, monkeypatch):
-    model = Poisoned(what, odd)
+    model = Toy(odd if what == "weight" else 0.0)
+    if what == "gradient":
+        model.transformer.weight.register_hook(lambda grad: grad * odd)
     if what == "loss":
         clipped, odds = grpo.clipped_loss, iter([odd])  # of the first alone
         bad = lambda *a: clipped(*a)._replace(loss=clipped(*a).loss * 0 + next(odds, 0.0))

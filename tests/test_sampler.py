@@ -8,43 +8,27 @@ import torch
 
 import sampler
 
-KINDS = tuple(sampler.DIFFUSIONS)
+KINDS = pytest.mark.parametrize("kind", sampler.DIFFUSIONS)
+SIX = sampler.sigma_schedule(6)
 
 
-def random_step(kind, index, noise_level=0.7, **kwargs):
+def random_step(kind, index, noise_level=0.7):
     generator = torch.Generator().manual_seed(3)
     latents, velocity = torch.randn(2, 4, 6, 5, generator=generator)
-    return (
-        latents,
-        velocity,
-        sampler.sde_step(
-            latents,
-            velocity,
-            sampler.sigma_schedule(6),
-            index,
-            noise_level,
-            kind,
-            generator=generator,
-            **kwargs,
-        ),
-    )
+    how = dict(kind=kind, generator=generator)
+    return latents, velocity, sampler.sde_step(latents, velocity, SIX, index, noise_level, **how)
 
 
 def test_schedule_is_linear_without_shift_and_matches_the_formula_with_it():
     assert torch.equal(sampler.sigma_schedule(4), torch.tensor([1, 0.75, 0.5, 0.25, 0]))
     assert torch.allclose(sampler.sigma_schedule(2, 3.0), torch.tensor([1, 1.5 / 2, 0]))
     assert sampler.sigma_schedule(25, 3.0).dtype == torch.float32
+    for steps, shift in ((0, 1.0), (4, 0.0), (4, math.nan), (4, math.inf)):
+        with pytest.raises(ValueError, match="num_steps >= 1 and a finite shift > 0"):
+            sampler.sigma_schedule(steps, shift)
 
 
-@pytest.mark.parametrize(
-    "steps, shift", [(0, 1.0), (4, 0.0), (4, -1.0), (4, math.nan), (4, math.inf)]
-)
-def test_schedule_rejects(steps, shift):
-    with pytest.raises(ValueError, match="num_steps >= 1 and a finite shift > 0"):
-        sampler.sigma_schedule(steps, shift)
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@KINDS
 @pytest.mark.parametrize("index", [0, 2, 4])
 def test_log_prob_is_the_mean_of_the_normal_log_density(kind, index):
     _, _, step = random_step(kind, index)
@@ -58,9 +42,7 @@ def test_the_two_kinds_are_one_equation_with_two_diffusions():
         latents, velocity, flow = random_step("flow", index)
         sigma = 1 - index / 6
         diffusion = 0.7 * math.sqrt(sigma / (1 - sigma))
-        dance = sampler.sde_step(
-            latents, velocity, sampler.sigma_schedule(6), index, diffusion, "dance", latents
-        )
+        dance = sampler.sde_step(latents, velocity, SIX, index, diffusion, "dance", latents)
         assert (flow.mean - dance.mean).abs().max() < 1e-6
         assert flow.std[0].item() == pytest.approx(dance.std[0].item(), rel=1e-5)
 
@@ -73,169 +55,127 @@ def test_the_two_kinds_are_one_equation_with_two_diffusions():
         ("flow", 2, 0.7 * math.sqrt(2 / 6)),
         ("dance", 0, 0.7 / math.sqrt(6)),
         ("dance", 4, 0.7 / math.sqrt(6)),
+        ("cps", 0, 5 / 6 * math.sin(0.35 * math.pi)),
+        ("cps", 3, 2 / 6 * math.sin(0.35 * math.pi)),
     ],
 )
 def test_step_std_by_hand(kind, index, std):
     assert random_step(kind, index)[2].std.flatten()[0].item() == pytest.approx(std, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@KINDS
 def test_arithmetic_is_float32_whatever_the_models_dtype(kind):
     latents, velocity, _ = random_step(kind, 2)
-    step = sampler.sde_step(
-        latents, velocity.bfloat16(), sampler.sigma_schedule(6), 2, 0.7, kind, latents
-    )
-    exact = sampler.sde_step(
-        latents, velocity.bfloat16().float(), sampler.sigma_schedule(6), 2, 0.7, kind, latents
+    rounded = velocity.bfloat16()
+    step, exact = (
+        sampler.sde_step(latents, v, SIX, 2, 0.7, kind, latents) for v in (rounded, rounded.float())
     )
     assert {part.dtype for part in step} == {torch.float32}
     assert torch.equal(step.mean, exact.mean) and torch.equal(step.log_prob, exact.log_prob)
 
 
-def simulate(kind, noise_level, data_mean, data_std, steps=400, count=5000, corrected=True):
-    """Samples of the SDE with the exact velocity of N(m, s^2), and their mean and deviation by
-    sigma."""
-    generator = torch.Generator().manual_seed(0)
-    sigmas = sampler.sigma_schedule(steps)
-    latents = torch.randn(count, 1, 1, generator=generator)
-    errors = []
-    for k in range(steps):
-        sigma = sigmas[k]
-        mean, var = (1 - sigma) * data_mean, (1 - sigma) ** 2 * data_std**2 + sigma**2
-        # E[noise - clean | latents] of two jointly Gaussian variables
-        slope = (sigma - (1 - sigma) * data_std**2) / var
-        velocity = -data_mean + slope * (latents - mean)
-        step = sampler.sde_step(
-            latents, velocity, sigmas, k, noise_level, kind, generator=generator
-        )
-        if corrected:
-            latents = step.next_latents
-        else:  # the same noise on a plain Euler step
-            latents = latents + velocity * (sigmas[k + 1] - sigma) + (step.next_latents - step.mean)
-        sigma = sigmas[k + 1]
-        true = (1 - sigma) * data_mean, math.sqrt((1 - sigma) ** 2 * data_std**2 + sigma**2)
-        errors.append((abs(latents.mean() - true[0]).item(), abs(latents.std() - true[1]).item()))
-    return torch.tensor(errors).max(0).values
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["flow", "dance"])
 def test_sde_keeps_the_marginals_of_the_ode(kind):
-    # Sampling error of 5,000 draws is about 0.014; Flow-SDE's first step adds noise of 0.7 however
-    # many steps there are, and its Euler drift leaves a deviation of 1.03 there instead of 1.
-    mean_error, std_error = simulate(kind, 0.7, data_mean=1.5, data_std=0.5)
-    assert mean_error < 0.05 and std_error < 0.06
+    """5,000 samples of the SDE with the exact velocity of N(m, s^2)."""
+    # Their sampling error is about 0.014; Flow-SDE's first step adds noise of 0.7 however many
+    # steps there are, and its Euler drift leaves a deviation of 1.03 there instead of 1.
+    m, s, steps, generator = 1.5, 0.5, 400, torch.Generator().manual_seed(0)
+    sigmas = sampler.sigma_schedule(steps)
+    latents = torch.randn(5000, 1, 1, generator=generator)
+    marginal = lambda sigma: ((1 - sigma) * m, math.sqrt((1 - sigma) ** 2 * s**2 + sigma**2))
+    for k, sigma in enumerate(sigmas[:-1]):
+        mean, std = marginal(sigma)
+        # E[noise - clean | latents] of two jointly Gaussian variables
+        velocity = -m + (sigma - (1 - sigma) * s**2) / std**2 * (latents - mean)
+        step = sampler.sde_step(latents, velocity, sigmas, k, 0.7, kind, generator=generator)
+        latents, (mean, std) = step.next_latents, marginal(sigmas[k + 1])
+        assert abs(latents.mean() - mean) < 0.05 and abs(latents.std() - std) < 0.06, k
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_without_the_score_correction_the_marginals_are_lost(kind):
-    _, std_error = simulate(kind, 0.7, data_mean=1.5, data_std=0.5, corrected=False)
-    assert std_error > 0.2
+@pytest.mark.parametrize("index", range(5))
+def test_cps_keeps_the_schedules_noise_in_the_latents_and_flow_does_not(index):
+    """Noise (1 - s) clean + s noise of which the network knows both: what stays of the noise, c,
+    and what is new, std, are independent, so that c² + std² is the variance of the next noise."""
+    clean, noise = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    sigma, sigma_next = SIX[index], SIX[index + 1].item()
+    found = {}
+    for kind in sampler.DIFFUSIONS:
+        latents = (1 - sigma) * clean + sigma * noise
+        step = sampler.sde_step(latents, noise - clean, SIX, index, 0.7, kind, latents)
+        found[kind] = math.hypot(step.mean.item(), step.std.item())
+    assert found["cps"] == pytest.approx(sigma_next, abs=1e-6)
+    for kind in ("flow", "dance"):
+        assert found[kind] > 1.01 * sigma_next or index == 4 and kind == "flow"
+    clean = torch.full((1, 1, 1), 3.0)  # and the clean latents' share is 1 - sigma_next
+    latents, sigmas = (1 - sigma) * clean, SIX
+    step = sampler.sde_step(latents, -clean, sigmas, index, 0.7, "cps", latents)
+    assert step.mean.item() == pytest.approx(3 * (1 - sigma_next), abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_noise_level_zero_is_the_euler_step(kind):
-    latents, velocity, step = random_step(kind, 2, noise_level=0.0)
+def test_cps_has_no_more_noise_to_renew_than_there_is():
+    latents, velocity, _ = random_step("flow", 2)
+    step = sampler.sde_step(latents, velocity, SIX, 2, 1.0, "cps", latents)
+    assert step.std[0].item() == pytest.approx(3 / 6)
+    with pytest.raises(ValueError, match="noise_level 1.1 is above 1"):
+        sampler.sde_step(latents, velocity, SIX, 2, 1.1, "cps", latents)
+
+
+@KINDS
+@pytest.mark.parametrize(("index", "noise_level"), [(2, 0.0), (5, 0.7)])
+def test_without_noise_and_in_the_last_step_it_is_the_euler_step(kind, index, noise_level):
+    latents, velocity, step = random_step(kind, index, noise_level)
     assert torch.allclose(step.next_latents, latents - velocity / 6, atol=1e-6)
     assert (step.log_prob == 0).all() and (step.std == 0).all()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_last_step_is_the_predicted_clean_latents(kind):
-    latents, velocity, step = random_step(kind, 5)
-    assert torch.allclose(step.next_latents, latents - velocity / 6, atol=1e-6)
-    assert (step.log_prob == 0).all()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_first_step_at_sigma_one_is_finite(kind):
-    _, _, step = random_step(kind, 0)
-    assert all(torch.isfinite(part).all() for part in step)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_may_mix_steps(kind):
-    latents, velocity, _ = random_step(kind, 0)
-    next_latents = latents + 0.1
-    sigmas = sampler.sigma_schedule(6)
-    mixed = sampler.sde_step(
-        latents, velocity, sigmas, torch.tensor([0, 3, 5, 2]), 0.7, kind, next_latents
-    )
-    for row, index in enumerate([0, 3, 5, 2]):
-        one = sampler.sde_step(
-            latents[row : row + 1],
-            velocity[row : row + 1],
-            sigmas,
-            index,
-            0.7,
-            kind,
-            next_latents[row : row + 1],
-        )
-        assert torch.allclose(mixed.log_prob[row], one.log_prob[0])
-        assert torch.allclose(mixed.mean[row], one.mean[0])
-
-
-def test_unknown_kind():
-    with pytest.raises(ValueError, match="unknown SDE kind 'heun'"):
-        random_step("heun", 0)
 
 
 def linear_velocity(latents, sigma):
     return 0.3 * latents + sigma[:, None, None]
 
 
+def rolled(noise, velocity=linear_velocity, sigmas=SIX, noise_level=0.7, **settings):
+    return sampler.rollout(velocity, noise, sigmas, noise_level, **settings)
+
+
 def test_rollout_without_noise_is_the_ode_and_its_inputs_stay():
     noise = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
-    kept, sigmas = noise.clone(), sampler.sigma_schedule(5)
-    trajectory = sampler.rollout(linear_velocity, noise, sigmas, noise_level=0.7, sde_steps=())
-    assert torch.equal(trajectory.clean, sampler.ode_sample(linear_velocity, noise, sigmas))
+    kept, trajectory = noise.clone(), rolled(noise, sde_steps=())
+    assert torch.equal(trajectory.clean, sampler.ode_sample(linear_velocity, noise, SIX))
     assert torch.equal(noise, kept) and torch.equal(trajectory.latents[0], noise)
 
 
-def test_window_makes_only_its_steps_stochastic():
+def test_a_window_makes_only_its_steps_stochastic_and_never_the_last():
     noise = torch.randn(3, 4, 5)
-    trajectory = sampler.rollout(
-        linear_velocity, noise, sampler.sigma_schedule(5), 0.7, sde_steps=[1, 2]
-    )
+    trajectory = rolled(noise, sde_steps=[1, 2])
     assert trajectory.sde_steps == (1, 2)
-    assert [(s > 0).all().item() for s in trajectory.stds] == [False, True, True, False, False]
+    assert [(s > 0).all().item() for s in trajectory.stds] == [k in (1, 2) for k in range(6)]
     with pytest.raises(ValueError, match="not stochastic"):
         sampler.replay(linear_velocity, trajectory, 3)
-
-
-@pytest.mark.parametrize("steps", [[4], [-1], [0, 7]])
-def test_the_last_step_cannot_be_stochastic(steps):
-    with pytest.raises(ValueError, match="always an ODE step"):
-        sampler.rollout(
-            linear_velocity, torch.randn(1, 2, 2), sampler.sigma_schedule(5), 0.7, sde_steps=steps
-        )
+    for steps in ([5], [-1], [0, 7]):
+        with pytest.raises(ValueError, match="always an ODE step"):
+            rolled(noise, sde_steps=steps)
+    with pytest.raises(ValueError, match="unknown SDE kind 'heun'"):
+        rolled(noise, kind="heun")
 
 
 def test_a_samples_noise_does_not_depend_on_its_batch():
-    noise, sigmas = torch.randn(4, 3, 2), sampler.sigma_schedule(5)
-    generators = lambda rows: [torch.Generator().manual_seed(r) for r in rows]
-    whole = sampler.rollout(linear_velocity, noise, sigmas, 0.7, generator=generators(range(4)))
-    half = sampler.rollout(linear_velocity, noise[2:], sigmas, 0.7, generator=generators([2, 3]))
+    noise = torch.randn(4, 3, 2)
+
+    def part(*rows):
+        generators = [torch.Generator().manual_seed(row) for row in rows]
+        return rolled(noise[list(rows)], generator=generators)
+
+    whole, half = part(0, 1, 2, 3), part(2, 3)
     assert torch.equal(whole.latents[:, 2:], half.latents)
-    joined = sampler.concatenate(
-        [
-            sampler.rollout(
-                linear_velocity, noise[r], sigmas, 0.7, generator=generators(range(4)[r])
-            )
-            for r in (slice(0, 2), slice(2, 4))
-        ]
-    )
-    assert torch.equal(joined.latents, whole.latents) and torch.equal(
-        joined.log_probs, whole.log_probs
-    )
+    joined = sampler.concatenate([part(0, 1), half])
+    assert torch.equal(joined.latents, whole.latents)
+    assert torch.equal(joined.log_probs, whole.log_probs)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@KINDS
 def test_replay_on_the_shipped_model_gives_ratio_exactly_one(tiny_flux, kind):
     prompts = ["a red circle inside a blue square", "three green triangles"] * 4
-    text = tiny_flux.encode(prompts)
-    noise = tiny_flux.noise(range(8))
-    velocity = tiny_flux.velocity(text)
-    trajectory = sampler.rollout(velocity, noise, sampler.sigma_schedule(6), 0.7, kind)
+    velocity = tiny_flux.velocity(tiny_flux.encode(prompts))
+    trajectory = rolled(tiny_flux.noise(range(8)), velocity, kind=kind)
     assert trajectory.sde_steps == (0, 1, 2, 3, 4)
     for k in trajectory.sde_steps:
         step = sampler.replay(velocity, trajectory, k)
@@ -248,11 +188,11 @@ def test_replay_on_the_shipped_model_gives_ratio_exactly_one(tiny_flux, kind):
     assert not torch.equal(moved, trajectory.log_probs[2])
 
 
-def test_replay_carries_gradient_and_takes_one_index_a_row(tiny_flux):
+def test_replay_carries_gradient_and_takes_one_index_a_row():
     scale = torch.ones((), requires_grad=True)
     velocity = lambda latents, sigma: scale * linear_velocity(latents, sigma)
     sigmas = sampler.sigma_schedule(5, 3.0)
-    trajectory = sampler.rollout(velocity, torch.randn(4, 3, 2), sigmas, 0.4)
+    trajectory = rolled(torch.randn(4, 3, 2), velocity, sigmas, 0.4)
     assert torch.equal(trajectory.step(2, [1]).next_latents, trajectory.latents[3, [1]])
     index = torch.tensor([0, 1, 2, 3])
     mixed = sampler.replay(velocity, trajectory, index)

@@ -25,8 +25,8 @@ from shapes.server import Faults, JudgeServer, served
 from shapes.verifier import ShapesMLLM
 from training.checks import check_config
 from training.config import Config
-from training.distributed import Processes, in_background
-from training.judging import JudgeError
+from training.distributed import Processes
+from training.judging import JudgeError, in_background
 from training.session import start_run
 from training.start import judge_of, try_judge
 

@@ -1,10 +1,9 @@
-"""What of a run is kept: the moving average of its weights, its last whole step, its checkpoints.
+"""A run's checkpoints: trainable weights, optimizer state and moving average after a step.
 
-A checkpoint is a folder of torch.distributed.checkpoint, RUN/checkpoint/step_N: trainable weights,
-optimizer state and average. It resumes on any number of ranks, sharded or not.
+RUN/checkpoint/step_N, a folder of torch.distributed.checkpoint, which any number of ranks takes up,
+sharded or not.
 """
 
-import contextlib
 import copy
 import shutil
 from pathlib import Path
@@ -17,39 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from training.distributed import Processes
-
-
-class EMA:
-    """Exponential moving average of the trainable weights, in float32, sharded as they are."""
-
-    def __init__(self, transformer: torch.nn.Module, decay: float):
-        self.decay = decay
-        self.live = {n: p for n, p in transformer.named_parameters() if p.requires_grad}
-        self.mean = {n: p.detach().float().clone() for n, p in self.live.items()} if decay else {}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        for name, mean in self.mean.items():
-            mean.lerp_(self.live[name].detach().float(), 1 - self.decay)
-
-    @contextlib.contextmanager
-    def swapped_in(self):
-        """The average stands in for the live weights; without a decay nothing is exchanged."""
-        kept = {n: self.live[n].detach().clone() for n in self.mean}
-        try:
-            self._put(self.mean)
-            yield
-        finally:
-            self._put(kept)
-
-    @torch.no_grad()
-    def _put(self, values: dict[str, torch.Tensor]) -> None:
-        for name, value in values.items():
-            self.live[name].copy_(value)
-
-
-# ----------------------------------------------------------------------------- checkpoints
+from training.distributed import EMA, Processes
 
 
 def step_of(checkpoint: Path) -> int:
@@ -77,36 +44,6 @@ def training_state(transformer, optimizer, average: EMA) -> dict:
     }
 
 
-class LastWhole:
-    """The state after the last whole step, which stays the run's to save while the next is at work.
-
-    It lies in the live tensors until the optimizer moves them. Where a step has several updates, a
-    copy of it in main memory is made then: to finish the step would take as long as its other
-    updates, which may be minutes.
-    """
-
-    def __init__(self, transformer, optimizer, average: EMA, updates: int):
-        self.live, self.updates = (transformer, optimizer, average), updates
-        self.whole()
-        optimizer.register_step_pre_hook(self._before_update)
-
-    def whole(self) -> None:
-        """The step is over: its state is in the live tensors."""
-        self.moved, self.copy = False, None
-
-    def _before_update(self, *_) -> None:
-        if not self.moved:
-            self.moved = True
-            self.copy = copied(training_state(*self.live)) if self.updates > 1 else None
-
-    @property
-    def known(self) -> bool:
-        return not self.moved or self.copy is not None
-
-    def state(self) -> dict:
-        return self.copy or training_state(*self.live)
-
-
 def copied(state):
     """A copy in main memory of nested dicts of tensors."""
     if isinstance(state, dict):
@@ -126,14 +63,14 @@ def save_checkpoint(folder: Path, procs: Processes, state: dict, step: int, keep
         return  # the same state: a run has but one after each step
     if procs.is_main and target.exists():
         shutil.rmtree(target)  # what a killed run left half written
-    procs.wait()
+    procs.meet()
     try:
         dcp.save(state, checkpoint_id=str(target))
     except dcp.api.CheckpointException as error:  # on all ranks, and no Exception
         if procs.is_main:
             shutil.rmtree(target, ignore_errors=True)  # what is left of the disk is of use
         raise RuntimeError(str(next(iter(error.failures.values()))[0])) from None
-    procs.wait()
+    procs.meet()
     if procs.is_main:
         kept = {*checkpoint_steps(folder)[-2:], step, *keep}
         for old in folder.glob("step_*"):

@@ -22,7 +22,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import torch
@@ -42,8 +41,8 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
 class StoppedError(BaseException):
-    """A signal asked for the end, and it is heeded where no whole step is lost. No Exception: one
-    that is raised while a judge is asked must not pass for a failure of the judge."""
+    """A signal asked for the end, where no whole step is lost. No Exception: one that is raised
+    while a judge is asked must not pass for a failure of the judge."""
 
 
 # Errors that a rank tells the others: what was given cannot work, a number is not finite, ...
@@ -82,7 +81,7 @@ class Stop:
                 raise StoppedError(self.asked)
 
     def unless_asked(self, function: Callable, *args):
-        """function(*args), which a signal breaks off: StoppedError."""
+        """function(*args), such as to wait for a judge; a signal breaks it off: StoppedError."""
         self.waiting = True  # first: a signal before the next line is seen by it
         try:
             if self.asked:
@@ -90,6 +89,22 @@ class Stop:
             return function(*args)
         finally:
             self.waiting = False
+
+
+@contextlib.contextmanager
+def signals():
+    """A Stop that hears SIGNALS for a while, which only the main thread can. One that whoever
+    started the process has it ignore, as nohup does, stays ignored."""
+    stop, old = Stop(), {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+        heard = [n for n in numbers if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+        old = {n: signal.signal(n, stop) for n in heard}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -140,9 +155,9 @@ class Processes:
         """The ranks wait for each other. Raises on all of them what one has met with."""
         if not self.anywhere(error is not None):
             return
-        own = error and next(k for k, kind in enumerate(SHARED_ERRORS) if isinstance(error, kind))
+        own = error and next(kind for kind in SHARED_ERRORS if isinstance(error, kind))
         for kind, text in filter(None, self.gather([error and (own, str(error))])):
-            raised = SHARED_ERRORS[kind](text)
+            raised = kind(text)
             raised.shared = True
             raise raised
 
@@ -150,15 +165,9 @@ class Processes:
         """Where a run may end: StoppedError on all ranks, if one of them heard a signal.
 
         They come here equally often, before each pass through the network, so that no gradient and
-        no gathered weight is left half way. A rank that has met with an error instead waits for the
-        others in `on_all_ranks`: this ends them with it.
+        no gathered weight is left half way. A rank with an error waits for them in `on_all_ranks`.
         """
         self.meet(StoppedError(self.stop.asked) if self.stop.asked else None)
-
-    def unless_stopped(self, function: Callable, *args):
-        """What `on_all_ranks` does, of a function without passes that may take long, such as
-        to wait for a judge: a signal breaks it off on the rank that hears it."""
-        return self.on_all_ranks(self.stop.unless_asked, function, *args)
 
     def broadcast(self, function: Callable, *args):
         """What function(*args) gives on rank 0 alone, or its error, on every rank."""
@@ -171,24 +180,17 @@ class Processes:
         rounds = -(-count // self.world_size)
         return [i % count for i in range(self.rank, rounds * self.world_size, self.world_size)]
 
-    def wait(self) -> None:
-        if self.world_size > 1:
-            dist.barrier()
-
 
 def check_device(name: str) -> None:
     """Raises ValueError unless a network can run there; empty: cuda if there is one, else cpu."""
     try:
-        known = torch.device(name or "cpu").type in ("cpu", "cuda", "mps", "xpu")
-    except RuntimeError:
-        known = False
-    if not known:
-        raise ValueError(f"--device '{name}' is none: cpu, cuda, cuda:1, mps or xpu")
-    try:
         torch.empty(1, device=name or "cpu")
-    # All three are how PyTorch says it: no such device, a build without CUDA, one without XPU.
+    # How PyTorch says it: no such name or device, a build without CUDA, one without XPU.
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(f"--device '{name}': this machine, or its PyTorch, has none") from None
+        raise ValueError(
+            f"--device '{name}': this machine, or its PyTorch, has none; there may be cpu, cuda, "
+            "cuda:1, mps or xpu"
+        ) from None
 
 
 def start_processes(device: str, shard: bool = False, stop: Stop | None = None) -> Processes:
@@ -210,46 +212,12 @@ def start_processes(device: str, shard: bool = False, stop: Stop | None = None) 
     if world > 1:
         dist.init_process_group(backend)
         # Held until the process ends: else DistributedDataParallel holds the last reference, and
-        # frees it with Python's lock in hand. That ends the group's threads, and waits for ever for
-        # one that is about to take the lock, to free what all_gather_object sent. The group's own
-        # Python object lets go of the lock first.
+        # frees it with Python's lock in hand. That waits for ever for a thread of the group that is
+        # about to take the lock. The group's own Python object lets go of the lock first.
         atexit.register(lambda _: None, dist.group.WORLD)
     elif shard and not dist.is_initialized():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return Processes(rank, world, torch.device(device), stop or Stop())
-
-
-@contextlib.contextmanager
-def signals():
-    """A Stop that hears SIGNALS for a while, which only the main thread can. One that whoever
-    started the process has it ignore, as nohup does, stays ignored."""
-    stop, old = Stop(), {}
-    if threading.current_thread() is threading.main_thread():
-        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-        heard = [n for n in numbers if signal.getsignal(n) not in (signal.SIG_IGN, None)]
-        old = {n: signal.signal(n, stop) for n in heard}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def in_background(function: Callable, *args) -> Callable:
-    """Starts function(*args) in a thread; returns what waits for its result, or raises its error.
-
-    A daemon thread, which no Ctrl-C has to wait for, as an executor's would have to.
-    """
-    future = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(function(*args))
-        except BaseException as error:  # whatever it is, it is raised where the result is asked for
-            future.set_exception(error)
-
-    threading.Thread(target=work, name="judging", daemon=True).start()
-    return future.result
 
 
 # ----------------------------------------------------------------------- who holds the weights
@@ -269,26 +237,27 @@ def shard(
 ) -> None:
     """Spreads the weights over all ranks, in place: stored as `master`, computed with as `dtype`.
 
-    One unit a transformer block, gathered when it runs and freed after it, forward and backward
-    alike. Blocks go to the device one by one, so that it never holds the whole model. Gradients are
-    averaged in float32. Inputs are not cast: rotary embeddings stay float32, as in the unsharded
-    model.
+    A block is gathered when it runs and freed after it, forward and backward alike, and goes to the
+    device alone, so that it never holds the whole model. Gradients are averaged in float32. Inputs
+    are not cast: rotary embeddings stay float32, as in the unsharded model.
     """
-    mesh = init_device_mesh(procs.device.type, (procs.world_size,))
-    policy = MixedPrecisionPolicy(
-        param_dtype=dtype if dtype != master else None,
-        reduce_dtype=torch.float32,
-        cast_forward_inputs=False,
+    units = dict(
+        mesh=init_device_mesh(procs.device.type, (procs.world_size,)),
+        mp_policy=MixedPrecisionPolicy(
+            param_dtype=dtype if dtype != master else None,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
+        ),
     )
     for block in blocks(transformer):
-        fully_shard(block.to(procs.device, master), mesh=mesh, mp_policy=policy)
+        fully_shard(block.to(procs.device, master), **units)
     # What is left is small: a second move would undo nothing, sharded blocks are there already.
     for child in transformer.children():
         if not isinstance(child, torch.nn.ModuleList):
             child.to(procs.device, master)
     # FSDP2 would leave the root gathered after a forward pass: an optimizer, average or checkpoint
     # that then takes the module's parameters holds copies; the next pass misses a changed shard.
-    fully_shard(transformer, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(transformer, reshard_after_forward=True, **units)
 
 
 def offload(transformer: torch.nn.Module, device: torch.device) -> None:
@@ -304,10 +273,8 @@ def offload(transformer: torch.nn.Module, device: torch.device) -> None:
             for name, weight in module._parameters.items()
             if weight is not None and not weight.requires_grad
         ]
-        waiting = [
-            weight.data.pin_memory() if device.type == "cuda" else weight.data
-            for _, _, weight in frozen
-        ]
+        pinned = device.type == "cuda"
+        waiting = [w.data.pin_memory() if pinned else w.data for _, _, w in frozen]
         for _, _, weight in frozen:
             weight.data = torch.empty(0, dtype=weight.dtype)
 
@@ -322,11 +289,6 @@ def offload(transformer: torch.nn.Module, device: torch.device) -> None:
         block.register_forward_pre_hook(fetch)
         block.register_forward_hook(leave, always_call=True)  # recomputation may end by an error
     transformer.to(device)
-
-
-def replicate(transformer: torch.nn.Module, procs: Processes) -> torch.nn.Module:
-    """What update() calls so that gradients are averaged; the module itself if alone."""
-    return DistributedDataParallel(transformer) if procs.world_size > 1 else transformer
 
 
 @contextlib.contextmanager
@@ -352,6 +314,35 @@ def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float) -> flo
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradient's norm is {norm}")
     return norm
+
+
+class EMA:
+    """Exponential moving average of the trainable weights, in float32, sharded as they are."""
+
+    def __init__(self, transformer: torch.nn.Module, decay: float):
+        self.decay = decay
+        self.live = {n: p for n, p in transformer.named_parameters() if p.requires_grad}
+        self.mean = {n: p.detach().float().clone() for n, p in self.live.items()} if decay else {}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for name, mean in self.mean.items():
+            mean.lerp_(self.live[name].float(), 1 - self.decay)
+
+    @contextlib.contextmanager
+    def swapped_in(self):
+        """The average stands in for the live weights; without a decay nothing is exchanged."""
+        kept = {n: self.live[n].detach().clone() for n in self.mean}
+        try:
+            self._put(self.mean)
+            yield
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self.live[name].copy_(value)
 
 
 def full_weights(transformer: torch.nn.Module) -> dict[str, torch.Tensor]:

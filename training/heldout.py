@@ -2,13 +2,11 @@
 
 The win rate that Pref-GRPO optimizes averages one half by construction, so it cannot show progress.
 Held-out prompts do: the share of testpoints that hold, the share of images of which all do, render
-error, and the win rate of the current model against the frozen base under the same judge. For
-prompts from a file nothing can be verified: the win rate alone is measured, by the judge that also
-gave the reward. It says that the judge's preference was learned; score final/ with bench.py for a
-second view.
+error, and the win rate against the frozen base. Of prompts from a file nothing can be verified but
+the win rate, by the judge that also gave the reward: score final/ with bench.py for a second view.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -24,8 +22,11 @@ from shapes import prompts as shapes_prompts
 from shapes import verifier
 from shapes.grammar import parse_prompt
 from shapes.read import read
-from training.judging import bare, check_lost
+from training.judging import answered, bare, check_lost
 from unigenbench.testpoints import primary_of
+
+BATCH = 64  # images drawn at once, unless --micro_batch says how many
+GRID_ROWS, GRID_COLUMNS = 12, 4  # of the images that people look at
 
 
 class Held(NamedTuple):
@@ -34,16 +35,15 @@ class Held(NamedTuple):
     met: list[list[bool]]  # which of its testpoints hold; empty for prompts from a file
     render_error: list[float]  # gray levels, lower is better; empty for prompts from a file
     wins: list[float | None]  # win rate against the base's image; None: comparison lost
-    subs: Sequence[Sequence[str]] = ()  # the sub dimension that each testpoint tests
+    subs: Sequence[list[str]] = ()  # the sub dimension that each testpoint tests
 
     def by_dimension(self, name_of: Callable[[str], str]) -> dict[str, float]:
         """Share of testpoints that hold, by what name_of makes of their sub dimension."""
-        total, held = Counter(), Counter()
+        held = defaultdict(list)
         for subs, met in zip(self.subs, self.met):
             for sub, holds in zip(subs, met, strict=True):
-                total[name_of(sub)] += 1
-                held[name_of(sub)] += holds
-        return {name: held[name] / total[name] for name in sorted(total)}
+                held[name_of(sub)].append(holds)
+        return {name: sum(met) / len(met) for name, met in sorted(held.items())}
 
     @property
     def known(self) -> list[float]:
@@ -79,28 +79,24 @@ class Held(NamedTuple):
         return f"win rate against the base {np.mean(self.known):.3f} ({bounds}) on {count}"
 
     def against(self, base: "Held") -> str:
-        """The result of a run in words, with its 95 % interval."""
-        now, before, text = self.metrics(), base.metrics(), self.against_base()
+        """The result of a run in words, with its 95 % interval, and the sub dimensions of which
+        less holds than in the base's images."""
         if not self.met:
-            return text + ", by the judge of the reward"
-        gain, bounds = self.gain_over(base)
-        return (
-            f"held-out accuracy {before['heldout_accuracy']:.3f} -> "
-            f"{now['heldout_accuracy']:.3f}: gain {gain:+.3f} "
+            return self.against_base() + ", by the judge of the reward"
+        now, before, (gain, bounds) = self.metrics(), base.metrics(), self.gain_over(base)
+        changed = lambda key, digits: f"{before[key]:.{digits}f} -> {now[key]:.{digits}f}"
+        text = (
+            f"held-out accuracy {changed('heldout_accuracy', 3)}: gain {gain:+.3f} "
             f"({interval_text(bounds, '{:+.3f}'.format)}), "
-            f"all-correct rate {before['heldout_all_correct']:.2f} -> "
-            f"{now['heldout_all_correct']:.2f}, "
-            f"render error {before['heldout_render_error']:.2f} -> "
-            f"{now['heldout_render_error']:.2f} of 255 levels, " + text + self.worse_than(base)
+            f"all-correct rate {changed('heldout_all_correct', 2)}, "
+            f"render error {changed('heldout_render_error', 2)} of 255 levels, "
+            + self.against_base()
         )
-
-    def worse_than(self, base: "Held") -> str:
-        """The sub dimensions of which less holds than in the base's images, in words."""
+        if not self.subs:
+            return text
         now, before = self.by_dimension(str), base.by_dimension(str)
         fell = [f"{k} {before[k]:.2f} -> {now[k]:.2f}" for k in now if now[k] < before[k]]
-        if not now:
-            return ""
-        return "; worse than before: " + (", ".join(fell) or "no sub dimension")
+        return f"{text}; worse than before: {', '.join(fell) or 'no sub dimension'}"
 
 
 def verify(prompts: list, images: list) -> tuple[list[list[bool]], list[float]]:
@@ -113,18 +109,16 @@ def verify(prompts: list, images: list) -> tuple[list[list[bool]], list[float]]:
 class Heldout:
     """The held-out prompts with the base's images; `evaluate` measures the present model."""
 
-    def __init__(self, cfg, procs, model, compare, prompts=None, *, record=None, grid=(12, 4)):
-        """compare: the run's PairwiseReward; record: training.record.Record of what it answers.
-        prompts: prompts.Prompts of a file; None: those of shapes. grid: rows and columns
-        of the images that people look at."""
-        self.cfg, self.procs, self.model, self.compare = cfg, procs, model, compare
-        self.record = record
+    def __init__(self, cfg, procs, model, compare, prompts=None, *, record=None):
+        """compare: the run's PairwiseReward; record: judging.Record of what it answers.
+        prompts: data.Prompts of a file; None: those of shapes."""
+        self.cfg, self.procs, self.model = cfg, procs, model
+        self.compare, self.record = compare, record
         self.scenes = None if prompts else shapes_prompts.heldout_prompts()[: cfg.heldout or None]
         self.texts = prompts.heldout if prompts else [p.text for p in self.scenes]
         self.seeds = [seed_of("heldout", i) for i in range(len(self.texts))]
         kinds = self.texts if prompts else {p.kind: p.text for p in reversed(self.scenes)}.values()
-        grid_rows, self.grid_columns = grid
-        self.grid_prompts = list(kinds)[:grid_rows]
+        self.grid_prompts = list(kinds)[:GRID_ROWS]
 
     def measure_base(self) -> None:
         """The base's images, which all later ones are held against. They are their own equals:
@@ -135,11 +129,9 @@ class Heldout:
         self.base = self.held(self.base_images, [0.5] * len(self.base_images))
 
     @torch.no_grad()
-    def sample(
-        self, prompts: list[str], seeds: list[int], transformer, batch_size: int = 64
-    ) -> list:
+    def sample(self, prompts: list[str], seeds: list[int], transformer) -> list:
         """One image per prompt, in order; the ranks share the work."""
-        images, size = [], self.cfg.micro_batch or batch_size
+        images, size = [], self.cfg.micro_batch or BATCH
         mine = self.procs.my_share(len(prompts))
         sigmas = sampler.sigma_schedule(self.cfg.num_steps, self.cfg.shift)
 
@@ -155,19 +147,18 @@ class Heldout:
         return [image for _, image in sorted(dict(self.procs.gather(images)).items())]
 
     def grid_images(self, transformer) -> list[list]:
-        columns = self.grid_columns
-        prompts = [p for p in self.grid_prompts for _ in range(columns)]
+        """Rows of images for people: several of each of a few held-out prompts."""
+        prompts = [p for p in self.grid_prompts for _ in range(GRID_COLUMNS)]
         seeds = [seed_of("grid", i) for i in range(len(prompts))]
         images = self.sample(prompts, seeds, transformer)
-        return [images[i : i + columns] for i in range(0, len(images), columns)]
+        return [images[i : i + GRID_COLUMNS] for i in range(0, len(images), GRID_COLUMNS)]
 
-    def measure(self, images: list) -> Held:
+    def evaluate(self) -> Held:
         """Every rank has all images and asks the judge about its own share of them."""
+        images = self.sample(self.texts, self.seeds, self.model.transformer)
         mine = self.procs.my_share(len(images))
-        pairs = [[images[i], self.base_images[i]] for i in mine]
-        compared = self.procs.unless_stopped(self.compare, [self.texts[i] for i in mine], pairs)
-        if self.record:
-            self.record.write(compared.comparisons)
+        asked = [self.texts[i] for i in mine], [[images[i], self.base_images[i]] for i in mine]
+        compared = answered(self.procs, self.record, self.compare, *asked)
         won = {i: compared.points(p)[0][1] for p, i in enumerate(mine)}  # None where it is lost
         ranks = self.procs.gather([(won, bare(compared))])
         check_lost(self.compare.name, join([part for _, part in ranks]), self.cfg.max_failed)
@@ -186,6 +177,3 @@ class Heldout:
             prompts = [parse_prompt(text) for text in self.grid_prompts]
             marks = [verify([p] * len(row), row)[0] for p, row in zip(prompts, grid)]
         sample_grid(grid, self.grid_prompts, path, columns, marks)
-
-    def evaluate(self) -> Held:
-        return self.measure(self.sample(self.texts, self.seeds, self.model.transformer))

@@ -2,18 +2,73 @@
 
 judging.submit(prompts, images)             # some groups, for every reward of the run
 compared, rewards = judging.collect()       # {name: Rewards} of this rank, and of all
+
+What a judge was asked and what it answered is written down for people, and bounded. Nothing is read
+back: a run that goes on asks at most about the step that was interrupted.
+
+verdicts.jsonl    one line an answer: question, answer and how it was read; at SIZE bytes it becomes
+                  verdicts.old.jsonl, and a new one begins
+pair_00.png, ...  the images of the first question of each call, the last PICTURES of them; the line
+                  of that answer names the file
 """
 
 import functools
+import itertools
+import json
+import os
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
 
+from figures.pictures import sample_grid
 from rewards import Rewards, join
-from training.distributed import Processes, in_background
-from training.record import Record
+from training.distributed import Processes
+
+SIZE = 16_000_000  # bytes of one file of lines, of which there are two
+PICTURES = 100
 
 
 class JudgeError(RuntimeError):
     """Too many comparisons or scores were lost for the reward to be trusted."""
+
+
+class Record:
+    def __init__(self, folder: str | Path):
+        self.folder, self.calls = Path(folder), itertools.count()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, comparisons: Sequence) -> None:
+        """comparisons: rewards.Comparison, each with its query; none of a scorer."""
+        if not comparisons:
+            return
+        shown, path = f"pair_{next(self.calls) % PICTURES:02}.png", self.folder / "verdicts.jsonl"
+        sample_grid([comparisons[0].query.images], ["as they were shown"], self.folder / shown)
+        for query, outcome in [(c.query, o) for c in comparisons for o in (*c.lost, c.outcome)]:
+            answer = outcome.answer._asdict() if outcome.answer else {}
+            name = shown if query is comparisons[0].query else ""
+            line = {"pictures": name, "read_as": outcome.read_as, **answer, "question": query.text}
+            with open(path, "ab") as file:
+                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                if file.tell() > SIZE:
+                    os.replace(path, self.folder / "verdicts.old.jsonl")
+
+
+def in_background(function: Callable, *args) -> Callable:
+    """Starts function(*args) in a thread; returns what waits for its result, or raises its error.
+
+    A daemon thread, which no Ctrl-C has to wait for, as an executor's would have to.
+    """
+    future = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:  # whatever it is, it is raised where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="judging", daemon=True).start()
+    return future.result
 
 
 class Judging:
@@ -41,11 +96,10 @@ class Judging:
     def collect(self) -> tuple[dict[str, Rewards], dict[str, Rewards]]:
         """Rewards by name of what was submitted: this rank's, with comparisons, and all ranks'.
 
-        Raises JudgeError, on all ranks, if too much is lost, and StoppedError if a signal comes;
-        what was answered is recorded before.
+        Raises JudgeError, on all ranks, if too much is lost; what was answered is recorded before.
         """
         jobs, self.pending = self.pending, []
-        parts = [(name, self.written(self.procs.unless_stopped(job))) for name, job in jobs]
+        parts = [(name, answered(self.procs, self.record, job)) for name, job in jobs]
         mine = {name: join([part for n, part in parts if n == name]) for name in self.rewards}
         ranks = self.procs.gather([{name: bare(part) for name, part in mine.items()}])
         rewards = {name: join([rank[name] for rank in ranks]) for name in mine}
@@ -53,10 +107,14 @@ class Judging:
             check_lost(self.rewards[name].name, result, self.max_failed)
         return mine, rewards
 
-    def written(self, part: Rewards) -> Rewards:
-        if self.record:
-            self.record.write(part.comparisons)
-        return part
+
+def answered(procs: Processes, record: Record | None, job: Callable, *args) -> Rewards:
+    """What job(*args) gives, written down. A signal to one rank breaks it off on that rank, and
+    what ends one rank ends all."""
+    rewards = procs.on_all_ranks(procs.stop.unless_asked, job, *args)
+    if record:
+        record.write(rewards.comparisons)
+    return rewards
 
 
 def bare(rewards: Rewards) -> Rewards:

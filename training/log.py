@@ -25,7 +25,6 @@ from training.config import parse_rewards
 
 log = logging.getLogger("train")
 
-
 WHOLE = 64e6  # bytes up to which a file is read for its digest; of larger ones the size must do
 
 
@@ -44,15 +43,21 @@ def digest(path: str) -> str:
 
 def contents(cfg) -> dict[str, str]:
     """The digest of each file or folder that the settings name: a run is of what stands in it."""
-    named = {
-        name: getattr(cfg, name) for name in ("prompts", "judge_prompt", "model", "judge_model")
-    }
-    scorers = {f"reward {name}": part.source for name, part in parse_rewards(cfg.reward).items()}
-    return {name: digest(path) for name, path in (named | scorers).items()}
+    names = ("prompts", "judge_prompt", "model", "judge_model")
+    found = {name: digest(getattr(cfg, name)) for name in names}
+    rewards = parse_rewards(cfg.reward).items()
+    return found | {f"reward {name}": digest(part.source) for name, part in rewards}
 
 
-def check_same_run(cfg, out: Path) -> None:
-    """SystemExit in one sentence unless the run in `out` was started with these settings."""
+def check_run(cfg) -> None:
+    """SystemExit in one sentence unless a run with these settings may begin, or go on, in --out."""
+    out = Path(cfg.out)
+    if not cfg.resume:
+        if (out / "metrics.jsonl").exists():
+            raise SystemExit(
+                f"'{out}' already holds a run: add --resume to continue it, or choose another --out"
+            )
+        return
     if not (out / "config.json").exists():
         raise SystemExit(
             f"nothing to resume in '{out}': no run was started there; start without --resume"
@@ -75,30 +80,15 @@ def check_same_run(cfg, out: Path) -> None:
         )
 
 
-def check_run(cfg) -> None:
-    """SystemExit in one sentence unless a run with these settings may begin, or go on, in --out."""
-    out = Path(cfg.out)
-    if cfg.resume:
-        check_same_run(cfg, out)
-    elif (out / "metrics.jsonl").exists():
-        raise SystemExit(
-            f"'{out}' already holds a run: add --resume to continue it, or choose another --out"
-        )
-
-
 def prepare_run(cfg) -> contextlib.ExitStack:
     """Makes the run directory with its config.json; holds its lock until what is returned closes.
 
     SystemExit in one sentence if it cannot be used, or another process trains there.
     """
     out, libraries = Path(cfg.out), ("torch", "numpy", "diffusers", "transformers")
-    record = {
-        "config": dataclasses.asdict(cfg),
-        "contents": contents(cfg),
-        "versions": {"python": sys.version.split()[0]}
-        | {name: version(name) for name in libraries},
-        "command": sys.argv,
-    }
+    versions = {"python": sys.version.split()[0]} | {name: version(name) for name in libraries}
+    record = {"config": dataclasses.asdict(cfg), "contents": contents(cfg)}
+    record |= {"versions": versions, "command": sys.argv}
     with contextlib.ExitStack() as held:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -122,8 +112,7 @@ def disk_bytes(trained: int, ema: float, steps: int) -> int:
 
 def check_disk(out: Path, needed: int) -> None:
     """Raises ValueError if the disk of the run directory has no room for so many bytes."""
-    free = free_bytes(out)
-    if needed > free:
+    if needed > (free := free_bytes(out)):
         raise ValueError(
             f"--out '{out}': checkpoints and final/ take up to {needed / 1e9:.2f} GB, and "
             f"{free / 1e9:.2f} are free there"
@@ -138,13 +127,10 @@ def read_metrics(out: Path, up_to: int) -> list[dict]:
 
 def write_metrics(out: Path, metrics: list[dict]) -> None:
     """One JSON object a line. JSON has neither NaN nor infinity: null stands in their place."""
-    text = "".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in metrics)
+    odd = lambda v: isinstance(v, float) and not math.isfinite(v)
+    rows = [{k: None if odd(v) else v for k, v in row.items()} for row in metrics]
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
     write_atomic(out / "metrics.jsonl", text.encode())
-
-
-def finite(row: dict) -> dict:
-    odd = {k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
-    return {k: None if k in odd else v for k, v in row.items()}
 
 
 def best_step(metrics: list[dict]) -> int:
@@ -206,14 +192,12 @@ def make_logger(kind: str, out: Path, settings: dict):
     kind: "", "tensorboard" or "wandb", imported only then. SystemExit if the package is missing.
     W&B reads its key and mode from its own environment variables.
     """
-    if not kind:
-        return lambda row: None
     try:
         if kind == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
             writer = SummaryWriter(str(out / "tensorboard"))
-        else:
+        elif kind == "wandb":
             import wandb
 
             wandb.init(project="pref-grpo", name=out.name, dir=str(out), config=settings)
@@ -224,19 +208,12 @@ def make_logger(kind: str, out: Path, settings: dict):
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
         if kind == "wandb":
             wandb.log(numbers, step=row["step"])
-        else:
+        elif kind == "tensorboard":
             for key, value in numbers.items():
                 writer.add_scalar(key, value, row["step"])
             writer.flush()
 
     return write
-
-
-# ----------------------------------------------------------------------------- the model card
-
-
-def as_flag(name: str, value) -> str:
-    return f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name} {value}"
 
 
 def call_of(cfg, folder: Path) -> dict:
@@ -260,14 +237,16 @@ def write_card(folder: Path, cfg, pipeline: str, result: str, base: dict, traine
     here, lora, always = "PATH/TO/THIS/FOLDER", bool(cfg.lora_rank), ("recipe", "reward", "judge")
     in_words = lambda value: "not measured" if value is None else f"{value:.3f}"
     scores = [f"| {k} | {in_words(base[k])} | {in_words(now)} |" for k, now in trained.items()]
-    settings = [
-        as_flag(f.name, getattr(cfg, f.name))
-        for f in dataclasses.fields(cfg)
-        if f.name not in ("base_url", "out", "device", "resume")
-        and (getattr(cfg, f.name) != f.default or f.name in always)
-    ]
-    more = [f'pipe.load_lora_weights("{here}")\n'] if lora else []
-    more += ['pipe.to("cuda")\n'] if torch.cuda.is_available() else []
+    flags = []
+    for field in dataclasses.fields(cfg):
+        name, value = field.name, getattr(cfg, field.name)
+        if name in ("base_url", "out", "device", "resume"):
+            continue
+        if value != field.default or name in always:
+            switch = f"--{'' if value else 'no-'}{name}"
+            flags.append(switch if isinstance(value, bool) else f"--{name} {value}")
+    more = f'pipe.load_lora_weights("{here}")\n' if lora else ""
+    more += 'pipe.to("cuda")\n' if torch.cuda.is_available() else ""
     call = call_of(cfg, Path(cfg.model) if lora else folder)
     card = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
     text = card.format(
@@ -277,8 +256,8 @@ def write_card(folder: Path, cfg, pipeline: str, result: str, base: dict, traine
         pipeline=pipeline,
         weights=cfg.model if lora else here,
         dtype=cfg.dtype,
-        more="".join(more),
+        more=more,
         arguments=", ".join(f"{name}={value}" for name, value in call.items()),
-        settings="\n".join(settings),
+        settings="\n".join(flags),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

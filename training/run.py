@@ -22,14 +22,19 @@ from training import log as run_log
 from training.config import Config, micro_batch_of, parse_rewards
 from training.data import Batch, Prompts, make_batch
 from training.distributed import Processes
-from training.heldout import Heldout
+from training.heldout import GRID_COLUMNS, Heldout
 from training.judging import Judging
 
 log = run_log.log
 
 
 class Run:
-    """The steps of a run, and what follows each of them."""
+    """The steps of a run, and what follows each of them.
+
+    The state after the last whole step stays the run's to save while the next is at work. It lies
+    in the live tensors until the optimizer moves them; where a step has several updates, a copy of
+    it in main memory is made then, since to finish the step may take minutes.
+    """
 
     def __init__(
         self,
@@ -48,21 +53,12 @@ class Run:
         self.metrics = [{"step": 0, **heldout.base.metrics()}]
         self.write = lambda row: None  # to a logger
         self.at = 0  # the step at work
+        self.moved, self.copy = False, None  # has it moved the weights; the state before that
         self.seconds, self.kl = {}, 0.0  # of the step at work
         self.warned = Counter()  # warnings of each kind, and steps
         self.last = None  # the last evaluation of this process: (Held, grid)
         self.label = "training"  # of the progress bar
         self.observers = []  # of a study: called with each train.TrainStep, after the run's own
-
-    def parts(self, step: int) -> list[Batch]:
-        """All that is random in a step on this rank, some groups a part where a server judges.
-
-        Parts are of whole groups and whole micro-batches: the update's are those of the rollout.
-        """
-        cfg, procs = self.cfg, self.procs
-        groups = math.lcm(self.micro_batch, cfg.group_size) // cfg.group_size
-        batch = make_batch(cfg, self.prompts, step, procs.rank, procs.world_size)
-        return batch.split(groups if cfg.judge == "openai" else cfg.prompts_per_step)
 
     @property
     def state(self) -> tuple:
@@ -73,22 +69,33 @@ class Run:
 
         optimizer, average: of the model; they take up the checkpoint that the run resumes from.
         """
+        cfg, procs = self.cfg, self.procs
         self.optimizer, self.average = optimizer, average
         self.take_up()
-        self.last_whole = checkpoint.LastWhole(*self.state, self.cfg.updates)
+        optimizer.register_step_pre_hook(self.before_update)
         self.model.before_pass = self.boundary
-        done, steps = self.metrics[-1]["step"], self.cfg.steps
+        done = self.metrics[-1]["step"]
         self.first_step = done + 1  # of this process
         one_bar = self.label != "training"  # of several runs one bar is seen at a time
-        how = dict(initial=done, total=steps, desc=self.label, leave=not one_bar)
-        self.bar = tqdm(range(done + 1, steps + 1), disable=not self.procs.is_main, **how)
+        how = dict(initial=done, total=cfg.steps, desc=self.label, leave=not one_bar)
+        self.bar = tqdm(range(done + 1, cfg.steps + 1), disable=not procs.is_main, **how)
         if self.evaluates(done) and "win_rate_vs_base" not in self.metrics[-1]:
             self.evaluate(done)  # the judge failed within it: only that is left of the step
         for step in self.bar:
             self.at = step
             yield step, self.parts(step)
-            if step < steps:
-                self.procs.boundary()
+            if step < cfg.steps:
+                procs.boundary()
+
+    def parts(self, step: int) -> list[Batch]:
+        """All that is random in a step on this rank, some groups a part where a server judges.
+
+        Parts are of whole groups and whole micro-batches: the update's are those of the rollout.
+        """
+        cfg, procs = self.cfg, self.procs
+        groups = math.lcm(self.micro_batch, cfg.group_size) // cfg.group_size
+        batch = make_batch(cfg, self.prompts, step, procs.rank, procs.world_size)
+        return batch.split(groups if cfg.judge == "openai" else cfg.prompts_per_step)
 
     def take_up(self) -> None:
         """Weights, optimizer, average and log of the last checkpoint, with --resume."""
@@ -101,10 +108,15 @@ class Run:
             if self.procs.is_main:
                 run_log.write_metrics(self.out, self.metrics)
 
+    def before_update(self, *_) -> None:
+        first, self.moved = not self.moved, True
+        if first and self.cfg.updates > 1:
+            self.copy = checkpoint.copied(checkpoint.training_state(*self.state))
+
     def boundary(self) -> None:
         """Before each pass: the run ends here if a signal asked for it, on all ranks alike, unless
         the last whole step is lost by then and the present one has but to be written down."""
-        if self.last_whole.known:
+        if self.copy or not self.moved:
             self.procs.boundary()
 
     @contextlib.contextmanager
@@ -141,7 +153,7 @@ class Run:
         row = {"step": step, **run_log.judging_of(done.rewards), "frac_floor": done.frac_floor}
         ranks = self.procs.gather([mine | self.seconds])
         self.metrics.append(row | run_log.over_ranks(ranks))
-        self.last_whole.whole()
+        self.moved, self.copy = False, None  # it is whole: its state is in the live tensors
         self.warn()
         if self.procs.is_main and (step == 1 or self.evaluates(step)):
             gallery.keep(self.out, self.heldout.compare.name, done)
@@ -199,7 +211,8 @@ class Run:
             return
         best, folder = run_log.best_step(self.metrics), self.out / "checkpoint"
         with writing(folder / f"step_{step:06d}"):
-            checkpoint.save_checkpoint(folder, self.procs, self.last_whole.state(), step, [best])
+            state = self.copy or checkpoint.training_state(*self.state)
+            checkpoint.save_checkpoint(folder, self.procs, state, step, [best])
 
     # ------------------------------------------------------------------------------ its end
 
@@ -214,9 +227,8 @@ class Run:
         """Saves the state after the last whole step, and says so."""
         step = self.metrics[-1]["step"]
         if self.procs.is_main:
-            if self.last_whole.copy:
-                what = "step %d had changed the weights: what is saved is a copy from before"
-                log.info(what, self.at)
+            if self.copy:
+                log.info("step %d is not whole: what is saved is a copy from before it", self.at)
             run_log.write_metrics(self.out, self.metrics)
         self.checkpoint(step)
         if not step:
@@ -236,7 +248,7 @@ class Run:
         result, scores = held.against(heldout.base), (heldout.base.metrics(), held.metrics())
         run_log.write_card(out / "final", cfg, type(model.pipe).__name__, result, *scores)
         both = [before + after for before, after in zip(heldout.base_grid, grid)]
-        heads = [head for head in ("before", "after") for _ in range(heldout.grid_columns)]
+        heads = [head for head in ("before", "after") for _ in range(GRID_COLUMNS)]
         heldout.draw(both, out / "before_after.png", heads)
         print(
             f"{result}\nlook at {out / 'before_after.png'}, {out / 'curves.png'} and "

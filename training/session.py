@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from training import checkpoint, distributed, start
 from training import log as run_log
@@ -18,8 +19,7 @@ from training.config import Config
 from training.data import make_batch
 from training.distributed import Processes, StoppedError
 from training.heldout import Heldout
-from training.judging import JudgeError, Judging
-from training.record import Record
+from training.judging import JudgeError, Judging, Record
 from training.run import Run
 
 log = run_log.log
@@ -40,8 +40,8 @@ def start_run(cfg: Config, procs: Processes) -> Run:
         procs.on_all_ranks(check_shared, cfg, contents, last if cfg.resume else None)
         prompts, judging, compare, write = procs.on_all_ranks(tried, cfg, procs)
         model = procs.on_all_ranks(start.load_model, cfg, procs)
-        if not cfg.shard:
-            model.policy = distributed.replicate(model.transformer, procs)
+        if procs.world_size > 1 and not cfg.shard:
+            model.policy = DistributedDataParallel(model.transformer)
         trained = sum(weight.numel() for weight in model.trainable())
         needed = run_log.disk_bytes(trained, cfg.ema, cfg.steps)
         procs.on_all_ranks(run_log.check_disk, out, needed)
@@ -103,10 +103,9 @@ def ends_well(run: Run):
     try:
         yield
     except JudgeError as error:
-        slow = f" ({cfg.concurrency} calls were in flight: --concurrency has fewer)"
-        slow = slow if "no answer within" in str(error) else ""
-        saved = run.saved()
-        raise JudgeError(f"{error}{slow}; {saved}: when the judge answers again, {again}")
+        slow = "no answer within" in str(error)
+        few = f" ({cfg.concurrency} calls were in flight: --concurrency has fewer)" if slow else ""
+        raise JudgeError(f"{error}{few}; {run.saved()}: when the judge answers again, {again}")
     except StoppedError as name:
         raise StoppedError(f"stopped by {name}: {run.saved()}; to go on, {again}")
     except KeyboardInterrupt:

@@ -65,7 +65,7 @@ def cache_text(model: base.Model, cfg: Config, procs: Processes, texts: list[str
     cache = TextCache(cfg.text_cache, cfg.model, DTYPES[cfg.dtype])
     texts = list(dict.fromkeys(texts))
     cache.prepare(texts[procs.rank :: procs.world_size], model.text_of)
-    procs.wait()
+    procs.meet()
     for name, part in model.pipe.components.items():
         if name.startswith("text_encoder") and part is not None:
             part.to("cpu")

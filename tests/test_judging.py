@@ -1,4 +1,4 @@
-"""record.py: what a person can read of a judge, and that it stays bounded."""
+"""What a person can read of a judge, and that it stays bounded."""
 
 import json
 
@@ -8,7 +8,7 @@ from PIL import Image
 from judges.mllm import Answer
 from judges.scorers import MLLMScorer
 from rewards import PairwiseReward, PointwiseReward
-from training import record
+from training import judging
 
 PAIR = [Image.new("RGB", (16, 8), color) for color in ("red", "blue")]
 FIRST = "<answer>Image 1 is better</answer>"
@@ -35,14 +35,13 @@ def lines(folder, name="verdicts.jsonl"):
 
 def test_each_answer_stands_there_with_its_question_and_how_it_was_read(tmp_path):
     """What was lost and asked again too; of ratings and of probabilities as of verdicts."""
-    recorded = record.Record(tmp_path)
-    one = Answer(FIRST, None, "m")
-    unsure = Answer("Nice, \u718a.\n")
-    recorded.write(compared(ASKED, one, unsure, Answer(error="down")).comparisons)
-    recorded.write(compared(ASKED, 0.25, None, 0.75, soft=True).comparisons)
-    ratings = [Answer(RATED), Answer(error="down")]
-    recorded.write(PointwiseReward(MLLMScorer(judge_of(*ratings)))(["p"], [PAIR]).comparisons)
-    recorded.write(())  # of a scorer
+    record = judging.Record(tmp_path)
+    one, unsure, down = Answer(FIRST, None, "m"), Answer("Nice, \u718a.\n"), Answer(error="down")
+    record.write(compared(ASKED, one, unsure, down).comparisons)
+    record.write(compared(ASKED, 0.25, None, 0.75, soft=True).comparisons)
+    rated = PointwiseReward(MLLMScorer(judge_of(Answer(RATED), down)))
+    record.write(rated(["p"], [PAIR]).comparisons)
+    record.write(())  # of a scorer
     found = lines(tmp_path)
     read = ["first", "unparsable", "failed", 0.25, None, 0.75, 3.0, "failed"]
     assert [line["read_as"] for line in found] == read
@@ -53,17 +52,16 @@ def test_each_answer_stands_there_with_its_question_and_how_it_was_read(tmp_path
 
 
 def test_it_stays_bounded_and_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "SIZE", 5000)
-    monkeypatch.setattr(record, "PICTURES", 3)
+    monkeypatch.setattr(judging, "SIZE", 5000)
+    monkeypatch.setattr(judging, "PICTURES", 3)
     for _ in range(2):  # a run, and one that goes on
-        recorded = record.Record(tmp_path)
+        record = judging.Record(tmp_path)
         for n in range(100):
-            recorded.write(compared(f"{n} {50 * 'x'} {{prompt}}").comparisons)
+            record.write(compared(f"{n} {50 * 'x'} {{prompt}}").comparisons)
     sizes = [file.stat().st_size for file in tmp_path.glob("*.jsonl")]
     assert len(sizes) == 2 and sum(sizes) < 2 * 5500
     assert len(list(tmp_path.glob("*.png"))) == 3
     kept = [name for name in ("verdicts.old.jsonl", "verdicts.jsonl") if (tmp_path / name).exists()]
     newest = [line for name in kept for line in lines(tmp_path, name)][-20:]
-    assert [int(line["question"].split()[0]) for line in newest] == [
-        n for n in range(90, 100) for _ in range(2)
-    ]
+    asked = [int(line["question"].split()[0]) for line in newest]
+    assert asked == [n for n in range(90, 100) for _ in range(2)]
