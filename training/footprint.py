@@ -1,11 +1,10 @@
 """What passes of a FLUX pipeline allocate, counted without weights and without memory.
 
 Passes go through the real modules as fake tensors: PyTorch computes shapes and storages but no
-values, and every storage is counted from the operation that makes it until it is freed. So
-activations are not a formula of ours but the modules' own, LoRA's casts to float32 and the
-recomputation of checkpointing included. Attention is fused (probabilities are never stored), as
-PyTorch picks it on the CPU and on recent GPUs. What is counted is what a CPU does: with a float32
-LoRA over bfloat16 somewhat more than a GPU (see promoted_bytes).
+values, and every storage is counted from the operation that makes it until it is freed, LoRA's
+casts to float32 and the recomputation of checkpointing included. Attention is fused (probabilities
+are never stored), as PyTorch picks it on the CPU and on recent GPUs. What is counted is what a CPU
+does: with a float32 LoRA over bfloat16 somewhat more than a GPU (see promoted_bytes).
 
     model, length = meta_model("black-forest-labs/FLUX.1-dev", 720, torch.bfloat16)
     with faked(model):
@@ -186,8 +185,6 @@ def replay_bytes(model: Flux, batch: int, length: int, backward: bool) -> tuple[
         saved = alive.now
         if backward:
             loss.backward()
-    for parameter in model.trainable():
-        parameter.grad = None
     return saved, alive.peak
 
 

@@ -118,17 +118,14 @@ def train_bytes(
     """Bytes on one rank that last (weights, optimizer, average), of gradients and of their buffers.
 
     stored: bytes of the transformer as loaded, adapter included. backwards: passes an update adds
-    up. DDP replicates all of it and keeps buckets of the gradients' size; FSDP2 spreads all of it
-    over the ranks as float32 masters, but gathers units to compute, and holds whole gradients in
-    float32 while micro-batches add up without a reduction.
+    up. DDP replicates all and keeps buckets of the gradients' size; FSDP2 spreads all over the
+    ranks as float32 masters, but gathers units to compute, and holds whole gradients in float32
+    while micro-batches add up without a reduction.
     """
     n, itemsize = counts["trainable"], DTYPES[s.dtype].itemsize
     part = math.ceil(n / world) if s.shard else n
-    held = dict(
-        optimizer=2 * FLOAT * part,
-        ema=FLOAT * part if s.ema else 0,
-        gradients=FLOAT * part,
-    )
+    held = dict(optimizer=2 * FLOAT * part, gradients=FLOAT * part)
+    held["ema"] = FLOAT * part if s.ema else 0
     if s.shard:
         return held | dict(
             weights=FLOAT * part,
@@ -178,10 +175,7 @@ def work_of(s: Config, prompts: int, batches: int) -> dict[str, int]:
 def counted_bytes(
     model: Flux, s: Config, length: int, batch: int, samples: int, prompts: int
 ) -> dict[str, int]:
-    """What passes of the network, the VAE and the text encoder allocate: footprint.py counts.
-
-    length: text tokens per prompt.
-    """
+    """What passes of the network, the VAE and the text encoder allocate. length: of a prompt."""
     with footprint.faked(model):
         if s.gradient_checkpointing:
             model.transformer.enable_gradient_checkpointing()
@@ -197,9 +191,8 @@ def counted_bytes(
 def make_plan(s: Config, world: int = 1) -> Plan:
     """What one step of training costs on one of `world` ranks.
 
-    Prompts that are no multiple of the ranks are planned as the next multiple.
-    Raises ValueError for a model whose configuration is not at hand, or a size that does not
-    divide.
+    Prompts that are no multiple of the ranks are planned as the next multiple. Raises ValueError
+    for a model whose configuration is not at hand, or a size that does not divide.
     """
     per_rank, itemsize = math.ceil(s.prompts_per_step / world), DTYPES[s.dtype].itemsize
     samples = per_rank * s.group_size
@@ -226,9 +219,8 @@ def make_plan(s: Config, world: int = 1) -> Plan:
     held |= counted_bytes(model, s, length, batch, samples, per_rank)
     if s.text_cache:
         held["encode"] += encoders
-    prompts = per_rank * world
-    work = work_of(s, prompts, batches)
-    return Plan(s, world, prompts, batch, model.tokens, counts, held, work)
+    work = work_of(s, per_rank * world, batches)
+    return Plan(s, world, per_rank * world, batch, model.tokens, counts, held, work)
 
 
 # ----------------------------------------------------------------------------- for people

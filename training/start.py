@@ -79,8 +79,8 @@ def judge_of(cfg: Config, world: int = 1):
 
     Raises ValueError for the verifier and prompts that it does not know.
     """
-    if cfg.judge == "shapes" and cfg.prompts:
-        check_known(cfg, sum(prompts_of(cfg), []))
+    if cfg.judge == "shapes":
+        check_known(cfg)
     return make_judge(
         cfg.judge,
         cfg.base_url or None,
@@ -95,9 +95,10 @@ def judge_of(cfg: Config, world: int = 1):
     )
 
 
-def check_known(cfg: Config, prompts: list[str]) -> None:
-    """Raises ValueError for a prompt that the verifier cannot judge: it would be lost in every step
-    and in every evaluation, whatever the reward is."""
+def check_known(cfg: Config) -> None:
+    """Raises ValueError for a prompt of a file that the verifier cannot judge: it would be lost in
+    every step and in every evaluation, whatever the reward is."""
+    prompts = sum(prompts_of(cfg) or [], [])
     foreign = [text for text in prompts if parse_prompt(text) is None]
     if foreign:
         raise ValueError(
