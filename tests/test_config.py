@@ -172,18 +172,6 @@ def test_an_older_python_ends_in_one_sentence(file, monkeypatch):
 # ---- updates ----
 
 
-@pytest.mark.parametrize(("updates", "size"), [(2, 4), (4, 2), (8, 1), (2, 1), (2, 8), (4, 4)])
-def test_an_update_sees_every_group_where_help_says_so(updates, size):
-    batches = train.micro_batches(32, size)  # of four groups of eight
-    seen = [
-        {row // 8 for rows in batches[n::updates] for row in range(rows.start, rows.stop)}
-        for n in range(updates)
-    ]
-    assert all(len(groups) == 4 for groups in seen) == (8 % (updates * size) == 0)
-    for recipe in map(RECIPES.get, ("flux-lora", "flux-full")):  # and so it is there
-        assert 8 % (recipe["updates"] * recipe["micro_batch"]) == 0
-
-
 @pytest.mark.parametrize("samples", [(1, 2), (3, 9), (16, 8)])
 @pytest.mark.parametrize("size", [0, 3, 8])
 def test_updates_that_do_not_divide_are_refused_with_what_works(samples, size):

@@ -154,6 +154,7 @@ def test_recipes_are_the_released_settings(recipe, own):
     world = 64 if cfg.shard else 1
     batches = cfg.prompts_per_step // world * cfg.group_size // cfg.micro_batch
     assert batches // cfg.updates == 4  # micro-batches that an update adds up
+    assert cfg.group_size % (cfg.updates * cfg.micro_batch) == 0  # of every group, as help says
     checks.check_config(replace(cfg, prompts="prompts.txt", base_url="http://judge/v1"), world)
 
 

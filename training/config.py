@@ -268,16 +268,11 @@ GROUPS = {  # of --help: the first field of each
 }
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        """One sentence, without the seventy flags that argparse would print before it."""
-        self.exit(2, f"{message}\n")
-
-
 def parse_config(arguments: list[str] | None = None) -> Config:
     """Config from the command line: recipe first, then the flags that were given."""
     about = "Pref-GRPO: sample, compare, normalize, update."
-    parser = group = Parser(prog="train.py", description=about, epilog=SOURCES)
+    parser = argparse.ArgumentParser(prog="train.py", description=about, epilog=SOURCES)
+    parser.error = lambda message: parser.exit(2, f"{message}\n")  # without seventy flags before
     for f in dataclasses.fields(Config):
         if f.name in GROUPS:
             group = parser.add_argument_group(GROUPS[f.name])

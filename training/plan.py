@@ -250,10 +250,10 @@ def table(plan: Plan) -> str:
 def remedies(plan: Plan, phase: str) -> list[str]:
     """Flags that shrink what this plan needs, those of its largest phase first."""
     s, notable = plan.settings, 0.05 * plan.phases[phase]
+    fewer = plan.micro_batch > 1 and phase in ("update", "rollout")
     helps = {
         "--gradient_checkpointing": phase == "update" and not s.gradient_checkpointing,
-        f"--micro_batch {plan.micro_batch // 2}": phase in ("update", "rollout")
-        and plan.micro_batch > 1,
+        f"--micro_batch {plan.micro_batch // 2}": fewer,
         "--vae_slicing": phase == "decode" and not s.vae_slicing,
         "--text_cache FOLDER": not s.text_cache,
         "--lora_rank 16": not s.lora_rank,

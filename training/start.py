@@ -133,12 +133,13 @@ def comparison_of(cfg: Config, judge, **settings) -> PairwiseReward:
 
 def rewards_of(cfg: Config, judge, device) -> dict:
     """The rewards of --reward by name; scorers on `device`."""
-    return {
-        name: judged_reward(cfg, name, judge)
-        if name in JUDGED
-        else PointwiseReward(scorers.load(name, part.source, device))
-        for name, part in parse_rewards(cfg.reward).items()
-    }
+    rewards = {}
+    for name, part in parse_rewards(cfg.reward).items():
+        if name in JUDGED:
+            rewards[name] = judged_reward(cfg, name, judge)
+        else:
+            rewards[name] = PointwiseReward(scorers.load(name, part.source, device))
+    return rewards
 
 
 def judged_reward(cfg: Config, name: str, judge) -> PairwiseReward | PointwiseReward:
