@@ -48,29 +48,32 @@ def test_each_epoch_is_a_new_shuffle_of_all_and_a_step_needs_no_history():
 
 
 def test_text_is_encoded_once_and_comes_back_as_it_was(tiny_flux, tmp_path):
-    asked, weights = [], tmp_path / "model" / "text_encoder" / "model.safetensors"
-    weights.parent.mkdir(parents=True)
-    weights.write_bytes(b"first")
+    asked = []
 
     def encode(prompts):
         asked.extend(prompts)
         return tiny_flux.encode(prompts)
 
-    def cache(model=str(tmp_path / "model"), dtype=torch.float32):
-        return TextCache(tmp_path / "texts", model, dtype)
-
-    cache().prepare(["a red circle", "a blue square", "a red circle"], encode)
-    cache().prepare(["a blue square"], encode)
+    cache = TextCache(tmp_path, "tiny", torch.float32)
+    cache.prepare(["a red circle", "a blue square", "a red circle"], encode)
+    cache.prepare(["a blue square"], encode)
     assert asked == ["a red circle", "a blue square"]
-    text = cache().load(["a blue square", "a red circle"], Text, "cpu")
+    text = cache.load(["a blue square", "a red circle"], Text, "cpu")
     direct = tiny_flux.encode(["a red circle", "a blue square"])
     assert torch.equal(text.embeds, direct.embeds.flip(0))
     assert torch.equal(text.pooled, direct.pooled.flip(0))
-    others = [cache(dtype=torch.bfloat16), cache("other")]
-    weights.write_bytes(b"trained again")
-    for other in (*others, cache()):
+    for model, dtype in (("tiny", torch.bfloat16), ("other", torch.float32)):
         with pytest.raises(ValueError, match="no text embedding of 'a red circle'"):
-            other.load(["a red circle"], Text, "cpu")
+            TextCache(tmp_path, model, dtype).load(["a red circle"], Text, "cpu")
+
+
+def test_a_model_retrained_in_its_folder_is_encoded_again(tmp_path):
+    weights, paths = tmp_path / "text_encoder" / "model.safetensors", []
+    weights.parent.mkdir()
+    for content in (b"first", b"second"):
+        weights.write_bytes(content)
+        paths += [TextCache("texts", str(tmp_path), torch.float32).path("a") for _ in range(2)]
+    assert paths[0] == paths[1] != paths[2] == paths[3]
 
 
 def test_seed_of_depends_on_every_part():
