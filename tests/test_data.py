@@ -24,15 +24,15 @@ def test_lines_are_stripped_distinct_and_the_last_are_held_out(tmp_path):
     "content, sentence",
     [
         (None, "No such file"),
-        (b"\n \n", "holds no prompt"),
-        (b"a\nb\na\n", "2 distinct prompts: too few"),
+        (b"\n \n", "holds 0 distinct prompts"),
+        (b"a\nb\na\n", "2 distinct prompts, one a line: too few"),
         ("Bär".encode("latin-1"), "not UTF-8"),
     ],
 )
 def test_unusable_files_get_one_sentence(content, sentence, tmp_path):
     if content is not None:
         (tmp_path / "prompts.txt").write_bytes(content)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=f"^--prompts '.*prompts.txt'.*{sentence}"):
         read_prompts(str(tmp_path / "prompts.txt"), heldout=1, at_least=2)
 
 
@@ -68,17 +68,12 @@ def test_text_is_encoded_once_and_comes_back_as_it_was(tiny_flux, tmp_path):
 
 
 def test_a_model_retrained_in_its_folder_is_encoded_again(tmp_path):
-    weights = tmp_path / "model" / "text_encoder" / "model.safetensors"
-    weights.parent.mkdir(parents=True)
-    weights.write_bytes(b"first")
-
-    def path():
-        return TextCache(tmp_path / "texts", str(tmp_path / "model"), torch.float32).path("a")
-
-    old = path()
-    assert path() == old
-    weights.write_bytes(b"second")
-    assert path() != old
+    weights, paths = tmp_path / "text_encoder" / "model.safetensors", []
+    weights.parent.mkdir()
+    for content in (b"first", b"second"):
+        weights.write_bytes(content)
+        paths += [TextCache("texts", str(tmp_path), torch.float32).path("a") for _ in range(2)]
+    assert paths[0] == paths[1] != paths[2] == paths[3]
 
 
 def test_seed_of_depends_on_every_part():
@@ -89,27 +84,32 @@ def test_seed_of_depends_on_every_part():
 SMALL = Config(prompts_per_step=4, group_size=3, num_steps=6)
 
 
+def drawn(step=1, rank=0, ranks=1, **settings):
+    return make_batch(replace(SMALL, **settings), None, step, rank, ranks)
+
+
 def test_all_of_a_batch_depends_on_seed_and_step_and_on_nothing_else():
-    batch = make_batch(SMALL, None, 2)
-    assert batch == make_batch(SMALL, None, 2)
-    three = [batch, make_batch(SMALL, None, 3), make_batch(replace(SMALL, seed=1), None, 2)]
-    seeds = [seed for drawn in three for seed in drawn.noise_seeds + drawn.step_seeds]
+    assert drawn(2) == drawn(2)
+    three = [drawn(2), drawn(3), drawn(2, seed=1)]
+    seeds = [seed for batch in three for seed in batch.noise_seeds + batch.step_seeds]
     assert len(set(seeds)) == len(seeds) == 3 * 2 * 4 * 3  # each image its own, each time
-    assert len({tuple(drawn.prompts) for drawn in three}) == 3
+    assert len({tuple(batch.prompts) for batch in three}) == 3
 
 
-def test_ranks_share_the_prompts_and_replay_the_same_steps():
-    whole = make_batch(SMALL, None, 1)
-    ranks = [make_batch(SMALL, None, 1, rank, 2) for rank in range(2)]
+def test_a_batch_is_that_of_its_ranks_and_that_of_its_parts():
+    whole, ranks = drawn(), [drawn(rank=rank, ranks=2) for rank in range(2)]
     assert [ranks[p % 2].prompts[p // 2] for p in range(4)] == whole.prompts
-    for field in ("noise_seeds", "step_seeds"):
-        both = sum((getattr(rank, field) for rank in ranks), [])
-        assert sorted(both) == sorted(getattr(whole, field))
     assert ranks[0].replayed == ranks[1].replayed == whole.replayed
+    parts = whole.split(3)
+    assert [len(part.prompts) for part in parts] == [3, 1]
+    for name in ("prompts", "noise_seeds", "step_seeds"):
+        assert sum((getattr(part, name) for part in parts), []) == getattr(whole, name)
+        both = sum((getattr(rank, name) for rank in ranks), [])
+        assert sorted(both) == sorted(getattr(whole, name))
 
 
 def test_a_group_shares_its_noise_only_where_asked():
-    shared = make_batch(replace(SMALL, same_noise=True), None, 1)
+    shared = drawn(same_noise=True)
     groups = [shared.noise_seeds[i : i + 3] for i in range(0, 12, 3)]
     assert all(len(set(group)) == 1 for group in groups) and len(set(shared.noise_seeds)) == 4
     assert len(set(shared.step_seeds)) == 12  # what the SDE adds differs all the same
@@ -117,35 +117,24 @@ def test_a_group_shares_its_noise_only_where_asked():
 
 @pytest.mark.parametrize("fraction, count", [(1.0, 5), (0.6, 3), (0.01, 1)])
 def test_a_share_of_the_stochastic_steps_is_replayed(fraction, count):
-    drawn = [make_batch(replace(SMALL, timestep_fraction=fraction), None, s) for s in range(1, 9)]
-    for batch in drawn:
+    batches = [drawn(step, timestep_fraction=fraction) for step in range(1, 9)]
+    for batch in batches:
         assert len(set(batch.replayed)) == count and set(batch.replayed) <= set(range(5))
     if count == 3:
-        assert {k for batch in drawn for k in batch.replayed} == set(range(5))  # each now and then
+        assert {k for batch in batches for k in batch.replayed} == set(range(5))  # now and then
 
 
 def test_a_window_is_drawn_from_seed_and_step_alone_and_replayed_whole():
-    cfg = replace(SMALL, num_steps=12, window=3)
-    drawn = [make_batch(cfg, None, step) for step in range(60)]
-    for step, batch in enumerate(drawn):
+    cfg = dict(num_steps=12, window=3)
+    batches = [drawn(step, **cfg) for step in range(60)]
+    for step, batch in enumerate(batches):
         assert batch.window == batch.replayed == list(range(batch.window[0], batch.window[0] + 3))
-        ranks = [make_batch(cfg, None, step, rank, 2).window for rank in range(2)]
-        wider = replace(cfg, group_size=7, same_noise=True)
-        assert [*ranks, make_batch(wider, None, step).window] == [batch.window] * 3
-        assert all(part.window == batch.window for part in batch.split(1))
-    assert {batch.window[0] for batch in drawn} == set(range(9))  # of 0..10, every place
-    other = [make_batch(replace(cfg, seed=1), None, step).window for step in range(60)]
-    assert other != [batch.window for batch in drawn]
-    ranged = replace(cfg, window_range="2:6")
-    assert {make_batch(ranged, None, s).window[0] for s in range(60)} == {2, 3}
-    plain = make_batch(replace(cfg, window=0), None, 5)  # and nothing else is drawn otherwise
+        others = [drawn(step, 1, 2, **cfg), drawn(step, group_size=7, same_noise=True, **cfg)]
+        assert all(other.window == batch.window for other in others + batch.split(1))
+    assert {batch.window[0] for batch in batches} == set(range(9))  # of 0..10, every place
+    assert [drawn(step, seed=1, **cfg).window for step in range(60)] != [b.window for b in batches]
+    ranged = {drawn(step, window_range="2:6", **cfg).window[0] for step in range(60)}
+    assert ranged == {2, 3}
+    plain = drawn(5, num_steps=12)  # and nothing else is drawn otherwise
     assert plain.window is None
-    assert (plain.prompts, plain.noise_seeds) == (drawn[5].prompts, drawn[5].noise_seeds)
-
-
-def test_a_batch_in_parts_is_the_batch():
-    whole = make_batch(SMALL, None, 1)
-    parts = whole.split(3)
-    assert [len(part.prompts) for part in parts] == [3, 1]
-    for field in ("prompts", "noise_seeds", "step_seeds"):
-        assert sum((getattr(part, field) for part in parts), []) == getattr(whole, field)
+    assert (plain.prompts, plain.noise_seeds) == (batches[5].prompts, batches[5].noise_seeds)

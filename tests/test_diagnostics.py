@@ -27,8 +27,11 @@ class Odd(torch.nn.Module):
 def test_the_floor_is_the_largest_of_each_step_and_the_worst_step_decides(guard, caplog):
     model = Toy(0.5)
     rollout, rows = sampled(model, BATCH, 4), slice(0, 4)
-    exact = check_on_policy(model, rollout, rows, "float32", guard, 1e-4)
-    assert exact == [0.0] * 3 and "noise floor" not in caplog.text
+
+    def floors(dtype, clip_range):
+        return check_on_policy(model, rollout, rows, dtype, guard, clip_range)
+
+    assert floors("float32", 1e-4) == [0.0] * 3 and "noise floor" not in caplog.text
     model.transformer = Odd(model.transformer, 1e-3)
     new = sampler.replay(model.velocity(rollout.text), rollout.trajectory, 1)
     old = rollout.trajectory.step(1)
@@ -37,13 +40,13 @@ def test_the_floor_is_the_largest_of_each_step_and_the_worst_step_decides(guard,
     largest = (ratio - 1).abs().max().item()
     assert plain.abs().max() < 1e-3  # the bound in bfloat16
     with pytest.raises(SystemExit, match="does not reproduce rollout"):
-        check_on_policy(model, rollout, rows, "float32", guard, 1.0)
-    floors = check_on_policy(model, rollout, rows, "bfloat16", guard, 5 * largest)
-    assert floors == pytest.approx([0.0, largest, 0.0], abs=1e-6) and largest > 1e-5
+        floors("float32", 1.0)
+    found = floors("bfloat16", 5 * largest)
+    assert found == pytest.approx([0.0, largest, 0.0], abs=1e-6) and largest > 1e-5
     assert "noise floor" in caplog.text
     model.transformer.off *= 2e-3 / plain.abs().max().item()  # a mean over steps is below the bound
     with pytest.raises(SystemExit, match="does not reproduce rollout"):
-        check_on_policy(model, rollout, rows, "bfloat16", guard, 1.0)
+        floors("bfloat16", 1.0)
 
 
 def test_the_kl_to_the_base_is_the_mean_over_steps_of_the_first_samples():
@@ -61,7 +64,7 @@ def test_the_kl_to_the_base_is_the_mean_over_steps_of_the_first_samples():
 
 
 # as bad as it may be
-HEALTHY = dict(groups_lost=0, kl_to_base=9.9, tie_rate=0.99, first_rate=0.94)
+HEALTHY = dict(groups_lost=0, kl_to_base=9.9, tie_rate=0.99, first_rate=0.94, order_agreement=0.21)
 HEALTHY |= dict(reward_mean=0.5, reward_std=0.03, frac_floor=1.0, grad_norm=0.07)
 MIXED = dict(clip_mean=28.0, clip_std=1e-6)  # the spread is rounding
 
@@ -80,30 +83,27 @@ MIXED = dict(clip_mean=28.0, clip_std=1e-6)  # the spread is rounding
     ids=str,
 )
 def test_learning_nothing_is_said_aloud(odd, kind, once):
-    row = {"step": 1, "order_agreement": 0.21} | HEALTHY
-    assert warnings_of([row], first=True) == warnings_of([row | MIXED], first=False) == {}
-    assert set(warnings_of([row | odd], first=True)) == {kind}
-    assert set(warnings_of([row | odd], first=False)) == (set() if once else {kind})
-
-
-def warned(path) -> dict[str, list[int]]:
-    """Of each arm of a study, the step at which its runs are first warned of, 0 for never."""
-    runs, steps = {}, {}
-    for row in csv.DictReader(path.read_text().splitlines()[1:]):
-        numbers = {k: float(row[k]) for k in ("grad_norm", "kl_to_base") if row[k]}
-        runs.setdefault((row["arm"], row["seed"]), []).append(numbers)
-    for (arm, _), rows in runs.items():
-        at = (n for n in range(1, len(rows)) if drifting(rows[: n + 1]))
-        steps.setdefault(arm, []).append(next(at, 0))
-    return steps
+    assert warnings_of([HEALTHY], first=True) == {}
+    assert warnings_of([HEALTHY | MIXED], first=False) == {}
+    assert set(warnings_of([HEALTHY | odd], first=True)) == {kind}
+    assert set(warnings_of([HEALTHY | odd], first=False)) == (set() if once else {kind})
 
 
 def test_a_run_that_breaks_down_is_warned_of_before_its_accuracy_falls():
-    """The study's runs of 240 steps, by the same log; accuracy falls for good at the steps that
-    STUDY.md draws."""
-    found = warned(ROOT / "study" / "results" / "longer.csv")
-    one_order = found["win rates one order at 1e-4"]
+    """The study's runs of 240 steps: accuracy falls for good at the steps that STUDY.md draws."""
+    runs = {}
+    lines = (ROOT / "study" / "results" / "longer.csv").read_text().splitlines()[1:]
+    for row in csv.DictReader(lines):
+        numbers = {k: float(row[k]) for k in ("grad_norm", "kl_to_base") if row[k]}
+        runs.setdefault(row["arm"], {}).setdefault(row["seed"], []).append(numbers)
+
+    def warned(arm) -> list[int]:
+        """The step at which each run is first warned of, 0 for never."""
+        steps = ((n for n in range(1, len(m)) if drifting(m[: n + 1])) for m in runs[arm].values())
+        return [next(found, 0) for found in steps]
+
     fell = [168, 216, None, 168, 144]  # 0.06 below the best, by seed
-    assert all(0 < at < end if end else at == 0 for at, end in zip(one_order, fell, strict=True))
+    for at, end in zip(warned("win rates one order at 1e-4"), fell, strict=True):
+        assert 0 < at < end if end else at == 0
     for arm in ("win rates both orders at 1e-4", "both orders without floor at 1e-4"):
-        assert found[arm] == [0] * 5  # these hold
+        assert warned(arm) == [0] * 5  # these hold

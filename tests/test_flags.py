@@ -18,46 +18,6 @@ from training import start
 from training.config import Config
 from training.data import Prompts, make_batch
 
-# Of each part of a run the settings to begin with, and another value of each flag that it reads.
-PARTS = {
-    "drawn": (dict(), dict(same_noise=True, num_steps=5, timestep_fraction=0.2, prompts="a file")),
-    "drawn in a window": (
-        dict(window=2, window_range="1:5"),
-        dict(seed=1, prompts_per_step=2, group_size=3, window=3, window_range="0:3"),
-    ),
-    "stepped": (
-        vars(TOY) | dict(updates=2, kl_coef=0.1),
-        dict(shift=1.0, noise_level=0.7, sde_kind="flow", guard=True, clip_range=1e-9)
-        | dict(max_grad_norm=1e-3, kl_coef=0.2, updates=1, std_floor=1.0, adv_clip=0.1),
-    ),
-    "loaded": (
-        dict(lora_rank=2),
-        dict(seed=1, model="m", size=64, guidance=2.0, lora_rank=4, lora_alpha=1, compile=True)
-        | dict(dtype="bfloat16", gradient_checkpointing=True, offload=True, shard=True)
-        | dict(vae_slicing=True),
-    ),
-    "judged": (
-        dict(judge="openai", judge_model="m", base_url="http://h/v1"),
-        dict(judge="local", judge_model="n", base_url="http://other/v1", judge_tokens=7)
-        | dict(judge_seed=-1, max_calls=7, concurrency=6, call_timeout=7.0, patience=200.0),
-    ),
-    "rewarded": (
-        dict(),
-        dict(reward="pointwise", opponents=2, both_orders=False, soft=True, judge_prompt="file"),
-    ),
-    "tried": (dict(judge="local"), dict(soft=True, judge_prompt="file")),
-    "run": (
-        dict(prompts_per_step=1, group_size=2, num_steps=2, heldout=1, steps=9, eval_every=2)
-        | dict(checkpoint_every=1),
-        dict(lr=1e-3, weight_decay=1.0, ema=0.0, checkpoint_every=2),
-    ),
-}
-# Where a run happens, what it writes, what it only plans, and what ends it: tests of their own.
-ELSEWHERE = {
-    *("recipe", "out", "steps", "resume", "device", "logger", "text_cache", "micro_batch"),
-    *("max_failed", "dry_run", "gpu_memory", "ranks", "eval_every", "heldout"),
-}
-
 
 def said_of(mock) -> list[str]:
     """All that was called, without the addresses of objects."""
@@ -113,19 +73,60 @@ def run(cfg, folder, _):
     return log_of(folder), sorted(path.name for path in (folder / "checkpoint").iterdir())
 
 
-LOOKS = dict(drawn=drawn, stepped=stepped_toy, loaded=loaded, judged=judged, rewarded=rewarded)
-LOOKS |= dict(tried=tried, run=run)
+# What is looked at, the settings to begin with, and another value of each flag that it reads.
+PARTS = [
+    (drawn, {}, dict(same_noise=True, num_steps=5, timestep_fraction=0.2, prompts="a file")),
+    (
+        drawn,
+        dict(window=2, window_range="1:5"),
+        dict(seed=1, prompts_per_step=2, group_size=3, window=3, window_range="0:3"),
+    ),
+    (
+        stepped_toy,
+        vars(TOY) | dict(updates=2, kl_coef=0.1),
+        dict(shift=1.0, noise_level=0.7, sde_kind="flow", guard=True, clip_range=1e-9)
+        | dict(max_grad_norm=1e-3, kl_coef=0.2, updates=1, std_floor=1.0, adv_clip=0.1),
+    ),
+    (
+        loaded,
+        dict(lora_rank=2),
+        dict(seed=1, model="m", size=64, guidance=2.0, lora_rank=4, lora_alpha=1, compile=True)
+        | dict(dtype="bfloat16", gradient_checkpointing=True, offload=True, shard=True)
+        | dict(vae_slicing=True),
+    ),
+    (
+        judged,
+        dict(judge="openai", judge_model="m", base_url="http://h/v1"),
+        dict(judge="local", judge_model="n", base_url="http://other/v1", judge_tokens=7)
+        | dict(judge_seed=-1, max_calls=7, concurrency=6, call_timeout=7.0, patience=200.0),
+    ),
+    (
+        rewarded,
+        {},
+        dict(reward="pointwise", opponents=2, both_orders=False, soft=True, judge_prompt="file"),
+    ),
+    (tried, dict(judge="local"), dict(soft=True, judge_prompt="file")),
+    (
+        run,
+        dict(prompts_per_step=1, group_size=2, num_steps=2, heldout=1, steps=9, eval_every=2)
+        | dict(checkpoint_every=1),
+        dict(lr=1e-3, weight_decay=1.0, ema=0.0, checkpoint_every=2),
+    ),
+]
+# Where a run happens, what it writes, what it only plans, and what ends it: tests of their own.
+ELSEWHERE = {
+    *("recipe", "out", "steps", "resume", "device", "logger", "text_cache", "micro_batch"),
+    *("max_failed", "dry_run", "gpu_memory", "ranks", "eval_every", "heldout"),
+}
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_every_flag_of_training_changes_what_it_names(part, tmp_path_factory):
-    usual, others = PARTS[part]
-    look, cfg = LOOKS[part.split()[0]], Config(**usual)
-
+@pytest.mark.parametrize("look, usual, others", PARTS, ids=lambda x: getattr(x, "__name__", ""))
+def test_every_flag_of_training_changes_what_it_names(look, usual, others, tmp_path_factory):
     def seen(cfg):
         with pytest.MonkeyPatch.context() as patch:
             return look(cfg, tmp_path_factory.mktemp("flag"), patch)
 
+    cfg = Config(**usual)
     before = seen(cfg)
     assert before == seen(cfg)  # or everything would change it
     for name, value in others.items():
@@ -133,7 +134,7 @@ def test_every_flag_of_training_changes_what_it_names(part, tmp_path_factory):
 
 
 def test_every_flag_of_training_is_put_to_the_test():
-    tested = {name for _, others in PARTS.values() for name in others}
+    tested = {name for *_, others in PARTS for name in others}
     fields = {f.name for f in dataclasses.fields(Config)}
     assert tested | ELSEWHERE == fields and not tested & ELSEWHERE
 

@@ -5,6 +5,7 @@ cfg = parse_config(["--recipe", "flux-lora", "--prompts", "prompts.txt"])
 
 import argparse
 import dataclasses
+import functools
 import math
 import os
 from dataclasses import dataclass, field
@@ -14,36 +15,24 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def positive(value) -> bool:
-    """above 0"""
-    return value > 0
+# What a number may be, by its bounds; a setting may add its own.
+positive, nonnegative, share = {"above": 0}, {"least": 0}, {"least": 0, "most": 1}
 
 
-def nonnegative(value) -> bool:
-    """at least 0"""
-    return value >= 0
-
-
-def share(value) -> bool:
-    """from 0 to 1"""
-    return 0 <= value <= 1
-
-
-def option(default, help, valid=None, *, choices=None, needs="", free=False, **limits):
+def option(default, help, bounds=(), *, choices=None, needs="", free=False, **more):
     """A setting: its default and help, and what its own field says of it.
 
-    valid: of a number: positive, nonnegative or share. limits: least=, most= or below=. choices: of
-    a word. needs: another setting, "NAME" or "NAME VALUE ...", without which this one would change
-    nothing. free: whether it may differ when a run is resumed.
+    bounds, more: of a number: least, above, most, below. choices: of a word. needs: another
+    setting, "NAME" or "NAME VALUE ...", without which this one would change nothing. free: whether
+    it may differ when a run is resumed.
     """
-    about = dict(help=help, valid=valid, limits=limits, choices=choices, needs=needs, free=free)
+    about = dict(help=help, bounds=dict(bounds) | more, choices=choices, needs=needs, free=free)
     return field(default=default, metadata=about)
 
 
-def free(default, help, valid=None, **more):
-    """A setting of where a run happens, what fits there, how its judge is reached and what may be
-    lost: it may differ on --resume."""
-    return option(default, help, valid, free=True, **more)
+# Where a run happens, what fits there, how its judge is reached and what may be lost.
+free = functools.partial(option, free=True)
+served = functools.partial(free, needs="judge openai")
 
 
 class Part(NamedTuple):
@@ -110,9 +99,7 @@ class Config:
         0.7, "exploration of the SDE (C: 0.7): without noise there is no policy to learn", positive
     )
     window: int = option(
-        0,
-        "W, stochastic steps in a row, drawn anew each training step; 0: all but the last",
-        nonnegative,
+        0, "stochastic steps in a row, drawn anew each step; 0: all but the last", nonnegative
     )
     window_range: str = option(
         "", "A:B, the window lies in steps A to B - 1; empty: in all but the last", needs="window"
@@ -138,40 +125,20 @@ class Config:
         False, "count P(first is better), which a judge in process can give", needs="judge local"
     )
     both_orders: bool = option(True, "judge each pair in both orders; disagreement is a tie")
-    opponents: int = option(
-        0, "compare each image with so many others (sparse); 0: all pairs", nonnegative
-    )
+    opponents: int = option(0, "compare each image with so many others; 0: all pairs", nonnegative)
     max_failed: float = free(0.05, "share of a step's comparisons that may be lost", share)
     # how a judge server is called
-    base_url: str = free(
-        "", "of an OpenAI-compatible judge server, else $OPENAI_BASE_URL", needs="judge openai"
+    base_url: str = served("", "of an OpenAI-compatible judge server, else $OPENAI_BASE_URL")
+    concurrency: int = served(
+        16, "calls in flight at a judge server, over all processes; fewer after timeouts", positive
     )
-    concurrency: int = free(
-        16,
-        "calls in flight at a judge server, over all processes; fewer after timeouts",
-        positive,
-        needs="judge openai",
+    call_timeout: float = served(60.0, "seconds for one call of a judge server", positive)
+    patience: float = served(
+        180.0, "seconds without any answer after which a judge server is dead", positive
     )
-    call_timeout: float = free(
-        60.0, "seconds for one call of a judge server", positive, needs="judge openai"
-    )
-    patience: float = free(
-        180.0,
-        "seconds without any answer after which a judge server is dead",
-        positive,
-        needs="judge openai",
-    )
-    max_calls: int = free(
-        0,
-        "cap on calls to a judge server, each process; 0: none",
-        nonnegative,
-        needs="judge openai",
-    )
-    judge_seed: int = free(
-        0,
-        "sent to a judge server; -1: none, for servers that refuse it",
-        least=-1,
-        needs="judge openai",
+    max_calls: int = served(0, "cap on calls to a server, each process; 0: none", nonnegative)
+    judge_seed: int = served(
+        0, "sent to a judge server; -1: none, for servers that refuse it", least=-1
     )
     # how it learns
     lr: float = option(
@@ -206,10 +173,7 @@ class Config:
         positive,
     )
     ema: float = option(
-        0.9,
-        "decay of the weights' moving average that is evaluated and saved; 0: none",
-        nonnegative,
-        below=1,
+        0.9, "decay of the moving average that is evaluated and saved; 0: none", least=0, below=1
     )
     # what fits
     micro_batch: int = free(
@@ -218,9 +182,7 @@ class Config:
     dtype: str = option(
         "float32", "of the network; what is trained stays float32", choices=("float32", "bfloat16")
     )
-    gradient_checkpointing: bool = free(
-        False, "each block's activations are computed again backwards"
-    )
+    gradient_checkpointing: bool = free(False, "activations are computed again backwards")
     shard: bool = free(False, "FSDP2: weights, gradients and optimizer spread over all processes")
     text_cache: str = free("", "folder for text embeddings; the text encoders then leave the GPU")
     vae_slicing: bool = free(False, "decode one image at a time")
@@ -306,16 +268,11 @@ GROUPS = {  # of --help: the first field of each
 }
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        """One sentence, without the seventy flags that argparse would print before it."""
-        self.exit(2, f"{message}\n")
-
-
 def parse_config(arguments: list[str] | None = None) -> Config:
     """Config from the command line: recipe first, then the flags that were given."""
     about = "Pref-GRPO: sample, compare, normalize, update."
-    parser = group = Parser(prog="train.py", description=about, epilog=SOURCES)
+    parser = argparse.ArgumentParser(prog="train.py", description=about, epilog=SOURCES)
+    parser.error = lambda message: parser.exit(2, f"{message}\n")  # without seventy flags before
     for f in dataclasses.fields(Config):
         if f.name in GROUPS:
             group = parser.add_argument_group(GROUPS[f.name])

@@ -1,8 +1,7 @@
 """Prompts from a file: which of them a step trains on, and their text embeddings, made once.
 
-The official training list has one prompt a line (9,999 of them). The order is a new shuffle each
-epoch, computed from seed and step: there is no state to save, and a resumed run goes on where it
-stood.
+The order is a new shuffle each epoch, computed from seed and step: there is no state to save, and a
+resumed run goes on where it stood.
 
     prompts = read_prompts("prompts.txt", heldout=64)
     make_batch(cfg, prompts, step=1)            # cfg: config.Config
@@ -24,6 +23,8 @@ from shapes import prompts as shapes_prompts
 
 log = logging.getLogger("train")
 
+ENCODED_AT_ONCE = 16  # prompts a batch where text is cached
+
 
 class Prompts(NamedTuple):
     train: list[str]
@@ -34,32 +35,22 @@ def read_prompts(path: str, heldout: int, at_least: int = 1) -> Prompts:
     """The distinct non-empty lines of a UTF-8 file, in order; the last `heldout` are kept apart.
 
     at_least: how many must be left to train on, one step's worth.
-    Raises ValueError for a missing, unreadable, empty or too short file.
+    Raises ValueError for a missing, unreadable or too short file.
     """
     try:
         # at line ends alone: splitlines would also cut at characters that may stand within a prompt
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
-        raise ValueError(
-            f"--prompts '{path}': {error.strerror}; expected a text file, one prompt a line"
-        )
+        raise ValueError(f"--prompts '{path}': {error.strerror}; it must hold one prompt a line")
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts '{path}' is not UTF-8 (byte {error.start}): save it as UTF-8")
     prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not prompts:
-        raise ValueError(f"--prompts '{path}' holds no prompt: expected one a line")
     if len(prompts) < heldout + at_least:
         raise ValueError(
-            f"--prompts '{path}' holds {len(prompts)} distinct prompts: too few for "
-            f"{heldout} held out (--heldout) and {at_least} a step "
-            "(--prompts_per_step)"
+            f"--prompts '{path}' holds {len(prompts)} distinct prompts, one a line: too few for "
+            f"{heldout} held out (--heldout) and {at_least} a step (--prompts_per_step)"
         )
     return Prompts(prompts[: len(prompts) - heldout], prompts[len(prompts) - heldout :])
-
-
-@functools.lru_cache(maxsize=2)
-def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng(seed_of(seed, epoch, "order")).permutation(count)
 
 
 class Batch(NamedTuple):
@@ -73,17 +64,17 @@ class Batch(NamedTuple):
 
     def split(self, groups: int) -> list["Batch"]:
         """Parts of so many groups each."""
-        size = len(self.noise_seeds) // len(self.prompts)
-        return [
-            Batch(
-                self.prompts[p : p + groups],
-                self.noise_seeds[p * size : (p + groups) * size],
-                self.step_seeds[p * size : (p + groups) * size],
-                self.replayed,
-                self.window,
-            )
-            for p in range(0, len(self.prompts), groups)
-        ]
+        size, parts = len(self.noise_seeds) // len(self.prompts), []
+        for p in range(0, len(self.prompts), groups):
+            rows = slice(p * size, (p + groups) * size)
+            seeds = dict(noise_seeds=self.noise_seeds[rows], step_seeds=self.step_seeds[rows])
+            parts.append(self._replace(prompts=self.prompts[p : p + groups], **seeds))
+        return parts
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng(seed_of(seed, epoch, "order")).permutation(count)
 
 
 def step_prompts(prompts: Prompts | None, count: int, step: int, seed: int, rng) -> list[str]:
@@ -117,8 +108,7 @@ def window_range(cfg) -> tuple[int, int]:
 
 
 def draw_window(seed: int, step: int, low: int, high: int, width: int) -> list[int]:
-    """The stochastic steps of a training step, alike on all ranks: width in a row out of low to
-    high - 1."""
+    """The stochastic steps of a training step: width in a row out of low to high - 1."""
     rng = np.random.default_rng(seed_of(seed, step, "window"))
     start = int(rng.integers(low, high - width + 1))
     return list(range(start, start + width))
@@ -134,21 +124,19 @@ def make_batch(cfg, prompts: Prompts | None, step: int, rank: int = 0, ranks: in
     noise = [seed_of(cfg.seed, step, p, 0 if cfg.same_noise else g, "noise") for p, g in images]
     steps = [seed_of(cfg.seed, step, p, g, "steps") for p, g in images]
     if cfg.window:
-        window = draw_window(cfg.seed, step, *window_range(cfg), cfg.window)
-        return Batch([texts[p] for p in mine], noise, steps, window, window)
-    stochastic = cfg.num_steps - 1
-    count = max(1, round(cfg.timestep_fraction * stochastic))
-    replayed = sorted(rng.choice(range(stochastic), count, replace=False).tolist())
-    return Batch([texts[p] for p in mine], noise, steps, replayed)
+        replayed = window = draw_window(cfg.seed, step, *window_range(cfg), cfg.window)
+    else:
+        stochastic, window = cfg.num_steps - 1, None
+        count = max(1, round(cfg.timestep_fraction * stochastic))
+        replayed = sorted(rng.choice(range(stochastic), count, replace=False).tolist())
+    return Batch([texts[p] for p in mine], noise, steps, replayed, window)
 
 
 class TextCache:
-    """Text embeddings on disk, one safetensors file a prompt and model.
+    """Text embeddings on disk, one safetensors file for each prompt and model: about 4 MB at
+    FLUX.1-dev's size in bfloat16 (512 tokens x 4096).
 
     A local folder counts as another model once its encoders' files have changed.
-
-    encode: from P prompts to a NamedTuple of tensors with P rows, as Model.text_of. A prompt costs
-    about 4 MB at FLUX.1-dev's size in bfloat16 (512 tokens x 4096).
     """
 
     def __init__(self, folder: str | Path, model: str, dtype: torch.dtype):
@@ -160,26 +148,27 @@ class TextCache:
         name = hashlib.blake2b(f"{self.name}|{prompt}".encode(), digest_size=16).hexdigest()
         return self.folder / f"{name}.safetensors"
 
-    def prepare(self, prompts: list[str], encode, batch_size: int = 16) -> None:
-        """Encodes what is not there yet; ranks of one file system may do so side by side."""
+    def prepare(self, prompts: list[str], encode) -> None:
+        """Encodes what is not there yet; ranks of one file system may do so side by side.
+
+        encode: from P prompts to a NamedTuple of tensors with P rows, as Model.text_of.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [p for p in dict.fromkeys(prompts) if not self.path(p).exists()]
-        for i in range(0, len(missing), batch_size):
-            chunk = missing[i : i + batch_size]
-            text = encode(chunk)
+        for i in range(0, len(missing), ENCODED_AT_ONCE):
+            chunk = missing[i : i + ENCODED_AT_ONCE]
+            text = encode(chunk)._asdict()
             for row, prompt in enumerate(chunk):
-                tensors = {k: v[row].cpu().contiguous() for k, v in text._asdict().items()}
                 temporary = self.path(prompt).with_suffix(f".{os.getpid()}.tmp")
-                save_file(tensors, temporary)
+                save_file({k: v[row].cpu().contiguous() for k, v in text.items()}, temporary)
                 temporary.replace(self.path(prompt))
         if missing:
             log.info("text of %d prompts encoded into %s", len(missing), self.folder)
 
     def load(self, prompts: list[str], kind, device):
         """What encode(prompts) gave, as `kind`. ValueError for a prompt that was not prepared."""
-        rows = []
         for prompt in prompts:
             if not self.path(prompt).exists():
                 raise ValueError(f"no text embedding of '{prompt[:60]}' in '{self.folder}'")
-            rows.append(load_file(self.path(prompt)))
+        rows = [load_file(self.path(prompt)) for prompt in prompts]
         return kind(**{key: torch.stack([row[key] for row in rows]).to(device) for key in rows[0]})

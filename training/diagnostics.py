@@ -29,15 +29,14 @@ def check_on_policy(
 
     Rollout and replay see the same batch shapes, so that in float32 on the CPU the floor is exactly
     0. Elsewhere kernels with gradient may round otherwise than those without: a floor above a tenth
-    of the clip range is warned of. SystemExit where log-probs (means over latent elements) differ
-    by more than rounding: every gradient would be one of something else.
+    of the clip range is warned of. SystemExit where log-probs differ by more than rounding: every
+    gradient would be one of something else.
     """
     floors, changes = [], []
     velocity = model.velocity(rollout.text.rows(rows))
     for k in rollout.trajectory.sde_steps:
-        step = sampler.Step(
-            *(x.detach() for x in sampler.replay(velocity, rollout.trajectory, k, rows))
-        )
+        step = sampler.replay(velocity, rollout.trajectory, k, rows)  # by the update's kernels
+        step = sampler.Step(*(x.detach() for x in step))
         old = rollout.trajectory.step(k, rows)
         change = step.log_prob - old.log_prob
         log_ratio = grpo.normalized_log_ratio(step, old) if guard else change
@@ -52,11 +51,8 @@ def check_on_policy(
             f"{bound:g}) before any update. Dropout, a changed model or a different batch shape "
             "would do this."
         )
-    log.info(
-        "on-policy check, largest |ratio - 1| by step: %s; clip range %g",
-        " ".join(f"{floor:.1e}" for floor in floors),
-        clip_range,
-    )
+    steps = " ".join(f"{floor:.1e}" for floor in floors)
+    log.info("on-policy check, largest |ratio - 1| by step: %s; clip range %g", steps, clip_range)
     if max(floors) > 0.1 * clip_range:
         log.warning(
             "the ratio's noise floor %.1e is above a tenth of --clip_range %g: rounding "
@@ -74,8 +70,7 @@ def warnings_of(metrics: list[dict], first: bool) -> dict[str, str]:
     more is paid for.
     """
     row, found = metrics[-1], {}
-    agree = row.get("order_agreement", 1.0)
-    favored = row.get("first_rate", 0.5)
+    agree, favored = row.get("order_agreement", 1.0), row.get("first_rate", 0.5)
     if first and agree < 0.2:
         found["judge"] = (
             f"the judge contradicts itself in {1 - agree:.0%} of pairs when the images change "
@@ -87,30 +82,21 @@ def warnings_of(metrics: list[dict], first: bool) -> dict[str, str]:
         found["judge"] = f"the judge names the {place} image in nearly all decided answers"
     elif first and row.get("tie_rate") == 1:
         found["judge"] = "the judge calls all pairs equal: it sees nothing that could be rewarded"
-    if row["groups_lost"]:
-        found["lost"] = (
-            f"of {row['groups_lost']} group(s) no judgement could be read: set aside, they teach "
-            "nothing"
-        )
-    if all(row[f"{name}_std"] <= ROUNDING * abs(row[f"{name}_mean"]) for name in rewards_in(row)):
+    if lost := row["groups_lost"]:
+        found["lost"] = f"no judgement of {lost} group(s) could be read: they teach nothing"
+    rewards = [key.removesuffix("_std") for key in row if key.endswith("_std")]
+    if all(row[f"{name}_std"] <= ROUNDING * abs(row[f"{name}_mean"]) for name in rewards):
         found["same"] = "rewards do not differ in any group: this step teaches nothing"
+    far = f"the policy is {row['kl_to_base']:.2g} nats an element from the base"
     if growth := drifting(metrics):
         found["drift"] = (
-            f"gradients have grown by {growth - 1:.0%} since the first {SPAN} steps, and the "
-            f"policy is {row['kl_to_base']:.2g} nats an element from the base: runs that break "
-            "down begin so, before held-out accuracy falls; a lower --lr or a --kl_coef may help"
+            f"gradients have grown by {growth - 1:.0%} since the first {SPAN} steps, and {far}: "
+            "runs that break down begin so, before held-out accuracy falls; a lower --lr or a "
+            "--kl_coef may help"
         )
     if row["kl_to_base"] > 10:
-        found["far"] = (
-            f"the policy is {row['kl_to_base']:.2g} nats an element from the base: its weights run "
-            "away, --lr may be too high"
-        )
+        found["far"] = f"{far}: its weights run away, --lr may be too high"
     return found
-
-
-def rewards_in(row: dict) -> list[str]:
-    """Of which rewards a line of the log has mean and std: "reward", or the parts of a mixture."""
-    return [key.removesuffix("_std") for key in row if key.endswith("_std")]
 
 
 def drifting(metrics: list[dict]) -> float:

@@ -13,8 +13,8 @@ from models.base import is_hub_name
 from shapes.verifier import ShapesMLLM
 from training import distributed, start
 from training import log as run_log
-from training.checks import CHECKS, check_numbers
-from training.config import Config, parse_config, parse_rewards
+from training.checks import check_numbers, fault_of, faults
+from training.config import Config, parse_rewards
 from training.distributed import DTYPES
 from training.plan import Plan, make_plan, refuse, table
 
@@ -53,20 +53,6 @@ def calls_in_flight(s: Config, world: int, calls: int) -> str:
     )
 
 
-class Findings:
-    """What would end the run: the sentences of checks made one after another."""
-
-    def __init__(self):
-        self.faults = []
-
-    def of(self, check, *args):
-        """check(*args), or None where it ends in a sentence, which is kept."""
-        try:
-            return check(*args)
-        except (ValueError, OSError, SystemExit) as error:
-            self.faults.append(str(error))
-
-
 def check_folders(cfg: Config) -> None:
     """Raises ValueError for a scorer or a judge in process whose folder is not there."""
     named = [("--reward", part.source) for part in parse_rewards(cfg.reward).values()]
@@ -76,46 +62,49 @@ def check_folders(cfg: Config) -> None:
             raise ValueError(f"{flag}: no folder '{name}'")
 
 
-def check_outside(cfg: Config, findings: Findings) -> None:
-    """What a run tries before it loads weights, on this machine: device, folder, prompts, judge."""
-    findings.of(distributed.check_device, cfg.device)
-    findings.of(run_log.check_run, cfg)
-    prompts = findings.of(start.prompts_of, cfg)
-    if cfg.judge == "shapes":
-        findings.of(start.check_known, cfg, prompts)
-    findings.of(check_folders, cfg)
-    findings.of(start.comparison_of, cfg, ShapesMLLM())  # its template
-    served = cfg.judge == "openai" and (cfg.base_url or os.environ.get("OPENAI_BASE_URL"))
-    judge = findings.of(start.judge_of, cfg) if served else None
-    if judge and (doubt := findings.of(start.try_judge, cfg, judge)):
+def check_judge(cfg: Config) -> None:
+    """Tries the judge, but one in process. Raises ValueError where a run would."""
+    named = cfg.base_url or os.environ.get("OPENAI_BASE_URL")
+    reached = cfg.judge == "shapes" or (cfg.judge == "openai" and named)
+    if reached and (doubt := start.try_judge(cfg, start.judge_of(cfg))):
         print(f"warning: {doubt}")
 
 
-def main(cfg: Config | None = None) -> None:
+def check_plan(cfg: Config, world: int) -> None:
+    """Prints what the run needs. SystemExit where there is too little of it."""
+    plan = make_plan(cfg, world)
+    print(table(plan))
+    if cfg.judge == "openai":
+        print(calls_in_flight(cfg, world, plan.work["judge_calls"]))
+    found = []
+    for what, needed, here in resources(plan):
+        print(f"{what}: {needed / 1e9:.2f} GB (this machine has {here / 1e9:.2f})")
+        if needed > here and not cfg.ranks:
+            found.append(f"{what}: too little here; --ranks plans for other machines")
+    if found := found + fault_of(refuse, plan, cfg.gpu_memory):
+        raise SystemExit("; ".join(found))
+
+
+def main(cfg: Config) -> None:
     """Prints what the run needs, and the verdict; SystemExit where it could not run.
 
     Every check of the run is made that needs no weights; with --ranks, which plans for other
     machines, what this one has (GPU, memory, disk) is not held against it.
     """
-    cfg, findings = cfg or parse_config(), Findings()
     check_numbers(cfg)  # without which nothing can be planned
     world = cfg.ranks or int(os.environ.get("WORLD_SIZE", 1))
-    for check in CHECKS:
-        findings.of(check, cfg, world)
-    check_outside(cfg, findings)
-    if planned := findings.of(make_plan, cfg.model, cfg, world):
-        print(table(planned))
-        if cfg.judge == "openai":
-            print(calls_in_flight(cfg, world, planned.work.judge_calls))
-        for what, needed, here in resources(planned):
-            print(f"{what}: {needed / 1e9:.2f} GB (this machine has {here / 1e9:.2f})")
-            if needed > here and not cfg.ranks:
-                findings.faults.append(f"{what}: too little here; --ranks plans for other machines")
-        findings.of(refuse, planned, cfg.gpu_memory)
-    if findings.faults:
-        raise SystemExit("verdict: this run would be refused: " + "; ".join(findings.faults))
+    found = [*faults(cfg, world)]
+    for check, *args in (
+        (distributed.check_device, cfg.device),
+        (run_log.check_run, cfg),
+        (start.prompts_of, cfg),
+        (check_folders, cfg),
+        (start.comparison_of, cfg, ShapesMLLM()),  # its template
+        (check_judge, cfg),
+        (check_plan, cfg, world),
+    ):
+        found += fault_of(check, *args)
+    if found:
+        found = dict.fromkeys(found)  # prompts that cannot be read are no prompts for a judge
+        raise SystemExit("verdict: this run would be refused: " + "; ".join(found))
     print("verdict: this run can start; access to weights was not tried, nor a judge in process")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,16 +1,13 @@
 """What passes of a FLUX pipeline allocate, counted without weights and without memory.
 
-The model is built from its configuration on the meta device, and passes go through the real modules
-as fake tensors: PyTorch computes shapes and storages but no values, and every storage is counted
-from the operation that makes it until it is freed. So activations are not a formula of ours but the
-modules' own, LoRA's casts to float32 and the recomputation of checkpointing included. Attention is
-fused (flash or memory-efficient: probabilities are never stored), as PyTorch picks it on the CPU
-and on recent GPUs. What is counted is what a CPU does: with a float32 LoRA over bfloat16 somewhat
-more than a GPU (see promoted_bytes).
+Passes go through the real modules as fake tensors: PyTorch computes shapes and storages but no
+values, and every storage is counted from the operation that makes it until it is freed, LoRA's
+casts to float32 and the recomputation of checkpointing included. Attention is fused (probabilities
+are never stored), as PyTorch picks it on the CPU and on recent GPUs. What is counted is what a CPU
+does: with a float32 LoRA over bfloat16 somewhat more than a GPU (see promoted_bytes).
 
     model, length = meta_model("black-forest-labs/FLUX.1-dev", 720, torch.bfloat16)
-    with FakeTensorMode():
-        make_fake(model.transformer)
+    with faked(model):
         forward_bytes(model, batch=1, length=length)     # length: text tokens per prompt
 """
 
@@ -27,6 +24,7 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
@@ -52,8 +50,7 @@ def promoted_bytes(args) -> int:
     A bfloat16 layer's result plus a float32 LoRA's is one. A GPU casts as it computes: no copy.
     """
     operands = [x for x in tensors_in(args) if x.ndim and x.dtype.is_floating_point]
-    dtypes = [x.dtype for x in operands]
-    common = functools.reduce(torch.promote_types, dtypes) if dtypes else None
+    common = functools.reduce(torch.promote_types, (x.dtype for x in operands), torch.bool)
     return sum(x.numel() * common.itemsize for x in operands if x.dtype != common)
 
 
@@ -73,15 +70,14 @@ class Alive(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for x in tensors_in(out):
             storage = x.untyped_storage()
-            key = id(storage)
-            if key not in before and key not in self._seen:
-                self._count(storage, key)
+            if id(storage) not in before and id(storage) not in self._seen:
+                self._count(storage)
         if torch.Tag.pointwise in func.tags:
             self.peak = max(self.peak, self.now + promoted_bytes(args))
         return out
 
-    def _count(self, storage, key: int) -> None:
-        size = storage.nbytes()
+    def _count(self, storage) -> None:
+        size, key = storage.nbytes(), id(storage)
 
         def freed(_):
             del self._seen[key]
@@ -95,41 +91,33 @@ class Alive(TorchDispatchMode):
 # --------------------------------------------------------------------- the model, without weights
 
 
-def read_configs(model: str) -> tuple[dict[str, dict], int]:
-    """The configuration of each part, and the text tokens per prompt.
+def meta_model(name: str, size: int, dtype: torch.dtype) -> tuple[Flux, int]:
+    """The model on the meta device, frozen, and the text tokens per prompt.
 
-    model: a local folder in diffusers' layout, or FLUX.1-dev by its hub name.
+    name: a local folder in diffusers' layout, or FLUX.1-dev by its hub name.
     Raises ValueError for any other name or pipeline.
     """
-    folder, known = Path(model), json.loads(FLUX_DEV.read_text())
-    if not (folder / "model_index.json").is_file():
-        if model.rstrip("/").endswith("FLUX.1-dev"):
-            return known, T5_TOKENS
+    folder, configs, length = Path(name), json.loads(FLUX_DEV.read_text()), T5_TOKENS
+    read = lambda file: json.loads((folder / file).read_text())
+    if (folder / "model_index.json").is_file():
+        found = read("model_index.json").get("_class_name")
+        if found != FluxPipeline.__name__:
+            raise ValueError(f"'{name}' is a {found}: a dry run knows FLUX pipelines only")
+        configs = {part: read(f"{part}/config.json") for part in configs}
+        tokenizer = read("tokenizer_2/tokenizer_config.json")
+        length = min(length, tokenizer.get("model_max_length", length))
+    elif not name.rstrip("/").endswith("FLUX.1-dev"):
         raise ValueError(
-            f"no configuration of '{model}' for a dry run: give a local pipeline "
-            "folder, or black-forest-labs/FLUX.1-dev, whose configuration is known"
+            f"no configuration of '{name}' for a dry run: give a local pipeline folder, or "
+            "black-forest-labs/FLUX.1-dev, whose configuration is known"
         )
-
-    def read(file: str) -> dict:
-        return json.loads((folder / file).read_text())
-
-    found = read("model_index.json").get("_class_name")
-    if found != FluxPipeline.__name__:
-        raise ValueError(f"'{model}' is a {found}: a dry run knows FLUX pipelines only")
-    length = read("tokenizer_2/tokenizer_config.json").get("model_max_length", T5_TOKENS)
-    return {name: read(f"{name}/config.json") for name in known}, min(T5_TOKENS, length)
-
-
-def meta_model(model: str, size: int, dtype: torch.dtype) -> tuple[Flux, int]:
-    """The model on the meta device, frozen, and the text tokens per prompt. Raises ValueError."""
-    configs, length = read_configs(model)
     with torch.device("meta"):
-        parts = {
-            "transformer": FluxTransformer2DModel.from_config(configs["transformer"]),
-            "vae": AutoencoderKL.from_config(configs["vae"]),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
-            "text_encoder_2": T5EncoderModel(T5Config(**configs["text_encoder_2"])),
-        }
+        parts = dict(
+            transformer=FluxTransformer2DModel.from_config(configs["transformer"]),
+            vae=AutoencoderKL.from_config(configs["vae"]),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
+            text_encoder_2=T5EncoderModel(T5Config(**configs["text_encoder_2"])),
+        )
     for part in parts.values():
         part.requires_grad_(False).eval()
         for parameter in part.parameters():  # part.to() would warn of modules to be kept in float32
@@ -138,15 +126,13 @@ def meta_model(model: str, size: int, dtype: torch.dtype) -> tuple[Flux, int]:
     return Flux(FluxPipeline(scheduler, tokenizer=None, tokenizer_2=None, **parts), size), length
 
 
-def make_fake(module: torch.nn.Module) -> None:
-    """Puts fake CPU tensors, made under the present FakeTensorMode, in the place of meta ones."""
-    for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
-            for name, old in tensors.items():
-                if old is not None:
-                    new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
-                    trained = isinstance(old, torch.nn.Parameter)
-                    tensors[name] = torch.nn.Parameter(new, old.requires_grad) if trained else new
+@contextlib.contextmanager
+def faked(model: Flux):
+    """Fake CPU tensors in the place of the meta ones of all parts whose passes are counted."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for part in (model.transformer, model.pipe.vae, model.pipe.text_encoder_2):
+            part.to_empty(device="cpu")
+        yield
 
 
 @contextlib.contextmanager
@@ -155,11 +141,9 @@ def with_blocks(network: torch.nn.Module, lists: dict[str, list]):
     own = {name: getattr(network, name) for name in lists}
     for name, blocks in lists.items():
         setattr(network, name, torch.nn.ModuleList(blocks))
-    try:
-        yield
-    finally:
-        for name, blocks in own.items():
-            setattr(network, name, blocks)
+    yield
+    for name, blocks in own.items():
+        setattr(network, name, blocks)
 
 
 def stacks_of(network: torch.nn.Module) -> dict[str, torch.nn.ModuleList]:
@@ -182,7 +166,7 @@ def micro_batch_input(model: Flux, batch: int, length: int):
     return model.velocity(text), latents[0], latents[1], torch.linspace(1, 0, 4)
 
 
-def replay_bytes(model: Flux, batch: int, length: int, backward: bool = True) -> tuple[int, int]:
+def replay_bytes(model: Flux, batch: int, length: int, backward: bool) -> tuple[int, int]:
     """Bytes alive (after the forward, at most) while one micro-batch is replayed and trained on.
 
     backward: False leaves the backward pass out, and the most that is alive is the forward's.
@@ -201,8 +185,6 @@ def replay_bytes(model: Flux, batch: int, length: int, backward: bool = True) ->
         saved = alive.now
         if backward:
             loss.backward()
-    for parameter in model.trainable():
-        parameter.grad = None
     return saved, alive.peak
 
 
@@ -260,9 +242,9 @@ def decode_bytes(model: Flux, images: int, slicing: bool) -> int:
 
 @torch.no_grad()
 def encode_bytes(model: Flux, prompts: int, length: int) -> int:
-    """Bytes alive at most in the T5 encoder, any depth; CLIP's 77 tokens are few beside it."""
+    """Bytes alive at most in two blocks of the T5 encoder: without gradient depth adds nothing, and
+    CLIP's 77 tokens are few beside it."""
     ids, stack = torch.zeros(prompts, length, dtype=torch.long), model.pipe.text_encoder_2.encoder
-    # depth adds nothing without gradient
     with with_blocks(stack, {"block": stack.block[:2]}), Alive() as alive:
         model.pipe.text_encoder_2(ids)
     return alive.peak

@@ -22,8 +22,6 @@ from training.config import Config, parse_rewards
 from training.data import Prompts, TextCache, read_prompts
 from training.distributed import DTYPES, Processes
 
-# ----------------------------------------------------------------------------- what learns
-
 
 def load_model(cfg: Config, procs: Processes) -> base.Model:
     """The base model with what is trained of it: a float32 LoRA, or all weights and a frozen copy.
@@ -32,9 +30,8 @@ def load_model(cfg: Config, procs: Processes) -> base.Model:
     """
     dtype = DTYPES[cfg.dtype]
     elsewhere = cfg.shard or cfg.offload  # the device never holds the whole transformer
-    model = base.load(
-        cfg.model, cfg.size, cfg.guidance, "cpu" if elsewhere else procs.device, dtype
-    )
+    device = "cpu" if elsewhere else procs.device
+    model = base.load(cfg.model, cfg.size, cfg.guidance, device, dtype)
     if cfg.vae_slicing:
         model.pipe.vae.enable_slicing()
     if cfg.lora_rank:
@@ -72,7 +69,9 @@ def cache_text(model: base.Model, cfg: Config, procs: Processes, texts: list[str
     model.text_of = lambda prompts: cache.load(prompts, model.Text, procs.device)
 
 
-# ----------------------------------------------------------------------------- what judges
+def prompts_of(cfg: Config) -> Prompts | None:
+    """Those of --prompts. Raises ValueError for a file that does not hold enough."""
+    return read_prompts(cfg.prompts, cfg.heldout, cfg.prompts_per_step) if cfg.prompts else None
 
 
 def judge_of(cfg: Config, world: int = 1):
@@ -81,7 +80,7 @@ def judge_of(cfg: Config, world: int = 1):
     Raises ValueError for the verifier and prompts that it does not know.
     """
     if cfg.judge == "shapes":
-        check_known(cfg, prompts_of(cfg))
+        check_known(cfg)
     return make_judge(
         cfg.judge,
         cfg.base_url or None,
@@ -96,15 +95,15 @@ def judge_of(cfg: Config, world: int = 1):
     )
 
 
-def check_known(cfg: Config, prompts: Prompts | None) -> None:
+def check_known(cfg: Config) -> None:
     """Raises ValueError for a prompt of a file that the verifier cannot judge: it would be lost in
     every step and in every evaluation, whatever the reward is."""
-    every = [*prompts.train, *prompts.heldout] if prompts else []
-    foreign = [text for text in every if parse_prompt(text) is None]
+    prompts = sum(prompts_of(cfg) or [], [])
+    foreign = [text for text in prompts if parse_prompt(text) is None]
     if foreign:
         raise ValueError(
             f"--judge shapes is the verifier, which knows captions of colored shapes alone, and "
-            f"{len(foreign)} of {len(every)} prompts in --prompts '{cfg.prompts}' are none, such "
+            f"{len(foreign)} of {len(prompts)} prompts in --prompts '{cfg.prompts}' are none, such "
             f"as '{foreign[0][:60]}': give --judge openai --base_url URL, or --judge local "
             "--judge_model FOLDER"
         )
@@ -134,13 +133,13 @@ def comparison_of(cfg: Config, judge, **settings) -> PairwiseReward:
 
 def rewards_of(cfg: Config, judge, device) -> dict:
     """The rewards of --reward by name; scorers on `device`."""
-
-    def named(name: str, source: str):
+    rewards = {}
+    for name, part in parse_rewards(cfg.reward).items():
         if name in JUDGED:
-            return judged_reward(cfg, name, judge)
-        return PointwiseReward(scorers.load(name, source, device))
-
-    return {name: named(name, part.source) for name, part in parse_rewards(cfg.reward).items()}
+            rewards[name] = judged_reward(cfg, name, judge)
+        else:
+            rewards[name] = PointwiseReward(scorers.load(name, part.source, device))
+    return rewards
 
 
 def judged_reward(cfg: Config, name: str, judge) -> PairwiseReward | PointwiseReward:
@@ -167,10 +166,3 @@ def call_budget(cfg: Config, heldout: int) -> str:
         f"= {steps:,}, and 2 orders x {heldout} held-out prompts x {evaluations} evaluations = "
         f"{held:,}; {steps + held:,} in all, and once more for each that is lost"
     )
-
-
-# ----------------------------------------------------------------------------- what is asked for
-
-
-def prompts_of(cfg: Config) -> Prompts | None:
-    return read_prompts(cfg.prompts, cfg.heldout, cfg.prompts_per_step) if cfg.prompts else None
