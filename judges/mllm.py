@@ -65,18 +65,16 @@ class StreamingMLLM(ABC):
         raise ValueError(f"{self.name} gives no probabilities; only a local model does")
 
 
-def ask_again(ask: Callable, queries: Sequence[Query], again: Callable, retries: int = 1) -> list:
-    """All that is said of each query, a list each; the last counts. ask: queries -> one a query.
+def ask_again(ask: Callable, queries: Sequence[Query], again: Callable) -> list[list]:
+    """All that is said of each query, once or twice; the last counts. ask: queries -> one a query.
 
     again(query, said): the text with which a query is asked once more; None where what was said
     will do. It should differ from the first if the model responded: a greedy one that is asked the
     very same text says the very same.
     """
     heard = [[said] for said in ask(queries)]
-    for _ in range(retries):
-        texts = {k: again(queries[k], said[-1]) for k, said in enumerate(heard)}
-        lost = [k for k, text in texts.items() if text is not None]
-        repeats = ask([queries[k]._replace(text=texts[k]) for k in lost]) if lost else []
-        for k, said in zip(lost, repeats):
-            heard[k].append(said)
+    texts = {k: again(query, said) for k, (query, (said,)) in enumerate(zip(queries, heard))}
+    repeats = {k: queries[k]._replace(text=text) for k, text in texts.items() if text is not None}
+    for k, said in zip(repeats, ask(list(repeats.values())) if repeats else ()):
+        heard[k].append(said)
     return heard

@@ -256,7 +256,11 @@ def test_an_address_that_cannot_be_is_told_at_the_start_and_not_quoted(url, said
     ("name", "value", "said"),
     [
         ("all_proxy", "socks5://127.0.0.1:1", "socksio.* .the environment sets ALL_PROXY"),
-        ("HTTP_PROXY", f"http://u:{PASSWORD}@127.0.0.1:99999", "the proxy 127.0.0.1:99999, which"),
+        (
+            "HTTP_PROXY",
+            f"http://u:{PASSWORD}@127.0.0.1:99999",
+            "proxy 127.0.0.1:99999 .HTTP_PROXY",
+        ),
         ("SSL_CERT_FILE", "/no/such/file", "sets SSL_CERT_FILE"),
         ("OPENAI_API_KEY", "sk-k\N{LATIN SMALL LETTER E WITH ACUTE}y", "OPENAI_API_KEY holds"),
     ],
