@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from classroom import served, url_of
 from fake_server import HANG
 from fakes import FakeMLLM
 from PIL import Image
@@ -24,6 +23,7 @@ from judges.mllm import Answer, cut_off
 from shapes import prompts as shapes_prompts
 from shapes import verifier
 from shapes.render import Scene, render
+from shapes.server import served
 from training import heldout
 from unigenbench.asking import judge_images
 from unigenbench.construct import PLACES, alike
@@ -110,9 +110,9 @@ def test_a_server_is_asked_once_an_image_and_says_what_its_model_does(drawn):
     run("judge --prompts shapes --limit 3 --images images --out here.csv")
     judge = "judge --prompts shapes --limit 3 --images images --out there.csv --judge openai"
     with served() as server:
-        assert run(f"{judge} --base_url {url_of(server)} --concurrency 3") == 0
+        assert run(f"{judge} --base_url {server.url} --concurrency 3") == 0
         assert server.calls == 12 + 2  # and whether it sees
-        assert run(f"{judge} --base_url {url_of(server)} --concurrency 3") == 0
+        assert run(f"{judge} --base_url {server.url} --concurrency 3") == 0
         assert server.calls == 14  # neither is asked again
     here, there = ([r.scores for r in read_results(f"{name}.csv")] for name in ("here", "there"))
     assert here == there and len(here) == 12
@@ -215,7 +215,7 @@ def test_the_same_judge_goes_on_elsewhere_and_with_longer_answers(drawn, monkeyp
     """A journal of an earlier version; of the answers one was cut off, and is asked for again."""
     line = "judge --prompts shapes --limit 3 --images images --out r.csv --judge openai"
     with served() as server:
-        run(f"{line} --base_url {url_of(server)} --max_tokens 9")
+        run(f"{line} --base_url {server.url} --max_tokens 9")
     journal = Path("r.journal.jsonl")
     first, *lines = map(json.loads, journal.read_text().splitlines())
     name = "shapes at http://judge:1/v1 (temperature 0.0, seed 0, max_tokens 9)"
@@ -224,12 +224,12 @@ def test_the_same_judge_goes_on_elsewhere_and_with_longer_answers(drawn, monkeyp
     old = "".join(json.dumps(x) + "\n" for x in [{"judge": name}, *lines[:10]])
     journal.write_text(old)
     with served() as server:
-        assert run(f"{line} --base_url {url_of(server)} --max_tokens 4096") == 0
+        assert run(f"{line} --base_url {server.url} --max_tokens 4096") == 0
         assert server.calls == 3  # the one, and two that were never asked
         for other in (name.replace("shapes", "M"), name.replace("seed 0", "seed 1")):
             journal.write_text(old.replace(name, other))
             with pytest.raises(ValueError, match="was begun for .*; choose another --out"):
-                run(f"{line} --base_url {url_of(server)}")
+                run(f"{line} --base_url {server.url}")
 
 
 def test_with_a_limit_the_other_images_of_the_set_are_not_foreign(drawn, caplog):
@@ -340,7 +340,7 @@ def test_ctrl_c_is_one_sentence(at, line, tmp_path):
 
 def test_ctrl_c_waits_for_no_call_and_loses_no_answer(drawn):
     with served(hang=1.0, hang_seconds=HANG) as server:
-        flags = f"--prompts shapes --images images --out r.csv --base_url {url_of(server)}"
+        flags = f"--prompts shapes --images images --out r.csv --base_url {server.url}"
         (lines := Path("r.journal.jsonl")).write_text(
             json.dumps({"judge": "shapes at http://x/v1 (temperature 0.0, seed 0)"}) + "\n"
         )

@@ -6,12 +6,11 @@ import re
 from collections import Counter
 
 import pytest
-from classroom import served, url_of
 
 import bench
 from judges.answers import parse_scores
 from judges.mllm import Answer
-from shapes.server import ClassroomMLLM
+from shapes.server import ClassroomMLLM, served
 from unigenbench import construct as C
 from unigenbench.testpoints import DIMENSIONS, SUBS, Prompt, load_prompts
 
@@ -156,7 +155,7 @@ def server():
 def test_the_server_of_shapes_writes_and_checks_over_the_network(tmp_path, server, monkeypatch):
     """The command and the real client: a whole file, and after a kill only what is missing."""
 
-    line = f"construct --judge openai --base_url {url_of(server)} --count 20 --out p.csv"
+    line = f"construct --judge openai --base_url {server.url} --count 20 --out p.csv"
     monkeypatch.chdir(tmp_path)
 
     def run():

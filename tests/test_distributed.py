@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from classroom import served, url_of
 from conftest import ROOT
 from diffusers import FluxPipeline
 from real_runs import ALONE, few_steps, log_of, stepped
@@ -24,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 import train
 from models import base
+from shapes.server import served
 from training import checkpoint, distributed
 from training.config import Config
 from training.distributed import StoppedError
@@ -275,7 +275,7 @@ def recipe(tmp_path_factory):
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", port]
     with pytest.MonkeyPatch.context() as here, served() as server:
         here.setenv("OPENAI_API_KEY", "none")
-        command = recipe_at_small_size(folder, url_of(server))
+        command = recipe_at_small_size(folder, server.url)
         ranks = subprocess.Popen(
             [sys.executable, *torchrun, *command, "--steps", "2"], stderr=subprocess.PIPE, text=True
         )
