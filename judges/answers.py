@@ -302,12 +302,14 @@ class Outcome(NamedTuple):
         return self.verdict.value if self.answer and self.verdict else self.points
 
 
-def _why_lost(answer: Answer, what: str) -> str | None:
-    """Why there is no verdict, or no ratings, in an answer."""
-    if answer.text is None:
-        return answer.error
-    nothing = f"no {what} in an answer that ends with {answer.text[-80:]!r}"
-    return f"{answer.unfinished}: {nothing}" if answer.unfinished else nothing
+def _outcome(answer: Answer, points: float | None, verdict: Verdict | None, what: str) -> Outcome:
+    """what: what an answer without points lacks."""
+    error = None
+    if points is None:
+        error = answer.error or f"no {what} in an answer that ends with {answer.text[-80:]!r}"
+        if answer.unfinished and answer.text is not None:
+            error = f"{answer.unfinished}: {error}"
+    return Outcome(points, verdict, error, answer)
 
 
 def read(query: Query, answer: Answer) -> Outcome:
@@ -315,8 +317,7 @@ def read(query: Query, answer: Answer) -> Outcome:
     verdict = parse_verdict(answer.text, answer.unfinished, query.text)
     if answer.unfinished and answer.text is None:  # it responded, and had not come to its answer
         verdict = Verdict.UNPARSABLE
-    error = _why_lost(answer, "verdict") if verdict.points is None else None
-    return Outcome(verdict.points, verdict, error, answer)
+    return _outcome(answer, verdict.points, verdict, "verdict")
 
 
 def read_rating(query: Query, answer: Answer) -> Outcome:
@@ -324,23 +325,22 @@ def read_rating(query: Query, answer: Answer) -> Outcome:
     if answer.text is None:
         return read(query, answer)
     points = parse_ratings(answer.text, answer.unfinished, query.text)
-    error = _why_lost(answer, "ratings") if points is None else None
-    return Outcome(points, error=error, answer=answer)
+    return _outcome(answer, points, None, "ratings")
 
 
 def ask(mllm: MLLM, queries: list[Query], soft: bool = False) -> list[list[Outcome]]:
     """All that a judge says of each query, the last of which counts; all are asked at once.
 
-    What is lost is asked for once more: what failed in the same words, what was answered without a
-    verdict with a reminder.
+    What failed is asked for once more in the same words, what had no verdict with a reminder.
     soft: points are P(first is better), which a judge in process can give (local.py).
     """
 
     def outcomes(asked: Sequence[Query]) -> list[Outcome]:
         if soft:
-            odds = mllm.first_probability(asked)
-            lost = [None if p is not None else "no probability" for p in odds]
-            return list(map(Outcome, odds, map(nearest_verdict, odds), lost))
+            return [
+                Outcome(p, nearest_verdict(p), "no probability" if p is None else None)
+                for p in mllm.first_probability(asked)
+            ]
         return list(map(read, asked, mllm.ask(asked)))
 
     def again(query: Query, said: Outcome) -> str | None:

@@ -4,6 +4,7 @@ LocalMLLM("Qwen/Qwen2.5-VL-7B-Instruct").ask([Query((first, second), "Which is b
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,10 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def _load_processor(folder: str):
-    """The processor that is saved with the model, as the library loads it.
-
-    Raises ImportError or ValueError that names the package that it needs, such as torchvision.
-    """
+    """The processor that is saved with the model. Its errors name a package that it needs."""
     from transformers import AutoConfig, AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
@@ -169,9 +167,9 @@ class LocalMLLM(StreamingMLLM):
 
     def _batches(self, queries: Sequence[Query], size: int) -> list[list[int]]:
         """Indices of queries with equally many images, `size` at a time."""
-        alike: dict[int, list[int]] = {}
+        alike = defaultdict(list)
         for k, query in enumerate(queries):
-            alike.setdefault(len(query.images), []).append(k)
+            alike[len(query.images)].append(k)
         return [ks[i : i + size] for ks in alike.values() for i in range(0, len(ks), size)]
 
     @torch.inference_mode()
@@ -191,10 +189,7 @@ class LocalMLLM(StreamingMLLM):
 
     @torch.inference_mode()
     def first_probability(self, queries: Sequence[Query]) -> list[float | None]:
-        """P("Image 1 is better"), of the two answers, when the model answers without reasoning.
-
-        None where the model gives no finite probability.
-        """
+        """P("Image 1 is better"), of the two answers, when the model answers without reasoning."""
         openings = [f"<answer>Image {number} is better" for number in (1, 2)]
         probabilities: list[float | None] = [None] * len(queries)
         for batch in self._batches(queries, max(1, self.batch_size // 2)):  # two rows a query

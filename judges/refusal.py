@@ -159,8 +159,8 @@ def told_wait(error: Exception) -> float | None:
 
 # ----------------------------------------------------------------------------- what is wrong
 
-_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST")
-_NO_TLS += ("PACKET_LENGTH_TOO_LONG",)
+_NO_TLS = ["WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"]
+_NO_TLS += ["PACKET_LENGTH_TOO_LONG"]
 _NO_HOST = {getattr(socket, name, None) for name in ("EAI_NONAME", "EAI_NODATA")}  # not EAI_AGAIN
 # How servers say that a number is too large, and not that they know no such parameter.
 _TOO_LARGE = re.compile(r"too (large|long|high|big)|exceed|maximum|at most|less than|context")
@@ -182,30 +182,24 @@ class Refusal(Exception):  # noqa: N818
 
     text: one line for people. lasting: asking again can change nothing. wait: seconds that the
     server asks for, None if it names none. crowded: it has too many calls at once. unreachable: no
-    reply came at all. Where a connection was cut, the port is asked whether it speaks TLS, which
-    may take seconds.
+    reply came at all. Where a connection was cut, making one takes seconds: the port is asked
+    whether it speaks TLS.
     """
 
     def __init__(self, error: Exception, address: Address):
         self.error, self.address = error, address
         self.status, kind = getattr(error, "status_code", None), type(error).__name__
-        # A 429 that no waiting mends is such a refusal too.
-        self.lasting = getattr(error, "code", None) == "insufficient_quota" or (
-            self.status in range(400, 500) and self.status not in (408, 409, 429)
-        )
-        self.wait = None if self.lasting else told_wait(error)
-        late = isinstance(error, TimeoutError)
-        self.crowded = late or self.status == 429 or self.wait is not None
-        self.unreachable = kind == "APIConnectionError"
+        self.unreachable, late = kind == "APIConnectionError", isinstance(error, TimeoutError)
         said = str(error) if late else f"{kind}: {self.words()}"
         if self.unreachable:
             chain = _chain(error)
             cause = [link for link in chain if str(link)][-1]
-            hint = self._of_connection(cause, {type(link).__name__ for link in chain})
-            if cause is not error:
-                said = f"{said.rstrip('.')}: {cause}"
+            said = said if cause is error else f"{said.rstrip('.')}: {cause}"
+            self.lasting, hint = self._of_connection(cause, {type(link).__name__ for link in chain})
         else:
-            hint = self._of_reply()
+            self.lasting, hint = self._of_reply()
+        self.wait = None if self.lasting else told_wait(error)
+        self.crowded = late or self.status == 429 or self.wait is not None
         if address.proxy:
             hint += f"(through the proxy {address.proxy}; NO_PROXY names hosts to reach without) "
         self.text = address.scrubbed(hint + said)
@@ -216,39 +210,39 @@ class Refusal(Exception):  # noqa: N818
         whole = response is not None and " - " not in str(self.error)
         return f"{self.error} - {response.text}" if whole else str(self.error)
 
-    def _of_reply(self) -> str:
-        """What is likely to be wrong, where the server's own words may not tell; or nothing."""
+    def _of_reply(self) -> tuple[bool, str]:
+        """Whether it lasts, and what is likely to be wrong where the server may not say so."""
+        # A 429 that no waiting mends is such a refusal too.
+        lasting = getattr(self.error, "code", None) == "insufficient_quota" or (
+            self.status in range(400, 500) and self.status not in (408, 409, 429)
+        )
+        page = isinstance(self.error, (AttributeError, TypeError))
+        page = page or "not a chat" in str(self.error) or self.status in (404, 405)
         if self.status == 401:
             what = "refuses the key in" if self.address.key else "asks for a key: set"
-            return f"the server {what} OPENAI_API_KEY. "
-        page = isinstance(self.error, (AttributeError, TypeError))
-        page = page or "not a chat" in str(self.error)
-        if (page or self.status in (404, 405)) and "/v1" not in self.address.path:
-            return f"does the base URL lack its /v1 (it is {self.address.where})? "
-        return ""
+            return lasting, f"the server {what} OPENAI_API_KEY. "
+        if page and "/v1" not in self.address.path:
+            return lasting, f"does the base URL lack its /v1 (it is {self.address.where})? "
+        return lasting, ""
 
-    def _of_connection(self, cause: BaseException, kinds: set[str]) -> str:
-        """What is wrong with a connection; says also whether it lasts."""
+    def _of_connection(self, cause: BaseException, kinds: set[str]) -> tuple[bool, str]:
+        """Whether it lasts, and what is wrong with the connection."""
         peer = self.address.proxy or f"{self.address.host}:{self.address.port}"
-        self.lasting = True
         if kinds & {"RemoteProtocolError", "ReadError"} and self.address.tls_for_http:
-            return f"{self.address.where} speaks TLS: its address begins with https://. "
+            return True, f"{self.address.where} speaks TLS: its address begins with https://. "
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return "the server's certificate is not trusted: SSL_CERT_FILE names what is. "
+            return True, "the server's certificate is not trusted: SSL_CERT_FILE names what is. "
         if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
-            return f"{peer} does not speak TLS: does its address begin with http://? "
+            return True, f"{peer} does not speak TLS: does its address begin with http://? "
         if isinstance(cause, socket.gaierror) and cause.errno in _NO_HOST:
-            return f"the host of {peer} is not known. "
+            return True, f"the host of {peer} is not known. "
         if "ProxyError" in kinds and re.match(r"4\d\d|501|505", str(cause)):
-            return "the proxy refuses. "
-        if kinds & {"UnsupportedProtocol", "TooManyRedirects"}:
-            return ""
-        self.lasting = False
+            return True, "the proxy refuses. "
         if isinstance(cause, ConnectionRefusedError):
-            return f"nothing listens at {peer} (connection refused). "
+            return False, f"nothing listens at {peer} (connection refused). "
         if "DecodingError" in kinds:
-            return "the reply is not compressed as its Content-Encoding says. "
-        return ""
+            return False, "the reply is not compressed as its Content-Encoding says. "
+        return bool(kinds & {"UnsupportedProtocol", "TooManyRedirects"}), ""
 
     def less(self, request: dict) -> dict | None:
         """The request without the parameters that are refused here; None if none is named.

@@ -5,7 +5,7 @@ import re
 import pytest
 from fake_server import choice, client, questions, serving
 
-from judges.answers import Verdict, ask, parse_verdict
+from judges.answers import Verdict, parse_verdict
 
 
 def answers_of(reply, **settings):
@@ -80,14 +80,3 @@ def test_thinking_that_comes_by_itself_is_no_draft_in_the_answer(name):
 def test_an_error_with_http_200_is_told_in_its_own_words(body, calls):
     answer, asked = answers_of(body)
     assert "the server says: no such model" in answer.error and asked == calls
-
-
-@pytest.mark.parametrize("reason", ["length", "stop"])
-def test_eight_questions_that_cannot_be_read_cost_no_more_than_one_repeat_each(reason):
-    """Of a greedy, seeded judge, which would say the same again; and no two in the same words."""
-    for content in ("", "Both are equally nice, I'd say"):
-        with serving(*[choice(content, reason=reason)] * 100) as server:
-            outcomes = ask(client(server), questions(*range(8)))
-        assert {said[-1].verdict for said in outcomes} == {Verdict.UNPARSABLE}
-        asked = [body["messages"][0]["content"][-1]["text"] for body, _ in server.requests]
-        assert len(asked) == len(set(asked)) == 16
