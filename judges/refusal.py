@@ -10,7 +10,8 @@ import re
 import socket
 import ssl
 import time
-from email.utils import mktime_tz, parsedate_tz
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -107,9 +108,10 @@ def _span(text: str) -> float:
 def _date(text: str | None) -> float:
     """Seconds since 1970 of an HTTP date, GMT where it names no zone; NaN where it is none."""
     try:
-        return mktime_tz(parsedate_tz(text))
-    except (TypeError, ValueError, IndexError, OverflowError):
+        when = parsedate_to_datetime(text)
+    except (TypeError, ValueError, IndexError):
         return math.nan
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
 def _seconds(value: str, now: float) -> float | None:
