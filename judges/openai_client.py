@@ -87,13 +87,12 @@ class OpenAIMLLM(StreamingMLLM):
         self.timeout, self.max_retries, self.backoff = timeout, max_retries, backoff
         self.patience, self.max_calls, self.max_tokens = patience, max_calls, max_tokens
         self.calls, self._clock = 0, clock
+        self._connect(base_url, api_key)
         # One event loop in one daemon thread for as long as the process lives: connections are
         # reused from batch to batch, an interrupt cancels every call in flight, and nothing keeps
         # the process from ending.
-        self._loop = asyncio.new_event_loop()
+        self._loop, self._slots = asyncio.new_event_loop(), Slots(concurrency)
         threading.Thread(target=self._loop.run_forever, name="mllm", daemon=True).start()
-        self._slots = Slots(concurrency)
-        self._connect(base_url, api_key)
         self.model = model or self._first_model()
         self._batches = 0  # how many are being asked now
         self._idle_since = clock()  # when the last of them ended

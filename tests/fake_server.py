@@ -57,7 +57,7 @@ class Handler(real.Handler):
             script.gate.wait(HANG)
         with script.lock:  # before the reply, after which the client may already send the next call
             script.active -= 1
-        script.clock.now += 1
+        script.now += 1
         if fault in ("drop", "hold"):
             self.close_connection = True
         elif isinstance(fault, dict):
@@ -70,15 +70,6 @@ class Handler(real.Handler):
             self.reply(status, reply, **dict(*headers))
 
 
-class Clock:
-    """Seconds that a test sets; one passes with each call to the server."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @contextmanager
 def serving(*faults, together: int = 0, tls=None):
     """What the server does and what it saw; its first calls meet the faults, others are echoed.
@@ -88,7 +79,7 @@ def serving(*faults, together: int = 0, tls=None):
     refuse: a function of the request, which gives (status, body) or None.
     """
     script = SimpleNamespace(
-        faults=list(faults), lock=threading.Lock(), clock=Clock(), refuse=None,
+        faults=list(faults), lock=threading.Lock(), now=0.0, refuse=None,
         requests=[], times=[], active=0, most_active=0,
         together=threading.Barrier(together) if together else None,
         gate=threading.Event(), held=threading.Semaphore(0),
@@ -107,8 +98,8 @@ def serving(*faults, together: int = 0, tls=None):
 
 
 def client(server, **settings) -> OpenAIMLLM:
-    """A client without the seconds of backoff, and with the server's clock."""
-    usual = {"api_key": KEY, "timeout": HANG, "backoff": 0.0, "clock": server.clock}
+    """A client without the seconds of backoff, by whose clock a call takes one second."""
+    usual = {"api_key": KEY, "timeout": HANG, "backoff": 0.0, "clock": lambda: server.now}
     return OpenAIMLLM(server.url, "judge", **usual | settings)
 
 

@@ -148,7 +148,7 @@ def test_silence_adds_up_over_batches_and_one_call_of_each_finds_the_server_back
             assert all(answer.error.startswith(said) and answer.unreachable for answer in answers)
         server.faults.clear()
         assert texts(judge.ask(questions("a"))) == ["echo a"]
-        server.clock.now += 1000  # time without calls is no silence
+        server.now += 1000  # time without calls is no silence
         server.faults = [500]
         assert texts(judge.ask(questions("b", "c"))) == ["echo b", "echo c"]
 

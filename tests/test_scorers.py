@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     small = dict(intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
     text = small | dict(vocab_size=len(tokenizer), hidden_size=16, max_position_embeddings=8)
     text |= dict(pad_token_id=0, eos_token_id=1)
-    vision = small | dict(image_size=16, patch_size=8, hidden_size=24)
+    vision = small | dict(image_size=16, patch_size=8, hidden_size=24, projection_dim=12)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
     torch.nn.init.constant_(model.logit_scale, 4.0)
     path = tmp_path_factory.mktemp("clip")
@@ -110,20 +110,11 @@ def test_the_processor_may_be_another_repositorys(folder, tmp_path):
 def aesthetic(folder, tmp_path_factory):
     """A tower and a head layers.0, .2, .4 in one file, as the published conversion has them."""
     torch.manual_seed(1)
-    path = tmp_path_factory.mktemp("aesthetic")
-    config = CLIPModel.from_pretrained(folder).config.vision_config
-    config.projection_dim = 12
-    tower = CLIPVisionModelWithProjection(config)
-    whole = load_file(Path(folder) / "model.safetensors")
-    tower.load_state_dict({key: whole[key] for key in tower.state_dict()})
-    tower.save_pretrained(path)
-    CLIPProcessor.from_pretrained(folder).save_pretrained(path)
-    head = {}
+    path, head = tmp_path_factory.mktemp("aesthetic"), {}
     for k, (n, m) in {0: (12, 8), 2: (8, 4), 4: (4, 1)}.items():
         head |= {f"layers.{k}.weight": torch.randn(m, n), f"layers.{k}.bias": torch.randn(m)}
-    weights = load_file(path / "model.safetensors") | head
-    save_file(weights, path / "model.safetensors", {"format": "pt"})
-    return str(path), head
+    CLIPProcessor.from_pretrained(folder).save_pretrained(path)
+    return copy(folder, path, lambda weights: weights | head, CLIPVisionModelWithProjection), head
 
 
 def test_the_aesthetic_head_on_a_normalized_embedding(aesthetic, folder):
