@@ -13,15 +13,12 @@ is better, its scale its own. rewards.PointwiseReward turns it into a reward.
              with safetensors only as the hub's automatic one. The least certain of the four
   aesthetic  LAION's predictor, 1 to 10: linear layers on CLIP ViT-L/14's image embedding; ignores
              the prompt. Of the authors' pickle a third party has made one safetensors file
-  redness    how red the image is, whatever the prompt: no published scorer but a demonstration, a
-             crude bias with a smooth score, which training satisfies at the cost of the prompt
+  redness    how red the image is: no published scorer but a demonstration (docs/runs.md), a crude
+             bias with a smooth score, which training satisfies at the cost of the prompt
 
-MLLMScorer asks a vision-language model for UnifiedReward's three ratings instead.
-
-Safetensors only. To convert a pickle:
-`safetensors.torch.save_file(torch.load(path, weights_only=True), "model.safetensors")`. None of the
-published weights could be downloaded where this was written: tests run the real classes at small
-size.
+MLLMScorer asks a vision-language model for UnifiedReward's three ratings instead. Safetensors only:
+`safetensors.torch.save_file(torch.load(path, weights_only=True), "model.safetensors")` converts a
+pickle. None of the published weights were at hand here: tests run the real classes at small size.
 
     scores = load("pickscore", device="cuda", dtype=torch.float16).score(["a red circle"], [image])
 """
@@ -89,9 +86,8 @@ def _loaded(what: str, name: str, function, *args, **settings):
 
 def _rgb(images: Sequence, count: int, name: str) -> list:
     if len(images) != count:
-        raise ValueError(
-            f"{name} needs one image a prompt, got {count} prompts, {len(images)} images"
-        )
+        got = f"got {count} prompts, {len(images)} images"
+        raise ValueError(f"{name} needs one image per prompt, {got}")
     return [to_rgb(image) for image in images]
 
 
@@ -194,7 +190,7 @@ class AestheticScorer(CLIPScorer):
 
 
 class Redness:
-    """Mean over pixels of red less the mean of green and blue, -255 to 255: see docs/runs.md."""
+    """Mean over pixels of red less the mean of green and blue, -255 to 255."""
 
     name = "redness"
 
@@ -216,10 +212,7 @@ class MLLMScorer:
         self.mllm, self.name, self.template = mllm, mllm.name, template
 
     def rate(self, prompts: Sequence[str], images: Sequence) -> list[tuple[Query, Outcome]]:
-        """Each question with what was answered, in order; points are the mean rating, or None.
-
-        How many have none, and why the last of them, is logged as a warning.
-        """
+        """Each question with what was answered, in order; points are the mean rating, or None."""
         queries = [
             Query((image,), self.template.replace("{prompt}", prompt))
             for prompt, image in zip(prompts, images, strict=True)
