@@ -8,8 +8,7 @@ shapes/verifier.py the verifier's. What an answer says is read in answers.py.
     judge.ask([Query((first, second), "Which is better?")])      # [Answer(text=..., error=None)]
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from PIL import Image
@@ -42,20 +41,6 @@ class MLLM(Protocol):
 
     def ask(self, queries: Sequence[Query]) -> list[Answer]:
         """One answer for each query, in order. A query that fails is an Answer with an error."""
-
-
-class StreamingMLLM(ABC):
-    """An MLLM that gives each answer as soon as it is there, to be written down at once."""
-
-    name: str
-
-    @abstractmethod
-    def as_answered(self, queries: Sequence[Query]) -> Iterator[tuple[int, Answer]]:
-        """(index, answer) of each query, in the order in which the answers come."""
-
-    def ask(self, queries: Sequence[Query]) -> list[Answer]:
-        answers = dict(self.as_answered(queries))
-        return [answers[k] for k in sorted(answers)]
 
     def first_probability(self, queries: Sequence[Query]) -> list[float | None]:
         """P("Image 1 is better") for each query with two images; None where there is none.

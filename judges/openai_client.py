@@ -8,16 +8,15 @@ import base64
 import io
 import logging
 import os
-import queue
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from PIL import Image
 
 from common.rgb import to_rgb
-from judges.mllm import Answer, Query, StreamingMLLM
+from judges.mllm import MLLM, Answer, Query
 from judges.refusal import Address, Refusal
 from judges.reply import answer_of
 from judges.slots import Slots
@@ -45,7 +44,7 @@ def retry_delay(attempt: int, backoff: float) -> float:
     return min(backoff * 2.0 ** min(attempt, 60), 30.0) * _jitter.uniform(0.5, 1.0)
 
 
-class OpenAIMLLM(StreamingMLLM):
+class OpenAIMLLM(MLLM):
     """Any OpenAI-compatible server: vLLM, SGLang, a cloud API.
 
     base_url, api_key: by default from the environment, OPENAI_BASE_URL and OPENAI_API_KEY. The key
@@ -141,31 +140,24 @@ class OpenAIMLLM(StreamingMLLM):
         except TimeoutError:  # it has no text of its own
             raise TimeoutError(f"no answer within {self.timeout:g} s") from None
 
-    def as_answered(self, queries: Sequence[Query]) -> Iterator[tuple[int, Answer]]:
-        """(index, answer) of each query as they come; several threads may ask at once."""
-        come = queue.SimpleQueue()
-        future = asyncio.run_coroutine_threadsafe(self._ask_all(queries, come.put), self._loop)
-        future.add_done_callback(lambda _: come.put(None))
+    def ask(self, queries: Sequence[Query]) -> list[Answer]:
+        """One answer for each query, in order; several threads may ask at once."""
+        future = asyncio.run_coroutine_threadsafe(self._ask_all(queries), self._loop)
         try:
-            while (item := come.get()) is not None:
-                yield item
-            future.result()
+            return future.result()
         finally:
             future.cancel()  # only matters on KeyboardInterrupt
 
-    async def _ask_all(self, queries: Sequence[Query], done) -> None:
+    async def _ask_all(self, queries: Sequence[Query]) -> list[Answer]:
         if not self._batches:  # time in which nothing was asked is no silence of the server
             self._last_success += self._clock() - self._idle_since
         self._batches += 1
         # Each image is encoded once, while the first calls run.
         images = {id(image): image for query in queries for image in query.images}
         uris = {k: asyncio.create_task(asyncio.to_thread(_data_uri, i)) for k, i in images.items()}
-
-        async def answer(index: int, query: Query) -> None:
-            done((index, await self._answer(query, uris, probe=index == 0)))
-
+        answers = (self._answer(query, uris, probe=k == 0) for k, query in enumerate(queries))
         try:
-            await asyncio.gather(*(answer(k, query) for k, query in enumerate(queries)))
+            return await asyncio.gather(*answers)
         finally:
             self._batches -= 1
             self._idle_since = self._clock()

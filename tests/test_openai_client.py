@@ -163,14 +163,6 @@ def test_several_threads_get_their_own_answers_and_share_the_slots():
     assert server.most_active <= 3
 
 
-def test_an_answer_is_given_while_others_are_waited_for():
-    with serving() as server:
-        answered = client(server).as_answered(questions("hold this", "quick"))
-        assert next(answered) == (1, Answer("echo quick", None, "m"))
-        server.gate.set()
-        assert list(answered) == [(0, Answer("echo hold this", None, "m"))]
-
-
 def test_retry_delay_grows():
     delays = [retry_delay(attempt, 0.5) for attempt in range(12)]
     assert all(0.25 * 2**k <= delay <= 0.5 * 2**k for k, delay in enumerate(delays[:6]))
