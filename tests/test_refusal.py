@@ -88,10 +88,10 @@ def test_nobody_calls_before_the_time_told_and_it_is_no_retry(told):
 
 
 def test_waits_end_with_patience_and_a_longer_one_ends_all_at_once():
-    with serving(*[(429, {}, {"Retry-After-Ms": "200"})] * 99) as server:
-        judge = client(server, max_retries=0, patience=0.5, clock=time.monotonic)
+    with serving(*[(429, {}, {"Retry-After": "1"})] * 99) as server:
+        judge = client(server, max_retries=0, patience=2.7, clock=time.monotonic)
         (answer,) = judge.ask(questions("x"))
-        assert "longer than is left of the 0.5 s of --patience (RateLimitError" in answer.error
+        assert "longer than is left of the 2.7 s of --patience (RateLimitError" in answer.error
         assert len(server.requests) == 3 and answer.unreachable
     with serving((503, {}, {"Retry-After": "7200"})) as server:
         judge = client(server, concurrency=1)
