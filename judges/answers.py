@@ -1,12 +1,15 @@
-"""How a judge's free text becomes a verdict or a rating: what models write is read here alone.
+"""How a judge's free text becomes a verdict, a rating or scores: models' words are read here alone.
 
 Released code: an answer with neither phrase gives half a win to each image. Here it is UNPARSABLE:
 a verdict is read from a final answer only, never guessed from the reasoning. Before anything is
 read, repetitions of the question and the model's thinking are left out (final_part), and an answer
 that was cut off counts only where nothing could follow that changes it.
 
+unfinished, in all that follows: true if the text was cut off. question: what was asked.
+
     parse_verdict("<think>...</think><answer>Image 1 is better</answer>")          # Verdict.FIRST
     parse_ratings("Alignment Score (1-5): 4\nCoherence Score (1-5): 3\nStyle Score (1-5): 5")  # 4.0
+    parse_scores("<analysis>[...]</analysis> <score>[1, 0]</score>", count=2)              # [1, 0]
 """
 
 import ast
@@ -79,9 +82,9 @@ def nearest_verdict(probability: float | None) -> Verdict:
     """The verdict nearest to P(first is better); FAILED where there is none."""
     if probability is None:
         return Verdict.FAILED
-    return {1: Verdict.FIRST, 0: Verdict.TIE, -1: Verdict.SECOND}[
-        (probability > 0.5) - (probability < 0.5)
-    ]
+    if probability == 0.5:
+        return Verdict.TIE
+    return Verdict.FIRST if probability > 0.5 else Verdict.SECOND
 
 
 # The whole phrase must be a verdict, so that "Image 1 is not better", "Image 1 is hardly better",
@@ -103,6 +106,8 @@ _TIE = re.compile(
     rf"{_OPENING}(?:(?:it is |it s )?(?:a )?(?:tie|draw)|equal"
     r"|(?:both|the two)(?: images)?(?: are)?(?: about| roughly)? (?:equal|equally good|the same))"
 )
+# What stands between <answer> and the next such tag, and that tag if it is the closing one.
+_TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)(</answer>)?", re.IGNORECASE | re.DOTALL)
 _PUNCTUATION = str.maketrans(dict.fromkeys("*_`'\"#>‘’“”", " "))
 
 
@@ -125,13 +130,9 @@ def _tagged_verdict(text: str, unfinished: object) -> Verdict | None:
     line is a verdict; otherwise the answer before it is looked at. In an unfinished text the last
     one must be closed.
     """
-    _, *parts = re.split(r"<(/?)answer>", text, flags=re.IGNORECASE)
-    slashes, contents = parts[::2], parts[1::2]  # of each tag; from each tag to the next
-    for slash, content, next_slash in reversed(list(zip(slashes, contents, [*slashes[1:], ""]))):
-        if slash:  # a closing tag begins no answer
-            continue
+    for content, closed in reversed(_TAGGED.findall(text)):
         lines = content.strip().splitlines() or [""]
-        if next_slash:
+        if closed:
             return _phrase_verdict(lines[-1])
         if unfinished:
             return Verdict.UNPARSABLE
@@ -163,12 +164,10 @@ def _json_verdict(text: str) -> tuple[Verdict | None, str]:
 def parse_verdict(text: str | None, unfinished: object = None, question: str = "") -> Verdict:
     """The last final answer in a judge's text; FAILED for None, UNPARSABLE without a final answer.
 
-    unfinished: true if the text was cut off. Then a final answer must stand after the thinking, in
-    tags or a JSON object that are closed, with nothing begun after it. question: what was asked.
-
     Forms: <answer>Image 1 is better</answer> (UnifiedReward-Think); a JSON object with "winner"
-    (UnifiedReward-Flex); the bare phrase, as the whole text or on a last line "Answer: ...".
-    Nothing is guessed from the reasoning. Time is linear in the text.
+    (UnifiedReward-Flex); the bare phrase, as the whole text or on a last line "Answer: ...". An
+    unfinished text has one only in tags or an object that are closed, with nothing begun after
+    them. Time is linear in the text.
     """
     if text is None:
         return Verdict.FAILED
@@ -187,8 +186,7 @@ def parse_verdict(text: str | None, unfinished: object = None, question: str = "
 def parse_ratings(text: str, unfinished: object = None, question: str = "") -> float | None:
     """Mean of the three ratings, the last of each kind; None unless all are there and in 1 to 5.
 
-    unfinished: true if the text was cut off. Its last line, a part of a number perhaps, is left
-    out. question: what was asked.
+    The last line of an unfinished text is left out: it may hold a part of a number.
     """
     text = final_part(text, unfinished, question)
     if unfinished:
@@ -228,31 +226,16 @@ def read_answer(text: str):
     return None
 
 
-def binary_scores(value, count: int) -> list[int] | None:
-    """`count` numbers, each 0 or 1, however a judge writes them: 1.0, true or "1"; else None.
-
-    The official script takes what is neither for wrong without a word, and "1" too; of true it
-    writes a row that its own scorer skips.
-    """
-    if not isinstance(value, (list, tuple)) or len(value) != count:
-        return None
-    scores = [{"0": 0, "1": 1}.get(v.strip()) if isinstance(v, str) else v for v in value]
-    ok = all(isinstance(s, (int, float)) and s in (0, 1) for s in scores)
-    return [int(s) for s in scores] if ok else None
-
-
 def final_answer(text: str | None, unfinished: object = None) -> dict:
     """The last answer in a text: {"score": ..., "analysis": ...}, either may be absent.
 
-    Tags <analysis> and <score>, or a JSON object with those keys, or a list and nothing else. What
-    stands in <think> is no answer, and a text that ends while still thinking has none. (The
-    official script takes the first tags, of the thinking too, and insists on an analysis.)
-    unfinished: true if the text was cut off. Then one that begins another answer has none either.
+    Tags <analysis> and <score>, or a JSON object with those keys, or a list and nothing else. (The
+    official script takes the first tags, of the thinking too, and insists on an analysis.) An
+    unfinished text that begins another answer has none.
     """
     text = final_part(text or "", unfinished)
-    if unfinished and max(map(text.rfind, ("<score>", "{"))) > max(
-        map(text.rfind, ("</score>", "}"))
-    ):
+    begun, ended = (max(map(text.rfind, marks)) for marks in (("<score>", "{"), ("</score>", "}")))
+    if unfinished and begun > ended:
         return {}
     tagged = {}
     for key in ("analysis", "score"):
@@ -282,8 +265,17 @@ def last_json(text: str, keys: tuple[str, ...]) -> dict:
 
 
 def parse_scores(text: str | None, count: int, unfinished: object = None) -> list[int] | None:
-    """One 0 or 1 for each of `count` testpoints, in order; None if the answer is not just that."""
-    return binary_scores(final_answer(text, unfinished).get("score"), count)
+    """One 0 or 1 for each of `count` testpoints, in order; None if the answer is not just that.
+
+    A judge may write them as 1.0, true or "1". (The official script takes what is neither 0 nor 1
+    for wrong without a word, and "1" too; of true it writes a row that its own scorer skips.)
+    """
+    value = final_answer(text, unfinished).get("score")
+    if not isinstance(value, (list, tuple)) or len(value) != count:
+        return None
+    scores = [{"0": 0, "1": 1}.get(v.strip()) if isinstance(v, str) else v for v in value]
+    ok = all(isinstance(s, (int, float)) and s in (0, 1) for s in scores)
+    return [int(s) for s in scores] if ok else None
 
 
 def parse_reasons(text: str | None, count: int, unfinished: object = None) -> list[str]:
@@ -310,12 +302,14 @@ class Outcome(NamedTuple):
         return self.verdict.value if self.answer and self.verdict else self.points
 
 
-def _why_lost(answer: Answer, what: str) -> str | None:
-    """Why there is no verdict, or no ratings, in an answer."""
-    if answer.text is None:
-        return answer.error
-    nothing = f"no {what} in an answer that ends with {answer.text[-80:]!r}"
-    return f"{answer.unfinished}: {nothing}" if answer.unfinished else nothing
+def _outcome(answer: Answer, points: float | None, verdict: Verdict | None, what: str) -> Outcome:
+    """what: what an answer without points lacks."""
+    error = None
+    if points is None:
+        error = answer.error or f"no {what} in an answer that ends with {answer.text[-80:]!r}"
+        if answer.unfinished and answer.text is not None:
+            error = f"{answer.unfinished}: {error}"
+    return Outcome(points, verdict, error, answer)
 
 
 def read(query: Query, answer: Answer) -> Outcome:
@@ -323,8 +317,7 @@ def read(query: Query, answer: Answer) -> Outcome:
     verdict = parse_verdict(answer.text, answer.unfinished, query.text)
     if answer.unfinished and answer.text is None:  # it responded, and had not come to its answer
         verdict = Verdict.UNPARSABLE
-    error = _why_lost(answer, "verdict") if verdict.points is None else None
-    return Outcome(verdict.points, verdict, error, answer)
+    return _outcome(answer, verdict.points, verdict, "verdict")
 
 
 def read_rating(query: Query, answer: Answer) -> Outcome:
@@ -332,23 +325,22 @@ def read_rating(query: Query, answer: Answer) -> Outcome:
     if answer.text is None:
         return read(query, answer)
     points = parse_ratings(answer.text, answer.unfinished, query.text)
-    error = _why_lost(answer, "ratings") if points is None else None
-    return Outcome(points, error=error, answer=answer)
+    return _outcome(answer, points, None, "ratings")
 
 
 def ask(mllm: MLLM, queries: list[Query], soft: bool = False) -> list[list[Outcome]]:
     """All that a judge says of each query, the last of which counts; all are asked at once.
 
-    What is lost is asked for once more: what failed in the same words, what was answered without a
-    verdict with a reminder.
+    What failed is asked for once more in the same words, what had no verdict with a reminder.
     soft: points are P(first is better), which a judge in process can give (local.py).
     """
 
     def outcomes(asked: Sequence[Query]) -> list[Outcome]:
         if soft:
-            odds = mllm.first_probability(asked)
-            lost = [None if p is not None else "no probability" for p in odds]
-            return list(map(Outcome, odds, map(nearest_verdict, odds), lost))
+            return [
+                Outcome(p, nearest_verdict(p), "no probability" if p is None else None)
+                for p in mllm.first_probability(asked)
+            ]
         return list(map(read, asked, mllm.ask(asked)))
 
     def again(query: Query, said: Outcome) -> str | None:

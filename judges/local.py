@@ -4,23 +4,21 @@ LocalMLLM("Qwen/Qwen2.5-VL-7B-Instruct").ask([Query((first, second), "Which is b
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from common.rgb import to_rgb
 from judges.answers import open_thought
-from judges.mllm import Answer, Query, StreamingMLLM, cut_off
+from judges.mllm import MLLM, Answer, Query, cut_off
 
 log = logging.getLogger(__name__)
 
 
 def _load_processor(folder: str):
-    """The processor that is saved with the model, as the library loads it.
-
-    Raises ImportError or ValueError that names the package that it needs, such as torchvision.
-    """
+    """The processor that is saved with the model. Its errors name a package that it needs."""
     from transformers import AutoConfig, AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
@@ -48,7 +46,7 @@ def _load_processor(folder: str):
     return ImagesOnly.from_pretrained(folder)
 
 
-class LocalMLLM(StreamingMLLM):
+class LocalMLLM(MLLM):
     """A transformers image-text-to-text model in process, of any kind that has a chat template.
 
     dtype: by default that of the weights on disk. device: by default CUDA where there is one.
@@ -169,13 +167,14 @@ class LocalMLLM(StreamingMLLM):
 
     def _batches(self, queries: Sequence[Query], size: int) -> list[list[int]]:
         """Indices of queries with equally many images, `size` at a time."""
-        alike: dict[int, list[int]] = {}
+        alike = defaultdict(list)
         for k, query in enumerate(queries):
-            alike.setdefault(len(query.images), []).append(k)
+            alike[len(query.images)].append(k)
         return [ks[i : i + size] for ks in alike.values() for i in range(0, len(ks), size)]
 
     @torch.inference_mode()
-    def as_answered(self, queries: Sequence[Query]) -> Iterator[tuple[int, Answer]]:
+    def ask(self, queries: Sequence[Query]) -> list[Answer]:
+        answers = [Answer()] * len(queries)
         for batch in self._batches(queries, self.batch_size):
             inputs = self.inputs([queries[k] for k in batch])
             tokens = self.model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
@@ -183,18 +182,15 @@ class LocalMLLM(StreamingMLLM):
             ended = torch.isin(tokens, self._ends).any(1).tolist()
             for k, text, whole in zip(batch, texts, ended, strict=True):
                 unfinished = None if whole else cut_off(self.max_new_tokens)
-                if text.strip():
-                    yield k, Answer(text, unfinished=unfinished)
-                else:
+                answers[k] = Answer(text, unfinished=unfinished)
+                if not text.strip():
                     empty = f"empty answer: {unfinished}" if unfinished else "empty answer"
-                    yield k, Answer(error=empty, unfinished=empty)
+                    answers[k] = Answer(error=empty, unfinished=empty)
+        return answers
 
     @torch.inference_mode()
     def first_probability(self, queries: Sequence[Query]) -> list[float | None]:
-        """P("Image 1 is better"), of the two answers, when the model answers without reasoning.
-
-        None where the model gives no finite probability.
-        """
+        """P("Image 1 is better"), of the two answers, when the model answers without reasoning."""
         openings = [f"<answer>Image {number} is better" for number in (1, 2)]
         probabilities: list[float | None] = [None] * len(queries)
         for batch in self._batches(queries, max(1, self.batch_size // 2)):  # two rows a query

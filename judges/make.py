@@ -27,21 +27,16 @@ def make_judge(
     Raises ValueError for an unknown kind, for "local" without a model, for a model that cannot be
     loaded, and for a server that is not there to list its models.
     """
-
-    def openai() -> MLLM:
+    if kind == "shapes":
+        return shapes()
+    if kind == "openai":
         from judges.openai_client import OpenAIMLLM
 
-        return OpenAIMLLM(base_url or None, model or None, max_tokens=max_tokens, **server)
-
-    def local() -> MLLM:
-        from judges.local import LocalMLLM
-
-        if not model:
-            needs = "the folder or hub name of its model"
-            raise ValueError(f"--judge local needs --judge_model, {needs}")
-        return LocalMLLM(model, max_new_tokens=max_tokens)
-
-    makers = {"shapes": shapes, "openai": openai, "local": local}
-    if kind not in KINDS:
+        return OpenAIMLLM(base_url, model, max_tokens=max_tokens, **server)
+    if kind != "local":
         raise ValueError(f"unknown judge '{kind}': choose from {', '.join(KINDS)}")
-    return makers[kind]()
+    if not model:
+        raise ValueError("--judge local needs --judge_model, the folder or hub name of its model")
+    from judges.local import LocalMLLM
+
+    return LocalMLLM(model, max_new_tokens=max_tokens)

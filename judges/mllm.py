@@ -8,8 +8,7 @@ shapes/verifier.py the verifier's. What an answer says is read in answers.py.
     judge.ask([Query((first, second), "Which is better?")])      # [Answer(text=..., error=None)]
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from PIL import Image
@@ -43,20 +42,6 @@ class MLLM(Protocol):
     def ask(self, queries: Sequence[Query]) -> list[Answer]:
         """One answer for each query, in order. A query that fails is an Answer with an error."""
 
-
-class StreamingMLLM(ABC):
-    """An MLLM that gives each answer as soon as it is there, to be written down at once."""
-
-    name: str
-
-    @abstractmethod
-    def as_answered(self, queries: Sequence[Query]) -> Iterator[tuple[int, Answer]]:
-        """(index, answer) of each query, in the order in which the answers come."""
-
-    def ask(self, queries: Sequence[Query]) -> list[Answer]:
-        answers = dict(self.as_answered(queries))
-        return [answers[k] for k in sorted(answers)]
-
     def first_probability(self, queries: Sequence[Query]) -> list[float | None]:
         """P("Image 1 is better") for each query with two images; None where there is none.
 
@@ -65,18 +50,16 @@ class StreamingMLLM(ABC):
         raise ValueError(f"{self.name} gives no probabilities; only a local model does")
 
 
-def ask_again(ask: Callable, queries: Sequence[Query], again: Callable, retries: int = 1) -> list:
-    """All that is said of each query, a list each; the last counts. ask: queries -> one a query.
+def ask_again(ask: Callable, queries: Sequence[Query], again: Callable) -> list[list]:
+    """All that is said of each query, once or twice; the last counts. ask: queries -> one a query.
 
     again(query, said): the text with which a query is asked once more; None where what was said
     will do. It should differ from the first if the model responded: a greedy one that is asked the
     very same text says the very same.
     """
     heard = [[said] for said in ask(queries)]
-    for _ in range(retries):
-        texts = {k: again(queries[k], said[-1]) for k, said in enumerate(heard)}
-        lost = [k for k, text in texts.items() if text is not None]
-        repeats = ask([queries[k]._replace(text=texts[k]) for k in lost]) if lost else []
-        for k, said in zip(lost, repeats):
-            heard[k].append(said)
+    texts = {k: again(query, said) for k, (query, (said,)) in enumerate(zip(queries, heard))}
+    repeats = {k: queries[k]._replace(text=text) for k, text in texts.items() if text is not None}
+    for k, said in zip(repeats, ask(list(repeats.values())) if repeats else ()):
+        heard[k].append(said)
     return heard

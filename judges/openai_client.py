@@ -8,18 +8,17 @@ import base64
 import io
 import logging
 import os
-import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from PIL import Image
 
 from common.rgb import to_rgb
-from judges.mllm import Answer, Query, StreamingMLLM
+from judges.mllm import MLLM, Answer, Query
 from judges.refusal import Address, Refusal
-from judges.reply import Reply
+from judges.reply import answer_of
 from judges.slots import Slots
 
 log = logging.getLogger(__name__)
@@ -45,18 +44,16 @@ def retry_delay(attempt: int, backoff: float) -> float:
     return min(backoff * 2.0 ** min(attempt, 60), 30.0) * _jitter.uniform(0.5, 1.0)
 
 
-class OpenAIMLLM(StreamingMLLM):
+class OpenAIMLLM(MLLM):
     """Any OpenAI-compatible server: vLLM, SGLang, a cloud API.
 
     base_url, api_key: by default from the environment, OPENAI_BASE_URL and OPENAI_API_KEY. The key
         stands in no name, repr or error. ValueError if there is no URL or nothing can be asked so.
     model: by default the first one that the server lists.
-    concurrency: calls in flight; N calls of latency L take ceil(N / concurrency) * L. Fewer after
-        timeouts and where the server has too many (slots.py).
+    concurrency: calls in flight; fewer after timeouts and where the server has too many (slots.py).
     timeout: seconds for one call from end to end. max_retries: further calls for one query.
-    backoff: seconds before the first retry, doubled before each further one, at most 30. They are
-        drawn from half of that to all of it. Where the server says how long to wait, no call is
-        begun before; that counts as no retry, and against patience.
+    backoff: the longest wait before the first retry, in seconds. Where the server says how long to
+        wait, no call is begun before; that counts as no retry, and against patience.
     patience: seconds of calls without any success after which queries fail without being tried, but
         for one of each batch, which finds out whether the server is back. So a dead server costs
         patience + timeout, and a timeout for each later batch: not queries * retries * timeout.
@@ -89,87 +86,78 @@ class OpenAIMLLM(StreamingMLLM):
         self.timeout, self.max_retries, self.backoff = timeout, max_retries, backoff
         self.patience, self.max_calls, self.max_tokens = patience, max_calls, max_tokens
         self.calls, self._clock = 0, clock
-        self._connect(base_url, api_key, model)
+        self._connect(base_url, api_key)
+        # One event loop in one daemon thread for as long as the process lives: connections are
+        # reused from batch to batch, an interrupt cancels every call in flight, and nothing keeps
+        # the process from ending.
+        self._loop, self._slots = asyncio.new_event_loop(), Slots(concurrency)
+        threading.Thread(target=self._loop.run_forever, name="mllm", daemon=True).start()
+        self.model = model or self._first_model()
         self._batches = 0  # how many are being asked now
         self._idle_since = clock()  # when the last of them ended
         self._last_success, self._last_failure = self._idle_since, "none"
         self._opens = self._idle_since  # when the server wants the next call at the earliest
-        self._answered, self._tls = False, None  # None: not tried whether the port speaks TLS
         given = {"model": self.model, "temperature": temperature, "max_tokens": max_tokens}
         self._request = given | ({} if seed is None else {"seed": seed})
         settings = f"temperature {temperature}, seed {seed}, max_tokens {max_tokens}"
         # As asked for, whatever is refused.
         self.name = f"{self.model} at {self._address.where} ({settings})"
-        # One event loop in one daemon thread for as long as the process lives: connections are
-        # reused from batch to batch, an interrupt cancels every call in flight, and nothing keeps
-        # the process from ending.
-        self._slots = Slots(concurrency)
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="mllm", daemon=True).start()
 
-    def _connect(self, base_url: str | None, api_key: str | None, model: str | None) -> None:
-        """Makes the client, and asks for the model's name if none is given."""
+    def _connect(self, base_url: str | None, api_key: str | None) -> None:
         import openai
         from openai.types.chat import ChatCompletion
 
-        address = Address(base_url or os.environ.get("OPENAI_BASE_URL") or "")
-        # A server of one's own asks for no key, but the client insists on one; and no header takes
-        # the line break at the end of a key that was read from a file.
-        key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
-        if not (key.isascii() and key.isprintable()):
-            raise ValueError("OPENAI_API_KEY holds what no header takes: is it copied rightly?")
-        address.secrets += [key] if key else []
-        self._address, self._has_key, self._reply_type = address, bool(key), ChatCompletion
+        url = base_url or os.environ.get("OPENAI_BASE_URL") or ""
+        self._address = Address(url, api_key or os.environ.get("OPENAI_API_KEY") or "")
+        self._reply_type = ChatCompletion
         # The client itself raises the last two for some garbled bodies.
         self._errors = (openai.APIError, TimeoutError, ValueError, RecursionError)
-        # One retry policy and one deadline, ours: the client's deadline is for each read of a call.
-        options = {"base_url": address.url, "api_key": key or "none", "max_retries": 0}
         try:
-            self._client = openai.AsyncOpenAI(**options, timeout=None)
+            self._client = openai.AsyncOpenAI(
+                base_url=self._address.url,
+                api_key=self._address.key or "none",  # it insists on one
+                max_retries=0,  # one retry policy and one deadline, ours:
+                timeout=None,  # the client's deadline is for each read of a call
+            )
         except Exception as error:  # of many kinds and modules, by the proxy or certificates named
             named = [n for n in ENVIRONMENT if os.environ.get(n) or os.environ.get(n.lower())]
             sets = f" (the environment sets {', '.join(named)})" if named else ""
-            raise ValueError(address.scrubbed(f"no judge can be asked: {error}{sets}"))
-        self.model = model or self._first_model(openai.OpenAI(**options, timeout=self.timeout))
+            raise ValueError(self._address.scrubbed(f"no judge can be asked: {error}{sets}"))
 
-    def _refusal(self, error: Exception) -> Refusal:
-        return Refusal(error, self._address, self.timeout, self._has_key)
-
-    def _first_model(self, client) -> str:
+    def _first_model(self) -> str:
         """The name that the server lists first. Raises ValueError if it lists none."""
+        listed = self._in_time(self._client.models.list())
         try:
-            return client.models.list().data[0].id
+            return asyncio.run_coroutine_threadsafe(listed, self._loop).result().data[0].id
         except (*self._errors, AttributeError, IndexError, TypeError) as error:
-            refusal, where = self._refusal(error), self._address.where
-            if refusal.cut and self._address.speaks_tls():
-                refusal.to_tls()
-            raise ValueError(f"{where} lists no model, name one: {refusal.text}") from None
+            why = Refusal(error, self._address).text
+            where = self._address.where
+            raise ValueError(f"{where} lists no model, name one: {why}") from None
 
-    def as_answered(self, queries: Sequence[Query]) -> Iterator[tuple[int, Answer]]:
-        """(index, answer) of each query as they come; several threads may ask at once."""
-        come = queue.SimpleQueue()
-        future = asyncio.run_coroutine_threadsafe(self._ask_all(queries, come.put), self._loop)
-        future.add_done_callback(lambda _: come.put(None))
+    async def _in_time(self, call: Awaitable):
         try:
-            while (item := come.get()) is not None:
-                yield item
-            future.result()
+            return await asyncio.wait_for(call, self.timeout)
+        except TimeoutError:  # it has no text of its own
+            raise TimeoutError(f"no answer within {self.timeout:g} s") from None
+
+    def ask(self, queries: Sequence[Query]) -> list[Answer]:
+        """One answer for each query, in order; several threads may ask at once."""
+        future = asyncio.run_coroutine_threadsafe(self._ask_all(queries), self._loop)
+        try:
+            return future.result()
         finally:
             future.cancel()  # only matters on KeyboardInterrupt
 
-    async def _ask_all(self, queries: Sequence[Query], done) -> None:
+    async def _ask_all(self, queries: Sequence[Query]) -> list[Answer]:
         if not self._batches:  # time in which nothing was asked is no silence of the server
             self._last_success += self._clock() - self._idle_since
         self._batches += 1
         # Each image is encoded once, while the first calls run.
         images = {id(image): image for query in queries for image in query.images}
         uris = {k: asyncio.create_task(asyncio.to_thread(_data_uri, i)) for k, i in images.items()}
-
-        async def answer(index: int, query: Query) -> None:
-            done((index, await self._answer(query, uris, probe=index == 0)))
-
+        answers = (self._answer(query, uris, probe=k == 0) for k, query in enumerate(queries))
         try:
-            await asyncio.gather(*(answer(k, query) for k, query in enumerate(queries)))
+            return await asyncio.gather(*answers)
         finally:
             self._batches -= 1
             self._idle_since = self._clock()
@@ -192,7 +180,12 @@ class OpenAIMLLM(StreamingMLLM):
                     self._slots.answered()
                     return answer
                 except Refusal as error:
-                    refusal = await self._heed(error, number)
+                    refusal = error
+                self._last_failure = refusal.text
+                if refusal.crowded:
+                    self._slots.timed_out(number)
+                if refusal.wait:
+                    self._opens = max(self._opens, self._clock() + refusal.wait)
             tries += refusal.wait is None
             waited += refusal.wait or 0.0
             # One query that alone is told to wait, again and again, is given up as well.
@@ -220,21 +213,6 @@ class OpenAIMLLM(StreamingMLLM):
                 return None
             await asyncio.sleep(self._opens - now)
 
-    async def _heed(self, refusal: Refusal, number: int) -> Refusal:
-        """From now on fewer calls, and later ones, if the refusal asks for that."""
-        if refusal.cut and not self._answered:
-            self._tls = self._tls or asyncio.create_task(
-                asyncio.to_thread(self._address.speaks_tls)
-            )
-            if await asyncio.shield(self._tls):
-                refusal.to_tls()
-        self._last_failure = refusal.text
-        if refusal.crowded:
-            self._slots.timed_out(number)
-        if refusal.wait:
-            self._opens = max(self._opens, self._clock() + refusal.wait)
-        return refusal
-
     async def _call(self, content: list[dict]) -> Answer:
         """One answer, in further calls without what the server refuses by name. Raises Refusal."""
         first = request = self._request
@@ -246,19 +224,18 @@ class OpenAIMLLM(StreamingMLLM):
             # Not chat.completions.create: it rewrites the request key by key, a third of the time.
             call = self._client.post("/chat/completions", cast_to=self._reply_type, body=body)
             try:
-                answer = Reply(await asyncio.wait_for(call, self.timeout), self.max_tokens).answer
+                answer = answer_of(await self._in_time(call), self.max_tokens)
                 break
             except self._errors as error:
-                refusal = self._refusal(error)
-                if not (less := refusal.less(request)):
-                    raise refusal from None
-                request = less
-        self._last_success, self._answered = self._clock(), True
+                refusal = await asyncio.to_thread(Refusal, error, self._address)
+            if not (less := refusal.less(request)):
+                raise refusal
+            request = less
+        self._last_success = self._clock()
         refused = sorted(self._request.keys() - request.keys())
         if request is not first and refused:  # not found out by a call beside this one
             self._request = request
             named = ", ".join(f"{key} {value}" for key, value in request.items() if key != "model")
-            log.warning(
-                "the server refuses %s; now sent: %s", " and ".join(refused), named or "none"
-            )
+            said = "the server refuses %s; now sent: %s"
+            log.warning(said, " and ".join(refused), named or "none")
         return answer

@@ -1,10 +1,10 @@
 """Why a call to a judge's server failed, and what that asks for: to wait, to ask again, or neither.
 
-address = Address("http://localhost:8000/v1")
-refusal = Refusal(error, address, timeout=60, has_key=True)       # error: of the openai client, or
-refusal.wait, refusal.lasting, refusal.text                       # of reading its reply
+refusal = Refusal(error, Address("http://localhost:8000/v1", key))     # error: of the openai client
+refusal.wait, refusal.lasting, refusal.text                            # or of reading its reply
 """
 
+import functools
 import math
 import re
 import socket
@@ -12,7 +12,7 @@ import ssl
 import time
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from judges.reply import encodable
@@ -20,44 +20,44 @@ from judges.reply import encodable
 # ----------------------------------------------------------------------------- where a server is
 
 
-class Address:
-    """A judge's base URL, checked, and the proxy through which the environment leads to it.
+def _split(what: str, url: str) -> SplitResult:
+    """The parts of a URL. Raises ValueError, which does not quote it: it may hold a password."""
+    try:
+        parts = urlsplit(url)
+        if parts.port != 0 and not re.search(r"[\0-\x20\x7f]", url):
+            return parts
+    except ValueError:
+        pass
+    raise ValueError(
+        f"{what} cannot be read: it holds no spaces, and its port is a number from 1 to 65535"
+    )
 
-    Raises ValueError, which does not quote the URL: it may hold a password.
+
+class Address:
+    """A judge's base URL and key, checked, and the proxy through which the environment leads there.
+
+    Raises ValueError, with neither passwords nor the key in it.
     """
 
-    def __init__(self, base_url: str):
-        self.url = base_url.strip()  # a line of a file ends with a line break
-        what, proxy = "the judge's base URL (--base_url or OPENAI_BASE_URL)", None
-        try:
-            url = urlsplit(self.url)
-            self.host, self.port = url.hostname, url.port or {"https": 443}.get(url.scheme, 80)
-            readable = url.port != 0 and not re.search(r"[\0-\x20\x7f]", self.url)
-        except ValueError:
-            readable = False
-        if not readable:
-            raise ValueError(
-                f"{what} cannot be read: it holds no spaces, and its port is a number up to 65535"
-            )
-        if url.scheme not in ("http", "https") or not url.hostname:
+    def __init__(self, base_url: str, key: str):
+        # Lines of a file end with a line break.
+        self.url, self.key = base_url.strip(), key.strip()
+        what = "the judge's base URL (--base_url or OPENAI_BASE_URL)"
+        url = _split(what, self.url)
+        self.scheme, self.host, self.path = url.scheme, url.hostname, url.path.rstrip("/")
+        self.port = url.port or {"https": 443}.get(url.scheme, 80)
+        if self.scheme not in ("http", "https") or not self.host:
             raise ValueError(f"{what} must begin with http:// or https:// and a host")
-        if url.path.rstrip("/").endswith("/chat/completions"):
+        if self.path.endswith("/chat/completions"):
             raise ValueError(f"{what} must end before /chat/completions, with /v1")
-        self.scheme, self.path = url.scheme, url.path.rstrip("/")
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise ValueError("OPENAI_API_KEY holds what no header takes: is it copied rightly?")
         self.where = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
-        self.secrets = [url.password] if url.password else []
-        proxies = {} if proxy_bypass(url.hostname) else getproxies()
-        if proxy := proxies.get(url.scheme) or proxies.get("all"):
-            *credentials, proxy = proxy.rpartition("://")[2].rstrip("/").rpartition("@")
-            self.secrets += [part for part in credentials[0].split(":")[1:] if part]
-            try:
-                _ = urlsplit(f"//{proxy}").port  # asked for its error alone
-            except ValueError:
-                raise ValueError(
-                    f"the proxy {proxy}, which HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names, has no "
-                    "port from 1 to 65535"
-                )
-        self.proxy = proxy or None
+        proxies = {} if proxy_bypass(self.host) else getproxies()
+        proxy = proxies.get(url.scheme) or proxies.get("all") or ""
+        user, _, self.proxy = proxy.rpartition("://")[2].rstrip("/").rpartition("@")
+        _split(f"the proxy {self.proxy} (HTTP_PROXY, HTTPS_PROXY or ALL_PROXY)", f"//{self.proxy}")
+        self.secrets = [s for s in (url.password, *user.split(":")[1:], self.key) if s]
 
     def scrubbed(self, text: str) -> str:
         """The text in one line of at most 300 characters, without keys and passwords."""
@@ -65,12 +65,15 @@ class Address:
             text = text.replace(secret, "***")
         return encodable(" ".join(text.split())[:300])
 
-    def speaks_tls(self, seconds: float = 5.0) -> bool:
-        """Whether the host's port answers a TLS handshake, whatever its certificate."""
+    @functools.cached_property
+    def tls_for_http(self) -> bool:
+        """Whether an http:// address names a port that answers a TLS handshake."""
+        if self.scheme != "http" or self.proxy:
+            return False
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         try:
-            with socket.create_connection((self.host, self.port), seconds) as plain:
+            with socket.create_connection((self.host, self.port), 5.0) as plain:
                 context.wrap_socket(plain, server_hostname=self.host).close()
         except OSError:
             return False
@@ -102,28 +105,28 @@ def _span(text: str) -> float:
     )
 
 
-def _date(text: str | None) -> float | None:
-    """Seconds since 1970 of an HTTP date; None where it is none."""
+def _date(text: str | None) -> float:
+    """Seconds since 1970 of an HTTP date, GMT where it names no zone; NaN where it is none."""
     try:
         when = parsedate_to_datetime(text)
     except (TypeError, ValueError, IndexError):
-        return None
+        return math.nan
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
-def _seconds(value: str | None, now: float) -> float | None:
+def _seconds(value: str, now: float) -> float | None:
     """The wait in a header: seconds, a span such as 6m0s, a date or seconds since 1970.
 
     None where there is none, or one that is negative or no number.
     """
-    value = (value or "").strip()
+    value = value.strip()
     try:
         seconds = float(value)
         seconds /= 1000.0 if seconds > 1e11 else 1.0  # milliseconds since 1970
         seconds -= now if seconds > 1e9 else 0.0
     except ValueError:
         whole = re.fullmatch(_SPAN, value, re.I)
-        seconds = _span(value) if whole else (_date(value) or math.nan) - now
+        seconds = _span(value) if whole else _date(value) - now
     return seconds if 0 <= seconds < math.inf else None
 
 
@@ -135,8 +138,9 @@ def told_wait(error: Exception) -> float | None:
     """
     response = getattr(error, "response", None)
     headers = {name.lower(): v for name, v in getattr(response, "headers", {}).items()}
-    now = _date(headers.get("date")) or time.time()
-    for value in (headers.get("retry-after-ms", "") + "ms", headers.get("retry-after")):
+    date = _date(headers.get("date"))
+    now = time.time() if math.isnan(date) else date
+    for value in (headers.get("retry-after-ms", "") + "ms", headers.get("retry-after", "")):
         if (seconds := _seconds(value, now)) is not None:
             return seconds
     body = getattr(response, "text", "") or getattr(error, "reported", "")
@@ -144,17 +148,24 @@ def told_wait(error: Exception) -> float | None:
         return _span(found[1])
     if found := _FIELD.search(body):
         return float(found[2]) * (0.001 if found[1] else 1.0)
+    if getattr(error, "status_code", None) != 429:
+        return None
     # Of the limits that are used up; those of others say nothing about this refusal.
     resets = [
         _seconds(value, now)
         for name, value in headers.items()
         if "ratelimit-reset" in name and headers.get(name.replace("reset", "remaining"), "0") == "0"
     ]
-    told = [seconds for seconds in resets if seconds is not None]
-    return max(told) if told and getattr(error, "status_code", None) == 429 else None
+    return max((seconds for seconds in resets if seconds is not None), default=None)
 
 
 # ----------------------------------------------------------------------------- what is wrong
+
+_NO_TLS = ["WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"]
+_NO_TLS += ["PACKET_LENGTH_TOO_LONG"]
+_NO_HOST = {getattr(socket, name, None) for name in ("EAI_NONAME", "EAI_NODATA")}  # not EAI_AGAIN
+# How servers say that a number is too large, and not that they know no such parameter.
+_TOO_LARGE = re.compile(r"too (large|long|high|big)|exceed|maximum|at most|less than|context")
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
@@ -168,41 +179,29 @@ def _chain(error: BaseException | None) -> list[BaseException]:
     return chain
 
 
-_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST")
-_NO_TLS += ("PACKET_LENGTH_TOO_LONG",)
-_NO_HOST = {getattr(socket, name, None) for name in ("EAI_NONAME", "EAI_NODATA")}  # not EAI_AGAIN
-# How servers say that a number is too large, and not that they know no such parameter.
-_TOO_LARGE = re.compile(r"too (large|long|high|big)|exceed|maximum|at most|less than|context")
-
-
 class Refusal(Exception):  # noqa: N818
     """Why a call failed, and what that asks for.
 
     text: one line for people. lasting: asking again can change nothing. wait: seconds that the
     server asks for, None if it names none. crowded: it has too many calls at once. unreachable: no
-    reply came at all. cut: the connection was, as where a port speaks TLS and the URL is http.
+    reply came at all. Where a connection was cut, making one takes seconds: the port is asked
+    whether it speaks TLS.
     """
 
-    def __init__(self, error: Exception, address: Address, timeout: float, has_key: bool):
-        self.error, self.address, self.cut = error, address, False
-        self.status = getattr(error, "status_code", None)
-        # A 429 that no waiting mends is such a refusal too.
-        self.lasting = getattr(error, "code", None) == "insufficient_quota" or (
-            self.status in range(400, 500) and self.status not in (408, 409, 429)
-        )
-        self.wait = None if self.lasting else told_wait(error)
-        late = isinstance(error, TimeoutError) or type(error).__name__ == "APITimeoutError"
-        self.crowded = late or self.status == 429 or self.wait is not None
-        hint, said = self._of_reply(has_key), f"{type(error).__name__}: {self.words()}"
-        self.unreachable = type(error).__name__ == "APIConnectionError"  # and not its timeout
+    def __init__(self, error: Exception, address: Address):
+        self.error, self.address = error, address
+        self.status, kind = getattr(error, "status_code", None), type(error).__name__
+        self.unreachable, late = kind == "APIConnectionError", isinstance(error, TimeoutError)
+        said = str(error) if late else f"{kind}: {self.words()}"
         if self.unreachable:
             chain = _chain(error)
             cause = [link for link in chain if str(link)][-1]
-            hint = self._of_connection(cause, {type(link).__name__ for link in chain})
-            if cause is not error:
-                said = f"{said.rstrip('.')}: {cause}"
-        if late:  # it has no text of its own
-            said = f"no answer within {timeout:g} s"
+            said = said if cause is error else f"{said.rstrip('.')}: {cause}"
+            self.lasting, hint = self._of_connection(cause, {type(link).__name__ for link in chain})
+        else:
+            self.lasting, hint = self._of_reply()
+        self.wait = None if self.lasting else told_wait(error)
+        self.crowded = late or self.status == 429 or self.wait is not None
         if address.proxy:
             hint += f"(through the proxy {address.proxy}; NO_PROXY names hosts to reach without) "
         self.text = address.scrubbed(hint + said)
@@ -213,44 +212,39 @@ class Refusal(Exception):  # noqa: N818
         whole = response is not None and " - " not in str(self.error)
         return f"{self.error} - {response.text}" if whole else str(self.error)
 
-    def _of_reply(self, has_key: bool) -> str:
-        """What is likely to be wrong, where the server's own words may not tell; or nothing."""
-        if self.status == 401:
-            what = "refuses the key in" if has_key else "asks for a key: set"
-            return f"the server {what} OPENAI_API_KEY. "
+    def _of_reply(self) -> tuple[bool, str]:
+        """Whether it lasts, and what is likely to be wrong where the server may not say so."""
+        # A 429 that no waiting mends is such a refusal too.
+        lasting = getattr(self.error, "code", None) == "insufficient_quota" or (
+            self.status in range(400, 500) and self.status not in (408, 409, 429)
+        )
         page = isinstance(self.error, (AttributeError, TypeError))
-        page = page or "not a chat" in str(self.error)
-        if (page or self.status in (404, 405)) and "/v1" not in self.address.path:
-            return f"does the base URL lack its /v1 (it is {self.address.where})? "
-        return ""
+        page = page or "not a chat" in str(self.error) or self.status in (404, 405)
+        if self.status == 401:
+            what = "refuses the key in" if self.address.key else "asks for a key: set"
+            return lasting, f"the server {what} OPENAI_API_KEY. "
+        if page and "/v1" not in self.address.path:
+            return lasting, f"does the base URL lack its /v1 (it is {self.address.where})? "
+        return lasting, ""
 
-    def _of_connection(self, cause: BaseException, kinds: set[str]) -> str:
-        """What is wrong with a connection; says also whether it lasts."""
+    def _of_connection(self, cause: BaseException, kinds: set[str]) -> tuple[bool, str]:
+        """Whether it lasts, and what is wrong with the connection."""
         peer = self.address.proxy or f"{self.address.host}:{self.address.port}"
-        lost = kinds & {"RemoteProtocolError", "ReadError"}
-        self.cut = bool(lost) and self.address.scheme == "http" and not self.address.proxy
-        self.lasting = True
+        if kinds & {"RemoteProtocolError", "ReadError"} and self.address.tls_for_http:
+            return True, f"{self.address.where} speaks TLS: its address begins with https://. "
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return "the server's certificate is not trusted: SSL_CERT_FILE names what is. "
+            return True, "the server's certificate is not trusted: SSL_CERT_FILE names what is. "
         if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
-            return f"{peer} does not speak TLS: does its address begin with http://? "
+            return True, f"{peer} does not speak TLS: does its address begin with http://? "
         if isinstance(cause, socket.gaierror) and cause.errno in _NO_HOST:
-            return f"the host of {peer} is not known. "
+            return True, f"the host of {peer} is not known. "
         if "ProxyError" in kinds and re.match(r"4\d\d|501|505", str(cause)):
-            return "the proxy refuses. "
-        if kinds & {"UnsupportedProtocol", "TooManyRedirects"}:
-            return ""
-        self.lasting = False
+            return True, "the proxy refuses. "
         if isinstance(cause, ConnectionRefusedError):
-            return f"nothing listens at {peer} (connection refused). "
+            return False, f"nothing listens at {peer} (connection refused). "
         if "DecodingError" in kinds:
-            return "the reply is not compressed as its Content-Encoding says. "
-        return ""
-
-    def to_tls(self) -> None:
-        """This was a connection that was cut because the port speaks TLS and the URL is http."""
-        self.lasting = True
-        self.text = f"{self.address.where} speaks TLS: its address begins with https://"
+            return False, "the reply is not compressed as its Content-Encoding says. "
+        return bool(kinds & {"UnsupportedProtocol", "TooManyRedirects"}), ""
 
     def less(self, request: dict) -> dict | None:
         """The request without the parameters that are refused here; None if none is named.

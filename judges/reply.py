@@ -1,6 +1,6 @@
 """What a server sent for an answer: any JSON, which the client library does not check.
 
-answer = Reply(reply, max_tokens).answer    # reply: the client's ChatCompletion
+answer = answer_of(reply, max_tokens)       # reply: the client's ChatCompletion
 """
 
 import json
@@ -8,7 +8,7 @@ import json
 from judges.mllm import Answer, cut_off
 
 # What servers say of an answer that the model ended itself, lower case. Some say nothing.
-ENDED = (None, "", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "finished")
+ENDED = ("", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "finished")
 
 
 class ReportedError(ValueError):
@@ -37,44 +37,40 @@ def text_of(content) -> str:
     return encodable(content) if isinstance(content, str) else ""
 
 
-class Reply:
-    """A chat completion, read. Raises ValueError where it is none, ReportedError for an error."""
+def why_unfinished(reason, tokens, max_tokens: int) -> str | None:
+    """Why an answer is not whole, by the reason given, else by its length; None if it is."""
+    reason = reason.lower() if isinstance(reason, str) else ""
+    full = isinstance(tokens, int) and tokens >= max_tokens
+    if reason in ("length", "max_tokens") or not reason and full:
+        return cut_off(max_tokens)
+    return None if reason in ENDED else f"stopped by the server ({reason})"
 
-    def __init__(self, reply, max_tokens: int):
-        choices = getattr(reply, "choices", None)
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        places = (choice, "error"), (reply, "error"), (reply, "detail"), (reply, "message")
-        for place, name in places:
-            if said := getattr(place, name, None):
-                raise ReportedError(said, getattr(reply, "code", None))
-        try:
-            self.message, self.reason = choice.message, choice.finish_reason
-            self.text = text_of(self.message.content)
-        except AttributeError:
-            raise ValueError(f"not a chat completion: {str(reply)[:80]!r}") from None
-        self.model = getattr(reply, "model", None)
-        tokens = getattr(getattr(reply, "usage", None), "completion_tokens", None)
-        self.tokens = tokens if isinstance(tokens, int) else 0
-        self.max_tokens = max_tokens
 
-    @property
-    def unfinished(self) -> str | None:
-        """Why the answer is not whole, by the reason given, else by its length; None if it is."""
-        reason = self.reason.lower() if isinstance(self.reason, str) else None
-        if reason in ("length", "max_tokens") or not reason and self.tokens >= self.max_tokens:
-            return cut_off(self.max_tokens)
-        return None if reason in ENDED else f"stopped by the server ({reason})"
+def answer_of(reply, max_tokens: int) -> Answer:
+    """The answer in a chat completion.
 
-    @property
-    def answer(self) -> Answer:
-        unfinished, thoughts = self.unfinished, ("reasoning", "reasoning_content")
-        if not self.text.strip():
-            refusal = getattr(self.message, "refusal", None)
-            empty = f"empty answer (finish_reason: {self.reason})"
-            empty = f"refused: {encodable(str(refusal))}" if refusal else empty
-            unfinished = f"{empty}: {unfinished}" if unfinished else empty
-            return Answer(error=unfinished, unfinished=unfinished)
-        text, model = self.text, self.model if isinstance(self.model, str) else None
-        if unfinished and any(getattr(self.message, name, None) for name in thoughts):
-            text = "</think>" + text  # the thinking, which came by itself, has ended
-        return Answer(text, None, model, unfinished)
+    Raises ValueError where it is none, ReportedError where it is an error.
+    """
+    choices = getattr(reply, "choices", None)
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    for place, name in ((choice, "error"), (reply, "error"), (reply, "detail"), (reply, "message")):
+        if said := getattr(place, name, None):
+            raise ReportedError(said, getattr(reply, "code", None))
+    try:
+        message, reason = choice.message, choice.finish_reason
+        text = text_of(message.content)
+    except AttributeError:
+        raise ValueError(f"not a chat completion: {str(reply)[:80]!r}") from None
+    tokens = getattr(getattr(reply, "usage", None), "completion_tokens", None)
+    unfinished = why_unfinished(reason, tokens, max_tokens)
+    if not text.strip():
+        refusal = getattr(message, "refusal", None)
+        empty = f"refused: {encodable(str(refusal))}" if refusal else None
+        empty = empty or f"empty answer (finish_reason: {reason})"
+        unfinished = f"{empty}: {unfinished}" if unfinished else empty
+        return Answer(error=unfinished, unfinished=unfinished)
+    model = getattr(reply, "model", None)
+    thoughts = [getattr(message, name, None) for name in ("reasoning", "reasoning_content")]
+    if unfinished and any(thoughts):
+        text = "</think>" + text  # the thinking, which came by itself, has ended
+    return Answer(text, None, model if isinstance(model, str) else None, unfinished)

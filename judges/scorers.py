@@ -8,21 +8,17 @@ is better, its scale its own. rewards.PointwiseReward turns it into a reward.
              image processor: convert it, give it one, and name the folder, clip=FOLDER)
   pickscore  the same, of a CLIP ViT-H/14 that was tuned to choices of people (Pick-a-Pic); the
              model card names another repository's processor
-  hpsv2      the cosine of a CLIP ViT-H/14 that was tuned to rankings of people. The authors
-             publish a pickled open_clip checkpoint, which does not load cleanly; a third party
-             has converted it to CLIPModel, with safetensors only as the hub's automatic
-             conversion, which transformers looks for. The least certain of the four
+  hpsv2      the cosine of a CLIP ViT-H/14 that was tuned to rankings of people. The authors'
+             pickled open_clip checkpoint does not load cleanly; ours is a third party's conversion,
+             with safetensors only as the hub's automatic one. The least certain of the four
   aesthetic  LAION's predictor, 1 to 10: linear layers on CLIP ViT-L/14's image embedding; ignores
              the prompt. Of the authors' pickle a third party has made one safetensors file
-  redness    how red the image is, whatever the prompt: no published scorer but a demonstration, a
-             crude bias with a smooth score, which training satisfies at the cost of the prompt
+  redness    how red the image is: no published scorer but a demonstration (docs/runs.md), a crude
+             bias with a smooth score, which training satisfies at the cost of the prompt
 
-MLLMScorer asks a vision-language model for UnifiedReward's three ratings instead.
-
-Safetensors only: transformers refuses a repository that has nothing but a pickle. To convert one:
-`safetensors.torch.save_file(torch.load(path, weights_only=True), "model.safetensors")`. None of the
-published weights could be downloaded where this was written: tests run the real classes at small
-size.
+MLLMScorer asks a vision-language model for UnifiedReward's three ratings instead. Safetensors only:
+`safetensors.torch.save_file(torch.load(path, weights_only=True), "model.safetensors")` converts a
+pickle. None of the published weights were at hand here: tests run the real classes at small size.
 
     scores = load("pickscore", device="cuda", dtype=torch.float16).score(["a red circle"], [image])
 """
@@ -88,24 +84,10 @@ def _loaded(what: str, name: str, function, *args, **settings):
         ) from None
 
 
-def _model(what: str, name: str, kind, dtype, device):
-    """A model of that kind for inference, with all of its weights from safetensors.
-
-    Raises ValueError if some are missing, which transformers would fill with random numbers.
-    """
-    settings = dict(dtype=dtype, use_safetensors=True, output_loading_info=True)
-    model, info = _loaded(what, name, kind.from_pretrained, **settings)
-    if missing := sorted(info["missing_keys"]):
-        lacks = f"it lacks {len(missing)} weights, such as {missing[0]}"
-        raise ValueError(f"cannot load {what} from '{name}': {lacks}")
-    return model.requires_grad_(False).eval().to(device)
-
-
 def _rgb(images: Sequence, count: int, name: str) -> list:
     if len(images) != count:
-        raise ValueError(
-            f"{name} needs one image a prompt, got {count} prompts, {len(images)} images"
-        )
+        got = f"got {count} prompts, {len(images)} images"
+        raise ValueError(f"{name} needs one image per prompt, {got}")
     return [to_rgb(image) for image in images]
 
 
@@ -126,13 +108,17 @@ class CLIPScorer:
     ):
         """model, processor: folders or hub names; scale: what multiplies, None for the model's own.
 
-        Raises ValueError if there is no such model.
+        Raises ValueError if there is no such model, or not all of its weights.
         """
-        self.model = _model("a CLIP model", model, self.kind, dtype, device)
-        self.processor = _loaded(
-            "a CLIP processor", processor or model, CLIPProcessor.from_pretrained
-        )
         self.batch_size, self.name, self.scale = batch_size, name, scale
+        settings = dict(dtype=dtype, use_safetensors=True, output_loading_info=True)
+        network, info = _loaded("a CLIP model", model, self.kind.from_pretrained, **settings)
+        if missing := sorted(info["missing_keys"]):  # which transformers fills with random numbers
+            lacks = f"it lacks {len(missing)} weights, such as {missing[0]}"
+            raise ValueError(f"cannot load a CLIP model from '{model}': {lacks}")
+        self.model = network.requires_grad_(False).eval().to(device)
+        where = processor or model
+        self.processor = _loaded("a CLIP processor", where, CLIPProcessor.from_pretrained)
 
     @torch.no_grad()
     def score(self, prompts: Sequence[str], images: Sequence) -> list[float]:
@@ -176,9 +162,8 @@ class CLIPScorer:
 class AestheticScorer(CLIPScorer):
     """LAION's aesthetic predictor: linear layers on the normalized image embedding of a CLIP tower.
 
-    There is no activation between its layers, only dropout in training: they are one linear map.
-    model: folder or hub name whose model.safetensors has the tower and the head `layers.*`.
-    Raises ValueError if either is missing.
+    model: folder or hub name whose model.safetensors has the tower and the head `layers.*`, between
+        which there is no activation. Raises ValueError if either is missing.
     """
 
     kind = CLIPVisionModelWithProjection
@@ -205,10 +190,7 @@ class AestheticScorer(CLIPScorer):
 
 
 class Redness:
-    """Mean over pixels of red less the mean of green and blue, in gray levels: -255 to 255.
-
-    It ignores the prompt. Trained on alone, it shows reward hacking (docs/runs.md).
-    """
+    """Mean over pixels of red less the mean of green and blue, -255 to 255."""
 
     name = "redness"
 
@@ -230,10 +212,7 @@ class MLLMScorer:
         self.mllm, self.name, self.template = mllm, mllm.name, template
 
     def rate(self, prompts: Sequence[str], images: Sequence) -> list[tuple[Query, Outcome]]:
-        """Each question with what was answered, in order; points are the mean rating, or None.
-
-        How many have none, and why the last of them, is logged as a warning.
-        """
+        """Each question with what was answered, in order; points are the mean rating, or None."""
         queries = [
             Query((image,), self.template.replace("{prompt}", prompt))
             for prompt, image in zip(prompts, images, strict=True)

@@ -51,11 +51,11 @@ def _score(mllm: MLLM) -> list[Outcome]:
     for answer in mllm.ask(queries):
         text = final_part(answer.text or "", answer.unfinished, QUESTION)
         found = re.findall(r"\b[01]\b", re.sub(r"(?i)(testpoint|image)\s*\d", "", text))
-        responded = answer.text is not None or answer.unfinished
-        lost = Verdict.UNPARSABLE if responded else Verdict.FAILED
+        points = float(found[-1]) if found else None
+        silent = answer.text is None and not answer.unfinished
         error = answer.error or answer.unfinished or f"no score in {(answer.text or '')[-80:]!r}"
-        scored = Outcome(float(found[-1]), Verdict.TIE) if found else Outcome(None, lost, error)
-        scores.append(scored)
+        verdict = Verdict.FAILED if silent else None
+        scores.append(Outcome(points, verdict, None if found else error))
     return scores
 
 
@@ -66,10 +66,8 @@ def check_sight(
 
     template, soft: of the comparisons, as in rewards.PairwiseReward. pairs_first: false for a judge
     of single images, who is asked the second question first.
-    Returns what to warn of, or "": a judge that sees, however it is biased, passes; one that cannot
-    be read, or sees and errs, is warned of.
-    Raises ValueError if the judge answers none of them, or if what it says is the same whatever it
-    is shown.
+    Returns what to warn of, or "": a judge that sees passes, however it is biased.
+    Raises ValueError if it answers neither, or says the same whatever it is shown.
     """
     trials = [lambda: _compare(mllm, template, soft), lambda: _score(mllm)]
     blind, error = False, None

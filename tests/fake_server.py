@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 from PIL import Image
 
+from judges.mllm import Query
 from judges.openai_client import OpenAIMLLM
 from shapes import server as real
 
@@ -15,8 +16,8 @@ KEY, PASSWORD = "sk-secret-0123456789", "pa55word"
 HANG = 120.0  # seconds after which a test that waits for what never happens is given up
 
 
-def picture(color: str, size: int = 16) -> Image.Image:
-    return Image.new("RGB", (size, size), color)
+def picture(color: str) -> Image.Image:
+    return Image.new("RGB", (16, 16), color)
 
 
 def choice(content, reason: str | None = "stop", **others) -> dict:
@@ -26,13 +27,13 @@ def choice(content, reason: str | None = "stop", **others) -> dict:
 
 # what a call may meet, beside a status, a reply, and (status, body) or (status, body, headers)
 FAULTS = {
-    "garbage": (200, b"<html>not json", {}),
+    "garbage": (200, b"<html>not json"),
     "html": (200, b"<html>a proxy</html>", {"Content_Type": "text/html"}),
-    "deep": (200, b"[" * 100_000, {}),
-    "null": (200, b"null", {}),
+    "deep": (200, b"[" * 100_000),
+    "null": (200, b"null"),
     "truncated": (200, b'{"id": "x"', {"Content_Length": "4000"}),
-    "quota": (429, {"error": {"message": "no credit", "code": "insufficient_quota"}}, {}),
-    "lines": (400, {"error": {"message": f"Bad gateway:\r\n  line 1, {KEY}\n"}}, {}),
+    "quota": (429, {"error": {"message": "no credit", "code": "insufficient_quota"}}),
+    "lines": (400, {"error": {"message": f"Bad gateway:\r\n  line 1, {KEY}\n"}}),
 }
 
 
@@ -56,42 +57,29 @@ class Handler(real.Handler):
             script.gate.wait(HANG)
         with script.lock:  # before the reply, after which the client may already send the next call
             script.active -= 1
-        script.clock.now += 1
+        script.now += 1
         if fault in ("drop", "hold"):
             self.close_connection = True
+        elif isinstance(fault, dict):
+            self.reply(200, fault)
+        elif isinstance(fault, int):
+            self.refuse(fault, f"fault {fault}: {KEY}, {PASSWORD}")
         else:
-            self.meet(fault)
-
-    def meet(self, fault):
-        if isinstance(fault, dict):
-            return self.reply(200, fault)
-        if isinstance(fault, int):
-            return self.refuse(fault, f"fault {fault}: {KEY}, {PASSWORD}")
-        status, body, *headers = FAULTS[fault] if isinstance(fault, str) else fault
-        self.close_connection |= fault == "truncated"
-        return self.reply(status, body, **dict(*headers))
-
-
-class Clock:
-    """Seconds that a test sets; one passes with each call to the server."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+            status, reply, *headers = FAULTS[fault] if isinstance(fault, str) else fault
+            self.close_connection |= fault == "truncated"
+            self.reply(status, reply, **dict(*headers))
 
 
 @contextmanager
 def serving(*faults, together: int = 0, tls=None):
     """What the server does and what it saw; its first calls meet the faults, others are echoed.
 
-    tls: the SSLContext of a server that speaks TLS.
-    together: how many calls have to be in flight before they are answered.
+    together: how many calls have to be in flight before they are answered. tls: an SSLContext.
     Calls whose text begins with "hold" wait for `gate`; `held` counts them.
     refuse: a function of the request, which gives (status, body) or None.
     """
     script = SimpleNamespace(
-        faults=list(faults), lock=threading.Lock(), clock=Clock(), refuse=None,
+        faults=list(faults), lock=threading.Lock(), now=0.0, refuse=None,
         requests=[], times=[], active=0, most_active=0,
         together=threading.Barrier(together) if together else None,
         gate=threading.Event(), held=threading.Semaphore(0),
@@ -110,9 +98,13 @@ def serving(*faults, together: int = 0, tls=None):
 
 
 def client(server, **settings) -> OpenAIMLLM:
-    """A client without the seconds of backoff, and with the server's clock."""
-    usual = {"api_key": KEY, "timeout": HANG, "backoff": 0.0, "clock": server.clock}
+    """A client without the seconds of backoff, by whose clock a call takes one second."""
+    usual = {"api_key": KEY, "timeout": HANG, "backoff": 0.0, "clock": lambda: server.now}
     return OpenAIMLLM(server.url, "judge", **usual | settings)
+
+
+def questions(*asked) -> list[Query]:
+    return [Query((), str(text)) for text in asked]
 
 
 def texts(answers) -> list[str | None]:

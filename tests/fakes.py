@@ -14,3 +14,9 @@ class FakeMLLM:
         self.sizes.add(len(queries))
         answers = map(self.answer, queries)
         return [Answer(a) if isinstance(a, str) else a for a in answers]
+
+
+def in_turn(*answers, name: str = "fake") -> FakeMLLM:
+    """A judge that gives these answers, whatever it is asked."""
+    given = iter(answers)
+    return FakeMLLM(lambda _: next(given), name)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from classroom import served, url_of
 from conftest import ROOT
 from diffusers import FluxPipeline
 from real_runs import ALONE, few_steps, log_of, stepped
@@ -25,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 import train
 from models import base
+from shapes.server import served
 from training import checkpoint, distributed
 from training.config import Config
 from training.distributed import StoppedError
@@ -279,7 +279,7 @@ def test_two_ranks_follow_the_lora_recipe_and_one_goes_on_and_saves(tmp_path, mo
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     run = tmp_path / "run"
     with served() as server:
-        command = recipe_at_small_size(tmp_path, url_of(server))
+        command = recipe_at_small_size(tmp_path, server.url)
         said = by_torchrun([*command, "--steps", "2"])
         rows = log_of(run)
         monkeypatch.setattr(sys, "argv", [*command, "--steps", "3", "--resume"])

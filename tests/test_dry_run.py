@@ -8,7 +8,6 @@ import types
 from dataclasses import replace
 
 import pytest
-from classroom import served, url_of
 from conftest import ROOT
 
 from training import dry_run
@@ -82,7 +81,7 @@ def ready(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=1e13))
     with served() as server:
         files = [f"--prompts={tmp_path / 'prompts.txt'}", f"--out={tmp_path}"]
-        yield [*files, f"--base_url={url_of(server)}"]
+        yield [*files, f"--base_url={server.url}"]
 
 
 def test_the_lora_recipe_with_offload_can_start_on_24_GB(ready, capsys):

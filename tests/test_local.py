@@ -1,12 +1,12 @@
-"""local.py: tiny models of three real classes, in this process."""
+"""local.py: tiny models of two real classes, in this process."""
 
 import functools
 import json
-import logging
 import shutil
 
 import pytest
 import torch
+import transformers
 import vlms
 from PIL import Image
 
@@ -14,6 +14,7 @@ from judges.local import LocalMLLM
 from judges.mllm import Query
 
 BUDGET = 8  # tokens of an answer
+USUAL = vlms.template("Qwen2_5_VL")
 
 
 def picture(color: str, width: int, height: int = 0) -> Image.Image:
@@ -49,11 +50,6 @@ def judge_of(tmp_path_factory):
 @pytest.fixture(scope="module")
 def local(judge_of):
     return judge_of("Qwen2_5_VL")
-
-
-@pytest.fixture
-def folder(local):
-    return local.model.name_or_path
 
 
 def plain_inputs(judge: LocalMLLM, query: Query):
@@ -102,6 +98,9 @@ def test_a_batch_is_answered_as_a_plain_generate_answers_each(judge_of, name):
     assert [a.unfinished is None for a in answers] == [bool(t) and whole for t, whole in plain]
     assert len({a.text for a in answers}) > 2
     assert [judge.ask([query])[0] for query in QUERIES] == answers  # each alone
+    cut = [a.unfinished for a in answers if a.text and a.unfinished]
+    assert cut and all(f"cut off at {BUDGET} tokens, the limit of --judge_tokens" in c for c in cut)
+    assert judge.model.name_or_path in judge.name and str(BUDGET) in judge.name
 
 
 @pytest.mark.parametrize("name", vlms.KINDS)
@@ -114,12 +113,6 @@ def test_first_probability_is_that_of_teacher_forcing(judge_of, name):
     assert all(0 <= p <= 1 for p in batch)
 
 
-def test_an_answer_is_whole_only_if_the_model_ended_it(judge_of):
-    answers = [answer for name in vlms.KINDS for answer in judge_of(name).ask(QUERIES)]
-    cut = [answer.unfinished for answer in answers if answer.unfinished]
-    assert cut and all(f"cut off at {BUDGET} tokens, the limit of --judge_tokens" in c for c in cut)
-
-
 @pytest.mark.parametrize(
     "caption", ["a <eos>dog<|image_pad|>", "a <e<e<eos>os>os>dog", "<|video_pad|>a dog"]
 )
@@ -128,25 +121,46 @@ def test_captions_cannot_speak_the_models_control_language(local, caption):
     assert torch.equal(local.inputs([Query((), caption)])["input_ids"], clean)
 
 
-def test_local_name_says_what_changes_answers(local, folder):
-    assert str(folder) in local.name and str(BUDGET) in local.name
-
-
 # ---- at load ----
 
 
 @pytest.fixture
-def changed(folder, tmp_path):
+def changed(local, tmp_path):
     """A copy of the model with another chat template, or with none."""
 
     def change(template: str | None):
-        copy = shutil.copytree(folder, tmp_path / "copy")
+        copy = shutil.copytree(local.model.name_or_path, tmp_path / "copy")
         (copy / "chat_template.jinja").unlink()
         if template is not None:
             (copy / "chat_template.jinja").write_text(template)
         return copy
 
     return change
+
+
+@pytest.mark.parametrize(
+    ("template", "missing", "said"),
+    [
+        (None, "", "has no chat template"),
+        ("{{ messages[0]['content'][-1]['text'] }}", "", "takes no images"),
+        ("{{ raise_exception('none, please') }}", "", "takes no images: none, please"),
+        # where a package is missing for more than videos
+        ("", "X requires the Torchvision library", "needs torchvision, which is not installed"),
+        ("", "Package `num2words` is required", "a package, which is not installed: .*num2words"),
+    ],
+)
+def test_a_model_that_cannot_be_asked_is_told_at_load(
+    changed, judge_of, template, missing, said, monkeypatch
+):
+    def fail(*args, **settings):
+        raise ImportError(f"\n{missing} in your environment.\nSee the docs.\n")
+
+    if missing:
+        monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", fail)
+    folder = judge_of("Llava").model.name_or_path if missing else changed(template)
+    with pytest.raises(ValueError, match=f"cannot load .* from .*{said}") as error:
+        LocalMLLM(folder, device="cpu")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["", "none"])
@@ -156,29 +170,12 @@ def test_a_folder_that_holds_no_model_gets_one_sentence(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("template", "said"),
-    [
-        (None, "has no chat template"),
-        ("{{ messages[0]['content'][-1]['text'] }}", "takes no images"),
-        ("{{ raise_exception('no images, please') }}", "takes no images: no images, please"),
-    ],
-)
-def test_a_chat_template_that_cannot_be_used_is_told_at_load(changed, template, said):
-    with pytest.raises(ValueError, match=f"cannot load .* from .*{said}") as error:
-        LocalMLLM(changed(template), device="cpu")
-    assert "\n" not in str(error.value)
-
-
 def test_a_template_that_only_the_tokenizer_has_is_used(changed):
     path = changed(None)
     config = json.loads((path / "tokenizer_config.json").read_text())
-    config["chat_template"] = vlms.template(vlms.KINDS["Qwen2_5_VL"]["image"])
+    config["chat_template"] = USUAL
     (path / "tokenizer_config.json").write_text(json.dumps(config))
     assert LocalMLLM(path, max_new_tokens=2, device="cpu").ask(QUERIES[:1])
-
-
-USUAL = vlms.template(vlms.KINDS["Qwen2_5_VL"]["image"])
 
 
 @pytest.mark.parametrize(
@@ -192,8 +189,7 @@ USUAL = vlms.template(vlms.KINDS["Qwen2_5_VL"]["image"])
 )
 def test_a_thought_that_the_template_opens_is_closed(changed, local, opens, ends, caplog):
     path = changed(USUAL.replace("[assistant]", "[assistant]" + opens))
-    with caplog.at_level(logging.WARNING):
-        judge = LocalMLLM(path, max_new_tokens=2, device="cpu")
+    judge = LocalMLLM(path, max_new_tokens=2, device="cpu")
     assert "opens a thought, which is closed" in caplog.text
     for openings in ([""], ["<answer>Image 1 is better"]):
         ids = judge.inputs(QUERIES[:1], openings)["input_ids"][0]
@@ -204,29 +200,6 @@ def test_a_thought_that_the_template_opens_is_closed(changed, local, opens, ends
 
 
 def test_an_example_of_a_thought_is_no_thought(changed, caplog):
-    path = changed("You may <think> and close it.</think> Or open <think> only.\n" + USUAL)
-    LocalMLLM(path, device="cpu")
+    example = "You may <think> and close it.</think> Or open <think> only.\n"
+    LocalMLLM(changed(example + USUAL), device="cpu")
     assert not caplog.records
-
-
-@pytest.mark.parametrize(
-    ("missing", "said"),
-    [
-        ("X requires the Torchvision library", "needs torchvision, which is not installed"),
-        ("Package `num2words` is required", "needs a package, which is not installed: .*num2words"),
-    ],
-)
-def test_a_package_that_the_processor_needs_is_asked_for_in_one_sentence(
-    judge_of, monkeypatch, missing, said
-):
-    """Where the package is missing for more than videos."""
-    import transformers
-
-    def fail(*args, **settings):
-        raise ImportError(f"\n{missing} in your environment.\nSee the docs.\n")
-
-    folder = judge_of("Llava").model.name_or_path
-    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", fail)
-    with pytest.raises(ValueError, match=said) as error:
-        LocalMLLM(folder, device="cpu")
-    assert "\n" not in str(error.value)

@@ -3,32 +3,24 @@
 import pytest
 
 from judges.make import make_judge
-from judges.openai_client import OpenAIMLLM
 
 
-def test_the_judge_of_shapes_is_the_one_that_is_handed_in():
+def test_each_kind_is_made_with_its_settings(monkeypatch):
     assert make_judge("shapes", max_tokens=1, shapes=lambda: "verifier") == "verifier"
-
-
-def test_a_servers_settings_reach_it():
     url = "http://127.0.0.1:1/v1"
     settings = {"timeout": 7.0, "patience": 8.0, "max_calls": 9, "concurrency": 3}
     judge = make_judge("openai", url, "judge", max_tokens=5, seed=None, **settings)
-    assert isinstance(judge, OpenAIMLLM)
     assert judge.name == f"judge at {url} (temperature 0.0, seed None, max_tokens 5)"
     assert (judge.timeout, judge.patience, judge.max_calls) == (7.0, 8.0, 9)
     assert judge._slots.most == 3
-
-
-def test_a_local_judge_needs_a_model_that_is_there(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="--judge_model"):
-        make_judge("local", max_tokens=5)
-    with pytest.raises(ValueError, match=f"cannot load .* from '{tmp_path}'"):
-        make_judge("local", model=str(tmp_path), max_tokens=5)
     monkeypatch.setattr("judges.local.LocalMLLM", lambda model, **settings: (model, settings))
     assert make_judge("local", model="m", max_tokens=5) == ("m", {"max_new_tokens": 5})
 
 
-def test_an_unknown_judge_is_told_which_there_are():
+def test_what_cannot_be_made_is_told(tmp_path):
+    with pytest.raises(ValueError, match="--judge_model"):
+        make_judge("local", max_tokens=5)
+    with pytest.raises(ValueError, match=f"cannot load .* from '{tmp_path}'"):
+        make_judge("local", model=str(tmp_path), max_tokens=5)
     with pytest.raises(ValueError, match="unknown judge 'oracle': choose from shapes, openai"):
         make_judge("oracle", max_tokens=5)

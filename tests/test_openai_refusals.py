@@ -3,32 +3,31 @@
 import logging
 
 import pytest
-from fake_server import KEY, PASSWORD, client, serving, texts
+from fake_server import KEY, PASSWORD, client, questions, serving, texts
 
-from judges.mllm import Query
+
+def error(message, status=400, **others):
+    return status, {"error": {"message": message, **others}}
+
 
 # What servers say of a parameter that they do not take: (status, body) by its name.
 REFUSALS = {
-    "OpenAI": lambda name: (400, {"error": {
-        "message": f"Unsupported parameter: '{name}' is not supported with this model."
+    "OpenAI": lambda name: error(
+        f"Unsupported parameter: '{name}' is not supported with this model."
         + " Use 'max_completion_tokens' instead." * (name == "max_tokens"),
-        "param": name, "code": "unsupported_parameter"}}),
-    "a value": lambda name: (400, {"error": {
-        "message": f"Unsupported value: '{name}' does not support 0 with this model. Only the "
-        "default (1) value is supported.", "param": name, "code": "unsupported_value"}}),
-    "Azure": lambda name: (400, {"error": {
-        "message": f"Unrecognized request argument supplied: {name}"}}),
-    "FastAPI": lambda name: (422, {"detail": [{
-        "type": "extra_forbidden", "loc": ["body", name],
-        "msg": "Extra inputs are not permitted"}]}),
-    "Gemini": lambda name: (400, {"error": {
-        "message": f'Unknown name "{name}": Cannot find field.', "code": 400}}),
-    "LiteLLM": lambda name: (400, {"error": {
-        "message": f"UnsupportedParamsError: no support for parameters: ['{name}']"}}),
-    "param alone": lambda name: (400, {"error": {"message": "bad request", "param": name}}),
-    "with HTTP 200": lambda name: (200, {"error": {
-        "message": f"{name} is not supported", "code": 400}}),
-}  # fmt: skip
+        param=name,
+    ),
+    "a value": lambda name: error(
+        f"Unsupported value: '{name}' does not support 0 with this model. Only the default (1) "
+        "value is supported."
+    ),
+    "Azure": lambda name: error(f"Unrecognized request argument supplied: {name}"),
+    "FastAPI": lambda name: (422, {"detail": [{"loc": ["body", name], "msg": "Not permitted"}]}),
+    "Gemini": lambda name: error(f'Unknown name "{name}": Cannot find field.', code=400),
+    "LiteLLM": lambda name: error(f"UnsupportedParamsError: no support for: ['{name}']"),
+    "param alone": lambda name: error("bad request", param=name),
+    "with HTTP 200": lambda name: error(f"{name} is not supported", 200, code=400),
+}
 SENT = {"temperature": 0, "seed": 7, "max_tokens": 9}
 ALL = (*SENT, "max_completion_tokens")
 CASES = [*((kind, ALL) for kind in REFUSALS), ("OpenAI", ("seed",)), ("OpenAI", ("max_tokens",))]
@@ -37,16 +36,13 @@ CASES = [*((kind, ALL) for kind in REFUSALS), ("OpenAI", ("seed",)), ("OpenAI", 
 @pytest.mark.parametrize(("kind", "refused"), CASES)
 def test_what_a_server_refuses_is_left_out_from_the_first_answer_on(kind, refused, caplog):
     with serving() as server:
-        server.refuse = lambda body: next(
-            (REFUSALS[kind](name) for name in refused if name in body), None
-        )
+        named = lambda body: [REFUSALS[kind](name) for name in refused if name in body]
+        server.refuse = lambda body: next(iter(named(body)), None)
         judge = client(server, max_tokens=9, seed=7, concurrency=1)
         name = judge.name
-        with caplog.at_level(logging.WARNING):
-            answers = judge.ask([Query((), str(k)) for k in range(3)])
-        assert texts(answers) == ["echo 0", "echo 1", "echo 2"]
+        assert texts(judge.ask(questions(*range(3)))) == ["echo 0", "echo 1", "echo 2"]
         calls = len(server.requests)
-        assert texts(judge.ask([Query((), "x")])) == ["echo x"]
+        assert texts(judge.ask(questions("x"))) == ["echo x"]
     first, last = server.requests[0][0], server.requests[-1][0]
     assert {name: first[name] for name in SENT} == SENT
     kept = dict(SENT)
@@ -55,7 +51,7 @@ def test_what_a_server_refuses_is_left_out_from_the_first_answer_on(kind, refuse
     kept = {name: value for name, value in kept.items() if name not in refused}
     assert {name: last[name] for name in ALL if name in last} == kept
     assert calls == 3 + len(refused) and len(server.requests) == calls + 1  # found out once
-    (line,) = [record.getMessage() for record in caplog.records]
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert all(name in line for name in refused if name != "max_completion_tokens")
     assert KEY not in line and PASSWORD not in line
     assert judge.name == name  # what a journal was begun for stays the same
@@ -64,10 +60,10 @@ def test_what_a_server_refuses_is_left_out_from_the_first_answer_on(kind, refuse
 def test_calls_side_by_side_find_it_out_together(caplog):
     with serving(together=4) as server:
         server.refuse = lambda body: REFUSALS["OpenAI"]("seed") if "seed" in body else None
-        with caplog.at_level(logging.WARNING):
-            answers = client(server, concurrency=4).ask([Query((), str(k)) for k in range(4)])
+        answers = client(server, concurrency=4).ask(questions(*range(4)))
     assert texts(answers) == [f"echo {k}" for k in range(4)]
-    assert len(server.requests) == 8 and len(caplog.records) == 1
+    warned = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(server.requests) == 8 and len(warned) == 1
 
 
 @pytest.mark.parametrize(
@@ -82,12 +78,11 @@ def test_calls_side_by_side_find_it_out_together(caplog):
 def test_a_request_that_is_wrong_otherwise_is_told_and_not_changed_for_good(message):
     with serving() as server:
         quoted = lambda body: (422, {"detail": [{"msg": "no image", "input": body}]})
-        told = lambda body: (400, {"error": {"message": message}})
-        server.refuse = told if message else quoted
+        server.refuse = (lambda body: error(message)) if message else quoted
         judge = client(server)
-        (answer,) = judge.ask([Query((), "x")])
+        (answer,) = judge.ask(questions("x"))
         assert (message or "no image")[:60] in answer.error
         assert not message or len(server.requests) == 1
         server.refuse = None
-        assert judge.ask([Query((), "x")])[0].text
+        assert judge.ask(questions("x"))[0].text
     assert server.requests[0][0] == server.requests[-1][0]

@@ -6,13 +6,21 @@ import socket
 import ssl
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-from fake_server import HANG, KEY, PASSWORD, Handler, choice, client, picture, serving, texts
+from fake_server import (
+    KEY,
+    PASSWORD,
+    Handler,
+    choice,
+    client,
+    picture,
+    questions,
+    serving,
+    texts,
+)
 
-from judges.mllm import Query
 from judges.openai_client import OpenAIMLLM
 from judges.refusal import told_wait
 from rewards import PairwiseReward, join
@@ -24,58 +32,42 @@ VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_fil
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch):
-    for name in VARIABLES:
+    for name in (*VARIABLES, "openai_base_url"):  # no cloud stands in for an empty URL
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-def refusal(headers, body, status=429):
+@pytest.mark.parametrize(
+    ("headers", "body", "seconds"),
+    [
+        ({"Retry-After": "7200"}, "", 7200),
+        ({"Retry-After": "2"}, "try again in 37s", 2),
+        ({"Retry-After": "Mon, 30 Nov 2026 20:00:30 GMT", "Date": DATE}, "", 30),
+        ({"Retry-After": "Mon Nov 30 20:00:30 2026", "Date": DATE}, "", 30),
+        ({"Retry-After": "Mon, 30 Nov 2026 19:59:30 GMT", "Date": DATE}, "", None),
+        ({"retry-after-ms": "250", "retry-after": "1"}, "", 0.25),
+        ({"retry-after-ms": "-3", "retry-after": "1m30s"}, "", 90),
+        *(({"Retry-After": garbage}, "", None) for garbage in ("", "-1", "nan", "1e999", "5 x")),
+        ({"x-ratelimit-reset-requests": "20ms", "x-ratelimit-reset-tokens": "6m0s"}, "", 360),
+        ({"x-ratelimit-reset-tokens": "6m0s", "x-ratelimit-remaining-tokens": "300"}, "", None),
+        ({"X-RateLimit-Reset": "1796068860000", "Date": DATE}, "", 60),
+        ({"x-ratelimit-reset-tokens": "6m0s"}, "out of order", None),  # no 429
+        ({}, '[{"error": {"details": [{"@type": "RetryInfo", "retryDelay": "37s"}]}}]', 37),
+        ({}, "Please retry in 37.5s.", 37.5),
+        ({}, "try again in 1m26.4s", 86.4),
+        ({}, "Please retry after 60 seconds.", 60),
+        ({}, "Try again in 2 hours and 3 minutes", 7380),
+        ({}, '{"retry_after": 30}', 30),
+        ({}, '{"retryAfterMs": "500"}', 0.5),
+        ({}, "try again later: 3 of 60 seconds are left", None),
+        ({}, "retry in -5s", None),
+    ],
+)
+def test_a_server_says_how_long_to_wait(headers, body, seconds):
     error = Exception()
     error.response = SimpleNamespace(headers=headers, text=body)
-    error.status_code = status
-    return error
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({"Retry-After": "7200"}, 7200),
-        ({"Retry-After": "Mon, 30 Nov 2026 20:00:30 GMT", "Date": DATE}, 30),
-        ({"Retry-After": "Mon Nov 30 20:00:30 2026", "Date": DATE}, 30),
-        ({"Retry-After": "Mon, 30 Nov 2026 19:59:30 GMT", "Date": DATE}, None),
-        ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
-        ({"retry-after-ms": "-3", "retry-after": "1m30s"}, 90),
-        *(({"Retry-After": garbage}, None) for garbage in ("", "-1", "nan", "1e999", "5 x")),
-        ({"x-ratelimit-reset-requests": "20ms", "x-ratelimit-reset-tokens": "6m0s"}, 360),
-        ({"x-ratelimit-reset-tokens": "6m0s", "x-ratelimit-remaining-tokens": "300"}, None),
-        ({"X-RateLimit-Reset": "1796068860000", "Date": DATE}, 60),
-    ],
-)
-def test_headers_say_how_long_to_wait(headers, seconds):
-    assert told_wait(refusal(headers, "")) == (seconds and pytest.approx(seconds))
-
-
-@pytest.mark.parametrize(
-    ("body", "seconds"),
-    [
-        ('[{"error": {"details": [{"@type": "RetryInfo", "retryDelay": "37s"}]}}]', 37),
-        ("Please retry in 37.5s.", 37.5),
-        ("try again in 1m26.4s", 86.4),
-        ("Please retry after 60 seconds.", 60),
-        ("Try again in 2 hours and 3 minutes", 7380),
-        ('{"retry_after": 30}', 30),
-        ('{"retryAfterMs": "500"}', 0.5),
-        ("try again later: 3 of 60 seconds are left", None),
-        ("retry in -5s", None),
-    ],
-)
-def test_bodies_say_how_long_to_wait(body, seconds):
-    assert told_wait(refusal({}, body, 503)) == (seconds and pytest.approx(seconds))
-    assert told_wait(refusal({"Retry-After": "2"}, body, 503)) == 2
-
-
-def questions(count):
-    return [Query((), str(k)) for k in range(count)]
+    error.status_code = 503 if body else 429
+    assert told_wait(error) == (seconds and pytest.approx(seconds))
 
 
 WAIT = [
@@ -89,42 +81,27 @@ WAIT = [
 def test_nobody_calls_before_the_time_told_and_it_is_no_retry(told):
     with serving(told, told) as server:
         judge = client(server, max_retries=0, concurrency=1, clock=time.monotonic)
-        assert texts(judge.ask(questions(3))) == ["echo 0", "echo 1", "echo 2"]
+        assert texts(judge.ask(questions(*range(3)))) == ["echo 0", "echo 1", "echo 2"]
     gaps = [after - before for before, after in zip(server.times, server.times[1:])]
     assert len(server.times) == 5 and min(gaps[:2]) > 0.29
-
-
-def test_fewer_calls_are_in_flight_after_it():
-    told = (429, {}, {"Retry-After": "1"})
-    with ThreadPoolExecutor() as pool, serving(*[told] * 8) as server:  # whose end frees the pool
-        judge = client(server, max_retries=0, concurrency=8, clock=time.monotonic)
-        asked = pool.submit(judge.ask, [Query((), f"hold {k}") for k in range(8)])
-        assert all(server.held.acquire(timeout=HANG) for _ in range(8))
-        server.gate.set()
-        while server.active:
-            time.sleep(0.01)
-        server.gate.clear()
-        assert all(server.held.acquire(timeout=HANG) for _ in range(4))
-        assert not server.held.acquire(timeout=0.3)  # no fifth call until one of the four ends
-        server.gate.set()
-        assert all(answer.text for answer in asked.result(HANG))
+    assert judge._slots.falls == 2  # and fewer at once
 
 
 def test_waits_end_with_patience_and_a_longer_one_ends_all_at_once():
-    with serving(*[(429, {}, {"Retry-After-Ms": "200"})] * 99) as server:
-        judge = client(server, max_retries=0, patience=0.5, clock=time.monotonic)
-        (answer,) = judge.ask(questions(1))
-        assert "longer than is left of the 0.5 s of --patience (RateLimitError" in answer.error
+    with serving(*[(429, {}, {"Retry-After": "1"})] * 99) as server:
+        judge = client(server, max_retries=0, patience=2.7, clock=time.monotonic)
+        (answer,) = judge.ask(questions("x"))
+        assert "longer than is left of the 2.7 s of --patience (RateLimitError" in answer.error
         assert len(server.requests) == 3 and answer.unreachable
     with serving((503, {}, {"Retry-After": "7200"})) as server:
         judge = client(server, concurrency=1)
-        for answer in (*judge.ask(questions(9)), *judge.ask(questions(2))):
+        for answer in (*judge.ask(questions(*range(9))), *judge.ask(questions("x", "y"))):
             assert answer.error.startswith("the server asks for a wait of 7200 s, longer than")
             assert answer.unreachable
         assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("fault", [(429, {}, {"Retry-After": "7200"}), "drop", 400, 500])
+@pytest.mark.parametrize("fault", [(429, {}, {"Retry-After": "7200"}), "drop", 400])
 def test_a_group_is_set_aside_for_what_it_shows_but_not_for_a_judge_that_cannot_be_reached(fault):
     """Of two groups a step one was judged before: training must not go on with the other alone."""
     first, group = choice("<answer>Image 1 is better</answer>"), [picture("red"), picture("blue")]
@@ -132,7 +109,7 @@ def test_a_group_is_set_aside_for_what_it_shows_but_not_for_a_judge_that_cannot_
         reward = PairwiseReward(client(server, max_retries=0), template="Which? {prompt}")
         rewards = join([reward([prompt], [group]) for prompt in "ab"])
     assert (rewards.counts["failed"], rewards.counts["groups_lost"]) == (2, 1)
-    if isinstance(fault, int):
+    if fault == 400:
         return check_lost("judge", rewards, 0.05)
     with pytest.raises(JudgeError, match="2 of 4 judgements lost") as error:
         check_lost("judge", rewards, 0.05)
@@ -154,17 +131,11 @@ def tls(tmp_path_factory):
     return context
 
 
-def closed() -> str:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{unused.getsockname()[1]}"
-
-
-def told(url, calls, **settings) -> str:
+def told(url, calls) -> str:
     """The error of a question; calls: how often it may be asked of the server."""
-    judge = OpenAIMLLM(url, "judge", api_key=KEY, max_retries=2, backoff=0.0, **settings)
-    (answer,) = judge.ask(questions(1))
-    assert judge.calls == calls and "\n" not in answer.error
+    judge = OpenAIMLLM(url, "judge", api_key=KEY, max_retries=2, backoff=0.0)
+    (answer,) = judge.ask(questions("x"))
+    assert judge.calls == calls and "\n" not in answer.error and PASSWORD not in answer.error
     with pytest.raises(ValueError, match="lists no model, name one: ") as error:
         OpenAIMLLM(url, api_key=KEY)
     listed = str(error.value).partition("name one: ")[2]
@@ -201,16 +172,14 @@ def test_a_host_that_is_not_known_is_final_unless_the_resolver_is_down(
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_proxy_is_named_without_its_password(scheme, monkeypatch):
-    address = closed()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
     monkeypatch.setenv("all_proxy", f"http://user:{PASSWORD}@{address}")
-    error = told(f"{scheme}://judge.invalid/v1", 3)
-    assert error.startswith(
-        f"nothing listens at {address} (connection refused). (through the proxy {address};"
-    )
-    assert PASSWORD not in error
-    reply = lambda self: self.reply(407, b"")
+    said = f"nothing listens at {address} (connection refused). (through the proxy {address};"
+    assert told(f"{scheme}://judge.invalid/v1", 3).startswith(said)
     for method in ("do_GET", "do_POST", "do_CONNECT"):
-        monkeypatch.setattr(Handler, method, reply, raising=False)
+        monkeypatch.setattr(Handler, method, lambda self: self.reply(407, b""), raising=False)
     with serving() as server:
         monkeypatch.setenv("all_proxy", server.url.removesuffix("/v1"))
         error = told(f"{scheme}://judge.invalid/v1", 1)
@@ -218,53 +187,40 @@ def test_a_proxy_is_named_without_its_password(scheme, monkeypatch):
 
 
 def test_a_reply_that_is_not_compressed_as_it_says_is_told(monkeypatch):
-    reply = lambda self: self.reply(200, choice("x"), Content_Encoding="gzip")
+    body = choice("x")
+    reply = lambda self: self.reply(200, body, Content_Encoding="gzip")
     monkeypatch.setattr(Handler, "do_GET", reply)
     monkeypatch.setattr(Handler, "do_POST", reply)
     with serving() as server:
         assert told(server.url, 3).startswith("the reply is not compressed as its Content-Encoding")
-    body = gzip.compress(json.dumps(choice("packed")).encode())
-    reply = lambda self: self.reply(200, body, Content_Encoding="gzip")
-    monkeypatch.setattr(Handler, "do_POST", reply)
-    with serving() as server:
-        assert texts(client(server).ask(questions(1))) == ["packed"]
+        body = gzip.compress(json.dumps(choice("packed")).encode())
+        assert texts(client(server).ask(questions("x"))) == ["packed"]
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("variable", "value", "said"),
     [
-        ("", "must begin with http"),
-        (f"user:{PASSWORD}@host/v1", "must begin with http"),
-        ("ftp://h/v1", "must begin with http"),
-        ("http://:80/v1", "must begin with http"),
-        (f"http://user:{PASSWORD}/x@host/v1", "its port is a number"),
-        ("http://127.0.0.1:99999/v1", "its port is a number"),
-        ("http://[::1/v1", "cannot be read"),
-        ("http://a host/v1", "it holds no spaces"),
-        ("http://999.1.1.1/v1", "no judge can be asked: Invalid IPv4"),
-        ("http://127.0.0.1:1/v1/chat/completions", "must end before /chat/completions"),
-    ],
-)
-def test_an_address_that_cannot_be_is_told_at_the_start_and_not_quoted(url, said, monkeypatch):
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)  # and no cloud stands in for it
-    with pytest.raises(ValueError, match=said) as error:
-        OpenAIMLLM(url, "judge")
-    assert PASSWORD not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
+        ("base_url", "", "must begin with http"),
+        ("base_url", f"user:{PASSWORD}@host/v1", "must begin with http"),
+        ("base_url", "ftp://h/v1", "must begin with http"),
+        ("base_url", "http://:80/v1", "must begin with http"),
+        ("base_url", f"http://user:{PASSWORD}/x@host/v1", "its port is a number"),
+        ("base_url", "http://127.0.0.1:99999/v1", "its port is a number"),
+        ("base_url", "http://[::1/v1", "cannot be read"),
+        ("base_url", "http://a host/v1", "it holds no spaces"),
+        ("base_url", "http://999.1.1.1/v1", "no judge can be asked: Invalid IPv4"),
+        ("base_url", "http://127.0.0.1:1/v1/chat/completions", "must end before /chat/completions"),
         ("all_proxy", "socks5://127.0.0.1:1", "socksio.* .the environment sets ALL_PROXY"),
-        ("HTTP_PROXY", f"http://u:{PASSWORD}@127.0.0.1:99999", "the proxy 127.0.0.1:99999, which"),
+        ("HTTP_PROXY", f"http://u:{PASSWORD}@127.0.0.1:99999", "proxy 127.0.0.1:99999 .HTTP_PROXY"),
         ("SSL_CERT_FILE", "/no/such/file", "sets SSL_CERT_FILE"),
         ("OPENAI_API_KEY", "sk-k\N{LATIN SMALL LETTER E WITH ACUTE}y", "OPENAI_API_KEY holds"),
     ],
 )
-def test_an_environment_with_which_none_can_be_asked_is_told_at_the_start(
-    name, value, said, monkeypatch
+def test_what_cannot_be_asked_is_told_at_the_start_and_not_quoted(
+    variable, value, said, monkeypatch
 ):
-    monkeypatch.setenv(name, value)
+    url = value if variable == "base_url" else "http://127.0.0.1:9/v1"
+    monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=said) as error:
-        OpenAIMLLM("http://127.0.0.1:9/v1", "judge")
+        OpenAIMLLM(url, "judge")
     assert PASSWORD not in str(error.value) and "\n" not in str(error.value)

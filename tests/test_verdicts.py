@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from fakes import FakeMLLM
+from fakes import in_turn
 
 from judges.answers import Verdict, ask, parse_ratings, parse_verdict
 from judges.mllm import Answer, Query, cut_off
@@ -40,36 +40,29 @@ def test_long_hostile_reasoning_hides_no_verdict(unit):
     assert parse_verdict("<answer>" + noise + " not</answer>") is UNPARSABLE
 
 
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [
-        (GOOD.lower() + "\nthat is all", 11.75 / 3),
-        (GOOD.replace(": ", ": **"), 11.75 / 3),
-        ("Style Score (1-5): 1\n" + GOOD, 11.75 / 3),  # the last counts
-        (GOOD.replace("4.25", "9"), None),
-        (GOOD.replace("4.25", "0"), None),
-        (GOOD.replace("4.25", "X"), None),
-        (GOOD.replace("Style", "Taste"), None),
-        (f"<think>{GOOD}</think>", None),
-        ("", None),
-        ("Style Score: " * 10_000, None),
-    ],
-)
-def test_parse_ratings(text, score):
-    assert parse_ratings(text) == (None if score is None else pytest.approx(score))
+MEAN, CUT = 11.75 / 3, cut_off(9)
 
 
 @pytest.mark.parametrize(
-    ("text", "score"),
+    ("text", "unfinished", "score"),
     [
-        (GOOD, None),
-        (f"</think>{GOOD}", None),  # 4 of 4.5?
-        (f"</think>{GOOD}\nSo", 11.75 / 3),
-        (f"{GOOD}\n</think>\nAlignment Score", None),
+        (GOOD.lower() + "\nthat is all", None, MEAN),
+        (GOOD.replace(": ", ": **"), None, MEAN),
+        ("Style Score (1-5): 1\n" + GOOD, None, MEAN),  # the last counts
+        (GOOD.replace("4.25", "9"), None, None),
+        (GOOD.replace("4.25", "0"), None, None),
+        (GOOD.replace("4.25", "X"), None, None),
+        (GOOD.replace("Style", "Taste"), None, None),
+        (f"<think>{GOOD}</think>", None, None),
+        ("Style Score: " * 10_000, None, None),
+        (GOOD, CUT, None),
+        (f"</think>{GOOD}", CUT, None),  # 4 of 4.5?
+        (f"</think>{GOOD}\nSo", CUT, MEAN),
+        (f"{GOOD}\n</think>\nAlignment Score", CUT, None),
     ],
 )
-def test_ratings_of_an_unfinished_answer_stand_in_whole_lines_after_the_thinking(text, score):
-    assert parse_ratings(text, "cut off") == (None if score is None else pytest.approx(score))
+def test_parse_ratings(text, unfinished, score):
+    assert parse_ratings(text, unfinished) == (score and pytest.approx(score))
 
 
 def test_our_templates_ask_for_what_our_parsers_read():
@@ -90,12 +83,6 @@ def test_a_question_is_no_answer_and_hides_none():
     assert parse_ratings(POINTWISE_TEMPLATE.replace("{prompt}", "a dog")) is None
 
 
-def says(*answers) -> FakeMLLM:
-    given = iter(answers)
-    return FakeMLLM(lambda _: next(given))
-
-
-CUT = cut_off(9)
 NOTHING = f"empty answer: {CUT}"
 
 
@@ -104,7 +91,7 @@ NOTHING = f"empty answer: {CUT}"
     [Answer("I draft: " + ONE, unfinished=CUT), Answer(error=NOTHING, unfinished=NOTHING)],
 )
 def test_a_cut_off_answer_names_the_flag_and_is_not_asked_for_in_the_same_words(answer):
-    mllm = says(answer, answer)
+    mllm = in_turn(answer, answer)
     ((_, last),) = ask(mllm, [Query((), "?")])
     assert last.verdict is UNPARSABLE and last.points is None
     assert "--judge_tokens" in last.error and "--max_tokens" in last.error and "9" in last.error
@@ -115,5 +102,5 @@ def test_a_cut_off_answer_names_the_flag_and_is_not_asked_for_in_the_same_words(
 def test_who_repeats_the_question_has_not_answered_it(template):
     """Also a question of one's own, whose example reads as an answer."""
     asked = template.replace("{prompt}", "a dog")
-    (said,) = ask(says(Answer("echo " + asked), Answer(asked + "\n\n" + TWO)), [Query((), asked)])
+    (said,) = ask(in_turn("echo " + asked, asked + "\n\n" + TWO), [Query((), asked)])
     assert [one.verdict for one in said] == [UNPARSABLE, SECOND]
