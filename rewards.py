@@ -289,5 +289,5 @@ class PointwiseReward:
         ]
         values = torch.where(lost, mean, values)
         rewards = rewards_of(values, compared, lost.all(1).tolist(), counts)
-        silent = f"no score from {self.name}" if lost.any() else None
-        return rewards._replace(error=rewards.error or silent)
+        error = rewards.error or f"no score from {self.name}"
+        return rewards._replace(error=error if lost.any() else None)

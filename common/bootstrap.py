@@ -9,9 +9,9 @@ so what is drawn again is whole prompts.
 import numpy as np
 
 
-def resample(count: int, replicates: int = 2000, seed: int = 0) -> np.ndarray:
-    """How often each of `count` prompts is drawn in each replicate: (replicates, count)."""
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), replicates)
+def resample(count: int) -> np.ndarray:
+    """How often each of `count` prompts is drawn in each of 2,000 replicates: (2000, count)."""
+    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), 2000)
 
 
 def interval(values) -> tuple[float, float] | None:

@@ -10,7 +10,7 @@ def test_each_replicate_draws_as_many_prompts_as_there_are():
     draws = resample(7)
     assert draws.shape == (2000, 7) and (draws.sum(1) == 7).all() and draws.min() == 0
     assert draws.mean(0) == pytest.approx(np.ones(7), abs=0.1)  # no prompt is preferred
-    assert (resample(7) == draws).all() and (resample(7, seed=1) != draws).any()
+    assert (resample(7) == draws).all() and draws.std(0).min() > 0
 
 
 def test_prompts_that_are_alike_give_no_interval():

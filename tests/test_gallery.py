@@ -9,7 +9,7 @@ import pytest
 import torch
 from browser import needs_browser, seen
 from PIL import Image
-from real_runs import stepped, whole_run
+from real_runs import ALONE, stepped, whole_run
 
 import train
 from figures import gallery
@@ -19,6 +19,7 @@ from rewards import PairwiseReward, PointwiseReward, Rewards
 from training.config import Config
 from training.data import make_batch
 from training.judging import JudgeError
+from training.session import ends_well, start_run
 
 HOSTILE = "</script><script>document.title='owned'</script><!-- \" ' & <b>bold</b> @@DATA@@"
 PROMPTS = ["up", "down"]
@@ -123,32 +124,26 @@ MIXTURE = replace(CFG, reward="pairwise:0.4,redness:0.6")
 
 @pytest.fixture(scope="module")
 def a_run(tmp_path_factory):
-    """A run, and the rewards and advantages of each of its steps."""
-    learned, normalize = [], train.normalize
-
-    def noted(scored, *settings):
-        advantages, frac_floor = normalize(scored, *settings)
-        learned.append(({name: r.values for name, r in scored.items()}, advantages))
-        return advantages, frac_floor
-
-    out = tmp_path_factory.mktemp("run") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "normalize", noted)
-        whole_run(replace(MIXTURE, out=str(out)))
-    return out, learned
+    """The folder of a run, and its steps as they are handed to what observes them."""
+    out, steps = tmp_path_factory.mktemp("run") / "run", []
+    run = start_run(replace(MIXTURE, out=str(out)), ALONE)
+    run.observers.append(steps.append)
+    with ends_well(run):
+        train.train(run.cfg, run)
+        run.finish()
+    return out, steps
 
 
 def test_a_run_keeps_what_it_learned_from_at_its_first_step_and_where_it_evaluates(a_run):
-    out, learned = a_run
-    files = gallery.steps_in(out)
+    files = gallery.steps_in(a_run[0])
     assert [file.name for file in files] == [f"step_00000{n}.json" for n in (1, 2, 3)]
-    for step, (file, (scored, advantages)) in enumerate(zip(files, learned, strict=True), 1):
+    for file, step in zip(files, a_run[1], strict=True):
         groups = json.loads(file.read_text())["groups"]
-        assert [group["prompt"] for group in groups] == make_batch(CFG, None, step).prompts
+        assert [group["prompt"] for group in groups] == make_batch(CFG, None, step.step).prompts
         for p, group in enumerate(groups):
-            assert group["advantages"] == pytest.approx(advantages[p].tolist(), abs=1e-4)
+            assert group["advantages"] == pytest.approx(step.advantages[p].tolist(), abs=1e-4)
             for name, key in (("win rate", "pairwise"), ("redness", "redness")):
-                wanted = pytest.approx(scored[key][p].tolist(), abs=1e-4)
+                wanted = pytest.approx(step.rewards[key].values[p].tolist(), abs=1e-4)
                 assert group["rewards"][name] == wanted
             assert len(group["said"]) == 12  # of the pairs alone: a scorer says nothing
             assert all("Image 1 shows" in said["words"] for said in group["said"])

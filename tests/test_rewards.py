@@ -17,6 +17,7 @@ from training.judging import JudgeError, check_lost
 
 ONE, TWO = "<answer>Image 1 is better</answer>", "<answer>Image 2 is better</answer>"
 EQUAL = "<answer>Both are equal</answer>"
+SOFT, ONCE = {"soft": True}, {"both_orders": False}
 FAILURE, AWAY = Answer(error="HTTP 500"), Answer(error="dead", unreachable=True)
 
 
@@ -51,17 +52,8 @@ def higher(first, second):
     return ONE if first > second else TWO if second > first else EQUAL
 
 
-def lost(count, failure):
-    """`higher`, of which the first `count` answers are lost."""
-    left = iter(range(count))
-    return lambda *images: higher(*images) if next(left, None) is None else failure
-
-
-def compared(says, images=(1, 2, 3), **settings):
-    """Win rates of one group, the other parts of its reward, and the judge."""
-    judge = Judge(says)
-    rewards = PairwiseReward(judge, **settings)(["p"], [list(images)])
-    return rewards.values[0].tolist(), rewards.counts, rewards.error, judge
+def first_or_tie(first, second):
+    return ONE if first > second else EQUAL
 
 
 def picked(counts, names: str) -> list[int]:
@@ -123,74 +115,59 @@ def test_a_known_ranking_gives_known_win_rates_and_comparisons_never_cross_promp
         assert query.text == PAIRWISE_TEMPLATE.replace("{prompt}", prompt)
 
 
-@pytest.mark.parametrize("opponents", [None, 3])
-@pytest.mark.parametrize("answer", [ONE, TWO])
-def test_a_judge_that_always_says_the_same_gives_all_half_and_teaches_nothing(answer, opponents):
-    rates, counts, *_ = compared(lambda *_: answer, range(8), opponents=opponents)
-    assert rates == [0.5] * 8
-    assert group_advantages(torch.tensor([rates])).tolist() == [[0.0] * 8]
-    assert picked(counts, "agree ties") == [0, counts["pairs"]]
-    said = "first second" if answer == ONE else "second first"
-    assert picked(counts, said) == [counts["comparisons"], 0]
+def lost(count, failure):
+    """`higher`, of which the first `count` answers are lost."""
+    left = iter(range(count))
+    return lambda *images: higher(*images) if next(left, None) is None else failure
 
 
-def test_a_win_in_one_order_and_a_tie_in_the_other_is_worth_three_quarters():
-    rates, counts, *_ = compared(lambda first, second: ONE if first > second else EQUAL)
-    assert rates == [0.25, 0.5, 0.75]
-    assert picked(counts, "pairs ties agree first second") == [3, 0, 0, 3, 0]
+def contrary(first, second):
+    """Loses one order of one pair, and both of another: of image 3 nothing is known."""
+    if (first, second) == (3, 1):
+        return FAILURE
+    return "no idea" if {first, second} == {2, 3} else higher(first, second)
 
 
-@pytest.mark.parametrize("both_orders", [True, False])
-def test_what_failed_is_asked_for_once_more_word_for_word(both_orders):
-    rates, counts, error, judge = compared(lost(2, FAILURE), both_orders=both_orders)
-    assert rates == [0, 0.5, 1]
-    assert judge.batches[1] == judge.batches[0][:2] and len(judge.batches) == 2
-    wanted = 6 if both_orders else 3
-    assert picked(counts, "wanted comparisons failed") == [wanted, wanted + 2, 0] and not error
+ODDS = {(1, 2): 0.4, (2, 1): 0.8, (1, 3): 0.1, (3, 1): 0.9, (2, 3): None, (3, 2): 0.9}
+COUNTS = "wanted comparisons failed unparsable pairs ties agree first second"
 
 
-def test_an_answer_without_a_verdict_is_asked_for_once_more_with_a_reminder():
-    rates, counts, _, judge = compared(lost(1, "hm"), (1, 2))
-    assert rates == [0, 1] and counts["unparsable"] == 0
-    (again,), first = judge.batches[1], judge.batches[0][0]
-    assert again == first._replace(text=first.text + VERDICT_REMINDER)
-    # It spells out no form: a template of one's own has another.
-    assert "<" not in VERDICT_REMINDER and "{" not in VERDICT_REMINDER
-
-
-def test_what_is_lost_twice_is_left_out_and_one_lost_order_loses_the_pair():
-    def says(first, second):
-        if (first, second) == (3, 1):
-            return FAILURE
-        return "no idea" if {first, second} == {2, 3} else higher(first, second)
-
-    rates, counts, error, judge = compared(says)
-    assert rates == [0, 1, 0.5]  # of image 3 nothing is known
-    assert picked(counts, "failed unparsable wanted comparisons") == [1, 2, 6, 9]
-    assert len(judge.batches) == 2  # never a third time
-    assert picked(counts, "pairs ties agree") == [1, 0, 1]
-    assert picked(counts, "first second") == [1, 2]  # of answers: (1, 3) had one
-    assert error == "no verdict in an answer that ends with 'no idea'"
+@pytest.mark.parametrize(
+    ("says", "settings", "rates", "counts", "again", "reminded"),
+    [  # wanted, asked, failed, unparsable; pairs, ties, agree; first, second
+        (lambda *_: ONE, {}, (0.5, 0.5, 0.5), (6, 6, 0, 0, 3, 3, 0, 6, 0), [], 0),
+        (lambda *_: TWO, {}, (0.5, 0.5, 0.5), (6, 6, 0, 0, 3, 3, 0, 0, 6), [], 0),
+        (dict.fromkeys(ODDS, 0.75), SOFT, (0.5, 0.5, 0.5), (6, 6, 0, 0, 3, 3, 0, 6, 0), [], 0),
+        (dict.fromkeys(ODDS, 0.5), SOFT, (0.5, 0.5, 0.5), (6, 6, 0, 0, 3, 3, 3, 0, 0), [], 0),
+        (ODDS, SOFT, (0.2, 0.7, 0.9), (6, 7, 1, 0, 2, 0, 2, 3, 2), [(2, 3)], 0),
+        (first_or_tie, {}, (0.25, 0.5, 0.75), (6, 6, 0, 0, 3, 0, 0, 3, 0), [], 0),
+        (lost(2, FAILURE), {}, (0, 0.5, 1), (6, 8, 0, 0, 3, 0, 3, 3, 3), [(1, 2), (2, 1)], 0),
+        (lost(1, FAILURE), ONCE, (0, 0.5, 1), (3, 4, 0, 0, 3, 0, 0, 0, 3), [(1, 2)], 0),
+        (lost(1, "hm"), {}, (0, 0.5, 1), (6, 7, 0, 0, 3, 0, 3, 3, 3), [(1, 2)], 1),
+        (contrary, {}, (0, 1, 0.5), (6, 9, 1, 2, 1, 0, 1, 1, 2), [(3, 1), (2, 3), (3, 2)], 2),
+    ],
+)
+def test_what_a_judge_says_gives_known_rates(says, settings, rates, counts, again, reminded):
+    """again: what is asked once more, and never a third time; reminded: how many of these with a
+    reminder of the form, since their answer had no verdict; the others word for word."""
+    judge = Judge(says)
+    rewards = PairwiseReward(judge, **settings)(["p"], [[1, 2, 3]])
+    assert rewards.values[0].tolist() == pytest.approx(rates)
+    assert picked(rewards.counts, COUNTS) == list(counts)
+    first, *others = judge.batches
+    assert [query.images for batch in others for query in batch] == again and len(others) < 2
+    texts = {first[0].text: len(again) - reminded, first[0].text + VERDICT_REMINDER: reminded}
+    assert Counter(query.text for batch in others for query in batch) == Counter(texts)
+    assert (rewards.error is None) == (counts[2] + counts[3] == 0)
 
 
 def test_a_template_of_ones_own():
     judge = Judge(higher)
     PairwiseReward(judge, template="Look at '{prompt}' {x} \\1, {prompt}")(["a {y}"], [[1, 2]])
     assert {query.text for query in judge.batches[0]} == {"Look at 'a {y}' {x} \\1, a {y}"}
+    assert "<" not in VERDICT_REMINDER and "{" not in VERDICT_REMINDER  # it has another form
     with pytest.raises(ValueError, match="lacks {prompt}"):
         PairwiseReward(judge, template="no place")
-
-
-def test_soft_points():
-    odds = {(1, 2): 0.4, (2, 1): 0.8, (1, 3): 0.1, (3, 1): 0.9, (2, 3): None, (3, 2): 0.9}
-    rates, counts, error, judge = compared(odds, soft=True)
-    assert rates == pytest.approx([(0.3 + 0.1) / 2, 0.7, 0.9])
-    assert picked(counts, "failed pairs agree") == [1, 2, 2] and error == "no probability"
-    assert [query.images for query in judge.batches[1]] == [(2, 3)]
-    for odd, counted in ((0.75, [6, 0, 12, 0]), (0.5, [6, 6, 0, 0])):  # one place; even odds
-        odds = dict.fromkeys(itertools.permutations(range(4), 2), odd)
-        rates, counts, *_ = compared(odds, range(4), soft=True)
-        assert rates == [0.5] * 4 and picked(counts, "ties agree first second") == counted
 
 
 @pytest.mark.parametrize("reward", [PairwiseReward(Judge(higher)), PointwiseReward(Scores())])
@@ -219,7 +196,7 @@ def test_a_lost_score_is_its_groups_mean(broken):
     assert group_advantages(values)[:, 2].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("settings", [{}, {"opponents": 2}, {"both_orders": False}, None])
+@pytest.mark.parametrize("settings", [{}, {"opponents": 2}, ONCE, None])
 def test_a_batch_judged_in_parts_is_the_batch(settings):
     judged = settings is not None
     reward = PairwiseReward(Judge(higher), **settings) if judged else PointwiseReward(Scores())
