@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from classroom import served, url_of
 from conftest import ROOT
 from fake_server import HANG
 from fakes import FakeMLLM
@@ -25,6 +24,7 @@ from judges.mllm import Answer, cut_off
 from shapes import prompts as shapes_prompts
 from shapes import verifier
 from shapes.render import Scene, render
+from shapes.server import served
 from training import heldout
 from unigenbench.asking import judge_images
 from unigenbench.construct import PLACES, alike
@@ -113,7 +113,7 @@ def test_the_same_judge_goes_on_elsewhere_and_with_longer_answers(drawn):
     line = f"{JUDGE} --out r.csv --judge openai --concurrency 3"
     with served() as server:
         for _ in range(2):
-            assert run(f"{line} --base_url {url_of(server)} --max_tokens 9") == 0
+            assert run(f"{line} --base_url {server.url} --max_tokens 9") == 0
             assert server.calls == 12 + 2  # and whether it sees
     assert scores_of("here.csv") == scores_of("r.csv")
     journal = Path("r.journal.jsonl")
@@ -124,12 +124,12 @@ def test_the_same_judge_goes_on_elsewhere_and_with_longer_answers(drawn):
     old = "".join(json.dumps(x) + "\n" for x in [{"judge": name}, *lines[:10]])
     journal.write_text(old)
     with served() as server:
-        assert run(f"{line} --base_url {url_of(server)} --max_tokens 4096") == 0
+        assert run(f"{line} --base_url {server.url} --max_tokens 4096") == 0
         assert server.calls == 3
         for other in (name.replace("shapes", "M"), name.replace("seed 0", "seed 1")):
             journal.write_text(old.replace(name, other))
             with pytest.raises(ValueError, match="was begun for .*; choose another --out"):
-                run(f"{line} --base_url {url_of(server)}")
+                run(f"{line} --base_url {server.url}")
 
 
 def test_a_judge_that_judged_nothing_says_why_and_one_that_is_blind_is_refused(
@@ -288,7 +288,7 @@ def test_ctrl_c_waits_for_no_call_and_loses_no_answer(drawn):
     header = {"judge": "shapes at http://x/v1 (temperature 0.0, seed 0)"}
     (lines := Path("r.journal.jsonl")).write_text(json.dumps(header) + "\n")
     with served(hang=1.0, hang_seconds=HANG) as server:
-        line = f"{JUDGE} --out r.csv --judge openai --base_url {url_of(server)}"
+        line = f"{JUDGE} --out r.csv --judge openai --base_url {server.url}"
         command = [sys.executable, str(ROOT / "bench.py"), *line.split()]
         run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         while server.calls < 12:

@@ -5,13 +5,12 @@ import re
 from collections import Counter
 
 import pytest
-from classroom import served, url_of
 from fakes import FakeMLLM
 
 import bench
 from judges.answers import parse_scores
 from judges.mllm import Answer
-from shapes.server import ClassroomMLLM
+from shapes.server import ClassroomMLLM, served
 from unigenbench import construct as C
 from unigenbench.testpoints import DIMENSIONS, SUBS, Prompt, load_prompts
 
@@ -154,7 +153,7 @@ def test_the_server_of_shapes_writes_and_checks_over_the_network(tmp_path):
     """The command and the real client; started again it asks for nothing."""
     out = tmp_path / "p.csv"
     with served(ClassroomMLLM()) as server:
-        line = f"construct --judge openai --base_url {url_of(server)} --count 20 --out {out}"
+        line = f"construct --judge openai --base_url {server.url} --count 20 --out {out}"
         assert bench.run(line.split()) == 0
         prompts, calls = load_prompts(out), server.calls
         assert bench.run(line.split()) == 0
