@@ -51,7 +51,7 @@ def run(line):
     return bench.run(line.split())
 
 
-def scores_of(path):
+def read_scores(path):
     return [r.scores for r in read_results(path)]
 
 
@@ -114,7 +114,7 @@ def test_the_same_judge_goes_on_elsewhere_and_with_longer_answers(drawn):
         for _ in range(2):
             assert run(f"{line} --base_url {server.url} --max_tokens 9") == 0
             assert server.calls == 12 + 2  # and whether it sees
-    assert scores_of("here.csv") == scores_of("r.csv")
+    assert read_scores("here.csv") == read_scores("r.csv")
     journal = Path("r.journal.jsonl")
     first, *lines = map(json.loads, journal.read_text().splitlines())
     name = "shapes at http://judge:1/v1 (temperature 0.0, seed 0, max_tokens 9)"

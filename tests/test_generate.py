@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from shapes import pretrain
 from unigenbench.asking import judge_images
 from unigenbench.generate import FIRST_SEED, generate
 from unigenbench.images import prompt_of
+from unigenbench.lora import load_lora
 from unigenbench.testpoints import Prompt, write_prompts
 
 PROMPTS = [
@@ -234,6 +236,17 @@ def test_a_lora_that_does_not_fit_is_one_sentence(tmp_path, model, lora, form, c
         generate(PROMPTS[:1], tmp_path / "x", model, lora=str(folder), steps=2)
     assert "\n" not in str(told.value) and str(folder) in str(told.value)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_lora_that_diffusers_puts_on_no_layer_of_a_unet_is_refused(lora):
+    """Whose weights it names in more ways than we know, and so are not looked at one by one."""
+    pipe = MagicMock(transformer=None)
+    pipe.lora_state_dict.return_value = {"lora_unet_conv_in.lora_down.weight": torch.zeros(1)}
+    pipe.get_list_adapters.return_value = {"unet": []}
+    with pytest.raises(ValueError, match="nothing in .* is for the SDXL"):
+        load_lora(pipe, str(lora[1]), "the SDXL")
+    pipe.get_list_adapters.return_value = {"unet": ["default"]}
+    load_lora(pipe, str(lora[1]), "the SDXL")
 
 
 @pytest.mark.parametrize(

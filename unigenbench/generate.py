@@ -126,7 +126,7 @@ def make_draw(pipe, own, steps: int, guidance: float, size: int | None) -> tuple
     return draw_own, {"size": own.size, "shift": shift}
 
 
-def settings_of(pipe, **given) -> dict:
+def sampling_settings(pipe, **given) -> dict:
     """settings.json: all but the prompt that decides an image's bytes, and the names given."""
     import diffusers
     import torch
@@ -172,7 +172,7 @@ def generate(
     pipe, own = load_pipeline(model, lora, size, guidance)
     draw, found = make_draw(pipe, own, steps, guidance, size)
     given = dict(model=model, lora=lora, steps=steps, guidance=guidance)
-    keep_settings(out, settings_of(pipe, **given, **found))
+    keep_settings(out, sampling_settings(pipe, **given, **found))
     for prompt in tqdm(prompts[rank::ranks], desc="generate", disable=rank > 0):
         paths = [out / image_name(prompt.index, i) for i in range(IMAGES)]
         missing = [i for i, path in enumerate(paths) if not opens(path, prompt.text)]
