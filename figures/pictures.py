@@ -188,9 +188,9 @@ def new_figure(*args, layout="constrained", **kwargs):
     return figure
 
 
-def subplots(figure, *shape):
-    """What figure.subplots(*shape) gives, without top and right sides."""
-    axes = figure.subplots(*shape)
+def subplots(figure, *shape, **how):
+    """What figure.subplots(*shape, **how) gives, without top and right sides."""
+    axes = figure.subplots(*shape, **how)
     for one in np.ravel(axes):
         one.spines[["top", "right"]].set_visible(False)
     return axes

@@ -30,10 +30,6 @@ def shapes_in(folder):
     return {key: value.shape for key, value in load_file(file).items()}
 
 
-def shapes_of(model):
-    return {key: value.shape for key, value in model.named_parameters()}
-
-
 # ----------------------------------------------------------------------------- data
 
 
@@ -58,16 +54,6 @@ def test_web_like_data_is_wrong_and_pale_as_often_as_it_says():
 
 
 # ----------------------------------------------------------------------------- the tiny FLUX
-
-
-def test_a_new_model_has_the_parameters_of_the_shipped_one_and_depends_on_its_seed():
-    pipe, again, other = (pretrain.build(seed) for seed in (1, 1, 2))
-    for name in ("text_encoder", "text_encoder_2", "vae", "transformer"):
-        parts = [list(getattr(each, name).parameters()) for each in (pipe, again, other)]
-        assert shapes_of(getattr(pipe, name)) == shapes_in(pretrain.SHIPPED / name)
-        assert all(map(torch.equal, parts[0], parts[1]))
-        assert not all(map(torch.equal, parts[0], parts[2]))
-    assert (pipe.vae.config.scaling_factor, pipe.vae.config.shift_factor) == (1, 0)
 
 
 def test_a_stage_that_was_stopped_goes_on_as_if_it_was_not(tmp_path):
@@ -100,7 +86,8 @@ def test_all_stages_run_and_give_what_the_loader_takes(tmp_path, capsys):
     assert "after web-like data: held-out accuracy" in capsys.readouterr().out
     pipe = base.load(str(tmp_path / "tiny")).pipe
     assert isinstance(pipe, FluxPipeline) and pipe.vae.config.scaling_factor != 1
-    assert (tmp_path / "work" / "decoder.pt").exists()
+    for part in ("text_encoder", "text_encoder_2", "vae", "transformer"):
+        assert shapes_in(tmp_path / "tiny" / part) == shapes_in(pretrain.SHIPPED / part)
 
 
 # ----------------------------------------------------------------------------- the learned scorer
@@ -113,7 +100,6 @@ def pairs():
 
 def test_without_hard_captions_the_loss_is_clips_own():
     model, processor = pretrain_clip.build(seed=1)
-    assert shapes_of(model) == shapes_in(CLIP)
     texts = ["a large red circle", "two green squares", "a small blue triangle"]
     ids = processor.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
     pixels = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
@@ -127,23 +113,6 @@ def test_without_hard_captions_the_loss_is_clips_own():
     twice = torch.tensor([0, 0])
     alone = pretrain_clip.contrastive_loss(model, pixels[twice], ids[twice], none[twice])
     assert alone.item() == pytest.approx(0, abs=1e-6)
-
-
-def test_batches_are_neighbors():
-    texts = 8 * [p.text for pool in all_prompts("train").values() for p in pool]
-    orders = pretrain_clip.neighbors(texts)
-    assert [texts[i] for i in orders[0]] == sorted(texts, key=str.split)
-    assert all(sorted(order) == list(range(len(texts))) for order in orders)
-    rows = pretrain_clip.draw_batch(orders, np.random.default_rng(0))
-    assert len(rows) == pretrain_clip.RUNS * pretrain_clip.RUN
-
-    def shared(group):  # words that two captions side by side have in common
-        words = [{*texts[i].split()} for i in group]
-        return np.mean([len(a & b) for a, b in zip(words, words[1:])])
-
-    drawn = np.random.default_rng(1).permutation(len(texts))[: len(rows)]
-    runs = rows.reshape(pretrain_clip.RUNS, -1)
-    assert np.mean(list(map(shared, runs))) > 1.25 * shared(drawn)
 
 
 def test_pairs_have_one_answer(pairs):
@@ -162,5 +131,5 @@ def test_the_shipped_scorer_is_good_and_fallible(pairs):
 def test_training_writes_what_the_scorer_loads(tmp_path, capsys):
     out = tmp_path / "clip"
     pretrain_clip.main(["--pictures=40", "--steps=1", "--pairs=10", f"--out={out}"])
-    assert CLIPScorer(str(out)).model.logit_scale.exp() <= 100
+    assert CLIPScorer(str(out)).model.logit_scale.exp() <= 100 and shapes_in(out) == shapes_in(CLIP)
     assert capsys.readouterr().out.count("one-attribute pairs") == 2

@@ -3,7 +3,6 @@ returns."""
 
 import http.client
 import itertools
-import json
 import sys
 import threading
 from collections import Counter
@@ -299,27 +298,16 @@ def test_ten_percent_is_not_ten(shares):
         Faults(**shares)
 
 
-SHOWN = b'{"messages": [{"content": [{"type": "x", "image_url": {"url": "%s"}}]}]}'
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"{",
-        b'{"messages": [{"content": null}]}',
-        b"[" * 100_000,
-        SHOWN % b"http://x/y.png",
-        SHOWN % b"data:image/png;base64,AAAA",
-    ],
-    ids=range(5),
-)
-def test_a_bad_request_is_told_so(body):
+def test_a_bad_request_is_told_so():
+    shown = '{"messages": [{"content": [{"type": "x", "image_url": {"url": "%s"}}]}]}'
+    urls = ("http://x/y.png", "data:image/png;base64,AAAA")
     with served() as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=WAIT)
-        connection.request("POST", "/v1/chat/completions", body)
-        reply = connection.getresponse()
-        assert reply.status == 400 and "bad request" in json.loads(reply.read())["error"]["message"]
-        connection.close()
+        for body in ("{", "[" * 100_000, '{"messages": [{}]}', *(shown % url for url in urls)):
+            connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=WAIT)
+            connection.request("POST", "/v1/chat/completions", body)
+            reply = connection.getresponse()
+            assert reply.status == 400 and b"bad request" in reply.read(), body
+            connection.close()
 
 
 def test_a_judge_that_fails_behind_the_server_is_a_500():

@@ -3,6 +3,7 @@ else, judges err as they claim, scorers learn from choices and err."""
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from PIL import Image
 
@@ -15,7 +16,7 @@ from rewards import STD_FLOORS, PairwiseReward
 from shapes.prompts import heldout_prompts, sample_scene
 from shapes.render import render
 from shapes.verifier import ShapesMLLM
-from study import judging, kl, longer, scorers, table1
+from study import estimators, judging, kl, longer, scorers, table1
 
 PROMPT, OTHER = heldout_prompts()[:2]
 TEXT = PAIRWISE_TEMPLATE.replace("{prompt}", PROMPT.text)
@@ -76,6 +77,30 @@ def test_what_two_scorers_give_is_their_mean():
     columns = {"first": (1.0, None, 2.0), "second": (3.0, None, 5.0)}
     rows = [{"step": n} | {key: column[n] for key, column in columns.items()} for n in range(3)]
     assert table1.own(rows, "two scorers mixed") == ([0, 2], [2.0, 3.5])
+
+
+# ----------------------------------------------------------------------------- estimators
+
+
+def rewards_of(images):
+    """What each estimator makes of one group."""
+    for name, estimator in estimators.ESTIMATORS.items():
+        yield name, estimator.floor, estimator.reward()([PROMPT.text], [images]).values
+
+
+def test_bias_alone_decides_between_right_images_unless_they_tie():
+    """Images in all of which the demands are met; a grain tells them apart."""
+    images = list(map(Image.fromarray, grained(pixels_of(*[PROMPT] * 6), 3)))
+    values = {name: rewards for name, _, rewards in rewards_of(images)}
+    ranks = values["plain ranks"]
+    assert torch.equal(ranks.argsort(), values["z-scores"].argsort())
+    assert sorted(ranks[0].tolist()) == pytest.approx([k / 5 for k in range(6)])
+    assert values["ranks with ties"].tolist() == [[0.5] * 6]
+    # Accuracy decides before it: the wrong image is as vivid as an image can be.
+    images[5] = Image.new("RGB", (32, 32), (255, 0, 0))
+    for _, floor, rewards in rewards_of(images):
+        advantages = grpo.group_advantages(rewards, floor)[0]
+        assert advantages.argmin() == 5 and advantages[5] < 0
 
 
 # ----------------------------------------------------------------------------- judges that err
