@@ -6,10 +6,11 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from shapes.prompts import sample_prompts, sample_scene
 from shapes.read import read
-from shapes.render import COLORS, LIGHT, SHAPES, Scene, Thing, render
+from shapes.render import COLORS, LIGHT, SHAPES, SIZE, Scene, Thing, render
 
 RED = Thing("circle", "red", 16.0, 16.0, 5.5)
 
@@ -58,6 +59,33 @@ def test_what_is_no_shape_is_counted_as_unread():
     pixels[4:9, 20:29] = COLORS["red"]  # a bar
     reading = reading_of(pixels)
     assert reading.unread == 1 and "overlap" in reading.faults[0]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_corner_may_not_be_missing_but_a_line_may_be_soft(shape):
+    bitten = drawn(RED._replace(shape=shape))
+    bitten[:16, 18:] = LIGHT
+    assert shape not in dict(seen(bitten))
+    line = drawn(RED._replace(shape=shape, r=5.6, outline=True)).astype(float)
+    (thing,) = reading_of(ndimage.gaussian_filter(line, (0.7, 0.7, 0))).things
+    assert (thing.shape, thing.outline) == (shape, True)
+
+
+def test_a_speck_in_the_corner_is_not_the_ground():
+    pixels = drawn(RED)
+    pixels[0, 0] = 0
+    reading = reading_of(pixels)
+    assert not reading.dark and seen(pixels) == [("circle", "red")]
+
+
+@pytest.mark.parametrize("color", ["red", "green", "blue"])
+@pytest.mark.parametrize("amplitude, kept", [(15, True), (30, False)])
+def test_spots_around_a_color_are_no_color(color, amplitude, kept):
+    pixels = drawn(RED._replace(color=color)).astype(float)
+    shown = (np.abs(pixels - LIGHT).sum(-1) > 60)[..., None]
+    spots = np.indices((SIZE, SIZE)).sum(0)[..., None] % 2 * 2 - 1
+    spotted = (pixels + amplitude * spots * shown).clip(0, 255)
+    assert seen(spotted) == [("circle", color if kept else None)]
 
 
 @pytest.mark.parametrize("color", COLORS)
