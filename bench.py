@@ -14,24 +14,15 @@ it stopped. Prompts: shapes, own (assets/prompts_en.csv), en, zh, en_long, zh_lo
 files, looked for in data/), or a file.
 """
 
-import signal
 import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036, so that an older one ends in a sentence
     raise SystemExit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}")
 
-STOPPED = "\nbench.py: stopped; what was finished is kept: repeat the command to go on"
+from unigenbench.interrupt import interruptible, stopped
 
-
-def stop(*_) -> None:
-    """Ctrl-C, also while the libraries below load; a second one ends the process at once."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    raise SystemExit(STOPPED)
-
-
-# Where it is ignored, as in a background job of a shell, it stays so.
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, stop)
+if __name__ == "__main__":
+    interruptible("bench.py")  # also while the libraries below load
 
 import argparse
 import logging
@@ -309,7 +300,7 @@ def main() -> None:
     except (ValueError, OSError, ArithmeticError) as error:
         raise SystemExit(f"bench.py: {error}") from None
     except KeyboardInterrupt:
-        raise SystemExit(STOPPED) from None
+        raise SystemExit(stopped("bench.py")) from None
 
 
 if __name__ == "__main__":

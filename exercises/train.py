@@ -37,28 +37,19 @@ PLACES = {"sde_step": sampler, "win_rates": rewards, "group_advantages": grpo, "
 def for_the_loop(sde_step: Callable) -> Callable:
     """A student's sde_step as the loop calls it: samples have each their own step and generator."""
 
-    def for_samples(
-        latents,
-        velocity,
-        sigmas,
-        index,
-        noise_level,
-        kind="flow",
-        next_latents=None,
-        generator=None,
-    ) -> sampler.Step:
+    def by_row(x, velocity, sigmas, index, level, kind="flow", next_latents=None, generator=None):
         if kind != "flow":
             raise ValueError("exercise 2 is about the flow SDE: leave --sde_kind as it is")
         steps = []
-        for n, k in enumerate(torch.as_tensor(index).expand(len(latents)).tolist()):
+        for n, k in enumerate(torch.as_tensor(index).expand(len(x)).tolist()):
             row = slice(n, n + 1)
             given = {} if next_latents is None else {"next_latents": next_latents[row]}
             if isinstance(generator, list):
                 given["generator"] = generator[n]
-            steps.append(sde_step(latents[row], velocity[row], sigmas, k, noise_level, **given))
+            steps.append(sde_step(x[row], velocity[row], sigmas, k, level, **given))
         return sampler.Step(*map(torch.cat, zip(*steps)))
 
-    return for_samples
+    return by_row
 
 
 @contextlib.contextmanager
@@ -101,7 +92,7 @@ def held_out(run: Run) -> tuple[list, list]:
 def draw(curves: dict[str, tuple[list, list]], title: str, path: Path) -> None:
     """Steps and values of each curve, later ones over earlier ones, which stay visible below."""
     figure = pictures.new_figure(figsize=(6.4, 4))
-    axes = figure.subplots()
+    axes = pictures.subplots(figure)
     styles = zip(pictures.PALETTE, ("-", "--", ":"))
     for (name, (steps, values)), (color, style) in zip(curves.items(), styles):
         axes.plot(steps, values, "o" + style, color=color, label=name, lw=2, ms=5)
@@ -109,7 +100,6 @@ def draw(curves: dict[str, tuple[list, list]], title: str, path: Path) -> None:
     # From 0, since closer chance would look like a rise; with room for the marks at the top.
     axes.set(title=title, xlabel="step", ylim=(0, 1.05 * highest))
     axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     pictures.save_figure(figure, path)
 

@@ -170,9 +170,9 @@ def new_figure(figsize, layout="constrained"):
     return figure
 
 
-def subplots(figure, *shape):
-    """What figure.subplots(*shape) gives, without top and right sides."""
-    axes = figure.subplots(*shape)
+def subplots(figure, *shape, **how):
+    """What figure.subplots(*shape, **how) gives, without top and right sides."""
+    axes = figure.subplots(*shape, **how)
     for one in figure.axes:
         one.spines[["top", "right"]].set_visible(False)
     return axes

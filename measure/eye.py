@@ -14,6 +14,7 @@ the pictures out of the sheets, has the verifier read them, and prints how often
 import argparse
 import csv
 import glob
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 
@@ -75,9 +76,7 @@ def sheet(first: int, prompts: list[Caption], images: list[Image.Image]) -> Imag
     for k, (prompt, image) in enumerate(zip(prompts, images)):
         x, y = origin(k)
         page.paste(image.resize((TILE, TILE), Image.NEAREST), (x, y))
-        words = f"{first + k}: {prompt.text}".split()
-        cut = next((i for i in range(len(words)) if len(" ".join(words[: i + 1])) > 33), len(words))
-        lines = [" ".join(words[:cut]), " ".join(words[cut:])]
+        lines = textwrap.wrap(f"{first + k}: {prompt.text}", 33)
         lines += [f"  {i}. {text}" for i, (_, text) in enumerate(prompt.testpoints, 1)]
         draw.multiline_text((x, y + TILE + 1), "\n".join(lines), "black", font, spacing=1)
     return page
@@ -89,12 +88,12 @@ def draw_sheets(models: list[str], count: int, seed: int, out: Path) -> None:
     prompts = [pools[k][rng.integers(len(pools[k]))] for k in rng.permutation(count) % len(pools)]
     seeds = rng.integers(2**31, size=count).tolist()
     which = rng.permutation(count) % len(models)
-    images: list = [None] * count
+    drawn = {}
     for m, folder in enumerate(models):
         rows = np.flatnonzero(which == m)
-        drawn = sample(folder, [prompts[r].text for r in rows], [seeds[r] for r in rows])
-        for r, image in zip(rows, drawn):
-            images[r] = image
+        texts = [prompts[r].text for r in rows]
+        drawn |= zip(rows, sample(folder, texts, [seeds[r] for r in rows]))
+    images = [drawn[k] for k in range(count)]
     out.parent.mkdir(parents=True, exist_ok=True)
     per_page = COLUMNS * ROWS
     for page, i in enumerate(range(0, count, per_page), 1):

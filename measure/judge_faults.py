@@ -23,8 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 
@@ -69,18 +69,9 @@ def faults(folder: Path) -> tuple[bool, str]:
     with judge_server(*FAULTS) as server:
         # 4,480 comparisons: about 11 are lost, too many for a bar of 1 % to be met or missed by
         # luck.
-        cfg = replace(
-            Config(),
-            out=str(folder / "run"),
-            judge="openai",
-            base_url=server.url,
-            steps=20,
-            call_timeout=3.0,
-            prompts_per_step=4,
-            group_size=8,
-            heldout=32,
-            eval_every=20,
-        )
+        sizes = dict(steps=20, eval_every=20, prompts_per_step=4, group_size=8, heldout=32)
+        served = dict(judge="openai", base_url=server.url, call_timeout=3.0)
+        cfg = Config(out=str(folder / "run"), **sizes, **served)
         lost, asked, wrong, groups = compare_with_faultless(cfg)
     return lost < 0.01 * asked and not wrong, (
         f"{cfg.steps} steps finished: {lost} of {asked} comparisons lost ({lost / asked:.2%}), "
@@ -128,7 +119,7 @@ def death(how: str, folder: Path) -> tuple[bool, str]:
         done = len(rows(out)) - 1
         if how == "freeze":
             os.kill(server.process.pid, signal.SIGCONT)
-        port = int(server.url.split(":")[-1].split("/")[0])
+        port = urlsplit(server.url).port
         again = judge_server(latency, port=port) if how == "kill" else contextlib.nullcontext()
         with again:
             resumed = start_process(out, server.url, "--resume")

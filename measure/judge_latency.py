@@ -36,7 +36,8 @@ def measure(step: Step, batch: Batch, url: str, latency: float, concurrency: int
         print(
             f"L {latency * 1000:.0f} ms, C {concurrency:2}, {calls} calls, judging alone, round "
             f"{number + 1}: {seconds:.2f} s / ideal {ideal:.2f} s = {seconds / ideal:.3f}"
-            + (" (opens the connections)" if number == 0 else ""),
+            + " (opens the connections)"
+            * (number == 0),
             flush=True,
         )
 

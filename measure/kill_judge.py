@@ -10,6 +10,7 @@ that a score that strayed to another image shows.
 
 import argparse
 import json
+import math
 import random
 import re
 import signal
@@ -45,41 +46,35 @@ def draw(folder: Path, count: int) -> None:
             Image.fromarray(pixels).save(folder / "images" / f"{index}_{i}.png")
 
 
-def memory(pid: int) -> dict[str, float]:
-    """Resident memory now (VmRSS) and at its highest (VmHWM), MiB; {} once the process is gone."""
+def memory(pid: int) -> float:
+    """Resident memory in MiB; nan once the process is gone."""
     try:
-        text = Path(f"/proc/{pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     except OSError:
-        return {}
-    return {name: int(kib) / 1024 for name, kib in re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", text)}
+        found = None
+    return int(found[1]) / 1024 if found else math.nan
 
 
 def judge(folder: Path, url: str, kill_at: int | None) -> int:
-    """Start judging; kill it at `kill_at` judgements, or let it end. Prints its memory."""
+    """Starts judging; kills it at `kill_at` judgements, or lets it end. Prints the memory while it
+    judged."""
     command = [sys.executable, str(ROOT / "bench.py"), "judge", "--judge=openai"]
     command += [f"--base_url={url}", "--prompts=prompts.csv", "--images=images"]
     command += ["--out=results.csv"]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
-    journal, start, samples = folder / "results.journal.jsonl", time.monotonic(), []
+    journal, start, begun, held = folder / "results.journal.jsonl", time.monotonic(), None, []
     while process.poll() is None:
         done = journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
+        begun = done if begun is None else begun  # by the process before it
         if kill_at is not None and done >= kill_at:
             process.kill()
             break
-        if now := memory(process.pid):
-            samples.append((done, now))
+        held += [memory(process.pid)] if done > begun else []
         time.sleep(0.02)
     process.wait()
-    seconds = time.monotonic() - start
-    begun = [s for s in samples if s[0] > samples[0][0]] or samples
-    marks = [begun[round(q * (len(begun) - 1))] for q in (0, 0.25, 0.5, 0.75, 1)]
-    print(
-        f"{'killed' if kill_at is not None else 'ended'} after {seconds:.1f} s at {begun[-1][0]} "
-        "judgements; resident MiB "
-        + ", ".join(f"{m['VmRSS']:.0f} at {n}" for n, m in marks)
-        + f"; highest {max(m['VmHWM'] for _, m in samples if 'VmHWM' in m):.0f}",
-        flush=True,
-    )
+    how, seconds = "ended" if kill_at is None else "killed", time.monotonic() - start
+    said = f"{how} after {seconds:.1f} s at {done} judgements; resident memory, MiB:"
+    print(said, f"{np.nanmin(held):.0f} to {np.nanmax(held):.0f}" if held else "none", flush=True)
     return process.returncode
 
 

@@ -86,9 +86,7 @@ def passes(copy: Path, tests: list[str], timeout: float | None) -> bool:
         process.join()
         return False
     if process.exitcode not in (0, 1, 2):  # 1: a test failed; 2: a test file cannot be imported
-        raise ValueError(
-            f"{' '.join(tests)}: status {process.exitcode}: {said.read_text()[-3000:]}"
-        )
+        raise ValueError(f"{tests}: status {process.exitcode}: {said.read_text()[-3000:]}")
     return process.exitcode == 0
 
 
@@ -134,14 +132,11 @@ def main() -> None:
     args = parser.parse_args()
     mutants = read_mutants()
     check_mutants(mutants)
+    fits = lambda m, words: any(word == m["kind"] or word in m["name"] for word in words)
     for word in args.words:
-        if not any(word == m["kind"] or word in m["name"] for m in mutants):
+        if not any(fits(m, [word]) for m in mutants):
             raise SystemExit(f"no mutant is of the kind '{word}' or has it in its name")
-    chosen = [
-        m
-        for m in mutants
-        if not args.words or any(w == m["kind"] or w in m["name"] for w in args.words)
-    ]
+    chosen = [m for m in mutants if not args.words or fits(m, args.words)]
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     FORKS.set_forkserver_preload(PRELOADED)  # the libraries, once for all mutants

@@ -33,9 +33,8 @@ HEADS = "  rendered   decoded  rendered   decoded"
 
 def draw(count: int, rng: np.random.Generator) -> tuple[list[Caption], np.ndarray]:
     """Captions of both splits, each kind equally often, and an image that satisfies each."""
-    pools = [
-        [p for split in ("train", "heldout") for p in all_prompts(split)[kind]] for kind in KINDS
-    ]
+    both = [all_prompts(split) for split in ("train", "heldout")]
+    pools = [both[0][kind] + both[1][kind] for kind in KINDS]
     prompts = [pool[rng.integers(len(pool))] for _, pool in zip(range(count), pools * count)]
     return prompts, render([sample_scene(p, rng) for p in prompts])
 
@@ -84,10 +83,8 @@ def rejected(prompts, wrong, readings) -> dict[str, list[bool]]:
     """By sub dimension, whether testpoints that name what was changed do not hold."""
     verdicts = defaultdict(list)
     for prompt, (changed, name), reading in zip(prompts, wrong, readings):
-        for (sub, _), demand, met in zip(
-            changed.testpoints, KINDS[prompt.kind][1], satisfied(changed, reading)
-        ):
-            if f"{{{name}}}" in demand[1]:
+        for (sub, demand), met in zip(KINDS[prompt.kind][1], satisfied(changed, reading)):
+            if f"{{{name}}}" in demand:
                 verdicts[sub].append(not met)
     return verdicts
 

@@ -98,19 +98,14 @@ class Caption(NamedTuple):
 @functools.cache
 def pattern(sentence: str) -> re.Pattern:
     """The regular expression that reads a sentence's slots back."""
-    return re.compile(
-        re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{'|'.join(SLOTS[m[1]])})", sentence)
-    )
+    choice = lambda slot: f"(?P<{slot[1]}>{'|'.join(SLOTS[slot[1]])})"
+    return re.compile(re.sub(r"\{(\w+)\}", choice, sentence))
 
 
 def make_prompt(kind: str, slots: dict[str, str]) -> Caption:
     sentence, testpoints = KINDS[kind]
-    return Caption(
-        sentence.format(**slots),
-        kind,
-        slots,
-        tuple((sub, description.format(**slots)) for sub, description in testpoints),
-    )
+    said = tuple((sub, description.format(**slots)) for sub, description in testpoints)
+    return Caption(sentence.format(**slots), kind, slots, said)
 
 
 @functools.lru_cache(maxsize=65536)

@@ -1,4 +1,4 @@
-"""The classroom's prompt writer: a phrase book that answers unigenbench/construct.py.
+"""A prompt writer for shapes: a phrase book that answers unigenbench/construct.py.
 
 A real vision-language model invents. This one has one phrase with a few choices for each of the 27
 testpoints (phrasebook.json), strings together those that it is asked for, and knows its own phrases
@@ -23,10 +23,8 @@ PHRASES = BOOK["phrases"]  # sub dimension -> its one phrase, whose slots WORDS 
 
 
 @functools.cache
-def phrase_regex(sub: str) -> re.Pattern | None:
-    """What the descriptions of a testpoint look like; None for a label that is not in the book."""
-    if sub not in PHRASES:
-        return None
+def phrase_regex(sub: str) -> re.Pattern:
+    """What the descriptions of a testpoint look like."""
     choice = lambda match: "(?:" + "|".join(map(re.escape, WORDS[match[1]])) + ")"
     return re.compile(re.sub(r"\{(\w+)\}", choice, PHRASES[sub]))
 
@@ -37,10 +35,8 @@ def write(question: str) -> str:
     fields = dict(re.findall(r"^(Theme|Sub-theme|Subject): (.+)$", question, re.MULTILINE))
     who = rng.choice(SUBJECTS[fields["Subject"]])
     subs = re.findall(r"^Testpoint \d+: (.+)$", question, re.MULTILINE)
-    phrases = [
-        PHRASES[sub].format(**{name: rng.choice(of) for name, of in WORDS.items()} | {"who": who})
-        for sub in subs
-    ]
+    drawn = lambda: {name: rng.choice(of) for name, of in WORDS.items()} | {"who": who}
+    phrases = [PHRASES[sub].format(**drawn()) for sub in subs]
     prompt = f"{fields['Theme']}, {fields['Sub-theme']}: a {who}; {', '.join(phrases)}."
     return json.dumps({"prompt": prompt, "descriptions": phrases})
 
@@ -49,17 +45,12 @@ def check(question: str) -> str:
     """1 for each description that stands in the prompt and is of its dimension, otherwise 0."""
     prompt = re.search(r"^Prompt: (.*)$", question, re.MULTILINE)[1]
     reasons, scores = [], []
-    for sub, description in re.findall(
-        r"^Testpoint \d+: (.+)\nDefinition: .*\nDescription: (.+)$", question, re.MULTILINE
-    ):
-        known = phrase_regex(sub) is not None and phrase_regex(sub).fullmatch(description)
-        reasons.append(
-            "not in the prompt"
-            if description not in prompt
-            else "asked for"
-            if known
-            else f"not known to be {sub}"
-        )
+    form = r"^Testpoint \d+: (.+)\nDefinition: .*\nDescription: (.+)$"
+    for sub, description in re.findall(form, question, re.MULTILINE):
+        known = sub in PHRASES and phrase_regex(sub).fullmatch(description)
+        stands = description in prompt
+        fault = f"not known to be {sub}" if stands else "not in the prompt"
+        reasons.append("asked for" if stands and known else fault)
         scores.append(int(reasons[-1] == "asked for"))
     return f"<analysis>{json.dumps(reasons)}</analysis>\n<score>{json.dumps(scores)}</score>"
 

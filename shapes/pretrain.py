@@ -36,6 +36,7 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import (
     CLIPTextConfig,
@@ -78,19 +79,15 @@ def render_all(drawn: list[Scene]) -> np.ndarray:
     return np.concatenate([render(drawn[i : i + 1000]) for i in range(0, len(drawn), 1000)])
 
 
-def make_data(
-    count: int, rng: np.random.Generator, web: bool, pairs: float = 0.0
-) -> tuple[list[str], np.ndarray]:
-    """Captions and pictures (count, 32, 32, 3) uint8, clean or web-like.
+def make_data(count: int, rng: np.random.Generator, web: bool, pairs: float = 0.0):
+    """Captions, and pictures (count, 32, 32, 3) uint8, clean or web-like.
 
     pairs: share of prompts drawn from the kinds with two things, whose colors are slow to learn.
     """
     prompts = sample_prompts(count, rng)
-    two = [p for pool in all_prompts("train").values() for p in pool if "c2" in p.slots]
-    kinds = sorted({p.kind for p in two})
-    pools = {kind: [p for p in two if p.kind == kind] for kind in kinds}
+    two = [pool for _, pool in sorted(all_prompts("train").items()) if "c2" in pool[0].slots]
     for i in np.flatnonzero(rng.random(count) < pairs):
-        pool = pools[kinds[rng.integers(len(kinds))]]
+        pool = two[rng.integers(len(two))]
         prompts[i] = pool[rng.integers(len(pool))]
     drawn = [sample_scene(p, rng) for p in tqdm(prompts, desc="scenes", leave=False)]
     images = render_all(drawn)
@@ -122,16 +119,11 @@ def any_pictures(count: int, rng: np.random.Generator, nested: float = 0.3) -> n
             return Scene((thing(*xy, outer), thing(*xy, inner)), dark)
         smalls = rng.integers(0, 3) if large else rng.integers(1, 5)
         radii = np.array([RADII["large"]] * large + [RADII["small"]] * smalls)
-        return Scene(
-            tuple(
-                thing(*xy, r, r > 5 and rng.random() < 0.4)
-                for xy, r in zip(place(radii, rng), radii)
-            ),
-            dark,
-        )
+        placed = zip(place(radii, rng), radii)
+        things = (thing(*xy, r, r > 5 and rng.random() < 0.4) for xy, r in placed)
+        return Scene(tuple(things), dark)
 
-    drawn = [scene() for _ in tqdm(range(count), desc="scenes", leave=False)]
-    return render_all(drawn)
+    return render_all([scene() for _ in tqdm(range(count), desc="scenes", leave=False)])
 
 
 def to_pixels(images: np.ndarray) -> torch.Tensor:
@@ -144,28 +136,20 @@ def to_pixels(images: np.ndarray) -> torch.Tensor:
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word of the grammar; ends each sentence with </s>."""
-    words = sorted(
-        {
-            word
-            for split in ("train", "heldout")
-            for prompts in all_prompts(split).values()
-            for p in prompts
-            for word in p.text.split()
-        }
-    )
-    vocab = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    every = [
+        p for split in ("train", "heldout") for pool in all_prompts(split).values() for p in pool
+    ]
+    words = {word for prompt in every for word in prompt.text.split()}
+    vocab = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *sorted(words)])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", vocab["</s>"])]
     )
+    special = dict(pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=MAX_TOKENS,
+        tokenizer_object=tokenizer, model_max_length=MAX_TOKENS, **special
     )
 
 
@@ -206,9 +190,8 @@ def descend(module: torch.nn.Module, loss_of, steps: int, peak: float, state: Pa
     generator, start = torch.Generator().manual_seed(zlib.crc32(state.name.encode())), 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
-        module.load_state_dict(saved["module"])
-        average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for name, part in dict(module=module, average=average, optimizer=optimizer).items():
+            part.load_state_dict(saved[name])
         generator.set_state(saved["generator"])
         start = saved["step"]
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=state.stem)
@@ -226,16 +209,10 @@ def descend(module: torch.nn.Module, loss_of, steps: int, peak: float, state: Pa
                 mean.lerp_(value, 1 - decay)
         bar.set_postfix_str(note)
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            torch.save(
-                {
-                    "module": module.state_dict(),
-                    "average": average.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "generator": generator.get_state(),
-                    "step": step + 1,
-                },
-                state.with_suffix(".tmp"),
-            )
+            parts = dict(module=module, average=average, optimizer=optimizer)
+            saved = {name: part.state_dict() for name, part in parts.items()}
+            saved |= {"generator": generator.get_state(), "step": step + 1}
+            torch.save(saved, state.with_suffix(".tmp"))
             os.replace(state.with_suffix(".tmp"), state)
     module.load_state_dict(average.state_dict())
 
@@ -251,10 +228,8 @@ def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> tuple[to
     return loss, f"{127.5 * error.detach().abs().mean():.2f} gray levels"
 
 
-def train_vae(
-    vae: AutoencoderKL, images: np.ndarray, steps: int, peak: float, state: Path, decoder_only=False
-) -> None:
-    """Reconstruction, and a slight KL to keep latents smooth.
+def train_vae(vae: AutoencoderKL, images: np.ndarray, decoder_only: bool = False, **how) -> None:
+    """Reconstruction, and a slight KL to keep latents smooth. how: of descend.
 
     decoder_only: the decoder alone goes on, and latents stay as they are.
     """
@@ -263,16 +238,12 @@ def train_vae(
         pixels = to_pixels(images[torch.randint(len(images), (32,), generator=generator).numpy()])
         with torch.set_grad_enabled(not decoder_only):
             posterior = vae.encode(pixels).latent_dist
-            latents = draw(posterior, generator)
+            noise = torch.randn(posterior.mean.shape, generator=generator)
+            latents = posterior.mean + posterior.std * noise
         loss, note = reconstruction_loss(vae.decode(latents).sample, pixels)
         return loss + 2e-7 * posterior.kl().mean(), note
 
-    descend(vae.decoder if decoder_only else vae, loss_of, steps, peak, state)
-
-
-def draw(posterior, generator: torch.Generator) -> torch.Tensor:
-    """Latents from the encoder's Gaussian."""
-    return posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+    descend(vae.decoder if decoder_only else vae, loss_of, **how)
 
 
 @torch.no_grad()
@@ -291,66 +262,47 @@ def train_text(pipe: FluxPipeline, prompts: list[Caption], steps: int, state: Pa
     From every vector of T5 and from CLIP's pooled one, linear heads read each slot of the grammar
     (which color is the first, is there a second shape, ...); the heads are then thrown away.
     """
-    values = {
-        name: {value: i for i, value in enumerate(("", *choices))}
-        for name, choices in SLOTS.items()
-    }
+    values = {name: ("", *choices) for name, choices in SLOTS.items()}
+    sizes = list(map(len, values.values()))
     targets = torch.tensor(
-        [[values[name][p.slots.get(name, "")] for name in values] for p in prompts]
+        [[of.index(p.slots.get(name, "")) for name, of in values.items()] for p in prompts]
     )
-    heads = [torch.nn.Linear(width, sum(len(v) for v in values.values())) for width in (128, 64)]
+    heads = [torch.nn.Linear(width, sum(sizes)) for width in (128, 64)]
     parts = torch.nn.ModuleList([pipe.text_encoder, pipe.text_encoder_2, *heads])
 
     def loss_of(generator):
         rows = torch.randint(len(prompts), (256,), generator=generator)
         text = Flux(pipe).encode_prompts([prompts[i].text for i in rows])
         logits = torch.cat([heads[0](text.embeds), heads[1](text.pooled)[:, None]], 1)
-        losses = [
-            torch.nn.functional.cross_entropy(
-                part.flatten(0, 1), targets[rows, i].repeat_interleave(logits.shape[1])
-            )
-            for i, part in enumerate(logits.split([len(v) for v in values.values()], -1))
-        ]
-        return sum(losses), f"loss {sum(losses).detach():.3f}"
+        wanted = targets[rows].repeat_interleave(logits.shape[1], 0)
+        parts = logits.flatten(0, 1).split(sizes, -1)
+        loss = sum(cross_entropy(part, wanted[:, i]) for i, part in enumerate(parts))
+        return loss, f"loss {loss.detach():.3f}"
 
     descend(parts, loss_of, steps, 3e-3, state)
 
 
-def flow_loss(
-    pipe: FluxPipeline, texts: list[str], latents: torch.Tensor, generator
-) -> torch.Tensor:
+def train_flow(
+    pipe: FluxPipeline, texts: list[str], latents: torch.Tensor, batch: int, **how
+) -> None:
     """Flow matching: mean squared error of the velocity, at sigmas drawn logit-normal as in SD3.
 
-    texts: B sentences; latents: (B, 8, 8, 8). The mean of 0.5 shifts sigma toward noise.
+    latents: (count, 8, 8, 8), as the VAE gives them. The mean of 0.5 shifts sigma toward noise.
     """
     model, config = Flux(pipe), pipe.vae.config
-    clean = model.pack((latents - config.shift_factor) * config.scaling_factor)
-    noise = torch.randn(clean.shape, generator=generator)
-    sigma = torch.sigmoid(0.5 + torch.randn(len(clean), generator=generator))
-    noisy = (1 - sigma)[:, None, None] * clean + sigma[:, None, None] * noise
-    text = model.encode_prompts(texts)  # with gradient: the text encoders learn too
-    velocity = model.velocity(text)(noisy, sigma)
-    return (velocity - (noise - clean)).square().mean()
-
-
-def train_flow(
-    pipe: FluxPipeline,
-    texts: list[str],
-    latents: torch.Tensor,
-    steps: int,
-    batch: int,
-    peak: float,
-    state: Path,
-) -> None:
-    """Trains the transformer, and the text encoders along with it."""
 
     def loss_of(generator):
         rows = torch.randint(len(texts), (batch,), generator=generator)
-        loss = flow_loss(pipe, [texts[i] for i in rows], latents[rows], generator)
+        clean = model.pack((latents[rows] - config.shift_factor) * config.scaling_factor)
+        noise = torch.randn(clean.shape, generator=generator)
+        sigma = torch.sigmoid(0.5 + torch.randn(len(clean), generator=generator))
+        noisy = (1 - sigma)[:, None, None] * clean + sigma[:, None, None] * noise
+        text = model.encode_prompts([texts[i] for i in rows])  # the text encoders learn too
+        loss = (model.velocity(text)(noisy, sigma) - (noise - clean)).square().mean()
         return loss, f"loss {loss.detach():.3f}"
 
     parts = torch.nn.ModuleList([pipe.transformer, pipe.text_encoder, pipe.text_encoder_2])
-    descend(parts, loss_of, steps, peak, state)
+    descend(parts, loss_of, **how)
 
 
 @torch.no_grad()
@@ -364,30 +316,30 @@ def report_heldout(pipe: FluxPipeline, stage: str, prompts: list[Caption]) -> No
     met = [satisfied(p, r) for p, r in zip(prompts, readings)]
     share = lambda rows: sum(map(sum, rows)) / sum(map(len, rows))
     kinds = {kind: share([m for p, m in zip(prompts, met) if p.kind == kind]) for kind in KINDS}
+    whole, error = np.mean(list(map(all, met))), np.mean([r.render_error for r in readings])
     print(
-        f"after {stage}: held-out accuracy {share(met):.3f}, all-correct rate "
-        f"{np.mean([all(m) for m in met]):.3f}, render error "
-        f"{np.mean([r.render_error for r in readings]):.2f}; "
-        + ", ".join(f"{kind} {value:.2f}" for kind, value in kinds.items()),
+        f"after {stage}: held-out accuracy {share(met):.3f}, all-correct rate {whole:.3f}, render "
+        f"error {error:.2f}; " + ", ".join(f"{kind} {value:.2f}" for kind, value in kinds.items()),
         flush=True,
     )
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", default="assets/tiny-flux", help="the folder of the pipeline")
-    parser.add_argument(
-        "--work", default="runs/pretrain", help="states of the stages, for resuming"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pictures", type=int, default=30_000, help="of each kind")
-    parser.add_argument("--vae_steps", type=int, default=3000)
-    parser.add_argument("--decoder_steps", type=int, default=2000)
-    parser.add_argument("--text_steps", type=int, default=500)
-    parser.add_argument("--flow_steps", type=int, default=6000, help="on clean data")
-    parser.add_argument("--web_steps", type=int, default=60, help="then on web-like data")
-    parser.add_argument("--batch", type=int, default=96, help="of the transformer's steps")
-    parser.add_argument("--heldout", type=int, default=60, help="prompts of a kind to report on")
+    for name, usual, text in (
+        ("out", "assets/tiny-flux", "the folder of the pipeline"),
+        ("work", "runs/pretrain", "states of the stages, for resuming"),
+        ("seed", 0, ""),
+        ("pictures", 30_000, "of each kind"),
+        ("vae_steps", 3000, ""),
+        ("decoder_steps", 2000, ""),
+        ("text_steps", 500, ""),
+        ("flow_steps", 6000, "on clean data"),
+        ("web_steps", 60, "then on web-like data"),
+        ("batch", 96, "of the transformer's steps"),
+        ("heldout", 60, "prompts of a kind to report on"),
+    ):
+        parser.add_argument(f"--{name}", type=type(usual), default=usual, help=text)
     return parser.parse_args(argv)
 
 
@@ -411,21 +363,23 @@ def main(argv: list[str] | None = None) -> None:
     web_texts, web_images = make_data(args.pictures, rng, web=True, pairs=0.5)
     any_color = any_pictures(2 * args.pictures, rng)
     seen = np.concatenate([images, web_images, any_color])
-    train_vae(pipe.vae, seen, args.vae_steps, 3e-3, work / "autoencoder.pt")
+    how = dict(steps=args.vae_steps, peak=3e-3, state=work / "autoencoder.pt")
+    train_vae(pipe.vae, seen, **how)
     nested = any_pictures(args.pictures, np.random.default_rng(args.seed + 1), nested=0.7)
-    seen, state = np.concatenate([images, nested]), work / "decoder.pt"
-    train_vae(pipe.vae, seen, args.decoder_steps, 2e-3, state, decoder_only=True)
+    how = dict(steps=args.decoder_steps, peak=2e-3, state=work / "decoder.pt")
+    train_vae(pipe.vae, np.concatenate([images, nested]), decoder_only=True, **how)
     train_text(pipe, sample_prompts(args.pictures, rng), args.text_steps, work / "text.pt")
     latents = encode_images(pipe.vae, np.concatenate([images, pair_images]))
-    pipe.vae.register_to_config(
-        shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item()
-    )
+    factors = dict(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+    pipe.vae.register_to_config(**factors)
     heldout = heldout_prompts(args.heldout)
     texts += pair_texts
-    train_flow(pipe, texts, latents, args.flow_steps, args.batch, 1.5e-3, work / "clean.pt")
+    how = dict(steps=args.flow_steps, peak=1.5e-3, state=work / "clean.pt")
+    train_flow(pipe, texts, latents, args.batch, **how)
     report_heldout(pipe, "clean data", heldout)
     web_latents = encode_images(pipe.vae, web_images)
-    train_flow(pipe, web_texts, web_latents, args.web_steps, args.batch, 5e-5, work / "web-like.pt")
+    how = dict(steps=args.web_steps, peak=5e-5, state=work / "web-like.pt")
+    train_flow(pipe, web_texts, web_latents, args.batch, **how)
     report_heldout(pipe, "web-like data", heldout)
     save_half(pipe, args.out)
     print(f"{args.out} after {(time.perf_counter() - start) / 60:.1f} minutes")

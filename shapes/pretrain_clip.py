@@ -14,6 +14,7 @@ sentences in a batch are no negatives of one another: they are masked.
 """
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 
@@ -54,22 +55,14 @@ def build(seed: int) -> tuple[CLIPModel, CLIPProcessor]:
 # ----------------------------------------------------------------------------- data
 
 
-def hard_captions(texts: list[str], rng: np.random.Generator) -> list[list[str]]:
-    """HARD captions for each text, one slot changed in each; a few happen to be true too."""
-    prompts = [parse_prompt(text) for text in texts]
-    return [[pretrain.wrong_caption(prompt, rng).text for _ in range(HARD)] for prompt in prompts]
-
-
 def neighbors(texts: list[str]) -> list[np.ndarray]:
     """Two orders of the texts: alphabetical from their first word, and from their last.
 
     Neighbors in the first differ in the words at the end, in the second in those at the start.
     """
     words = [text.split() for text in texts]
-    return [
-        np.array(sorted(range(len(texts)), key=key))
-        for key in (lambda i: words[i], lambda i: words[i][::-1])
-    ]
+    keys = (lambda i: words[i], lambda i: words[i][::-1])
+    return [np.array(sorted(range(len(texts)), key=key)) for key in keys]
 
 
 def draw_batch(orders: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
@@ -85,9 +78,7 @@ def draw_batch(orders: list[np.ndarray], rng: np.random.Generator) -> np.ndarray
 # ----------------------------------------------------------------------------- training
 
 
-def contrastive_loss(
-    model: CLIPModel, pixels: torch.Tensor, captions: torch.Tensor, hard: torch.Tensor
-) -> torch.Tensor:
+def contrastive_loss(model: CLIPModel, pixels, captions, hard) -> torch.Tensor:
     """CLIP's symmetric loss, each picture with its own hard captions besides.
 
     pixels: (B, 3, H, W); captions: (B, T) token ids; hard: (B, HARD, T) token ids.
@@ -108,21 +99,17 @@ def contrastive_loss(
     return (of_images + cross_entropy(logits.T, target)) / 2
 
 
-def train(
-    model: CLIPModel,
-    processor: CLIPProcessor,
-    texts: list[str],
-    images: np.ndarray,
-    steps: int,
-    rng: np.random.Generator,
-) -> None:
-    """AdamW with pretrain.py's learning rate on `steps` batches of neighbors, in place."""
+def train(model: CLIPModel, processor: CLIPProcessor, data, steps: int, rng) -> None:
+    """AdamW with pretrain.py's learning rate on `steps` batches of neighbors, in place.
 
-    def tokens(sentences):
-        return processor.tokenizer(sentences, padding="max_length", return_tensors="pt").input_ids
-
-    hard = [text for several in hard_captions(texts, rng) for text in several]
-    captions, hard = tokens(texts), tokens(hard).view(len(texts), HARD, -1)
+    data: captions and pictures, as pretrain.make_data gives them. Each caption has HARD others with
+    one slot changed; a few happen to be true too.
+    """
+    texts, images = data
+    hard = [pretrain.wrong_caption(parse_prompt(t), rng).text for t in texts for _ in range(HARD)]
+    full = dict(padding="max_length", return_tensors="pt")
+    captions, hard = (processor.tokenizer(of, **full).input_ids for of in (texts, hard))
+    hard = hard.view(len(texts), HARD, -1)
     pixels = processor.image_processor(images=list(images), return_tensors="pt").pixel_values
     orders = neighbors(texts)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02)
@@ -156,28 +143,24 @@ def one_attribute_pairs(count: int, rng: np.random.Generator) -> dict[str, list]
     wrong = [pretrain.wrong_caption(p, rng) for p in right]
     drawn = [[sample_scene(p, rng) for p in of] for of in (right, wrong)]
     pictures = [[Image.fromarray(image) for image in render(of)] for of in drawn]
-    both = [read(of) for of in pictures]
-    asks = [
-        i
-        for i in range(count)
-        if not all(satisfied(wrong[i], both[0][i])) and not all(satisfied(right[i], both[1][i]))
-    ]
-    return {
-        "kind": [right[i].kind for i in asks],
-        "right": [right[i].text for i in asks],
-        "wrong": [wrong[i].text for i in asks],
-        "picture": [pictures[0][i] for i in asks],
-        "other": [pictures[1][i] for i in asks],
+    shown = zip(right, wrong, *map(read, pictures))
+    asks = [not all(satisfied(w, one)) and not all(satisfied(r, two)) for r, w, one, two in shown]
+    columns = {
+        "kind": [p.kind for p in right],
+        "right": [p.text for p in right],
+        "wrong": [p.text for p in wrong],
+        "picture": pictures[0],
+        "other": pictures[1],
     }
+    return {name: list(itertools.compress(of, asks)) for name, of in columns.items()}
 
 
 def accuracy(scorer: CLIPScorer, pairs: dict[str, list]) -> dict[str, np.ndarray]:
     """For each pair whether the scorer prefers the right caption, and whether the right picture."""
-    right = np.array(scorer.score(pairs["right"], pairs["picture"]))
-    return {
-        "caption": right > np.array(scorer.score(pairs["wrong"], pairs["picture"])),
-        "picture": right > np.array(scorer.score(pairs["right"], pairs["other"])),
-    }
+    score = lambda text, image: np.array(scorer.score(pairs[text], pairs[image]))
+    right = score("right", "picture")
+    others = {"caption": score("wrong", "picture"), "picture": score("right", "other")}
+    return {name: right > other for name, other in others.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -192,15 +175,13 @@ def main(argv: list[str] | None = None) -> None:
     start, cpu = time.perf_counter(), time.process_time()
     rng = np.random.default_rng(args.seed)
     model, processor = build(args.seed)
-    texts, images = pretrain.make_data(args.pictures, rng, web=True, pairs=0.5)
-    train(model, processor, texts, images, args.steps, rng)
+    data = pretrain.make_data(args.pictures, rng, web=True, pairs=0.5)
+    train(model, processor, data, args.steps, rng)
     out = Path(args.out)
     pretrain.save_half(model, out)
     processor.save_pretrained(out)
-    print(
-        f"trained in {time.perf_counter() - start:.0f} s, "
-        f"{time.process_time() - cpu:.0f} s of CPU time"
-    )
+    seconds, of_cpu = time.perf_counter() - start, time.process_time() - cpu
+    print(f"trained in {seconds:.0f} s, {of_cpu:.0f} s of CPU time")
 
     pairs = one_attribute_pairs(args.pairs, np.random.default_rng(args.seed + 1))
     right = accuracy(CLIPScorer(str(out), batch_size=256), pairs)

@@ -39,15 +39,12 @@ LATTICES = {3.4: (4, 12, 20, 28), 5.6: (8, 16, 24), 9.0: (16,)}  # where centers
 def all_prompts(split: str) -> dict[str, tuple[Caption, ...]]:
     """Every prompt of a split ("train" or "heldout") by kind.
 
-    A quarter of all combinations of slots, drawn by a hash of the sentence, is held out: neither
-    pre-training nor RL sees those combinations.
+    A quarter of all combinations of slots, drawn by a hash of the sentence, is held out.
     """
     prompts = {}
     for kind, (sentence, _) in KINDS.items():
         names = re.findall(r"\{(\w+)\}", sentence)
-        combos = [
-            dict(zip(names, values)) for values in itertools.product(*(SLOTS[n] for n in names))
-        ]
+        combos = [dict(zip(names, v)) for v in itertools.product(*(SLOTS[n] for n in names))]
         combos = [c for c in combos if c["s1"] != c.get("s2") and c.get("c1") != c.get("c2", 0)]
         made = [make_prompt(kind, slots) for slots in combos]
         prompts[kind] = tuple(

@@ -119,18 +119,10 @@ def fit(alpha: np.ndarray) -> Fit:
     own = np.einsum("nkhw,nkhw->nk", template, template)
     overlap = both / (own + np.einsum("nhw,nhw->n", alpha, alpha)[:, None] - both)
     best = overlap.argmax(1)
-    rows = np.arange(count)
+    r, most = r[np.arange(count), best], overlap[np.arange(count), best]
     others = np.where(np.arange(6) % 3 == best[:, None] % 3, 0, overlap)  # of another shape
-    return Fit(
-        best % 3,
-        best >= 3,
-        x,
-        y,
-        r[rows, best],
-        overlap[rows, best],
-        overlap[rows, best] - others.max(1),
-        others.argmax(1) % 3,
-    )
+    margin, also = most - others.max(1), others.argmax(1) % 3
+    return Fit(best % 3, best >= 3, x, y, r, most, margin, also)
 
 
 def mean_color(pixels: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,16 +173,9 @@ def unmix(pixels: np.ndarray, ground: np.ndarray, c1: np.ndarray, c2: np.ndarray
 
 def extent(mask: np.ndarray) -> np.ndarray:
     """Bounding boxes (n, 4) as left, top, -right, -bottom, so that inside means greater."""
-    columns, rows = mask.any(1), mask.any(2)
-    return np.stack(
-        [
-            columns.argmax(1),
-            rows.argmax(1),
-            columns[:, ::-1].argmax(1) - SIZE,
-            rows[:, ::-1].argmax(1) - SIZE,
-        ],
-        1,
-    )
+    sides = mask.any(1), mask.any(2)
+    first = [side.argmax(1) for side in sides]
+    return np.stack(first + [side[:, ::-1].argmax(1) - SIZE for side in sides], 1)
 
 
 def split_blobs(pixels, ground, mask) -> list[tuple[np.ndarray, ...]]:

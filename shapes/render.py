@@ -49,10 +49,8 @@ def coverage(shape: np.ndarray, x, y, r, outline) -> np.ndarray:
     triangle = np.maximum(dy - 0.7 * r, side)
     distance = np.choose(np.asarray(shape)[:, None, None], [circle, square, triangle])
     half = np.float32(LINE_WIDTH / 2)
-    distance = np.where(
-        np.asarray(outline)[:, None, None], np.abs(distance + half) - half, distance
-    )
-    return np.clip(0.5 - distance, 0, 1)
+    line = np.asarray(outline)[:, None, None]
+    return np.clip(0.5 - np.where(line, np.abs(distance + half) - half, distance), 0, 1)
 
 
 def render(scenes: list[Scene]) -> np.ndarray:
@@ -62,13 +60,9 @@ def render(scenes: list[Scene]) -> np.ndarray:
     for layer in range(max((len(s.things) for s in scenes), default=0)):
         rows = [i for i, s in enumerate(scenes) if len(s.things) > layer]
         things = [scenes[i].things[layer] for i in rows]
-        alpha = coverage(
-            np.array([SHAPES.index(t.shape) for t in things]),
-            [t.x for t in things],
-            [t.y for t in things],
-            [t.r for t in things],
-            [t.outline for t in things],
-        )[..., None]
+        shapes = np.array([SHAPES.index(t.shape) for t in things])
+        rest = ([getattr(t, name) for t in things] for name in ("x", "y", "r", "outline"))
+        alpha = coverage(shapes, *rest)[..., None]
         color = np.array([COLORS.get(t.color, t.color) for t in things], np.float32)[:, None, None]
         images[rows] += alpha * (color - images[rows])
     return np.round(images).astype(np.uint8)

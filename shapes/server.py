@@ -1,4 +1,4 @@
-"""The classroom's judge server: any MLLM behind the OpenAI chat-completions protocol, with faults.
+"""A judge server for shapes: any MLLM behind the OpenAI chat-completions protocol, with faults.
 
 Standard library only. It lets the network path be exercised for real, with the real client and the
 faults that real servers have, on a machine without a GPU.
@@ -74,8 +74,7 @@ def parse_request(body: dict) -> Query:
 
 def completion(message: dict, model: str, reason: str | None = "stop") -> dict:
     """A reply of the protocol with this message of the assistant."""
-    message = {"role": "assistant", **message}
-    choice = {"index": 0, "finish_reason": reason, "message": message}
+    choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", **message}}
     reply = {"id": "chatcmpl-0", "object": "chat.completion", "created": 0, "model": model}
     return reply | {"choices": [choice]}
 
@@ -90,9 +89,7 @@ class JudgeServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(
-        self, mllm: MLLM, port: int = 0, faults: Faults = Faults(), host: str = "127.0.0.1"
-    ):
+    def __init__(self, mllm: MLLM, port=0, faults: Faults = Faults(), host="127.0.0.1"):
         super().__init__((host, port), Handler)
         self.mllm, self.faults, self.calls = mllm, faults, 0
         self._random, self._lock = random.Random(faults.seed), threading.Lock()
@@ -126,9 +123,9 @@ class Handler(BaseHTTPRequestHandler):
     def reply(self, status: int, body: dict | bytes, cut: bool = False, **headers: str) -> None:
         """Sends JSON, or bytes as they are; cut: half of it. headers: names with _ for -."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        usual = {"Content_Type": "application/json", "Content_Length": str(len(data))}
+        headers = {"Content_Type": "application/json", "Content_Length": len(data)} | headers
         self.send_response(status)
-        for name, value in (usual | headers).items():
+        for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(data[: len(data) // 2] if cut else data)
@@ -182,11 +179,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     text = "127.0.0.1: this machine alone may ask; 0.0.0.0: whoever can reach it, without password"
     parser.add_argument("--host", default="127.0.0.1", help=text)
-    parser.add_argument("--error_rate", type=float, default=0.0, help="share of random verdicts")
-    always = "share of 'Image 1' regardless"
-    parser.add_argument("--first_bias", type=float, default=0.0, help=always)
-    for name in ("latency", *Faults.SHARES, "hang_seconds"):
-        parser.add_argument(f"--{name}", type=float, default=getattr(Faults, name))
+    errs = {"error_rate": "share of random verdicts", "first_bias": "share of 'Image 1' regardless"}
+    for name in (*errs, "latency", *Faults.SHARES, "hang_seconds"):
+        usual = getattr(Faults, name, 0.0)
+        parser.add_argument(f"--{name}", type=float, default=usual, help=errs.get(name))
     args = parser.parse_args()
     try:
         faults = Faults(**{k: v for k, v in vars(args).items() if hasattr(Faults, k)})

@@ -9,8 +9,6 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -61,10 +59,6 @@ def consistent(slots: dict[str, str], reading: Reading) -> bool:
     return colored(slots, reading) and len(named("s1", slots, reading)) > 1
 
 
-def present(slots: dict[str, str], reading: Reading) -> bool:
-    return bool(named("s1", slots, reading))
-
-
 def absent(slots: dict[str, str], reading: Reading) -> bool:
     may_be = any(slots["s2"] in (t.shape, t.also) for t in reading.things)
     return bool(reading.things) and not may_be and not reading.unread
@@ -82,9 +76,8 @@ def counted(slots: dict[str, str], reading: Reading) -> bool:
 
 
 def matched(slots: dict[str, str], reading: Reading) -> bool:
-    return all_in(slots["c1"], named("s1", slots, reading)) and all_in(
-        slots["c2"], named("s2", slots, reading)
-    )
+    looks = (("c1", "s1"), ("c2", "s2"))
+    return all(all_in(slots[color], named(shape, slots, reading)) for color, shape in looks)
 
 
 def styled(slots: dict[str, str], reading: Reading) -> bool:
@@ -111,27 +104,28 @@ def placed(slots: dict[str, str], reading: Reading) -> bool:
     return bool(both) and all((a.x - b.x) * dx + (a.y - b.y) * dy > MIN_SHIFT for a, b in both)
 
 
-class Check(NamedTuple):
-    passes: Callable[[dict[str, str], Reading], bool]
-    wanted: str = ""  # in numbers, where there are any
-
-
 CHECKS = {  # sub dimension -> whether a testpoint of it, by its slots, holds in a reading
-    "Attribute - Color": Check(colored),
-    "Attribute - Shape": Check(present),
-    "Attribute - Size": Check(sized, f"radii in {SIZES}"),
-    "Attribute - Quantity": Check(counted),
-    "Grammar - Consistency": Check(consistent, "two or more"),
-    "Grammar - Negation": Check(absent),
-    "Style": Check(styled),
-    "Entity Layout - Two-Dimensional Space": Check(placed, f"{MIN_SHIFT} pixels that way"),
-    "Relationship - Comparison": Check(compared, f"radii that differ by {MIN_DIFFERENCE}"),
-    "Relationship - Inclusion": Check(
-        included, f"{MAX_INNER} of the outer radius at most, and an offset of {MAX_OFFSET} of it"
-    ),
-    "Compound - Feature Matching": Check(matched),
-    "Logical Reasoning": Check(counted),
-    "World Knowledge": Check(colored),
+    "Attribute - Color": colored,
+    "Attribute - Shape": lambda slots, reading: bool(named("s1", slots, reading)),
+    "Attribute - Size": sized,
+    "Attribute - Quantity": counted,
+    "Grammar - Consistency": consistent,
+    "Grammar - Negation": absent,
+    "Style": styled,
+    "Entity Layout - Two-Dimensional Space": placed,
+    "Relationship - Comparison": compared,
+    "Relationship - Inclusion": included,
+    "Compound - Feature Matching": matched,
+    "Logical Reasoning": counted,
+    "World Knowledge": colored,
+}
+WANTED = {  # by the checks that draw a line in numbers
+    "Attribute - Size": f"radii in {SIZES}",
+    "Grammar - Consistency": "two or more",
+    "Entity Layout - Two-Dimensional Space": f"{MIN_SHIFT} pixels that way",
+    "Relationship - Comparison": f"radii that differ by {MIN_DIFFERENCE}",
+    "Relationship - Inclusion": f"{MAX_INNER} of the outer radius at most, and an offset of "
+    f"{MAX_OFFSET} of it",
 }
 
 
@@ -142,7 +136,7 @@ def holds(sub: str, slots: dict[str, str] | None, reading: Reading) -> bool:
     there are, or of what is absent, is granted while a blob stays unread, and nothing is absent
     that a thing may be. Slots are None for what is not of this world.
     """
-    return slots is not None and CHECKS[sub].passes(slots, reading)
+    return slots is not None and CHECKS[sub](slots, reading)
 
 
 def satisfied_as(testpoints, reading: Reading) -> tuple[list[bool], Reading]:
@@ -175,9 +169,8 @@ def look(thing: Thing) -> tuple[str, str, str, bool]:
 def compare(prompt: Caption, first: Reading, second: Reading, jnd: float) -> tuple[str, int]:
     """Why, and which image is better: 1, 2, or 0 for a tie."""
     met = [sum(satisfied(prompt, r)) for r in (first, second)]
-    reason = (
-        f"Image 1 shows {met[0]} and Image 2 shows {met[1]} of {len(prompt.testpoints)} demands."
-    )
+    of = len(prompt.testpoints)
+    reason = f"Image 1 shows {met[0]} and Image 2 shows {met[1]} of {of} demands."
     if met[0] != met[1]:
         return reason, 1 if met[0] > met[1] else 2
     drawn = [len(r.things) + r.unread for r in (first, second)]
@@ -212,8 +205,8 @@ def answer_testpoints(question: str, reading: Reading) -> str:
         known = parse_testpoint(sub, text) is not None
         if not known:
             fault = "cannot be verified"
-        elif CHECKS[sub].wanted:
-            fault += f"; wanted: {CHECKS[sub].wanted}"
+        elif sub in WANTED:
+            fault += f"; wanted: {WANTED[sub]}"
         analyses.append(f"'{text}' {'is shown' if met else fault}")
         scores.append(int(met) if known else None)
     return f"<analysis>{json.dumps(analyses)}</analysis>\n<score>{json.dumps(scores)}</score>"
@@ -239,7 +232,7 @@ class ShapesMLLM:
     than a just-noticeable difference JND wins. Else a tie. (Without "equally many", leaving things
     out would pay; without "the same looks", so would what renders best, circles in yellow.)
     One image and testpoints: an analysis and a 0 or 1 for each, null for one that is not of this
-    world. One image and a caption: scores 1-5. Anything else: a sentence that holds no verdict.
+    world. One image and a caption: scores 1-5. Anything else: a sentence without a verdict.
 
     error_rate: share of comparisons answered at random; first_bias: share answered "Image 1"
     whatever is shown. Both depend on the query alone, so that asking again gives the same answer.
@@ -257,10 +250,8 @@ class ShapesMLLM:
         """One answer a query, in order; each image is read once however many queries show it."""
         images = {id(image): image for query in queries for image in query.images}
         readings = dict(zip(images, read(list(images.values())))) if images else {}
-        return [
-            Answer(self.answer(query, [readings[id(i)] for i in query.images]), None)
-            for query in queries
-        ]
+        shown = [[readings[id(image)] for image in query.images] for query in queries]
+        return [Answer(self.answer(query, seen)) for query, seen in zip(queries, shown)]
 
     def answer(self, query: Query, shown: list[Reading]) -> str:
         caption = re.search(r"^Caption: (.*)$", query.text, re.MULTILINE)

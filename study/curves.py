@@ -33,7 +33,8 @@ def draw(lines: Table, arms, rows: dict[str, Callable], path) -> None:
     """A thin line a seed, the mean of whole runs thick, the base dotted, a cross where the accuracy
     has fallen. rows: by label, from the lines of a run and its arm to steps and values."""
     figure = pictures.new_figure(figsize=(2 + 1.6 * len(arms), 0.8 + 1.6 * len(rows)))
-    grid = figure.subplots(len(rows), len(arms), sharex=True, sharey="row", squeeze=False)
+    shape, how = (len(rows), len(arms)), dict(sharex=True, sharey="row", squeeze=False)
+    grid = pictures.subplots(figure, *shape, **how)
     for line, (label, values_of) in zip(grid, rows.items()):
         line[0].set_ylabel(label)
         for axes, arm in zip(line, arms):
@@ -47,9 +48,7 @@ def draw(lines: Table, arms, rows: dict[str, Callable], path) -> None:
             axes.plot(longest, mean, color=pictures.INK, lw=2)
             if label == "accuracy":
                 at = fallen(whole)
-                marks = [longest[n] for n in at], mean[at]
-                axes.plot(*marks, "x", color=pictures.INK, ms=9, mew=2)
-            axes.spines[["top", "right"]].set_visible(False)
+                axes.plot(np.take(longest, at), mean[at], "x", color=pictures.INK, ms=9, mew=2)
     for above, below, arm in zip(grid[0], grid[-1], arms):
         above.set_title(textwrap.fill(arm.removesuffix(SLOWER), 18), fontsize=10)
         below.set_xlabel("step")

@@ -8,9 +8,7 @@ there to be amplified. Every estimator sees the same score, the same prompts and
     python -m study.estimators                  # 15 runs, an hour on 2 cores; only those missing
     python -m study.estimators --quick          # one seed and fewer steps, in minutes
 
-Writes estimators.csv (lines of the log), estimators_prompts.csv (each held-out prompt after the
-last step), estimators_summary and estimators_spread (means and intervals, .csv and .md) and
-estimators.png.
+Writes estimators*: lines of the log, what came of each held-out prompt, tables and a figure.
 """
 
 from typing import NamedTuple
@@ -21,7 +19,7 @@ from common.rgb import to_rgb
 from rewards import PairwiseReward, PointwiseReward
 from shapes.grammar import parse_prompt
 from study import curves
-from study.runs import GROUPS, Arm, Study, Table, size_asked_for
+from study.runs import GROUPS, Arm, Study, Table, short_and_long, size_asked_for
 from study.summary import ACCURACY, BESIDE, row_of, summarize, write_tables
 from training.heldout import verify
 
@@ -57,10 +55,7 @@ ESTIMATORS = {
 ARMS = [Arm(name, e.reward, (f"--std_floor={e.floor:g}",)) for name, e in ESTIMATORS.items()]
 CURE = "ranks with ties"  # what the others are held against
 SHARED = (*GROUPS, "--lr=2e-4", "--heldout=157")
-FLAGS = {
-    "full": (*SHARED, "--steps=72", "--eval_every=12"),
-    "quick": (*SHARED, "--steps=24", "--eval_every=12"),
-}
+FLAGS = short_and_long(SHARED)
 SEEDS = (0, 1, 2)
 MEASURED = {"vividness": "vividness"} | BESIDE
 # Of the rewards that a step learns from: key of the log -> heading
@@ -144,7 +139,7 @@ def tables(study: Study, names=tuple(ESTIMATORS)) -> dict[str, list[dict]]:
 
 
 def write(study: Study, names=tuple(ESTIMATORS)) -> None:
-    """The tables and the figure of these estimators, of whatever runs."""
+    """The tables and the figure of these estimators."""
     write_tables(study, tables(study, names))
     shown = {"accuracy": curves.of(ACCURACY), "vividness": curves.of("vividness")}
     curves.draw(study.lines, names, shown, study.file(".png"))

@@ -8,8 +8,7 @@ steps, on new images.
     python -m study.judging                     # 45 runs, an hour on 2 cores; only those missing
     python -m study.judging --quick             # one seed, a quarter of the calls, in minutes
 
-Writes judging.csv (lines of the log), judging_prompts.csv (each held-out prompt after the last
-step), judging_judges, judging_summary and judging_contrasts (.csv and .md), and judging.png.
+Writes judging*: lines of the log, what came of each held-out prompt, tables and a figure.
 """
 
 from typing import NamedTuple
@@ -81,11 +80,6 @@ BUDGETS = {
 }
 
 
-def watch(prompts, grid) -> dict:
-    """Nothing more than the log has."""
-    return {}
-
-
 # ----------------------------------------------------------------------------- tables
 
 
@@ -98,9 +92,8 @@ def judged(setups: dict[str, Setup], budget: Budget) -> list[dict]:
         reward = setup.reward()
         points = [first_points(reward, pair, text) for pair, text in zip(shown.images, texts)]
         won = np.array([1 - p if second else p for p, second in zip(points, shown.chosen)])
-        row = {"setup": name, "pairs": len(won), "calls_a_group": reward.calls(budget.group_size)}
-        row["steps"] = budget.steps(setup)
-        levels = {"right": 1, "tied": 0.5, "wrong": 0}
+        calls, levels = reward.calls(budget.group_size), {"right": 1, "tied": 0.5, "wrong": 0}
+        row = dict(setup=name, pairs=len(won), calls_a_group=calls, steps=budget.steps(setup))
         rows.append(row | {key: float((won == level).mean()) for key, level in levels.items()})
     return rows
 
@@ -114,12 +107,12 @@ def first_points(reward: PairwiseReward, pair, text: str) -> float:
 
 def contrasts(study: Study) -> list[dict]:
     """The accuracy of a setup less that of the one that differs from it in one thing."""
-    rows = []
-    for name, other in CONTRASTS.items():
-        if study.lines.seeds(name):
-            what = "less all pairs" if name in FEW else "less both orders"
-            rows.append({"arm": name, "quantity": what} | less(study, name, other))
-    return rows
+    what = lambda name: "less all pairs" if name in FEW else "less both orders"
+    return [
+        {"arm": name, "quantity": what(name)} | less(study, name, other)
+        for name, other in CONTRASTS.items()
+        if study.lines.seeds(name)
+    ]
 
 
 def tables(study: Study) -> dict[str, list[dict]]:
@@ -133,7 +126,7 @@ def tables(study: Study) -> dict[str, list[dict]]:
 def draw(rows: list[dict], path) -> None:
     """The accuracy that each setup has reached, with its interval over prompts; the base dotted."""
     figure = pictures.new_figure(figsize=(8, 4.6))
-    axes = figure.subplots()
+    axes = pictures.subplots(figure)
     base, *shown = [row for row in rows if row["quantity"] == "accuracy"]
     for n, row in enumerate(reversed(shown)):
         low, high = row["prompts_low"], row["prompts_high"]
@@ -143,7 +136,6 @@ def draw(rows: list[dict], path) -> None:
     axes.axvline(base["mean"], color=pictures.INK, ls=":", lw=1)
     axes.set_yticks(range(len(shown)), [row["arm"] for row in reversed(shown)])
     axes.set_xlabel("held-out accuracy after the last step (filled: one order; dotted: the base)")
-    axes.spines[["top", "right"]].set_visible(False)
     pictures.save_figure(figure, path)
 
 
@@ -152,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     study, budget = Study("judging", size, FLAGS), BUDGETS[size]
     setups = dict(list(SETUPS.items())[: 2 if size == "smallest" else None])
     steps = {name: f"--steps={budget.steps(setup)}" for name, setup in setups.items()}
-    study.make([Arm(n, s.reward, (steps[n],)) for n, s in setups.items()], SEEDS, watch)
+    study.make([Arm(n, s.reward, (steps[n],)) for n, s in setups.items()], SEEDS)
     found = tables(study)
     write_tables(study, found | {"_judges": judged(setups, budget)})
     draw(found["_summary"], study.file(".png"))

@@ -7,8 +7,7 @@ there, and a judge whose probability is taken in place of its word. Settings are
 
     python -m study.kl                          # 38 runs of 10 minutes on one core; several
                                                 # processes share them, each begun by this command
-Writes kl.csv (lines of the log), kl_prompts.csv (each held-out prompt after the last step),
-kl_seeds (.csv and .md; arms without KL that longer.py made are longer.csv's), kl.png. --quick and
+Writes kl*, as table1.py does; arms without KL that longer.py made are longer.csv's. --quick and
 --smallest as the others have them.
 """
 

@@ -10,13 +10,8 @@ that.
     python -m study.longer --quick              # four of them, fewer steps, one seed: in minutes
 
 Scorers that are missing are trained first, in three minutes. The first line of longer.csv has
-Table 1's flags; arms named "at 1e-4" have that rate instead.
-
-Writes longer.csv (lines of the log) and longer_prompts.csv (each held-out prompt after the last
-step), longer_scorers and longer_seeds (.csv and .md), and of each group of arms a summary (.csv and
-.md) and a figure: longer_arms, longer_cures, longer_faster. Of the two estimators:
-longer_estimators.csv, longer_estimators_prompts.csv, longer_estimators_summary (.csv and .md),
-longer_estimators.png.
+Table 1's flags; arms named "at 1e-4" have that rate instead. Writes longer*, and of the two
+estimators longer_estimators*: as table1.py, a summary and a figure for each group of arms.
 """
 
 from figures.pictures import series

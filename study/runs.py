@@ -38,6 +38,12 @@ KEPT = ("heldout_accuracy", "heldout_all_correct", "heldout_render_error", "win_
 KEPT += ("reward_mean", "reward_std", "frac_floor", "tie_rate", "kl_to_base", "grad_norm")
 
 
+def short_and_long(shared: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Flags by size, of 72 steps or, for the quick form, 24."""
+    ends = {"full": "--steps=72", "quick": "--steps=24"}
+    return {size: (*shared, steps, "--eval_every=12") for size, steps in ends.items()}
+
+
 class Arm(NamedTuple):
     name: str
     reward: Callable | None  # makes what is called as rewards.PairwiseReward is; None: by flags
@@ -76,10 +82,8 @@ class Table:
         if self.path.exists():
             head, *lines = self.path.read_text().splitlines()
             if head != self.head:
-                raise ValueError(
-                    f"{self.path} is of runs with '{head[2:]}', not with '{self.head[2:]}': remove "
-                    "it to make them anew"
-                )
+                other = f"is of runs with '{head[2:]}', not with '{self.head[2:]}'"
+                raise ValueError(f"{self.path} {other}: remove it to make them anew")
             self.rows = list(csv.DictReader(lines))
 
     def seeds(self, arm: str) -> list[int]:
@@ -89,8 +93,8 @@ class Table:
     def run(self, arm: str, seed: int) -> list[dict]:
         """The rows of a run, cells as numbers, None where a cell is empty."""
         mine = [row for row in self.rows if (row["arm"], row["seed"]) == (arm, str(seed))]
-        numbers = lambda row: {k: float(v) if v else None for k, v in row.items() if k != "arm"}
-        return list(map(numbers, mine))
+        number = lambda value: float(value) if value else None
+        return [{k: number(v) for k, v in row.items() if k != "arm"} for row in mine]
 
     def runs(self, arm: str) -> list[list[dict]]:
         return [self.run(arm, seed) for seed in self.seeds(arm)]
@@ -137,7 +141,7 @@ class Study:
     def run_folder(self, arm: str, seed: int) -> Path:
         return self.out / f"{re.sub(r'[^A-Za-z0-9-]+', '_', arm)}-{seed}"
 
-    def make(self, arms: Sequence[Arm], seeds, watch: Callable, kept=KEPT) -> None:
+    def make(self, arms: Sequence[Arm], seeds, watch=lambda prompts, grid: {}, kept=KEPT) -> None:
         """Makes the runs that the tables lack, the first seed of all arms first; of a short form
         that seed alone.
 

@@ -80,7 +80,11 @@ def choices(prompts: list[str], judge: ShapesMLLM, seed: int) -> Choices:
 
 def tuned(scorer: CLIPScorer, shown: Choices, steps: int, rng: np.random.Generator) -> None:
     """Tunes the scorer's model to the choices, in place."""
-    pixels, tokens = processed(scorer, shown)
+    images = [image for pair in shown.images for image in pair]
+    pixels = scorer.processor.image_processor(images=images, return_tensors="pt").pixel_values
+    pixels = pixels.unflatten(0, (-1, 2))  # (n, 2, 3, H, W)
+    texts = scorer.processor.tokenizer(shown.prompts, padding="max_length", return_tensors="pt")
+    tokens = texts.input_ids  # (n, T)
     chosen, count = torch.tensor(shown.chosen), len(shown.chosen)
     model = scorer.model.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.02)
@@ -94,14 +98,6 @@ def tuned(scorer: CLIPScorer, shown: Choices, steps: int, rng: np.random.Generat
         cross_entropy(scores, chosen[rows]).backward()
         optimizer.step()
     model.requires_grad_(False)
-
-
-def processed(scorer: CLIPScorer, shown: Choices) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels (n, 2, 3, H, W) and token ids (n, T) of choices."""
-    images = [image for pair in shown.images for image in pair]
-    pixels = scorer.processor.image_processor(images=images, return_tensors="pt").pixel_values
-    texts = scorer.processor.tokenizer(shown.prompts, padding="max_length", return_tensors="pt")
-    return pixels.unflatten(0, (-1, 2)), texts.input_ids
 
 
 def learned(root: Path, budget: Budget) -> dict[str, Path]:

@@ -7,8 +7,7 @@ error, or a bias. docs/study.md states the formulas; here each stands beside sim
     python -m study.spread                      # a minute
     python -m study.spread --quick              # fewer groups
 
-Writes spread.csv (formula and simulation), spread.png, and spread_images.csv and .md (images of
-the base model, scored twice with noise).
+Writes spread.csv and .png (formula and simulation) and spread_images (images of the base model).
 """
 
 import math
@@ -65,11 +64,9 @@ def all_tied(margin: float, count: int) -> float:
     return count * integrate.quad(within, -9, 9)[0]
 
 
-def mean_win_rates(truth: np.ndarray, noise: float, margin: float) -> np.ndarray:
-    """Expected win rate of each image of a group: for each opponent the probability of a win, and
-    half that of a tie."""
-    lead, wide = truth[:, None] - truth, noise * math.sqrt(2)
-    points = (norm.cdf((lead - margin) / wide) + norm.cdf((lead + margin) / wide)) / 2
+def mean_win_rates(truth: np.ndarray, noise: float) -> np.ndarray:
+    """Expected win rate of each image of a group: the mean probability of a win."""
+    points = norm.cdf((truth[:, None] - truth) / (noise * math.sqrt(2)))
     return (points.sum(1) - 0.5) / (len(truth) - 1)  # less the image against itself
 
 
@@ -81,7 +78,7 @@ def noise_share(estimator: Estimator, truth: np.ndarray, noise: float) -> float 
     """
     if estimator.margin == 0:  # the std of ranks is the same whatever their order
         spread = math.sqrt((len(truth) + 1) / (12 * (len(truth) - 1)))
-        return 1 - float(((mean_win_rates(truth, noise, 0.0) - 0.5) ** 2).mean()) / spread**2
+        return 1 - float(((mean_win_rates(truth, noise) - 0.5) ** 2).mean()) / spread**2
     if estimator.margin is not None:
         return None
     # Of the mean variance of scores within a group, what is not that of truth.
@@ -94,17 +91,14 @@ def noise_share(estimator: Estimator, truth: np.ndarray, noise: float) -> float 
 def advantages_of(estimator: Estimator, scores: torch.Tensor) -> torch.Tensor:
     """(P, G) advantages of scores (P, G), as the loop makes them."""
     if estimator.margin is not None:
-        pairs, size = pair_schedule(scores.shape[1]), scores.shape[1]
-        points = (
-            [points_of(g[i] - g[j], estimator.margin) for i, j in pairs] for g in scores.tolist()
-        )
+        size, margin = scores.shape[1], estimator.margin
+        pairs = pair_schedule(size)
+        points = ([points_of(g[i] - g[j], margin) for i, j in pairs] for g in scores.tolist())
         scores = torch.stack([win_rates(pairs, each, size) for each in points])
     return grpo.group_advantages(scores, estimator.floor, clip=math.inf)
 
 
-def judged_twice(
-    estimator: Estimator, truth: np.ndarray, noise: float, seed: int
-) -> tuple[float, float]:
+def judged_twice(estimator: Estimator, truth: np.ndarray, noise: float, seed: int):
     """Groups scored twice, with new noise: the advantages' mean square, and which share of it is
     noise. truth: (P, G). The product of an image's two advantages is, on average, the square of its
     expected one: what is missing to the mean square is noise."""
@@ -126,15 +120,12 @@ def simulated(groups: int) -> list[dict]:
     for name, estimator in ESTIMATORS.items():
         for count, noise in dict.fromkeys(cases):
             half = TESTPOINT * (np.arange(count) < count // 2)
+            none, better = np.zeros((groups, count)), np.tile(half, (groups, 1))
             row = {"estimator": name, "group": count, "noise": noise}
             row["size"] = size_without_truth(estimator, noise, count)
-            row["size_simulated"], _ = judged_twice(
-                estimator, np.zeros((groups, count)), noise, seed=0
-            )
+            row["size_simulated"], _ = judged_twice(estimator, none, noise, seed=0)
             row["share"] = noise_share(estimator, half, noise)
-            _, row["share_simulated"] = judged_twice(
-                estimator, np.tile(half, (groups, 1)), noise, seed=1
-            )
+            _, row["share_simulated"] = judged_twice(estimator, better, noise, seed=1)
             rows.append(row)
     return rows
 
@@ -166,15 +157,14 @@ def bias_share(advantages: np.ndarray, truth: np.ndarray) -> float:
 
 def of_images(truth: np.ndarray, score: np.ndarray) -> list[dict]:
     """What each estimator makes of real scores: how much is bias, and how much would be noise."""
-    rows = []
+    rows, alike = [], float((np.ptp(truth, axis=1) == 0).mean())
+    bias_std = float((score - truth).std(1).mean())
     for name, estimator in ESTIMATORS.items():
-        row = {"estimator": name, "groups_alike": float((np.ptp(truth, axis=1) == 0).mean())}
-        row["bias_std"] = float((score - truth).std(1).mean())
-        row["bias"] = bias_share(
-            advantages_of(estimator, torch.as_tensor(score)).double().numpy(), truth
-        )
-        row |= {f"noise_{s}": judged_twice(estimator, score, s, seed=2)[1] for s in JUDGED}
+        advantages = advantages_of(estimator, torch.as_tensor(score)).double().numpy()
+        row = {"estimator": name, "groups_alike": alike, "bias_std": bias_std}
+        row["bias"] = bias_share(advantages, truth)
         rows.append(row)
+        row |= {f"noise_{s}": judged_twice(estimator, score, s, seed=2)[1] for s in JUDGED}
     return rows
 
 
@@ -183,20 +173,17 @@ def of_images(truth: np.ndarray, score: np.ndarray) -> list[dict]:
 
 def draw(rows: list[dict], path) -> None:
     """Lines are formulas, marks are simulated."""
-    figure = pictures.new_figure(figsize=(9, 3.8))
+    figure, styles = pictures.new_figure(figsize=(9, 3.8)), ("o-", "s--", "^-", "D:", "v-.")
     panels = (
         ("equally good images", "noise", "size", "mean square of advantages"),
         ("half better by a testpoint", "noise", "share", "share of it that is noise"),
         (f"equally good, noise {LEAK}", "group", "size", "mean square of advantages"),
     )
-    for axes, (title, x, y, label) in zip(figure.subplots(1, 3), panels):
+    for axes, (title, x, y, label) in zip(pictures.subplots(figure, 1, 3), panels):
         fixed = {"group": TYPICAL} if x == "noise" else {"noise": LEAK}
-        for name, style, color in zip(
-            ESTIMATORS, ("o-", "s--", "^-", "D:", "v-."), pictures.PALETTE
-        ):
-            mine = [
-                row for row in rows if row["estimator"] == name and fixed.items() <= row.items()
-            ]
+        for name, style, color in zip(ESTIMATORS, styles, pictures.PALETTE):
+            wanted = {"estimator": name} | fixed
+            mine = [row for row in rows if wanted.items() <= row.items()]
             mine.sort(key=lambda row: row[x])
             at = [row[x] for row in mine]
             marks = dict(color=color, ms=9, mfc="none") if name == "z-scores" else dict(color=color)
@@ -206,7 +193,6 @@ def draw(rows: list[dict], path) -> None:
             axes.plot([], [], style, label=name, **marks)
         axes.set(title=title, ylabel=label, ylim=(-0.04, 1.08), xscale="log")
         axes.set_xlabel("noise s" if x == "noise" else "images in a group, G")
-        axes.spines[["top", "right"]].set_visible(False)
     axes.set_xticks(GROUPS, map(str, GROUPS))
     axes.minorticks_off()
     entries = axes.get_legend_handles_labels()

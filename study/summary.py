@@ -49,15 +49,10 @@ def shares(held: np.ndarray, testpoints: np.ndarray) -> dict:
 
 
 def row_of(of_seeds, prompts_low=None, prompts_high=None) -> dict:
-    low, high = over_seeds(of_seeds)
-    return {
-        "seeds": len(of_seeds),
-        "mean": float(np.mean(of_seeds)),
-        "prompts_low": prompts_low,
-        "prompts_high": prompts_high,
-        "seeds_low": low,
-        "seeds_high": high,
-    }
+    seeds_low, seeds_high = over_seeds(of_seeds)
+    row = dict(seeds=len(of_seeds), mean=float(np.mean(of_seeds)))
+    row |= dict(prompts_low=prompts_low, prompts_high=prompts_high)
+    return row | dict(seeds_low=seeds_low, seeds_high=seeds_high)
 
 
 def less(study: Study, arm: str, other: str) -> dict:

@@ -9,10 +9,8 @@ always names a winner; by win rates as this repository makes them, in both order
     python -m study.table1                      # 40 runs, 1.5 hours on 2 cores; only those missing
     python -m study.table1 --quick              # one seed and fewer steps, in minutes
 
-Writes table1.csv (lines of the log), table1_prompts.csv (each held-out prompt after the last step),
-table1_scorers, table1_summary and table1_dimensions (.csv and .md), table1_curves.png; of the runs
-at half the rate table1_slower (.csv and .md) and table1_curves_slower.png; table1_radar.png, and
-table1_pictures.png where run directories are there to draw it from.
+Writes table1*: lines of the log, what came of each held-out prompt, tables and figures; those named
+"slower" are of the runs at half the rate; table1_pictures.png needs the run directories.
 """
 
 import zlib
@@ -30,7 +28,7 @@ from rewards import PairwiseReward
 from shapes.prompts import heldout_prompts
 from shapes.verifier import ShapesMLLM
 from study import curves, scorers
-from study.runs import GROUPS, KEPT, OUT, SLOWER, Arm, Study, Table, size_asked_for
+from study.runs import GROUPS, KEPT, OUT, SLOWER, Arm, Study, Table, short_and_long, size_asked_for
 from study.summary import ACCURACY, BESIDE, row_of, summarize, write_tables
 from training.heldout import primary_of
 from unigenbench.report import radar
@@ -76,10 +74,7 @@ def slower(arms: list[Arm]) -> list[Arm]:
 NAMES = [arm.name for arm in arms_of(dict.fromkeys(scorers.NAMES))]
 SLOW = [name + SLOWER for name in NAMES]
 SHARED = (*GROUPS, "--lr=2e-4")
-FLAGS = {
-    "full": (*SHARED, "--steps=72", "--eval_every=12"),
-    "quick": (*SHARED, "--steps=24", "--eval_every=12"),
-}
+FLAGS = short_and_long(SHARED)
 SEEDS, SLOW_SEEDS = (0, 1, 2, 3, 4), (0, 1, 2)
 # What each arm is rewarded by, measured on held-out images: of scorers, their mean; of the judge's
 # scores, these; of any other, the win rate against the base.
@@ -95,11 +90,8 @@ class Watch:
     """Mean scores of held-out images by the learned scorers, and by the judge (1 to 5)."""
 
     def __init__(self, folders: dict[str, Path]):
-        self.scorers = {
-            name: CLIPScorer(str(folder), name=name, batch_size=256)
-            for name, folder in folders.items()
-        }
-        self.scorers["judge"] = MLLMScorer(ShapesMLLM())
+        clip = lambda name: CLIPScorer(str(folders[name]), name=name, batch_size=256)
+        self.scorers = {name: clip(name) for name in folders} | {"judge": MLLMScorer(ShapesMLLM())}
 
     def __call__(self, prompts, grid) -> dict[str, float | None]:
         asked = [prompt for prompt, row in zip(prompts, grid) for _ in row]

@@ -27,6 +27,7 @@ from shapes.server import served
 from training import heldout
 from unigenbench.asking import judge_images
 from unigenbench.construct import PLACES, alike
+from unigenbench.interrupt import stopped
 from unigenbench.results import Result, read_results, write_results
 from unigenbench.testpoints import Prompt, write_prompts
 
@@ -280,7 +281,7 @@ def test_ctrl_c_is_one_sentence(at, line, tmp_path):
     line = line.format(r=tmp_path / "r.csv").split()
     command = [sys.executable, "-c", INTERRUPTED.format(at=at), *line]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr.strip()) == (1, bench.STOPPED.strip())
+    assert (ended.returncode, ended.stderr.strip()) == (1, stopped("bench.py").strip())
 
 
 def test_ctrl_c_waits_for_no_call_and_loses_no_answer(drawn):
@@ -295,7 +296,7 @@ def test_ctrl_c_waits_for_no_call_and_loses_no_answer(drawn):
             time.sleep(0.01)
         run.send_signal(signal.SIGINT)
         said = run.communicate(timeout=HANG / 2)[1]
-    assert run.returncode == 1 and said.endswith(bench.STOPPED + "\n")
+    assert run.returncode == 1 and said.endswith(stopped("bench.py") + "\n")
     assert "Traceback" not in said and len(lines.read_text().splitlines()) == 1
 
 

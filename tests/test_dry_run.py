@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT
 
+from shapes.server import served
 from training import dry_run
 from training.config import Config, parse_config
 

@@ -36,23 +36,24 @@ def ours(exercise):
 
 def with_mistake(row):
     """Our functions, those of one module made from its source with the mistake in it."""
-    solution, modules = EXERCISES[row["exercise"]], {}
-    for module in sorted(set(solution.values())):
-        modules[module] = Path(importlib.import_module(module).__file__).read_text()
-    found = [module for module, source in modules.items() for _ in range(source.count(row["old"]))]
-    assert len(found) == 1, f"{row['old']!r} must stand once in {' and '.join(modules)}"
+    solution = EXERCISES[row["exercise"]]
+    files = {module: importlib.import_module(module).__file__ for module in solution.values()}
+    sources = {module: Path(file).read_text() for module, file in files.items()}
+    found = [module for module, source in sources.items() for _ in range(source.count(row["old"]))]
+    assert len(found) == 1, f"{row['old']!r} must stand once in {' and '.join(sources)}"
     (wrong,) = found
-    names = {"__name__": wrong, "__file__": importlib.import_module(wrong).__file__}
-    exec(modules[wrong].replace(row["old"], row["new"]), names)
+    names = {"__name__": wrong, "__file__": files[wrong]}
+    exec(sources[wrong].replace(row["old"], row["new"]), names)
     changed = {name: names[name] for name, module in solution.items() if module == wrong}
     return ours(row["exercise"]) | changed
 
 
 def test_every_exercise_is_in_the_table():
-    files = {path.stem.removeprefix("ex_") for path in FOLDER.glob("ex_*.py")}
-    assert files == set(EXERCISES)
-    assert {path.stem.removeprefix("test_") for path in FOLDER.glob("test_*.py")} == files
+    for kind in ("ex_", "test_"):
+        files = {path.stem.removeprefix(kind) for path in FOLDER.glob(f"{kind}*.py")}
+        assert files == set(EXERCISES)
     assert min(Counter(row["exercise"] for row in MISTAKES)[ex] for ex in files) >= 3
+    assert len(checks.LIKELY) == sum(map(len, TABLES.values()))  # none is in two of them
 
 
 @pytest.mark.parametrize("exercise", EXERCISES)
@@ -70,8 +71,9 @@ def test_our_solution_passes(exercise, monkeypatch):
     assert set(TABLES[exercise]) <= asked  # what no check looks at, it could not name
 
 
-def test_what_is_looked_at_has_one_table():
-    assert len(checks.LIKELY) == sum(map(len, TABLES.values()))
+def test_a_forgotten_return_is_told(monkeypatch):
+    hand_in(monkeypatch, "02_sde_step", {"sde_step": lambda *args, **kwargs: None})
+    assert "`return` is missing" in first_failure("02_sde_step")
 
 
 @pytest.mark.parametrize("exercise", EXERCISES)
@@ -88,11 +90,6 @@ def test_a_mistake_gets_its_own_message(row, monkeypatch):
     told = first_failure(row["exercise"]) or "all checks pass"
     rows = [other for other in MISTAKES if other["exercise"] == row["exercise"]]
     assert [r["mistake"] for r in rows if r["message"] in told] == [row["mistake"]], told
-
-
-def test_a_forgotten_return_is_told(monkeypatch):
-    hand_in(monkeypatch, "02_sde_step", {"sde_step": lambda *args, **kwargs: None})
-    assert "`return` is missing" in first_failure("02_sde_step")
 
 
 def test_a_file_that_python_cannot_read_is_told_in_one_line(tmp_path):
@@ -116,14 +113,11 @@ def test_a_file_that_python_cannot_read_is_told_in_one_line(tmp_path):
 
 def test_a_later_exercise_builds_on_what_passes(monkeypatch):
     import sampler
-    from exercises import ex_01_sigmas
 
-    def theirs(num_steps, shift=1.0):
-        return sampler.sigma_schedule(num_steps, shift)
-
-    monkeypatch.setattr(ex_01_sigmas, "sigma_schedule", theirs)
+    theirs = lambda num_steps, shift=1.0: sampler.sigma_schedule(num_steps, shift)
+    hand_in(monkeypatch, "01_sigmas", {"sigma_schedule": theirs})
     assert student("sigma_schedule") is theirs
-    monkeypatch.setattr(ex_01_sigmas, "sigma_schedule", lambda num_steps, shift=1.0: None)
+    hand_in(monkeypatch, "01_sigmas", {"sigma_schedule": lambda num_steps, shift=1.0: None})
     assert student("sigma_schedule") is sampler.sigma_schedule
 
 

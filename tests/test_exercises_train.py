@@ -16,11 +16,11 @@ BRIEFEST = "--steps=1 --heldout=4 --prompts_per_step=1 --group_size=4 --num_step
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Runs a command of exercises/ for two tiny steps."""
+    """Runs a command of exercises/ for a tiny step."""
 
-    def run(module):
+    def run(module, *flags):
         out = tmp_path / "run"
-        monkeypatch.setattr("sys.argv", ["", *BRIEFEST.split(), f"--out={out}"])
+        monkeypatch.setattr("sys.argv", ["", *BRIEFEST.split(), f"--out={out}", *flags])
         module.main()
         return out
 
@@ -69,10 +69,9 @@ def test_no_curve_is_cut_at_its_top(top, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("module", [train, hack])
-def test_help_says_first_what_the_command_does(module, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["", "--help"])
+def test_help_says_first_what_the_command_does(module, run, capsys):
     with pytest.raises(SystemExit) as end:
-        module.main()
+        run(module, "--help")
     said = capsys.readouterr().out
     assert end.value.code is None and "Trains the tiny model" in said
     assert "python train.py --help" in said and len(said.splitlines()) < 15

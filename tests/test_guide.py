@@ -93,15 +93,15 @@ def test_the_examples_print_what_stands_below_them():
 def test_a_command_runs_and_leaves_the_files_that_are_named(command, tmp_path, monkeypatch):
     module, *flags = shlex.split(re.sub("^python (-m )?", "", command))
     module, planned = module.removesuffix(".py"), "--dry_run" in flags
-    flags += [] if module != "train" or planned else TRAIN.split()
+    flags += TRAIN.split() if module == "train" and not planned else []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [module, *flags])
     monkeypatch.setattr(explain, "Settings", lambda: SMALL_GROUP)
     short = [re.sub("^(generate|judge) ", r"\1 --limit 1 ", line) for line in bench.DEFAULT]
     monkeypatch.setattr(bench, "DEFAULT", short)
+    ending = None
     try:
         importlib.import_module(module).main()
-        ending = None
     except SystemExit as stop:
         ending = stop.code
     assert str(ending).startswith("verdict: ") if planned else not ending

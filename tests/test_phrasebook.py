@@ -1,4 +1,4 @@
-"""The classroom's writer: its own phrases pass its check, anything else does not."""
+"""The phrase book: its own phrases pass its check, anything else does not."""
 
 import json
 import re
@@ -22,40 +22,31 @@ def test_it_has_a_phrase_for_each_testpoint_and_knows_it_again():
         prompt = write(DRAFT._replace(subs=(sub,)))
         assert prompt.testpoints[0][1] in prompt.text
         assert parse_scores(phrasebook.answer(C.checking_question(prompt)), 1) == [1]
-
-
-def test_the_same_question_gives_the_same_prompt_and_another_attempt_another():
     assert write(DRAFT) == write(DRAFT) != write(DRAFT, attempt=1)
 
 
 def test_its_check_refuses_what_is_not_there_or_is_of_another_dimension():
-    points = [
-        ("Attribute - Color", "a red kite"),
-        ("Attribute - Shape", "a round table"),
-        ("Attribute - Size", "exactly two lamps"),
-        ("Style", "nice"),
-    ]
-    prompt = Prompt(0, "a red kite, exactly two lamps, nice", points, "Art", "Other", "en")
+    points = {  # (sub dimension, description) -> the reason
+        ("Attribute - Color", "a red kite"): "asked for",
+        ("Attribute - Shape", "a round table"): "not in the prompt",
+        ("Attribute - Size", "exactly two lamps"): "not known to be Attribute - Size",
+        ("Style", "nice"): "not known to be Style",
+    }
+    prompt = Prompt(0, "a red kite, exactly two lamps, nice", list(points), "Art", "Other", "en")
     answer = phrasebook.answer(C.checking_question(prompt))
     assert parse_scores(answer, 4) == [1, 0, 0, 0]
-    assert parse_reasons(answer, 4) == [
-        "asked for",
-        "not in the prompt",
-        "not known to be Attribute - Size",
-        "not known to be Style",
-    ]
+    assert parse_reasons(answer, 4) == list(points.values())
 
 
 def test_what_a_prompt_excludes_no_phrase_brings_in():
     others = {name: words for name, words in phrasebook.WORDS.items() if name != "none"}
     words = set(re.findall(r"\w+", json.dumps([others, phrasebook.PHRASES])))
-    for noun in phrasebook.WORDS["none"]:
-        assert not {noun, noun.removesuffix("s")} & words
+    excluded = phrasebook.WORDS["none"]
+    assert not words & {*excluded, *(noun.removesuffix("s") for noun in excluded)}
 
 
-def test_the_classroom_judge_asks_it_where_there_is_no_picture():
-    question = C.writing_question(DRAFT, 0)
-    (answer,) = ClassroomMLLM().ask([C.Query((), question)])
-    assert answer.text == phrasebook.answer(question)
-    assert phrasebook.answer("Write a poem") is None
-    assert "only judge pictures" in ClassroomMLLM().answer(C.Query((), "Write a poem"), [])
+def test_the_server_asks_it_where_there_is_no_picture():
+    questions = (C.writing_question(DRAFT, 0), "Write a poem")
+    written, refused = ClassroomMLLM().ask([C.Query((), text) for text in questions])
+    assert written.text == phrasebook.answer(questions[0])
+    assert "only judge pictures" in refused.text

@@ -1,84 +1,82 @@
-"""Pre-training's data, new models and resumption; and all its stages once, too small to learn."""
+"""Pre-training: its data, new models, resumption; and all its stages once, too small to learn."""
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from diffusers import FluxPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from judges.scorers import CLIPScorer
 from models import base
-from shapes import pretrain
+from shapes import pretrain, pretrain_clip
 from shapes.grammar import parse_prompt
 from shapes.prompts import all_prompts, sample_prompts
 from shapes.read import read
-from shapes.render import LIGHT
+from shapes.render import LIGHT, SIZE
 from shapes.verifier import satisfied
+
+HELDOUT = {p.text for pool in all_prompts("heldout").values() for p in pool}
+CLIP = ROOT / "assets" / "tiny-clip"
+
+
+def right(texts, images):
+    return [all(satisfied(parse_prompt(t), r)) for t, r in zip(texts, read(images), strict=True)]
+
+
+def shapes_in(folder):
+    (file,) = folder.glob("*.safetensors")
+    return {key: value.shape for key, value in load_file(file).items()}
+
+
+# ----------------------------------------------------------------------------- data
 
 
 def test_wrong_captions_have_one_wrong_slot_and_are_no_held_out_ones():
     rng = np.random.default_rng(0)
-    heldout = {p.text for pool in all_prompts("heldout").values() for p in pool}
     for prompt in sample_prompts(200, rng):
         wrong = pretrain.wrong_caption(prompt, rng)
-        assert wrong.kind == prompt.kind and wrong.text not in heldout
+        assert wrong.kind == prompt.kind and wrong.text not in HELDOUT
         assert sum(wrong.slots[name] != value for name, value in prompt.slots.items()) == 1
 
 
 def test_web_like_data_is_wrong_and_pale_as_often_as_it_says():
     captions, images = pretrain.make_data(1500, np.random.default_rng(0), web=True)
     clean, _ = pretrain.make_data(100, np.random.default_rng(0), web=False)
-    heldout = {p.text for pool in all_prompts("heldout").values() for p in pool}
-    assert not heldout & {*captions, *clean}
-    met = [
-        all(satisfied(parse_prompt(text), reading))
-        for text, reading in zip(captions, read([Image.fromarray(i) for i in images]))
-    ]
+    assert not HELDOUT & {*captions, *clean}
     # right are those with a right caption whose color is not washed out beyond reading
-    right = (1 - pretrain.WRONG_CAPTION) * (1 - pretrain.WASHED_OUT)
-    assert right - 0.04 <= np.mean(met) <= 1 - pretrain.WRONG_CAPTION + 0.04
-    ground = np.array(LIGHT)
-    strongest = np.abs(images - ground).max((1, 2, 3))
+    most = 1 - pretrain.WRONG_CAPTION
+    share = np.mean(right(captions, list(map(Image.fromarray, images))))
+    assert most * (1 - pretrain.WASHED_OUT) - 0.04 <= share <= most + 0.04
+    strongest = np.abs(images - np.array(LIGHT)).max((1, 2, 3))
     assert (strongest < 100).mean() > 0.1  # no color of the palette is that close to the ground
 
 
-def test_a_new_model_has_the_parameters_of_the_shipped_one_and_depends_on_its_seed():
-    pipe, again, other = (pretrain.build(seed) for seed in (1, 1, 2))
-    for name in ("text_encoder", "text_encoder_2", "vae", "transformer"):
-        (file,) = (pretrain.SHIPPED / name).glob("*.safetensors")
-        shipped = {key: value.shape for key, value in load_file(file).items()}
-        parameters = dict(getattr(pipe, name).named_parameters())
-        assert {key: value.shape for key, value in parameters.items()} == shipped
-        same = dict(getattr(again, name).named_parameters())
-        assert all(torch.equal(value, same[key]) for key, value in parameters.items())
-        others = dict(getattr(other, name).named_parameters())
-        assert any(not torch.equal(value, others[key]) for key, value in parameters.items())
-    assert (pipe.vae.config.scaling_factor, pipe.vae.config.shift_factor) == (1, 0)
+# ----------------------------------------------------------------------------- the tiny FLUX
 
 
 def test_a_stage_that_was_stopped_goes_on_as_if_it_was_not(tmp_path):
-    def stage(name, steps, stop=10**6):
+    def stage(name, stop=10**6):
+        """The weights, and how many steps it took."""
         torch.manual_seed(0)
-        module = torch.nn.Linear(3, 1)
+        module, calls = torch.nn.Linear(3, 1), []
 
         def loss_of(generator):
-            if stage.calls == stop:
+            if len(calls) == stop:
                 raise KeyboardInterrupt
-            stage.calls += 1
+            calls.append(1)
             return module(torch.randn(8, 3, generator=generator)).square().mean(), ""
 
-        stage.calls = 0
-        pretrain.descend(module, loss_of, steps, 0.01, tmp_path / name / "stage.pt")
-        return torch.cat([p.detach().flatten() for p in module.parameters()])
+        (tmp_path / name).mkdir(exist_ok=True)
+        pretrain.descend(module, loss_of, 230, 0.01, tmp_path / name / "stage.pt")
+        return [p.tolist() for p in module.parameters()], len(calls)
 
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-    whole = stage("whole", 230)
+    weights, _ = stage("whole")
     with pytest.raises(KeyboardInterrupt):
-        stage("parts", 230, stop=150)
-    assert torch.equal(stage("parts", 230), whole) and stage.calls == 130  # from step 100 on
-    # a finished one is not trained
-    assert torch.equal(stage("parts", 230), whole) and stage.calls == 0
+        stage("parts", stop=150)
+    assert stage("parts") == (weights, 130)  # from step 100 on
+    assert stage("parts") == (weights, 0)  # a finished one is not trained
 
 
 def test_all_stages_run_and_give_what_the_loader_takes(tmp_path, capsys):
@@ -88,4 +86,50 @@ def test_all_stages_run_and_give_what_the_loader_takes(tmp_path, capsys):
     assert "after web-like data: held-out accuracy" in capsys.readouterr().out
     pipe = base.load(str(tmp_path / "tiny")).pipe
     assert isinstance(pipe, FluxPipeline) and pipe.vae.config.scaling_factor != 1
-    assert (tmp_path / "work" / "decoder.pt").exists()
+    for part in ("text_encoder", "text_encoder_2", "vae", "transformer"):
+        assert shapes_in(tmp_path / "tiny" / part) == shapes_in(pretrain.SHIPPED / part)
+
+
+# ----------------------------------------------------------------------------- the learned scorer
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return pretrain_clip.one_attribute_pairs(200, np.random.default_rng(5))
+
+
+def test_without_hard_captions_the_loss_is_clips_own():
+    model, processor = pretrain_clip.build(seed=1)
+    texts = ["a large red circle", "two green squares", "a small blue triangle"]
+    ids = processor.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
+    pixels = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    own = model(input_ids=ids, pixel_values=pixels, return_loss=True).loss
+    none = ids[:, None].repeat(1, 2, 1)  # hard captions that are the caption itself do not count
+    loss = pretrain_clip.contrastive_loss(model, pixels, ids, none)
+    assert loss.item() == pytest.approx(own.item(), abs=1e-5)
+    hard = ids.roll(1, 0)[:, None]
+    assert pretrain_clip.contrastive_loss(model, pixels, ids, hard) > own + 0.1
+    # The same picture and caption twice: no negatives of one another, so nothing is left to tell.
+    twice = torch.tensor([0, 0])
+    alone = pretrain_clip.contrastive_loss(model, pixels[twice], ids[twice], none[twice])
+    assert alone.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_pairs_have_one_answer(pairs):
+    assert set(pairs["right"]) <= HELDOUT and len(pairs["right"]) > 150
+    for picture, yes, no in (("picture", "right", "wrong"), ("other", "wrong", "right")):
+        assert all(right(pairs[yes], pairs[picture]))
+        assert not any(right(pairs[no], pairs[picture]))
+
+
+def test_the_shipped_scorer_is_good_and_fallible(pairs):
+    scorer = CLIPScorer(str(CLIP), batch_size=100)
+    for name, won in pretrain_clip.accuracy(scorer, pairs).items():
+        assert 0.8 <= won.mean() < 1, name  # 0.89 on 1,879 pairs
+
+
+def test_training_writes_what_the_scorer_loads(tmp_path, capsys):
+    out = tmp_path / "clip"
+    pretrain_clip.main(["--pictures=40", "--steps=1", "--pairs=10", f"--out={out}"])
+    assert CLIPScorer(str(out)).model.logit_scale.exp() <= 100 and shapes_in(out) == shapes_in(CLIP)
+    assert capsys.readouterr().out.count("one-attribute pairs") == 2

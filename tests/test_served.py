@@ -1,10 +1,8 @@
 """Training by a judge server: judging behind the rollout, faults, a server that dies and
 returns."""
 
-import dataclasses
 import http.client
 import itertools
-import json
 import sys
 import threading
 from collections import Counter
@@ -36,7 +34,7 @@ SMALL |= dict(model=str(ROOT / "assets" / "tiny-flux"), steps=9, eval_every=9, c
 
 
 @contextmanager
-def dying(port=0, calls=float("inf")):
+def dying(port, calls):
     """A server of the verifier that is gone for good after so many calls."""
     left, verifier = itertools.count(calls, -1), ShapesMLLM()
 
@@ -56,12 +54,29 @@ def config(server, out, **settings) -> Config:
     return Config(**(SMALL | {"out": str(out), "base_url": server.url} | settings))
 
 
-def start(cfg: Config):
+class Recorder:
+    """A reward that keeps what it was asked and answers, and may wait before it does."""
+
+    def __init__(self, reward, before=lambda number: None):
+        self.reward, self.name, self.before = reward, reward.name, before
+        self.numbers, self.made = itertools.count(), []
+
+    def __call__(self, prompts, images):
+        self.before(next(self.numbers))
+        result = self.reward(prompts, images)
+        self.made.append((prompts, images, result))
+        return result
+
+
+def recorded(cfg, *before):
+    """A run that is begun, and the recorder of its reward."""
     check_config(cfg, 1)
-    return start_run(cfg, ALONE)
+    run = start_run(cfg, ALONE)
+    run.judging.rewards["pairwise"] = Recorder(run.judging.rewards["pairwise"], *before)
+    return run, run.judging.rewards["pairwise"]
 
 
-# ---- judging behind the rollout ----
+# ----------------------------------------------------------------------------- behind the rollout
 
 
 def test_what_is_started_in_the_background_runs_at_once_and_fails_in_front():
@@ -80,31 +95,16 @@ def test_what_is_started_in_the_background_runs_at_once_and_fails_in_front():
         in_background({}.__getitem__, "x")()
 
 
-class Recorder:
-    """A reward that keeps what it was asked and answers, and may wait before it does."""
-
-    def __init__(self, reward, before=lambda number: None):
-        self.reward, self.name, self.before = reward, reward.name, before
-        self.numbers, self.made = itertools.count(), []
-
-    def __call__(self, prompts, images):
-        self.before(next(self.numbers))
-        result = self.reward(prompts, images)
-        self.made.append((prompts, images, result))
-        return result
-
-
 def test_each_group_is_judged_while_the_next_one_is_sampled(tmp_path):
+    judging, sampling = [threading.Event() for _ in range(4)], threading.Semaphore(0)
+
+    def begin_to_judge(number):
+        judging[number].set()
+        if number < 2:  # answers no sooner than the next group is begun
+            assert sampling.acquire(timeout=WAIT)
+
     with served() as server:
-        cfg = config(server, tmp_path, prompts_per_step=3)
-        run = start(cfg)
-        judging, sampling = [threading.Event() for _ in range(4)], threading.Semaphore(0)
-
-        def begin_to_judge(number):
-            judging[number].set()
-            if number < 2:  # answers no sooner than the next group is begun
-                assert sampling.acquire(timeout=WAIT)
-
+        run, _ = recorded(config(server, tmp_path, prompts_per_step=3), begin_to_judge)
         begun, text_of = [], run.model.text_of
 
         def encode(prompts):
@@ -115,16 +115,13 @@ def test_each_group_is_judged_while_the_next_one_is_sampled(tmp_path):
             return text_of(prompts)
 
         run.model.text_of = encode
-        run.judging.rewards["pairwise"] = Recorder(run.judging.rewards["pairwise"], begin_to_judge)
         few_steps(run)
     assert begun[:3] == [part.prompts for part in run.parts(1)]
     assert [len(prompts) for prompts in begun[:3]] == [1, 1, 1]
 
 
 def test_a_judge_in_process_is_asked_once_a_step_when_all_is_sampled(tmp_path):
-    cfg = Config(**(SMALL | dict(judge="shapes", out=str(tmp_path))))
-    run = start(cfg)
-    run.judging.rewards["pairwise"] = recorder = Recorder(run.judging.rewards["pairwise"])
+    run, recorder = recorded(Config(**SMALL | {"judge": "shapes", "out": str(tmp_path)}))
     run.judging.submit(["a large red circle"], [[Image.new("RGB", (32, 32))] * 2])
     assert not recorder.made
     run.judging.collect()
@@ -132,16 +129,12 @@ def test_a_judge_in_process_is_asked_once_a_step_when_all_is_sampled(tmp_path):
     assert [len(prompts) for prompts, _, _ in recorder.made] == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("micro_batch", "chunks"),
-    # whole groups and whole micro-batches: 4 samples at a time do so with 4 groups of 3
-    [(1, [1, 1, 1, 1, 1]), (4, [4, 1])],
-)
+# whole groups and whole micro-batches: 4 samples at a time do so with 4 groups of 3
+@pytest.mark.parametrize("micro_batch, chunks", [(1, [1] * 5), (4, [4, 1])])
 def test_parts_change_neither_rewards_nor_ratio(micro_batch, chunks, tmp_path):
     with served() as server:
         cfg = config(server, tmp_path, micro_batch=micro_batch, prompts_per_step=5)
-        run = start(cfg)
-        run.judging.rewards["pairwise"] = recorder = Recorder(run.judging.rewards["pairwise"])
+        run, recorder = recorded(cfg)
         few_steps(run)
     assert [len(part.prompts) for part in run.parts(1)] == chunks
     prompts, images, results = zip(*recorder.made)
@@ -156,7 +149,7 @@ def test_parts_change_neither_rewards_nor_ratio(micro_batch, chunks, tmp_path):
     assert row["ratio_min"] == row["ratio_max"] == 1.0
 
 
-# ---- faults, and a server that dies ----
+# ----------------------------------------------------------------------------- faults, and death
 
 
 def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
@@ -170,13 +163,8 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
         cfg = config(server, out, **steps, patience=2.0, call_timeout=2.0)  # soon taken for dead
     assert calls <= 2 + 3 * 12 + 2 * 8  # one pair to try it, and what the call budget says
 
-    flags = [
-        text
-        for key, value in vars(cfg).items()
-        if not isinstance(value, bool) and value != ""
-        for text in (f"--{key}", str(value))
-    ]
-    says = []
+    settings = {k: v for k, v in vars(cfg).items() if not isinstance(v, bool) and v != ""}
+    flags, says = [f"--{key}={value}" for key, value in settings.items()], []
     for extra, left in (([], 2 + 2 * 12 + 2), (["--resume"], 2 + 10)):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, *extra])
         with dying(port, left), pytest.raises(SystemExit) as stop:
@@ -212,35 +200,27 @@ def test_losses_are_weighed_over_the_step_and_all_ranks(tmp_path):
 
     class Two(Processes):
         def gather(self, items):
-            theirs = {
+            lost = {
                 name: reward._replace(counts=reward.counts + Counter(failed=5))
                 for name, reward in items[0].items()
             }
-            return [*items, theirs]
+            return [*items, lost]
 
     with served() as server:
-        cfg = config(server, tmp_path, max_failed=0.2)
-        run = start(cfg)
+        run, _ = recorded(config(server, tmp_path, max_failed=0.2))
         run.judging.procs = Two(0, 1, torch.device("cpu"))
         before = [p.clone() for p in run.model.trainable()]
         # of 24 comparisons 5 are lost, more than a fifth, and none of them is ours
         with pytest.raises(JudgeError, match="5 of 24 judgements lost"):
-            train.train(cfg, run)
+            train.train(run.cfg, run)
     assert all(map(torch.equal, before, run.model.trainable()))
 
 
-# ---- before anything is loaded ----
-
-
-class Refusing:
-    """Stands in the place of what takes long, and must not be reached."""
-
-    def __init__(self, *_, **__):
-        pytest.fail("weights were loaded before all else was tried")
+# ----------------------------------------------------------------------------- before all else
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    "settings, names",
     [
         ({"judge_model": "m", "base_url": "http://127.0.0.1:9/v1"}, "the judge .* does not answer"),
         ({"base_url": "http://127.0.0.1:9/v1"}, "lists no model"),
@@ -251,62 +231,65 @@ class Refusing:
     ],
     ids=str,
 )
-def test_what_is_outside_is_tried_before_weights_are_loaded(
-    settings, sentence, tmp_path, monkeypatch
-):
+def test_what_is_outside_is_tried_before_weights_are_loaded(settings, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.txt").write_text("no place")
-    monkeypatch.setattr("training.start.load_model", Refusing)
+    loaded = lambda *_, **__: pytest.fail("weights were loaded before all else was tried")
+    monkeypatch.setattr("training.start.load_model", loaded)
     monkeypatch.setattr("judges.openai_client.retry_delay", lambda *_: 0.0)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with served() as server:
-        cfg = config(server, tmp_path / "run", **settings)
-        with pytest.raises((ValueError, SystemExit), match=sentence) as stop:
-            start(cfg)
+    with served() as server, pytest.raises((ValueError, SystemExit), match=names) as stop:
+        recorded(config(server, tmp_path / "run", **settings))
     assert "\n" not in str(stop.value)
 
 
-def test_a_blind_judge_is_refused_before_the_first_step(tmp_path):
-    judge, refused = (
-        FakeMLLM(lambda _: "<answer>Image 1 is better</answer>"),
-        "does not see its images",
-    )
-    with served(judge) as server, pytest.raises(ValueError, match=refused):
-        start(config(server, tmp_path))
+def test_a_blind_judge_is_refused_and_one_that_cannot_be_read_is_warned_of(tmp_path):
+    def tried(*mllm):
+        with served(*mllm) as server:
+            cfg = config(server, tmp_path)
+            return try_judge(cfg, judge_of(cfg))
 
-
-def test_a_judge_that_cannot_be_read_is_warned_of_and_one_that_sees_is_not(tmp_path):
-    with served(FakeMLLM(lambda _: "<answer>No.</answer>")) as server:
-        cfg = config(server, tmp_path)
-        assert "cannot be told: no " in try_judge(cfg, judge_of(cfg))
-    with served() as server:
-        cfg = config(server, tmp_path)
-        assert try_judge(cfg, judge_of(cfg)) == ""
+    assert tried() == ""
+    assert "cannot be told: no " in tried(FakeMLLM(lambda _: "<answer>No.</answer>"))
+    with pytest.raises(ValueError, match="does not see its images"):
+        tried(FakeMLLM(lambda _: "<answer>Image 1 is better</answer>"))
 
 
 def test_calls_in_flight_are_the_runs_and_shared_by_its_processes(tmp_path):
     with served() as server:
-        cfg = config(server, tmp_path, concurrency=16)
+        cfg = config(server, tmp_path, concurrency=16, prompts_per_step=17)
         assert [judge_of(cfg, world)._slots.most for world in (1, 3, 16)] == [16, 5, 1]
     with pytest.raises(SystemExit, match="--concurrency 16 .* too few for 17 processes"):
-        check_config(dataclasses.replace(cfg, prompts_per_step=17), 17)
+        check_config(cfg, 17)
 
 
-def test_a_run_leaves_a_record_of_its_judge_and_asks_again_what_is_not_in_a_checkpoint(tmp_path):
+def test_a_run_leaves_a_record_of_its_judge(tmp_path):
     with served() as server:
-        cfg = config(server, tmp_path, steps=1, heldout=2)
-        whole_run(cfg)
+        whole_run(config(server, tmp_path, steps=1, heldout=2))
         lines = (tmp_path / "verdicts" / "verdicts.jsonl").read_text().splitlines()
         assert len(lines) == server.calls - 2 == 12 + 4  # a step, an evaluation; not the trial
 
 
-# ---- the classroom's server ----
+# ----------------------------------------------------------------------------- the server
 
 
-def test_the_server_lets_others_in_only_if_it_is_told_to():
-    for given, host in (({}, "127.0.0.1"), ({"host": "0.0.0.0"}, "0.0.0.0")):
-        with JudgeServer(ShapesMLLM(), **given) as server:
-            assert server.server_address[0] == host
+@pytest.mark.parametrize("given, host", [({}, "127.0.0.1"), ({"host": "0.0.0.0"}, "0.0.0.0")])
+def test_the_server_lets_others_in_only_if_it_is_told_to(given, host):
+    with JudgeServer(ShapesMLLM(), **given) as server:
+        assert server.server_address[0] == host
+
+
+def test_faults_come_as_often_as_they_are_asked_for_and_by_their_seed():
+    def drawn(seed):
+        faults = Faults(error_429=0.2, hang=0.5, seed=seed)
+        with JudgeServer(ShapesMLLM(), faults=faults) as server:
+            return [server.draw_fault() for _ in range(1000)]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    counts = Counter(drawn(1))
+    assert counts.keys() == {"error_429", "hang", None}
+    assert counts["error_429"] == pytest.approx(200, abs=50)
+    assert counts["hang"] == pytest.approx(500, abs=60)
 
 
 @pytest.mark.parametrize("shares", [{"hang": -0.1}, {"garbage": 0.6, "hang": 0.6}])
@@ -315,24 +298,16 @@ def test_ten_percent_is_not_ten(shares):
         Faults(**shares)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"{",
-        b'{"messages": [{"content": null}]}',
-        b"[" * 100_000,
-        b'{"messages": [{"content": [{"type": "x", "image_url": {"url": "http://x/y.png"}}]}]}',
-        b'{"messages": [{"content": [{"type": "x", "image_url": '
-        b'{"url": "data:image/png;base64,AAAA"}}]}]}',
-    ],
-)
-def test_a_bad_request_is_told_so(body):
+def test_a_bad_request_is_told_so():
+    shown = '{"messages": [{"content": [{"type": "x", "image_url": {"url": "%s"}}]}]}'
+    urls = ("http://x/y.png", "data:image/png;base64,AAAA")
     with served() as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=WAIT)
-        connection.request("POST", "/v1/chat/completions", body)
-        reply = connection.getresponse()
-        assert reply.status == 400 and "bad request" in json.loads(reply.read())["error"]["message"]
-        connection.close()
+        for body in ("{", "[" * 100_000, '{"messages": [{}]}', *(shown % url for url in urls)):
+            connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=WAIT)
+            connection.request("POST", "/v1/chat/completions", body)
+            reply = connection.getresponse()
+            assert reply.status == 400 and b"bad request" in reply.read(), body
+            connection.close()
 
 
 def test_a_judge_that_fails_behind_the_server_is_a_500():

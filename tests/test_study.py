@@ -8,13 +8,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from PIL import Image
 
-import grpo
 from common.files import hold
 from rewards import PointwiseReward
-from shapes.prompts import heldout_prompts, sample_scene
-from shapes.render import render
 from study import curves, estimators, judging, kl, longer, spread, summary, table1
 from study.runs import OUT, RESULTS, TINY, Arm, Study, Table
 from study.summary import ACCURACY, markdown, summarize
@@ -29,29 +25,26 @@ def files(folder, *endings):
 # ----------------------------------------------------------------------------- runs
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    return tmp_path_factory.mktemp("smallest")
-
-
 FULL_ONLY = {"table1_slower", "table1_curves_slower", "longer_cures", "longer_faster"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("study", [estimators, judging, table1, longer, kl, spread])
-def test_the_smallest_study_is_whole_and_made_again_without_its_runs(study, workplace, monkeypatch):
-    monkeypatch.chdir(workplace)
+def test_the_smallest_study_is_whole_and_made_again_without_its_runs(
+    study, tmp_path_factory, monkeypatch
+):
+    monkeypatch.chdir(tmp_path_factory.getbasetemp())  # of all studies: some build on others
     stem, folder = study.__name__.split(".")[1], OUT / "smallest"
     study.main(["--smallest"])
     mine = lambda *ends: {k: v for k, v in files(folder, *ends).items() if k.startswith(stem)}
-    first, drawn = mine(".csv", ".md"), mine(".png")
+    first = mine(".csv", ".md")
     made = {p.name for p in RESULTS.glob(f"{stem}*") if p.stem not in FULL_ONLY}
-    assert first.keys() | drawn.keys() == made
+    assert first.keys() | mine(".png").keys() == made
     for runs in folder.glob(f"{stem}*/"):
         shutil.rmtree(runs)
-    for name in [name for name in first if name.endswith(".md")]:
-        (folder / name).unlink()
-        (folder / name).with_suffix(".csv").unlink()
+    for table in folder.glob(f"{stem}*.md"):
+        table.unlink()
+        table.with_suffix(".csv").unlink()
     study.main(["--smallest"])
     assert mine(".csv", ".md") == first
     assert not (folder / stem).exists()  # nothing was trained again
@@ -126,37 +119,7 @@ def test_a_table_is_of_one_set_of_flags(tmp_path):
         Table(tmp_path / "a.csv", ["--steps=4"])
 
 
-# ----------------------------------------------------------------------------- estimators
-
-
-def right_images(count):
-    """A prompt and images in all of which its demands are met; a grain tells them apart."""
-    prompt, rng = heldout_prompts()[0], np.random.default_rng(0)
-    drawn = render([sample_scene(prompt, rng) for _ in range(count)])
-    grained = (drawn + rng.normal(0, 3, drawn.shape)).clip(0, 255).astype(np.uint8)
-    return prompt.text, [Image.fromarray(image) for image in grained]
-
-
-def test_bias_alone_decides_between_right_images_unless_they_tie():
-    prompt, images = right_images(6)
-    values = {
-        name: estimator.reward()([prompt], [images]).values
-        for name, estimator in estimators.ESTIMATORS.items()
-    }
-    ranks = values["plain ranks"]
-    assert torch.equal(ranks.argsort(), values["z-scores"].argsort())
-    assert sorted(ranks[0].tolist()) == pytest.approx([k / 5 for k in range(6)])
-    assert values["ranks with ties"].tolist() == [[0.5] * 6]
-
-
-def test_accuracy_decides_before_bias_in_every_estimator():
-    """The wrong image is as vivid as an image can be."""
-    prompt, images = right_images(3)
-    images.append(Image.new("RGB", (32, 32), (255, 0, 0)))
-    for estimator in estimators.ESTIMATORS.values():
-        values = estimator.reward()([prompt], [images]).values
-        advantages = grpo.group_advantages(values, estimator.floor)[0]
-        assert advantages.argmin() == 3 and advantages[3] < 0
+# ----------------------------------------------------------------------------- formulas
 
 
 def test_a_floor_of_one_divides_by_nothing():
@@ -174,16 +137,6 @@ def test_formulas_are_what_simulated_groups_give():
         # an absolute tolerance would let a wrong power of s pass
         if row["estimator"] in ("z-scores with floor", "centered only"):
             assert row["size_simulated"] == pytest.approx(row["size"], rel=0.1)
-
-
-def test_expected_win_rates_with_and_without_ties():
-    truth, noise = np.array([0.0, 0.1, 0.1, 0.4]), 0.1
-    scores = truth + noise * np.random.default_rng(0).standard_normal((4000, 4))
-    for margin in (0.0, 0.15):
-        lead = scores[:, :, None] - scores[:, None]
-        wins = (lead > margin) + 0.5 * (abs(lead) <= margin) - 0.5 * np.eye(4)
-        rates = wins.sum(2).mean(0) / 3
-        assert spread.mean_win_rates(truth, noise, margin) == pytest.approx(rates, abs=0.02)
 
 
 def test_bias_is_what_differs_between_equally_good_images():
@@ -237,25 +190,21 @@ def test_a_fall_counts_only_below_the_best_and_outside_its_interval():
 
 
 ALL = [arm.name for arm in longer.all_arms(dict.fromkeys(table1.scorers.NAMES))]
-TABLES = {  # of each study those that come of its runs, by the end of their names
-    ("estimators", estimators): estimators.tables,
-    ("judging", judging): judging.tables,
-    ("table1", table1): table1.tables,
-    ("longer", longer): lambda study: longer.tables(study, longer.FIGURES, ALL),
-    ("kl", longer): lambda study: {"_seeds": kl.rows_of(study)},
+TABLES = {  # of each study those that come of its runs, by the end of their names; its flags
+    "estimators": (estimators.tables, estimators.FLAGS),
+    "judging": (judging.tables, judging.FLAGS),
+    "table1": (table1.tables, table1.FLAGS),
+    "longer": (lambda study: longer.tables(study, longer.FIGURES, ALL), longer.FLAGS),
+    "longer_estimators": (lambda s: estimators.tables(s, longer.PAIR), longer.PAIR_FLAGS),
+    "kl": (lambda study: {"_seeds": kl.rows_of(study)}, longer.FLAGS),
 }
 
 
-@pytest.mark.parametrize("stem, module", TABLES)
-def test_the_tables_are_remade_from_the_csvs(stem, module):
-    for end, rows in TABLES[stem, module](Study(stem, "full", module.FLAGS)).items():
+@pytest.mark.parametrize("stem", TABLES)
+def test_the_tables_are_remade_from_the_csvs(stem):
+    tables, flags = TABLES[stem]
+    for end, rows in tables(Study(stem, "full", flags)).items():
         assert markdown(rows) == (RESULTS / f"{stem}{end}.md").read_text(), end
-
-
-def test_the_table_of_the_longer_estimators_is_remade():
-    study = Study("longer_estimators", "full", longer.PAIR_FLAGS)
-    (rows,) = estimators.tables(study, longer.PAIR).values()
-    assert markdown(rows) == (RESULTS / "longer_estimators_summary.md").read_text()
 
 
 def test_the_pages_link_every_table_and_figure():
@@ -285,11 +234,3 @@ def test_each_longer_arm_has_the_seeds_that_are_claimed():
     for arm in {name for arms in longer.FIGURES.values() for name in arms}:
         wanted = [*longer.SEEDS, *(longer.MORE if arm in longer.JUDGED else ())]
         assert sorted(lines.seeds(arm)) == wanted, arm
-
-
-def test_the_base_is_the_same_in_all_runs():
-    lines = Study("table1", "full", table1.FLAGS).lines
-    first = [run[0] for arm in (*table1.NAMES, *table1.SLOW) for run in lines.runs(arm)]
-    columns = (ACCURACY, "heldout_render_error", *table1.scorers.NAMES, "judge")
-    for row in first:
-        assert [row[c] for c in columns] == pytest.approx([first[0][c] for c in columns], rel=1e-4)
