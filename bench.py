@@ -17,6 +17,7 @@ for in data/), or a file. Every step goes on where it stopped: images that open 
 be read are kept.
 """
 
+# ruff: noqa: E402, since Ctrl-C is heard before libraries are imported that take time to load
 import signal
 import sys
 
