@@ -72,7 +72,8 @@ def train(cfg, run: Run) -> None:
     """Pref-GRPO: each pass of the loop is a training step, a line of the log."""
     optimizer = torch.optim.AdamW(run.model.trainable(), cfg.lr, weight_decay=cfg.weight_decay)
     average = distributed.EMA(run.model.transformer, cfg.ema)
-    sigmas = sampler.sigma_schedule(cfg.num_steps, cfg.shift)  # (K+1,)
+    shift = cfg.shift or run.model.schedule_shift(cfg.num_steps)  # 0: the pipeline's own
+    sigmas = sampler.sigma_schedule(cfg.num_steps, shift)  # (K+1,)
     how = dict(noise_level=cfg.noise_level, kind=cfg.sde_kind, micro_batch=run.micro_batch)
     for step, parts in run.batches(optimizer, average):
         # 1. Sample: G images of each prompt, every Gaussian step kept; where a server judges, a few

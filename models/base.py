@@ -10,6 +10,7 @@ A new base model is one file beside flux.py and sd3.py, a subclass of Model, and
 """
 
 import contextlib
+import copy
 import math
 import os
 from pathlib import Path
@@ -187,6 +188,12 @@ class Model:
     @property
     def transformer(self) -> torch.nn.Module:
         return self.pipe.transformer
+
+    def resized(self, size: int) -> "Model":
+        """The same model, weights and text cache, for images of another size."""
+        other = copy.copy(self)
+        other.size = size
+        return other
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

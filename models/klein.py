@@ -61,6 +61,14 @@ class Klein(Model):
         embeds, _ = self.pipe.encode_prompt([*prompts, ""], device, max_sequence_length=length)
         return Text(embeds[:-1], embeds[-1:].repeat(len(prompts), 1, 1))
 
+    def noise(self, seeds) -> torch.Tensor:
+        """As in base.py, but drawn as the pipeline draws it: in patches, not in latents."""
+        channels, rows, columns = self.latent_shape
+        shape = self.patch**2 * channels, rows // self.patch, columns // self.patch
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        return noise.flatten(2).transpose(1, 2).contiguous().to(self.pipe.vae.device)
+
     def predict(self, network, text: Text, latents, sigma) -> torch.Tensor:
         _, rows, columns = self.latent_shape
         embeds, guided = text.embeds, self.guidance > 1 and not self.distilled

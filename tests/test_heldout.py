@@ -46,6 +46,9 @@ def test_the_gain_is_the_trained_less_the_base():
     assert low <= gain <= high and low < high
     lost, (low_lost, high_lost) = BASE.gain_over(TRAINED)
     assert (lost, low_lost, high_lost) == pytest.approx((-gain, -high, -low))
+    half, none = ([[True, True]] * 10 + [[False, False]] * 10), [[False, False]] * 20
+    gain, (low, high) = Held(half, [], []).gain_over(Held(none, [], []))
+    assert low < gain == 0.5 < high  # of testpoints, of which each prompt has two
 
 
 @pytest.mark.parametrize("prompts", [1, 20])

@@ -78,6 +78,15 @@ def sampling(cfg: Config, world: int) -> Iterator[str]:
         )
     if cfg.window:
         yield from fault_of(window_range, cfg)
+    if cfg.sde_kind == "cps" and cfg.noise_level > 1:
+        yield f"--noise_level {cfg.noise_level}: at most 1 with --sde_kind cps, a share of the noise"
+    if cfg.sde_kind == "cps" and cfg.guard:
+        yield (
+            "--sde_kind cps needs --no-guard: the guard's weight of a step, 1 / (-dsigma), is that "
+            "of flow and dance, where the mean moves by dsigma with the velocity"
+        )
+    if 0 < cfg.eval_size < 8:
+        yield f"--eval_size {cfg.eval_size}: at least 8 pixels, or 0 for --size"
     if cfg.recipe != "shapes" and not cfg.prompts:
         yield f"--recipe {cfg.recipe} needs --prompts FILE, a text file with one prompt a line"
     if cfg.prompts and not cfg.heldout:

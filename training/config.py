@@ -78,7 +78,9 @@ class Config:
     """Every setting of a run; each is a flag. Its help says where a value comes from: SOURCES."""
 
     recipe: str = option(
-        "shapes", "a set of the values below", choices=("shapes", "flux-lora", "flux-full")
+        "shapes",
+        "a set of the values below",
+        choices=("shapes", "flux-lora", "flux-fast", "klein-lora", "flux-full"),
     )
     # of each file or folder that is named here, config.json keeps what stands in it, not where
     model: str = free("assets/tiny-flux", "pipeline folder or hub name")
@@ -94,7 +96,9 @@ class Config:
     group_size: int = option(8, "G, images per prompt (C: 8), two at least to be compared", least=2)
     size: int = option(32, "height and width, pixels (C: 720)", least=8)
     num_steps: int = option(6, "K, denoising steps (C: 25); the last is not stochastic", least=2)
-    shift: float = option(1.0, "bends the sigmas towards noise (C: 3)", positive)
+    shift: float = option(
+        1.0, "bends the sigmas towards noise (C: 3); 0: as the pipeline itself does", nonnegative
+    )
     noise_level: float = option(
         0.7, "exploration of the SDE (C: 0.7): without noise there is no policy to learn", positive
     )
@@ -104,8 +108,12 @@ class Config:
     window_range: str = option(
         "", "A:B, the window lies in steps A to B - 1; empty: in all but the last", needs="window"
     )
-    sde_kind: str = option("flow", "of Flow-GRPO or DanceGRPO", choices=("flow", "dance"))
-    guidance: float = option(3.5, "guidance input of a distilled FLUX (C: 3.5)", nonnegative)
+    sde_kind: str = option(
+        "flow", "of Flow-GRPO, DanceGRPO or Flow-CPS", choices=("flow", "dance", "cps")
+    )
+    guidance: float = option(
+        3.5, "guidance: an input of FLUX.1 (C: 3.5), a second pass elsewhere", nonnegative
+    )
     same_noise: bool = option(False, "one initial noise for the whole group (C: yes)")
     # how it is judged
     reward: str = option(
@@ -191,6 +199,10 @@ class Config:
     # what is written
     eval_every: int = free(8, "steps between held-out evaluations", positive)
     heldout: int = option(0, "held-out prompts to evaluate on; 0: all of shapes", nonnegative)
+    eval_size: int = option(
+        0, "pixels of held-out images; 0: as --size", nonnegative, needs="prompts"
+    )
+    eval_steps: int = option(0, "denoising steps of held-out images; 0: --num_steps", nonnegative)
     checkpoint_every: int = free(10, "steps between checkpoints", positive)
     logger: str = free("", "beside metrics.jsonl", choices=("", "tensorboard", "wandb"))
     device: str = free("", "cpu, cuda, ...; empty: cuda if there is one")
@@ -239,6 +251,42 @@ RECIPES = {
         "lr": 1e-4,  # ours, as the rank is: (C) has 1e-5, rank 64 and alpha 128
         "prompts_per_step": 4,
         "steps": 600,  # ours: what one GPU samples in days, not weeks
+        "micro_batch": 4,
+        "updates": 2,
+    },
+    "flux-fast": RELEASED
+    | {  # what peers do in 2026 (Flow-Factory's default for FLUX.1-dev), on one 80 GB GPU
+        "out": "runs/flux-fast",
+        "size": 512,
+        "num_steps": 10,
+        "window": 1,  # of steps 1 to 3 one is stochastic, and trained
+        "window_range": "1:4",
+        "group_size": 16,
+        "same_noise": False,
+        "lora_rank": 64,
+        "lora_alpha": 128,
+        "lr": 3e-4,
+        "eval_size": 1024,  # training at one size and drawing at another has shown grid patterns
+        "eval_steps": 28,
+        "prompts_per_step": 8,  # ours, and all below: (there 48, on 8 GPUs)
+        "steps": 600,
+        "micro_batch": 4,
+        "updates": 2,
+    },
+    "klein-lora": RELEASED
+    | {  # the released script for FLUX.2-klein, at the size of one GPU
+        "out": "runs/klein-lora",
+        "model": "black-forest-labs/FLUX.2-klein-base-4B",
+        "size": 512,
+        "shift": 0.0,
+        "guidance": 4.0,
+        "reward": "pairwise:0.7,clip:0.3",
+        "lora_rank": 64,
+        "lora_alpha": 128,
+        "lr": 5e-5,
+        "eval_size": 1024,  # ours, and all below; (C) has groups of 9
+        "prompts_per_step": 4,
+        "steps": 600,
         "micro_batch": 4,
         "updates": 2,
     },

@@ -133,13 +133,15 @@ class Heldout:
         """One image per prompt, in order; the ranks share the work."""
         images, size = [], self.cfg.micro_batch or BATCH
         mine = self.procs.my_share(len(prompts))
-        sigmas = sampler.sigma_schedule(self.cfg.num_steps, self.cfg.shift)
+        model = self.model.resized(self.cfg.eval_size or self.cfg.size)
+        steps = self.cfg.eval_steps or self.cfg.num_steps
+        sigmas = sampler.sigma_schedule(steps, self.cfg.shift or model.schedule_shift(steps))
 
         def drawn(rows: list[int]) -> list:
-            text = self.model.encode([prompts[r] for r in rows])
-            noise = self.model.noise([seeds[r] for r in rows])
-            clean = sampler.ode_sample(self.model.velocity(text, transformer), noise, sigmas)
-            return self.model.decode(clean)
+            text = model.encode([prompts[r] for r in rows])
+            noise = model.noise([seeds[r] for r in rows])
+            clean = sampler.ode_sample(model.velocity(text, transformer), noise, sigmas)
+            return model.decode(clean)
 
         for i in range(0, len(mine), size):
             rows = mine[i : i + size]

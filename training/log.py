@@ -218,8 +218,9 @@ def make_logger(kind: str, out: Path, settings: dict):
 
 def call_of(cfg, folder: Path) -> dict:
     """How a pipeline loaded from `folder` draws what evaluation drew, but for its own schedule."""
-    call = {"height": cfg.size, "width": cfg.size}
-    call |= {"num_inference_steps": cfg.num_steps, "guidance_scale": cfg.guidance}
+    size, steps = cfg.eval_size or cfg.size, cfg.eval_steps or cfg.num_steps
+    call = {"height": size, "width": size}
+    call |= {"num_inference_steps": steps, "guidance_scale": cfg.guidance}
     tokenizer = folder / "tokenizer_2" / "tokenizer_config.json"
     if tokenizer.is_file():
         length = json.loads(tokenizer.read_text()).get("model_max_length", 512)
