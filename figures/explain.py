@@ -85,7 +85,8 @@ def rollout(model, how: Settings, text, seed: int, noise_of, noise_level: float)
     how: Settings, or any object that has them."""
     noise = model.noise([seed_of(seed, g, "noise") for g in noise_of])
     steps = [torch.Generator().manual_seed(seed_of(seed, g, "steps")) for g in range(len(noise))]
-    sigmas = sampler.sigma_schedule(how.num_steps, how.shift)
+    shift = how.shift or model.schedule_shift(how.num_steps)
+    sigmas = sampler.sigma_schedule(how.num_steps, shift)
     velocity = model.velocity(text)
     return sampler.rollout(velocity, noise, sigmas, noise_level, how.sde_kind, None, steps)
 

@@ -13,6 +13,7 @@ import contextlib
 import copy
 import math
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -27,6 +28,8 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 DECODED_AT_ONCE = 64  # latents through the VAE
+# Of bases that were distilled to draw in few steps, where no configuration says so.
+DISTILLED = re.compile(r"schnell|turbo|lightning|hyper-?sd|lcm|distill|[248]-?steps?\b", re.I)
 
 
 def check_finite(tensors) -> None:
@@ -188,6 +191,12 @@ class Model:
     @property
     def transformer(self) -> torch.nn.Module:
         return self.pipe.transformer
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the base draws in few steps by distillation, by its configuration or its name."""
+        said = self.pipe.config.get("is_distilled")
+        return bool(DISTILLED.search(Path(self.pipe.name_or_path).name) if said is None else said)
 
     def resized(self, size: int) -> "Model":
         """The same model, weights and text cache, for images of another size."""

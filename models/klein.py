@@ -44,10 +44,6 @@ class Klein(Model):
         *(".to_qkv_mlp_proj", ".attn.to_out"),  # attention and feed-forward of a single block
     )
 
-    @property
-    def distilled(self) -> bool:
-        return self.pipe.config.is_distilled
-
     def schedule_shift(self, num_steps: int) -> float:
         if not self.pipe.scheduler.config.use_dynamic_shifting:
             return super().schedule_shift(num_steps)

@@ -195,7 +195,7 @@ def test_updates_that_do_not_divide_are_refused_with_what_works(samples, size):
 NUMBERS = [f for f in dataclasses.fields(Config) if f.type in (int, float)]
 # The first numbers outside of what a field takes; 0 where that is its own default.
 OUTSIDE = dict.fromkeys((f.name for f in NUMBERS if f.type is float), [0.0, -1e-9])
-OUTSIDE |= dict.fromkeys(("guidance", "max_grad_norm", "kl_coef"), [-1e-9])
+OUTSIDE |= dict.fromkeys(("guidance", "max_grad_norm", "kl_coef", "shift"), [-1e-9])
 OUTSIDE |= dict.fromkeys(("max_failed", "weight_decay"), [-1e-9, 1.01])
 OUTSIDE |= dict.fromkeys(("lr", "clip_range", "timestep_fraction"), [0.0, 1.01])
 OUTSIDE |= dict(ema=[-1e-9, 1.0], std_floor=[-0.5, -1.01])
@@ -247,6 +247,9 @@ SERVER = dict(judge="openai", base_url="http://h/v1")
         (dict(window=1, window_range="-1:3"), ("two step numbers",)),
         (dict(window=1, window_range="3"), ("two step numbers",)),
         (dict(window=2, timestep_fraction=0.5), ("replayed whole",)),
+        (dict(sde_kind="cps"), ("--sde_kind cps needs --no-guard", "dsigma")),
+        (dict(sde_kind="cps", guard=False, noise_level=1.1), ("--noise_level 1.1", "at most 1")),
+        (dict(prompts="p.txt", heldout=1, eval_size=4), ("--eval_size 4", "at least 8")),
         (dict(prompts="p.txt"), ("--heldout N",)),
         (dict(recipe="flux-lora"), ("--prompts FILE",)),
         (dict(judge="local"), ("--judge_model",)),
@@ -269,6 +272,8 @@ def test_settings_that_do_not_go_together_get_one_sentence(settings, named, monk
     [
         dict(opponents=1, group_size=2),
         dict(opponents=7, window=5),
+        dict(sde_kind="cps", guard=False, noise_level=1.0),
+        dict(shift=0.0, eval_steps=3),
         dict(window=2, window_range="3:5", lora_rank=4, lora_alpha=8),
         dict(judge="openai"),
         dict(offload=True, dtype="bfloat16", **NEAR),

@@ -82,6 +82,13 @@ class Numbers:
 
     transformer, sizes = 1.0, ()
 
+    def resized(self, size):
+        self.size = size
+        return self
+
+    def schedule_shift(self, steps):
+        return 3.0 if steps == 2 else 1.0
+
     def encode(self, prompts):
         self.sizes = (*self.sizes, len(prompts))
         return torch.tensor([float(prompt) for prompt in prompts]).view(-1, 1, 1)
@@ -121,7 +128,7 @@ PROMPTS = ["3", "1", "2", "1", "5"]
 
 def measured(procs=ALONE, lost=0, **settings):
     """Of PROMPTS: the Heldout, its judge, and what evaluation finds."""
-    cfg = Config(heldout=len(PROMPTS), num_steps=2, shift=3.0, **settings)
+    cfg = Config(**dict(heldout=len(PROMPTS), num_steps=2, shift=3.0) | settings)
     prompts = types.SimpleNamespace(heldout=PROMPTS)
     held = Heldout(cfg, procs, Numbers(), Difference(lost), prompts)
     held.measure_base()
@@ -139,6 +146,15 @@ def test_the_trained_draw_what_the_base_draws_and_what_they_learned():
     assert held.base.wins == [0.5] * 5
     grid = sum(held.base_grid, [])
     assert len({*held.base_images, *grid}) == 5 + 5 * 4  # each from its own noise
+
+
+def test_evaluation_has_a_size_steps_and_the_pipelines_shift_of_its_own():
+    held, found = measured()
+    assert held.model.size == 32 and measured(size=16)[0].model.size == 16
+    larger, same = measured(shift=0.0, eval_size=64)  # the same schedule by the pipeline's own
+    assert larger.model.size == 64 and same.wins == found.wins
+    one, found = measured(shift=0.0, eval_steps=1)  # from sigma 1 to 0 at once
+    assert found.wins == pytest.approx([float(p) ** 2 / 100 for p in PROMPTS])
 
 
 def test_neither_batches_nor_ranks_change_what_is_measured():

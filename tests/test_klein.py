@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT
 from diffusers import Flux2KleinPipeline
-from real_runs import log_of, stepped, whole_run
+from real_runs import ALONE, log_of, stepped, whole_run
 from test_flux import PROMPTS
 from tiny_models import KLEIN_TOKENS, klein_pipeline
 
@@ -15,6 +15,7 @@ import sampler
 from models import base
 from models.klein import Klein
 from training.config import Config
+from training.start import load_model
 
 STEPS = 4
 
@@ -101,6 +102,24 @@ def test_one_batch_of_two_equals_two_passes_and_a_distilled_one_has_none(load):
     model.pipe.register_to_config(is_distilled=True)
     assert torch.equal(model.velocity(text, counting)(noise, sigma), positive)
     assert sizes == [4, 2, 2, 2] and model.distilled
+
+
+def test_a_step_distilled_base_is_warned_of_by_configuration_or_by_name(
+    klein_folder, tmp_path, caplog
+):
+    def warned(folder) -> bool:
+        caplog.clear()
+        load_model(Config(model=str(folder), lora_rank=4), ALONE)
+        return "step-distilled" in caplog.text
+
+    tiny = ROOT / "assets" / "tiny-flux"
+    assert not warned(klein_folder) and not warned(tiny)
+    for name in ("FLUX.1-schnell", "SD3.5-Large-Turbo", "FLUX.1-dev-8steps"):
+        (tmp_path / name).symlink_to(tiny)
+        assert warned(tmp_path / name)
+    for name, expected in (("plain", True), ("klein-turbo", False)):  # it says so itself
+        klein_pipeline(is_distilled=expected).save_pretrained(tmp_path / name)
+        assert warned(tmp_path / name) == expected
 
 
 def test_a_lora_binds_to_double_and_fused_single_blocks(load, tmp_path):

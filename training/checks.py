@@ -79,7 +79,7 @@ def sampling(cfg: Config, world: int) -> Iterator[str]:
     if cfg.window:
         yield from fault_of(window_range, cfg)
     if cfg.sde_kind == "cps" and cfg.noise_level > 1:
-        yield f"--noise_level {cfg.noise_level}: at most 1 with --sde_kind cps, a share of the noise"
+        yield f"--noise_level {cfg.noise_level} is a share with --sde_kind cps: at most 1"
     if cfg.sde_kind == "cps" and cfg.guard:
         yield (
             "--sde_kind cps needs --no-guard: the guard's weight of a step, 1 / (-dsigma), is that "

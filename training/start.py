@@ -5,6 +5,7 @@ rewards = rewards_of(cfg, judge_of(cfg), procs.device)
 """
 
 import copy
+import logging
 
 import torch
 
@@ -22,6 +23,8 @@ from training.config import Config, parse_rewards
 from training.data import Prompts, TextCache, read_prompts
 from training.distributed import DTYPES, Processes
 
+log = logging.getLogger("train")
+
 
 def load_model(cfg: Config, procs: Processes) -> base.Model:
     """The base model with what is trained of it: a float32 LoRA, or all weights and a frozen copy.
@@ -32,6 +35,12 @@ def load_model(cfg: Config, procs: Processes) -> base.Model:
     elsewhere = cfg.shard or cfg.offload  # the device never holds the whole transformer
     device = "cpu" if elsewhere else procs.device
     model = base.load(cfg.model, cfg.size, cfg.guidance, device, dtype)
+    if model.distilled and procs.is_main:
+        log.warning(
+            "--model %s is step-distilled: such models turn blurry under this training, since they "
+            "are no flow along which small steps lead; take the base that it was made from",
+            cfg.model,
+        )
     if cfg.vae_slicing:
         model.pipe.vae.enable_slicing()
     if cfg.lora_rank:
