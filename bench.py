@@ -24,7 +24,6 @@ from unigenbench.interrupt import interruptible, stopped
 if __name__ == "__main__":
     interruptible("bench.py")  # also while the libraries below load
 
-import argparse
 import logging
 import math
 import os
@@ -34,7 +33,7 @@ from pathlib import Path
 from common.files import check_outputs, journal_of
 from common.wording import one_line
 from judges.answers import parse_scores  # noqa: F401, a reader looks for it here
-from judges.make import KINDS, make_judge
+from judges.make import make_judge
 from judges.mllm import MLLM
 from judges.sight import check_sight
 from judges.templates import read_template
@@ -43,6 +42,7 @@ from shapes.server import ClassroomMLLM
 from unigenbench import tables
 from unigenbench.asking import judge_images
 from unigenbench.construct import construct
+from unigenbench.flags import make_parser
 from unigenbench.generate import generate
 from unigenbench.images import IMAGES
 from unigenbench.questions import question
@@ -217,79 +217,19 @@ def run_default() -> int:
     )
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1; argparse names the flag where it is not."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(
-        title="steps; without one: all, on the tiny FLUX that ships here"
-    )
-
-    def command(function, name, text):
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=function)
-        return sub
-
-    sets = f"shapes, {', '.join(PROMPT_FILES)}, or a file"
-    p = command(run_generate, "generate", "four images per prompt")
-    p.add_argument("--model", required=True, help="folder or hub name of a pipeline of diffusers")
-    p.add_argument("--lora", help="folder or hub name of a LoRA for it")
-    p.add_argument("--prompts", required=True, help=sets)
-    p.add_argument("--out", required=True, help="folder of images")
-    p.add_argument("--limit", type=positive, help="the first N prompts")
-    p.add_argument("--steps", type=positive, default=30, help="denoising steps (30)")
-    p.add_argument("--guidance", type=float, default=3.5, help="guidance embedding (3.5)")
-    p.add_argument("--size", type=positive, help="pixels (what the model was made for)")
-
-    p = command(run_judge, "judge", "ask a judge about each image")
-    p.add_argument("--prompts", required=True, help=sets)
-    p.add_argument("--images", required=True, help="folder of images")
-    p.add_argument("--out", required=True, help="results CSV; the journal lies beside it")
-    p.add_argument("--limit", type=positive, help="the first N prompts")
-    p.add_argument("--template", help="file with a question of your own, or the released one")
-    add_judge_flags(p, default=None)
-
-    p = command(run_score, "score", "table of scores, or of the difference between two results")
-    p.add_argument("results", help="results CSV")
-    p.add_argument("other", nargs="?", help="results CSV to compare with")
-    p.add_argument("--json", help="write the scores of the first here")
-    p.add_argument("--prompts", help="count what these files lack of this prompt set as failed")
-    p.add_argument("--allow_partial", action="store_true", help="exit 0 though not all was judged")
-
-    p = command(run_report, "report", "one HTML file, a radar chart and a Markdown table")
-    p.add_argument("results", nargs="+", help="results CSV, one a model")
-    p.add_argument("--out", default="report.html", help="report.html")
-
-    p = command(run_construct, "construct", "prompts of our own, written and checked by an MLLM")
-    p.add_argument("--count", type=positive, required=True, help="number of prompts")
-    p.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
-    p.add_argument("--out", required=True, help="prompt file; the journal lies beside it")
-    add_judge_flags(p)
-    return parser
-
-
-def add_judge_flags(parser, default: str | None = "shapes") -> None:
-    text = "the verifier, for prompts of shapes alone; a server; a model folder"
-    parser.add_argument("--judge", choices=KINDS, default=default, help=text)
-    parser.add_argument("--base_url", help="of the server, which is OpenAI-compatible")
-    parser.add_argument("--judge_model", help="its name on the server, or a folder or hub name")
-    parser.add_argument("--concurrency", type=positive, default=16, help="calls at a time (16)")
-    parser.add_argument("--timeout", type=positive, default=60, help="seconds a call (60)")
-    text = "seconds without any answer after which the judge counts as dead (180)"
-    parser.add_argument("--patience", type=positive, default=180, help=text)
-    text = "of an answer, a model's thinking included (4096, the official script's)"
-    parser.add_argument("--max_tokens", type=positive, default=4096, help=text)
+COMMANDS = {
+    "generate": run_generate,
+    "judge": run_judge,
+    "score": run_score,
+    "report": run_report,
+    "construct": run_construct,
+}
 
 
 def run(argv: list[str]) -> int:
     """One step; its exit status."""
     args = make_parser().parse_args(argv)
-    return args.run(args)
+    return COMMANDS[args.command](args)
 
 
 def main() -> None:

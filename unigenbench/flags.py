@@ -1,0 +1,85 @@
+"""The commands of bench.py and their flags.
+
+args = make_parser().parse_args(["report", "a.csv", "b.csv"])
+args.command, args.results, args.out                      # "report", ["a.csv", "b.csv"], ...
+"""
+
+import argparse
+
+from judges.make import KINDS
+
+PROMPTS = "shapes, own, en, zh, en_long, zh_long, or a file"
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1; argparse names the flag where it is not."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    text = "UniGenBench as a tool: prompts -> images -> judged testpoints -> scores -> report."
+    parser = argparse.ArgumentParser(description=text)
+    commands = parser.add_subparsers(
+        title="steps; without one: all, on the tiny FLUX that ships here",
+        dest="command",
+        required=True,
+    )
+
+    def command(name, text):
+        return commands.add_parser(name, help=text, description=text)
+
+    p = command("generate", "four images per prompt")
+    p.add_argument("--model", required=True, help="folder or hub name of a pipeline of diffusers")
+    p.add_argument("--lora", help="folder or hub name of a LoRA for it")
+    p.add_argument("--prompts", required=True, help=PROMPTS)
+    p.add_argument("--out", required=True, help="folder of images")
+    p.add_argument("--limit", type=positive, help="the first N prompts")
+    p.add_argument("--steps", type=positive, default=30, help="denoising steps (30)")
+    p.add_argument("--guidance", type=float, default=3.5, help="guidance embedding (3.5)")
+    p.add_argument("--size", type=positive, help="pixels (what the model was made for)")
+
+    p = command("judge", "ask a judge about each image")
+    p.add_argument("--prompts", required=True, help=PROMPTS)
+    p.add_argument("--images", required=True, help="folder of images")
+    p.add_argument("--out", required=True, help="results CSV; the journal lies beside it")
+    p.add_argument("--limit", type=positive, help="the first N prompts")
+    p.add_argument("--template", help="file with a question of your own, or the released one")
+    add_judge_flags(p, default=None)
+
+    add_reading_commands(command)
+
+    p = command("construct", "prompts of our own, written and checked by an MLLM")
+    p.add_argument("--count", type=positive, required=True, help="number of prompts")
+    p.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
+    p.add_argument("--out", required=True, help="prompt file; the journal lies beside it")
+    add_judge_flags(p)
+    return parser
+
+
+def add_reading_commands(command) -> None:
+    """Those that read result files."""
+    p = command("score", "table of scores, or of the difference between two results")
+    p.add_argument("results", help="results CSV")
+    p.add_argument("other", nargs="?", help="results CSV to compare with")
+    p.add_argument("--json", help="write the scores of the first here")
+    p.add_argument("--prompts", help="count what these files lack of this prompt set as failed")
+    p.add_argument("--allow_partial", action="store_true", help="exit 0 though not all was judged")
+
+    p = command("report", "one HTML file, a radar chart and a Markdown table")
+    p.add_argument("results", nargs="+", help="results CSV, one a model")
+    p.add_argument("--out", default="report.html", help="report.html")
+
+
+def add_judge_flags(parser, default: str | None = "shapes") -> None:
+    text = "the verifier, for prompts of shapes alone; a server; a model folder"
+    parser.add_argument("--judge", choices=KINDS, default=default, help=text)
+    parser.add_argument("--base_url", help="of the server, which is OpenAI-compatible")
+    parser.add_argument("--judge_model", help="its name on the server, or a folder or hub name")
+    parser.add_argument("--concurrency", type=positive, default=16, help="calls at a time (16)")
+    parser.add_argument("--timeout", type=positive, default=60, help="seconds a call (60)")
+    text = "seconds without any answer after which the judge counts as dead (180)"
+    parser.add_argument("--patience", type=positive, default=180, help=text)
+    text = "of an answer, a model's thinking included (4096, the official script's)"
+    parser.add_argument("--max_tokens", type=positive, default=4096, help=text)
