@@ -5,6 +5,8 @@
     python bench.py judge --prompts en --images IMAGES --judge openai --base_url URL --out R.csv
     python bench.py score R.csv [OTHER.csv] [--json S.json]            # two files: compares them
     python bench.py report R.csv [OTHER.csv ...] --out report.html
+    python bench.py agree A.csv B.csv [C.csv ...] [--out agree.html]   # judges of the same images
+    python bench.py board [R.csv ...] [--prompts en] [--out board.png] # among published scores
     python bench.py construct --judge openai --base_url URL --count N --out PROMPTS.csv
 
 A prompt demands a few testpoints. A judge, an MLLM, sees one of its four images and is asked one
@@ -40,18 +42,21 @@ from judges.templates import read_template
 from shapes import prompts as shapes_prompts
 from shapes.server import ClassroomMLLM
 from unigenbench import tables
+from unigenbench.agree import agreement_text, write_agreement
 from unigenbench.asking import judge_images
+from unigenbench.board import board_rows, board_text, doubt, find_published, nearest, set_of
 from unigenbench.construct import construct
 from unigenbench.flags import make_parser
 from unigenbench.generate import generate
 from unigenbench.images import IMAGES
 from unigenbench.questions import question
-from unigenbench.report import files_of, write_report
+from unigenbench.report import files_of, polygons, radar, write_report
 from unigenbench.results import (
     Result,
     check_same_prompts,
     complete,
     read_models,
+    read_named,
     read_results,
     settings_of,
     settings_path,
@@ -186,8 +191,35 @@ def run_report(args) -> int:
     paths, out = [Path(p) for p in args.results], Path(args.out)
     check_outputs(files_of(out), paths)
     results = read_models(paths)
-    write_report(results, {name: score(r) for name, r in results.items()}, out)
+    against = find_published(args.prompts or set_of(results), args.against)
+    write_report(results, {name: score(r) for name, r in results.items()}, out, against)
     print(f"open {one_line(args.out)}")
+    return 0
+
+
+def run_agree(args) -> int:
+    paths = [Path(p) for p in (args.first, *args.others)]
+    check_outputs([args.out] if args.out else [], paths)
+    results = read_named(paths)
+    print(agreement_text(results))
+    if args.out:
+        write_agreement(results, Path(args.out))
+        print(f"open {one_line(args.out)}")
+    return 0
+
+
+def run_board(args) -> int:
+    paths = [Path(p) for p in args.results]
+    check_outputs([args.out] if args.out else [], [*paths, *map(settings_path, paths)])
+    results = read_named(paths)
+    name = args.prompts or set_of(results)
+    scores = {model: score(r) for model, r in results.items()}
+    judges = [settings_of(p).get("judge", "") for p in paths]
+    said = {m: (judge, doubt(name, r, judge)) for (m, r), judge in zip(results.items(), judges)}
+    print(board_text(board_rows(name, scores, said)))
+    if args.out:
+        radar(polygons(scores, nearest(name, scores)), args.out)
+        print(f"open {one_line(args.out)}")
     return 0
 
 
@@ -222,6 +254,8 @@ COMMANDS = {
     "judge": run_judge,
     "score": run_score,
     "report": run_report,
+    "agree": run_agree,
+    "board": run_board,
     "construct": run_construct,
 }
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from common.bootstrap import interval, resample
-from common.wording import one_line
+from unigenbench.report import figure_of, write_gallery
 from unigenbench.results import Result
 from unigenbench.scores import COLUMNS_OF, NAMES, OVERALL, accuracies
-from unigenbench.tables import LABELS, percent, percent_range
+from unigenbench.tables import LABELS, percent, percent_range, text_table
 
 EVERY = "All testpoints"
 HEADER = ["Dimension", "Testpoints", "Same", "95 % interval", "Kappa", "95 % interval"]
@@ -40,20 +40,20 @@ class Agreement(NamedTuple):
 
 
 def paired(first: list[Result], second: list[Result]) -> list[tuple[Result, Result]]:
-    """Both judges' results of each image, known by its prompt's index and its file's name.
+    """Both judges' results of each image that both judged, known by its prompt's index and its
+    file's name. An official evaluator drops the images that it failed on.
 
-    Raises ValueError if an image is in one of them alone, or its prompt is another.
+    Raises ValueError if there is none, or a prompt is another in the second.
     """
     one, two = ({(r.index, Path(r.image).name): r for r in of_one} for of_one in (first, second))
-    if odd := sorted(one.keys() ^ two.keys()):
-        raise ValueError(
-            f"{len(odd)} images are in one of the two results alone, the first '{odd[0][1]}' of "
-            f"index {odd[0][0]}: agreement needs judgments of the same images"
-        )
-    for key, r in one.items():
-        if (r.prompt, r.subs) != (two[key].prompt, two[key].subs):
-            raise ValueError(f"index {r.index} has another prompt or other testpoints in the two")
-    return [(r, two[key]) for key, r in one.items()]
+    pairs = [(r, two[key]) for key, r in one.items() if key in two]
+    for a, b in pairs:
+        if (a.prompt, a.subs) != (b.prompt, b.subs):
+            raise ValueError(f"index {a.index} has another prompt or other testpoints in the two")
+    pairs = [(a, b) for a, b in pairs if a.scores and b.scores]
+    if not pairs:
+        raise ValueError("there is no image that both judged: agreement needs the same images")
+    return pairs
 
 
 def count_answers(pairs: list[tuple[Result, Result]]) -> np.ndarray:
@@ -62,9 +62,8 @@ def count_answers(pairs: list[tuple[Result, Result]]) -> np.ndarray:
     rows = {index: n for n, index in enumerate(sorted({r.index for r, _ in pairs}))}
     counts = np.zeros((2, 2, len(rows), len(NAMES) + 1), int)
     for a, b in pairs:
-        if a.scores and b.scores:
-            for sub, one, two in zip(a.subs, a.scores, b.scores):
-                counts[one, two, rows[a.index], [*COLUMNS_OF[sub], -1]] += 1
+        for sub, one, two in zip(a.subs, a.scores, b.scores):
+            counts[one, two, rows[a.index], [*COLUMNS_OF[sub], -1]] += 1
     return counts
 
 
@@ -80,10 +79,8 @@ def kappas(shares: np.ndarray) -> np.ndarray:
 
 def agreement(first: list[Result], second: list[Result]) -> dict[str, Agreement]:
     """By dimension, EVERY for all testpoints alike, and OVERALL for the shift of the benchmark's
-    own score. Raises ValueError if the images differ, or if both judged none."""
+    own score. Raises ValueError if they judged no same images."""
     counts = count_answers(paired(first, second))
-    if not counts.any():
-        raise ValueError("there is no testpoint that both judged")
     prompts = counts.shape[2]
     draws = np.vstack([np.ones(prompts, int), resample(prompts)])  # each once; then the replicates
     drawn = draws @ counts  # (2, 2, 1 + replicates, NAMES + 1)
@@ -129,10 +126,9 @@ def most_different(first: list[Result], second: list[Result], count: int = 20) -
     both answers, as groups of the report's gallery."""
     images = defaultdict(list)
     for a, b in paired(first, second):
-        if a.scores and b.scores:
-            for n, (one, two) in enumerate(zip(a.scores, b.scores)):
-                if one != two:
-                    images[a.index, n].append((a, b))
+        for n, (one, two) in enumerate(zip(a.scores, b.scores)):
+            if one != two:
+                images[a.index, n].append((a, b))
     ranked = sorted(images.items(), key=lambda item: (-len(item[1]), item[0]))[:count]
     return [dict(index=index, testpoint=n, pairs=pairs) for (index, n), pairs in ranked]
 
@@ -140,5 +136,55 @@ def most_different(first: list[Result], second: list[Result], count: int = 20) -
 def said(result: Result, n: int, judge: str) -> tuple:
     """A judge's answer about one testpoint, as the page shows it."""
     reason = result.reasons[n] if result.reasons else ""
-    description = result.descriptions[n] if result.descriptions else ""
-    return f"{one_line(judge)}: {result.subs[n]}", description, bool(result.scores[n]), reason
+    return result.subs[n], judge, bool(result.scores[n]), reason
+
+
+# ----------------------------------------------------------------------------- files
+
+
+def agreement_table(results: dict[str, list[Result]]) -> tuple[list[list[str]], list[str]]:
+    """Rows for HEADER of each later judge, by name, against the first; what is to be said of them.
+
+    Raises ValueError that names a judge with whom there is nothing to compare.
+    """
+    (first, answers), *others = results.items()
+    rows, notes = [], []
+    for name, other in others:
+        try:
+            count, found = len(paired(answers, other)), agreement(answers, other)
+        except ValueError as error:
+            raise ValueError(f"{first} and {name}: {error}") from None
+        rows += [[f"{name} against {first}", *[""] * (len(HEADER) - 1)], *agreement_rows(found)]
+        seen = len({(r.index, Path(r.image).name) for r in (*answers, *other)})
+        rest = f"; {seen - count} that one of them did not judge are left out" * (seen > count)
+        notes.append(f"{name} against {first}: {count} images{rest}.")
+    return rows, [*notes, KNOWN]
+
+
+def agreement_text(results: dict[str, list[Result]]) -> str:
+    """The table and its notes for a terminal."""
+    rows, notes = agreement_table(results)
+    return "\n".join([text_table(HEADER, rows), *notes])
+
+
+def write_agreement(results: dict[str, list[Result]], out: Path) -> None:
+    """One page: the table, and the testpoints on which the judges differ most."""
+    rows, notes = agreement_table(results)
+    (first, answers), *others = results.items()
+    groups = [
+        dict(
+            model=f"{name} against {first}",
+            index=group["index"],
+            prompt=group["pairs"][0][0].prompt,
+            images=[
+                figure_of(
+                    a, [said(a, group["testpoint"], first), said(b, group["testpoint"], name)]
+                )
+                for a, b in group["pairs"]
+            ],
+        )
+        for name, other in others
+        for group in most_different(answers, other)
+    ]
+    titles = "Agreement of judges", "Where they differ most: testpoints, and both answers"
+    write_gallery(out, titles, notes, HEADER, rows, groups)

@@ -7,8 +7,10 @@ args.command, args.results, args.out                      # "report", ["a.csv", 
 import argparse
 
 from judges.make import KINDS
+from unigenbench.board import SETS
 
-PROMPTS = "shapes, own, en, zh, en_long, zh_long, or a file"
+PROMPTS = f"shapes, own, {', '.join(SETS)}, or a file"
+PUBLISHED = "of which prompts the published scores are (en or zh, as the results are)"
 
 
 def positive(text: str) -> int:
@@ -70,6 +72,19 @@ def add_reading_commands(command) -> None:
     p = command("report", "one HTML file, a radar chart and a Markdown table")
     p.add_argument("results", nargs="+", help="results CSV, one a model")
     p.add_argument("--out", default="report.html", help="report.html")
+    text = "published models beside them, such as FLUX.1-dev,FLUX.2-dev"
+    p.add_argument("--against", default="", metavar="MODELS", help=text)
+    p.add_argument("--prompts", choices=SETS, help=PUBLISHED)
+
+    p = command("agree", "how far judges agree about the same images")
+    p.add_argument("first", help="results CSV that the others are held against")
+    p.add_argument("others", nargs="+", help="results CSV, one a judge")
+    p.add_argument("--out", help="one HTML file with the testpoints where they differ most")
+
+    p = command("board", "the published scores, and one's own in their place")
+    p.add_argument("results", nargs="*", help="results CSV, one a model")
+    p.add_argument("--prompts", choices=SETS, help=PUBLISHED)
+    p.add_argument("--out", help="radar chart, PNG")
 
 
 def add_judge_flags(parser, default: str | None = "shapes") -> None:

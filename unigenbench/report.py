@@ -13,6 +13,7 @@ from common.files import write_atomic
 from figures.fonts import literal
 from figures.page import image_uri, write_page
 from figures.pictures import PALETTE, new_figure, save_figure
+from unigenbench.board import AGAINST, Row
 from unigenbench.images import open_image
 from unigenbench.results import Result
 from unigenbench.scores import Scores
@@ -71,6 +72,16 @@ def points_of(result: Result) -> list[tuple]:
     return list(zip(result.subs, result.descriptions or none, passed, reasons))
 
 
+def figure_of(result: Result, points: list[tuple]) -> dict:
+    """An image of the page, None if it cannot be read, and the testpoints below it."""
+    path = Path(result.image)
+    try:
+        src = image_uri(open_image(path)[0])
+    except ValueError:
+        src = None
+    return dict(src=src, name=path.name, points=points)
+
+
 def gallery_data(results_by_model: dict[str, list[Result]]) -> list[dict]:
     """Groups {model, index, prompt, images} for the page, the largest share of failures first.
 
@@ -81,11 +92,7 @@ def gallery_data(results_by_model: dict[str, list[Result]]) -> list[dict]:
         for r in results:
             group = dict(model=model, index=r.index, prompt=r.prompt, images=[])
             group = groups.setdefault((model, r.index), group)
-            try:
-                src = image_uri(open_image(Path(r.image))[0])
-            except ValueError:
-                src = None
-            group["images"].append(dict(src=src, name=Path(r.image).name, points=points_of(r)))
+            group["images"].append(figure_of(r, points_of(r)))
 
     def share_passed(group):
         passed = [point[2] is True for image in group["images"] for point in image["points"]]
@@ -94,21 +101,29 @@ def gallery_data(results_by_model: dict[str, list[Result]]) -> list[dict]:
     return sorted(groups.values(), key=lambda g: (share_passed(g), g["index"]))
 
 
-def report_table(scores: dict[str, Scores]) -> tuple[list[str], list[list[str]]]:
+def report_table(
+    scores: dict[str, Scores], against: dict[str, Row]
+) -> tuple[list[str], list[list[str]]]:
     """Header and rows: of one model all there is to say, of several the accuracy of each.
 
-    Where not all of a model's testpoints were judged, its strict accuracy stands beside it.
+    Where not all of a model's testpoints were judged, its strict accuracy stands beside it; the
+    published ones come last.
     """
     tables = [score_rows(s) for s in scores.values()]
+    labels = [row[0] for row in tables[0]]
+    header, columns = ["Dimension"], [labels]
     if len(tables) == 1:
-        return SCORE_HEADER, tables[0]
-    header, columns = ["Dimension"], [[row[0] for row in tables[0]]]
+        header, columns = [*SCORE_HEADER], [*zip(*tables.pop())]
     for (name, s), table in zip(scores.items(), tables):
         header.append(name)
         columns.append([row[1] for row in table])
         if s.coverage.judged < s.coverage.expected:
             header.append(f"{name}, strict")
             columns.append([row[4] for row in table])
+    for name, row in against.items():
+        header.append(name)
+        primary = [f"{row.primary[n]:.2f}" if n in row.primary else "" for n in labels[:-1]]
+        columns.append([*primary, f"{row.overall:.2f}"])
     return header, [list(row) for row in zip(*columns)]
 
 
@@ -118,30 +133,60 @@ def radar_percent(scores: Scores) -> dict[str, float | None]:
     return {p: known.get(p) for p in PRIMARIES}
 
 
+def polygons(scores: dict[str, Scores], rows: dict[str, Row]) -> dict[str, dict]:
+    """What radar draws: one's own models, and published ones."""
+    own = {name: radar_percent(s) for name, s in scores.items()}
+    return own | {name: row.primary for name, row in rows.items()}
+
+
 def files_of(out: Path) -> tuple[Path, Path, Path]:
     """The page, and its chart and its table in Markdown, named after it: two may share a folder."""
     stem = out.stem if out.suffix.lower() in (".html", ".htm") else out.name
     return out, out.with_name(f"{stem}.radar.png"), out.with_name(f"{stem}.md")
 
 
-def write_report(results: dict[str, list[Result]], scores: dict[str, Scores], out: Path) -> None:
+def write_report(
+    results: dict[str, list[Result]],
+    scores: dict[str, Scores],
+    out: Path,
+    against: dict[str, Row] | None = None,
+) -> None:
     """One page of these models, by name, that works offline: coverage, radar chart, table and a
-    gallery with filters. Beside it lie the chart and the table in Markdown."""
+    gallery with filters. Beside it lie the chart and the table in Markdown.
+
+    against: published rows beside them, as find_published gives them
+    """
+    against = against or {}
     page, chart, table = files_of(out)
-    header, rows = report_table(scores)
+    header, rows = report_table(scores, against)
     notes = [f"{name}: {coverage_line(s.coverage)}" for name, s in scores.items()]
-    radar({name: radar_percent(s) for name, s in scores.items()}, chart)
+    notes += [AGAINST] if against else []
+    radar(polygons(scores, against), chart)
     write_atomic(table, markdown_table(header, rows, notes).encode(errors="backslashreplace"))
+    text = "Radar chart of the primary dimensions; the table has the same numbers"
+    data = base64.b64encode(chart.read_bytes()).decode()
+    image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+    titles = "UniGenBench report", "Images, worst prompts first"
+    write_gallery(page, titles, notes, header, rows, gallery_data(results), image)
+
+
+def write_gallery(path, titles, notes, header, rows, groups, image="") -> None:
+    """The page: notes, a table, an image's markup, and a gallery of groups.
+
+    titles: of the page, and of the gallery
+    """
 
     def cells(tag, row):
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
 
     write_page(
-        page,
+        path,
         PAGE,
-        gallery_data(results),
+        groups,
+        TITLE=titles[0],
+        GALLERY=titles[1],
+        CHART=image,
         NOTES="".join(f"<p>{html.escape(note)}</p>" for note in notes),
-        RADAR=base64.b64encode(chart.read_bytes()).decode(),
         HEAD=cells("th", header),
         ROWS="".join(cells("td", row) for row in rows),
     )

@@ -166,11 +166,17 @@ def check_same_prompts(paths: list, results: list[list[Result]]) -> None:
             )
 
 
-def read_models(paths: list[Path]) -> dict[str, list[Result]]:
-    """The results of each file by the file's name, all of the same prompts. Raises ValueError."""
+def read_named(paths: list[Path]) -> dict[str, list[Result]]:
+    """The results of each file by the file's name. Raises ValueError."""
     results = {one_line(path.stem): read_results(path) for path in paths}
     if len(results) < len(paths):
-        raise ValueError("two result files have the same name, which a report shows models by")
+        raise ValueError("two result files have the same name, which they are told apart by")
+    return results
+
+
+def read_models(paths: list[Path]) -> dict[str, list[Result]]:
+    """The results of each file by the file's name, all of the same prompts. Raises ValueError."""
+    results = read_named(paths)
     check_same_prompts(paths, [*results.values()])
     return results
 
