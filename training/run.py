@@ -105,6 +105,8 @@ class Run:
             loaded = [("the checkpoint", weight) for weight in self.model.trainable()]
             self.procs.on_all_ranks(check_finite, loaded)
             self.metrics = run_log.read_metrics(self.out, checkpoint.step_of(last))
+            models = self.metrics[-1].get("answered_by", "").split(", ")
+            self.judging.known = {*models} - {""}
             if self.procs.is_main:
                 run_log.write_metrics(self.out, self.metrics)
 
@@ -151,6 +153,8 @@ class Run:
         self.procs.on_all_ranks(check_finite, trained)
         mine = run_log.learning_of(done.losses, done.norms) | {"kl_to_base": self.kl}
         row = {"step": step, **run_log.judging_of(done.rewards), "frac_floor": done.frac_floor}
+        if self.judging.known:
+            row["answered_by"] = ", ".join(sorted(self.judging.known))
         ranks = self.procs.gather([mine | self.seconds])
         self.metrics.append(row | run_log.over_ranks(ranks))
         self.moved, self.copy = False, None  # it is whole: its state is in the live tensors
