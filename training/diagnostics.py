@@ -84,8 +84,8 @@ def warnings_of(metrics: list[dict], first: bool, loose: bool = False) -> dict[s
         found["judge"] = "the judge calls all pairs equal: it sees nothing that could be rewarded"
     if loose and never_tied(metrics):
         found["winner"] = (
-            f"in {SPAN} steps the judge called no pair equal: it names a winner also where there is "
-            "none. Such runs broke down in the study, and held with --kl_coef 0.1; or ask with a "
+            f"in {SPAN} steps the judge called no pair equal: it names a winner also where there "
+            "is none. Such runs broke down in the study, and held with --kl_coef 0.1; or ask with a "
             "third answer (--judge_prompt)"
         )
     if lost := row["groups_lost"]:
