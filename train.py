@@ -205,6 +205,8 @@ def main() -> None:
 
         return dry_run.main(cfg)
     with started(cfg) as run:  # whatever ends it says in one sentence why, and what is kept
+        if cfg.export:
+            return run.export()
         train(cfg, run)
         run.finish()
 

@@ -110,7 +110,7 @@ def test_flags_go_before_the_recipe():
 def test_words_are_chosen_from_what_there_is(capsys):
     chosen = {f.name: f.metadata["choices"] for f in dataclasses.fields(Config)}
     chosen = {name: choices for name, choices in chosen.items() if choices}
-    assert set(chosen) == {"recipe", "sde_kind", "judge", "dtype", "logger"}
+    assert set(chosen) == {"recipe", "export", "sde_kind", "judge", "dtype", "logger"}
     assert set(chosen["recipe"]) == set(RECIPES) and set(chosen["sde_kind"]) == set(DIFFUSIONS)
     assert set(chosen["dtype"]) <= set(DTYPES)
     for name, choices in chosen.items():

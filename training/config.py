@@ -90,6 +90,12 @@ class Config:
     )
     seed: int = option(0, "seed of prompts and noise")
     resume: bool = free(False, "continue the run in --out from its last checkpoint")
+    export: str = free(
+        "",
+        "best: write the best held-out step to best/, and stop",
+        choices=("", "best"),
+        needs="resume",
+    )
     # what is sampled
     prompts: str = free("", "UTF-8 file, one prompt per line; empty: prompts of shapes")
     prompts_per_step: int = option(16, "P, over all processes", positive)
