@@ -85,8 +85,8 @@ def warnings_of(metrics: list[dict], first: bool, loose: bool = False) -> dict[s
     if loose and never_tied(metrics):
         found["winner"] = (
             f"in {SPAN} steps the judge called no pair equal: it names a winner where there is "
-            "none, too. Such runs broke down in the study, and held with --kl_coef 0.1; or ask with a "
-            "third answer (--judge_prompt)"
+            "none, too. Such runs broke down in the study, and held with --kl_coef 0.1; or ask "
+            "with a third answer (--judge_prompt)"
         )
     if lost := row["groups_lost"]:
         found["lost"] = f"no judgement of {lost} group(s) could be read: they teach nothing"
