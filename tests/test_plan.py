@@ -184,6 +184,7 @@ def test_the_table_and_the_refusal(uncounted):
         (dict(), dict(), ("--lora_rank", "more ranks", "--gpu_memory")),
         (dict(), dict(activations=10**9), ("--micro_batch 1", "in its update phase")),
         (dict(), dict(decode=10**9), ("--vae_slicing", "in its decode phase")),
+        (dict(eval_size=128), dict(evaluation=10**9), ("--eval_size", "its evaluation phase")),
         (
             dict(lora_rank=4, shard=False, text_cache="x", offload=True),
             dict(encode=10**12),
@@ -276,6 +277,17 @@ def test_decoding_and_encoding_allocate_what_is_planned(family, folders):
 
 
 # ---- what an image costs
+
+
+def test_evaluation_is_planned_at_its_own_size():
+    usual = dict(micro_batch=0, vae_slicing=True, group_size=4)  # 64 at once, 4 in a rollout
+    same, larger, few = (
+        planned(**usual, **more) for more in ({}, {"eval_size": 128}, {"heldout": 4})
+    )
+    assert 12 < same["evaluation"] / same["forward"] < 20
+    assert same["activations"] == larger["activations"] and same["forward"] == larger["forward"]
+    assert larger["evaluation"] > 3 * same["evaluation"]
+    assert same["evaluation"] > 8 * few["evaluation"]
 
 
 @functools.cache

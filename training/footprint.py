@@ -97,11 +97,8 @@ class Blank:
     def __init__(self, model_max_length: int):
         self.model_max_length = model_max_length
 
-    def tokenize(self, text: str) -> list[str]:
-        return []
-
-    def apply_chat_template(self, *_, **__) -> str:
-        return ""
+    tokenize = lambda self, text: []
+    apply_chat_template = lambda self, *_, **__: ""
 
     def __call__(self, texts, padding, max_length=1, **_) -> BatchEncoding:
         rows = 1 if isinstance(texts, str) else len(texts)
@@ -122,9 +119,7 @@ def configurations(name: str) -> dict[str, dict]:
             )
         return json.loads(shipped.read_text())
 
-    def read(file: str) -> dict:
-        return json.loads((folder / file).read_text())
-
+    read = lambda file: json.loads((folder / file).read_text())
     found = {"model_index": read("model_index.json")}
     for part, kind in found["model_index"].items():
         if part.startswith(PARTS) and kind != [None, None]:
@@ -146,10 +141,8 @@ def make_part(part: str, library: str, kind: str, config: dict):
 
 
 def meta_model(name: str, size: int, dtype: torch.dtype, guidance: float = 3.5) -> Model:
-    """The model on the meta device, frozen, and with blank tokenizers.
-
-    name: as of `configurations`. Raises ValueError for a pipeline that the loop does not know.
-    """
+    """The model on the meta device, frozen, and with blank tokenizers. Raises ValueError for a
+    pipeline that the loop does not know, or has no `configurations`."""
     with loading(name):
         configs = configurations(name)
         index, known = configs["model_index"], families()

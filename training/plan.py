@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from models.base import DECODED_AT_ONCE, Model
-from training import distributed, footprint
+from training import distributed, footprint, heldout
 from training.config import Config, micro_batch_of, parse_rewards
 from training.data import ENCODED_AT_ONCE
 from training.distributed import DTYPES
@@ -32,7 +32,6 @@ SCORERS = {
     "hpsv2": 986_109_441,
     "aesthetic": 304_900_000,
 }
-
 
 # Bytes on one rank as the table names them, lasting ones first, then those of one kind of moment.
 LABELS = {
@@ -53,6 +52,7 @@ LABELS = {
     "activations": "activations of one micro-batch",  # forward and backward
     "forward": "forward without gradient",
     "decode": "VAE decode",
+    "evaluation": "evaluation, forward or decode",  # at its own size
 }
 
 
@@ -81,6 +81,7 @@ class Plan(NamedTuple):
             "decode": step + b["decode"],
             "update": step + b["gradients"] + b["buffers"] + b["gathered"] + b["activations"],
             "optimizer": step + 2 * b["gradients"],
+            "evaluation": lasting + b["gathered"] + b["evaluation"],
         }
 
     @property
@@ -105,8 +106,7 @@ class Plan(NamedTuple):
     def hours(self) -> float:
         """Of the run's steps at --tflops, without waiting for a judge."""
         s = self.settings
-        images = s.steps * self.prompts * s.group_size
-        return images * self.tflop / (s.tflops * self.world) / 3600
+        return s.steps * self.prompts * s.group_size * self.tflop / s.tflops / self.world / 3600
 
     def offloaded(self, offload: bool) -> "Plan":
         """The same plan of a LoRA with or without --offload."""
@@ -217,7 +217,12 @@ def counted_bytes(
     """What passes of the network, the VAE and the text encoders allocate. text: of one prompt."""
     if s.gradient_checkpointing:
         model.transformer.enable_gradient_checkpointing()
+    rows = s.micro_batch or heldout.BATCH
+    seen = model.resized(s.eval_size or s.size), min(rows, s.heldout or rows)
     return dict(
+        evaluation=max(
+            footprint.forward_bytes(*seen, text), footprint.decode_bytes(*seen, s.vae_slicing)
+        ),
         activations=footprint.replay_peak(model, batch, text),
         forward=footprint.forward_bytes(model, batch, text),
         decode=footprint.decode_bytes(model, min(samples, DECODED_AT_ONCE), s.vae_slicing),
@@ -321,11 +326,12 @@ def fits(plan: Plan, gpu_memory: float) -> str:
 def remedies(plan: Plan, phase: str) -> list[str]:
     """Flags that shrink what this plan needs, those of its largest phase first."""
     s, notable = plan.settings, 0.05 * plan.phases[phase]
-    fewer = plan.micro_batch > 1 and phase in ("update", "rollout")
+    fewer = plan.micro_batch > 1 and phase in ("update", "rollout", "evaluation")
     helps = {
         "--gradient_checkpointing": phase == "update" and not s.gradient_checkpointing,
         f"--micro_batch {plan.micro_batch // 2}": fewer,
-        "--vae_slicing": phase == "decode" and not s.vae_slicing,
+        "--vae_slicing": phase in ("decode", "evaluation") and not s.vae_slicing,
+        "a smaller --eval_size": phase == "evaluation" and s.eval_size > s.size,
         "--text_cache FOLDER": not s.text_cache,
         "--lora_rank 16": not s.lora_rank,
         "--lora_rank 4": s.lora_rank > 4 and phase in ("update", "optimizer"),
