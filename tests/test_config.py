@@ -195,7 +195,7 @@ def test_updates_that_do_not_divide_are_refused_with_what_works(samples, size):
 NUMBERS = [f for f in dataclasses.fields(Config) if f.type in (int, float)]
 # The first numbers outside of what a field takes; 0 where that is its own default.
 OUTSIDE = dict.fromkeys((f.name for f in NUMBERS if f.type is float), [0.0, -1e-9])
-OUTSIDE |= dict.fromkeys(("guidance", "max_grad_norm", "kl_coef", "shift"), [-1e-9])
+OUTSIDE |= dict.fromkeys(("guidance", "max_grad_norm", "kl_coef", "shift", "price"), [-1e-9])
 OUTSIDE |= dict.fromkeys(("max_failed", "weight_decay"), [-1e-9, 1.01])
 OUTSIDE |= dict.fromkeys(("lr", "clip_range", "timestep_fraction"), [0.0, 1.01])
 OUTSIDE |= dict(ema=[-1e-9, 1.0], std_floor=[-0.5, -1.01])

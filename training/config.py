@@ -218,6 +218,11 @@ class Config:
     ranks: int = free(
         0, "processes to plan for with --dry_run; 0: torchrun's", nonnegative, needs="dry_run"
     )
+    # 40 % of an H100's 989 in bfloat16
+    tflops: float = free(
+        396.0, "TFLOP a second that a GPU is planned to do", positive, needs="dry_run"
+    )
+    price: float = free(3.0, "dollars a GPU hour, for --dry_run", nonnegative, needs="dry_run")
 
 
 def micro_batch_of(cfg: Config, samples: int) -> int:
