@@ -26,7 +26,7 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
 
 # Idle threads of GNU's OpenMP, which torch uses on a CPU, spin 300,000 rounds before they sleep and
 # take the cores from whatever else works there. It has to be said before torch is imported. Beside
-# two busy processes on two cores this takes 0.6 of the time, on a quiet machine 1.06 of it.
+# two busy processes on two cores this takes 0.6 of the time, on a quiet machine as long as before.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "40000")
 
@@ -205,6 +205,8 @@ def main() -> None:
 
         return dry_run.main(cfg)
     with started(cfg) as run:  # whatever ends it says in one sentence why, and what is kept
+        if cfg.export:
+            return run.export()
         train(cfg, run)
         run.finish()
 

@@ -142,17 +142,33 @@ def test_every_draw_is_new_and_scored():
     expect_noise((step.next_latents - step.mean) / step.std, "sample", DRAW)
     scored = step_of(2, size=(100, 100), next_latents=step.next_latents).log_prob
     expect_part("log_prob of a draw", step.log_prob, scored, DRAW)
+    both = (each(1.2, -0.4).bfloat16(), each(1.2, -0.4).bfloat16().float())
+    seeds = [torch.Generator().manual_seed(0) for _ in both]
+    one, other = (
+        ex.sde_step(latents, each(-0.5, 1.5), SIGMAS, 2, 0.7, generator=seed).next_latents
+        for latents, seed in zip(both, seeds)
+    )
+    expect("whether the noise is that of latents in float32", torch.equal(one, other), True, DRAW)
 
 
 def test_any_latents_sigmas_and_noise_level():
-    """Three samples whose tokens and channels differ, in tables of which only the ends agree."""
+    """Three samples whose tokens and channels differ, in tables of which only the ends agree.
+
+    In most steps one of what is given is in 16 bits, as a network's velocity may be.
+    """
     rng = torch.Generator().manual_seed(1)
     fixed = {"0.7 written for noise_level: it may be any.": {"noise_level": 0.7}}
     tables = [1, 0.95, 0.72, 0.31, 0], [1, 0.6, 0], [1, 0.99, 0.96, 0.8, 0.3, 0.05, 0], [1, 0]
     for table, noise_level in itertools.product(tables, (0.02, 1.3, 0.0)):
         latents, velocity, given = torch.randn((3, 3, 4, 2), generator=rng)
-        inputs = dict(latents=latents, velocity=velocity.requires_grad_(), noise_level=noise_level)
-        inputs |= dict(sigmas=torch.tensor(table, dtype=torch.float32), next_latents=given)
+        tensors = dict(latents=latents, velocity=velocity, next_latents=given)
+        settings = dict(sigmas=torch.tensor(table, dtype=torch.float32), noise_level=noise_level)
         for index in range(len(table) - 1):
-            what = f"in step {index} of {table}, noise_level {noise_level}"
-            expect_as_ours(ex, "sde_step", what, ALL, fixed, index=index, **inputs)
+            short = (*tensors, "nothing")[index % 4]
+            what = f"in step {index} of {table}, noise_level {noise_level}, {short} in 16 bits"
+            inputs = {n: x.bfloat16() if n == short else x.clone() for n, x in tensors.items()}
+            rounded = {n: inputs[n].bfloat16().float() for n in ("latents", "velocity")}
+            said = "rounded to the dtype of the other input: each goes to float32 by itself."
+            mistaken = fixed | {said: rounded}
+            inputs["velocity"].requires_grad_()
+            expect_as_ours(ex, "sde_step", what, ALL, mistaken, index=index, **inputs, **settings)

@@ -59,6 +59,8 @@ def test_the_phrase_counts_as_a_whole():
     reads(neither, "UNPARSABLE", WHOLE)
     reads("<answer>Image 1 is better in parts only</answer>", "UNPARSABLE", WHOLE)
     reads("<answer>Image 12 is better</answer>", "UNPARSABLE", WHOLE)
+    ends = {"FIRST": "changed within the phrase: blanks and full stops go at its two ends only."}
+    reads("<answer>Image 1 is ... better</answer>", "UNPARSABLE", WHOLE, ends)
 
 
 def test_a_thought_is_no_answer():
@@ -83,6 +85,8 @@ def test_any_answer():
         "Image 1 is worse": "UNPARSABLE",
         "Image 2 is better?": "UNPARSABLE",
         "Image 1 is better,": "UNPARSABLE",
+        "Image 2. Is better": "UNPARSABLE",
+        "Image 1 is bet ter": "UNPARSABLE",
         "": "UNPARSABLE",
         " . ": "UNPARSABLE",
     }

@@ -82,5 +82,8 @@ def test_any_groups_floor_and_clip():
                 what = f"of {groups} groups of {size}, {settings}"
                 args = (ex, "group_advantages", what, FLOOR, mistaken if settings else {})
                 expect_as_ours(*args, rewards=given, **settings)
+    least = {"1e-8 for the least that divides: it is 1e-12.": {"std_floor": 1e-8}}
+    what, tiny = "of a tiny spread, floor 0", torch.tensor([[0.0, 1e-9, 3e-9, 5e-9]])
+    expect_as_ours(ex, "group_advantages", what, FLOOR, least, rewards=tiny)
     whole = torch.tensor([[0, 1, 1], [7, 7, 9]])
     expect_as_ours(ex, "group_advantages", "of whole numbers", NORMAL, rewards=whole, std_floor=0.0)

@@ -47,6 +47,9 @@ def test_the_inputs_are_left_alone():
 def test_the_loss_of_six_steps():
     got = ex.clipped_loss(RATIOS.log(), ADVANTAGES, 0.2).loss
     expect("loss of the six steps", got, 1.88 / 6, CLIPPED)
+    left_out = {-2.0: "steps with advantage 0 left out of the mean: it is over all b."}
+    got = loss_of([1.0, 1.0], [2.0, 0.0]).loss
+    expect("loss of two steps, of which one has advantage 0", got, -1.0, CLIPPED, left_out)
 
 
 def test_what_pulls_and_what_does_not():
@@ -100,6 +103,7 @@ def test_any_ratios_and_clip_range():
     fixed = {"0.2 written for clip_range: it may be any.": {"clip_range": 0.2}}
     for count, clip_range, spread in ((1, 0.2, 1), (9, 0.05, 0.1), (40, 1e-3, 2e-3), (40, 0.6, 1)):
         log_ratio, advantages = torch.randn((2, count), generator=rng)
+        advantages[1::3] = 0.0
         for sign in (1, -1):
             what = f"of {count} steps, clip range {clip_range}"
             inputs = dict(

@@ -121,6 +121,10 @@ def test_the_score_sees_a_share_of_the_colors():
     whole = ex.score(two, patches("red", "blue", "green", "yellow"))
     what = f"whether both of two colors beside two others get 1 and a little (they get {whole:.3f})"
     expect(what, 1 <= whole <= 1.11, True, SEES)
+    banana = ex.score("a large circle the color of a ripe banana", patches("yellow"))
+    words = {False: "the prompt's own words for its colors: named knows that a banana is yellow."}
+    what = f"whether yellow gets 1 and a little for a ripe banana (it gets {banana:.3f})"
+    expect(what, 1 <= banana <= 1.11, True, SEES, words)
     half = ex.score(two, patches("red"))
     said = "any color is enough: count how many of those named are visible."
     if half < 0.5:

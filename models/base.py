@@ -160,11 +160,13 @@ class Model:
     patch                a token is a patch of so many latents squared; 2 if it does not say
     lora_blocks, lora_layers   where a LoRA goes: how names of layers begin and end, if otherwise
     schedule_shift, for_vae    where its scheduler or its VAE is of another kind
+    copies               2 where guidance is a second pass, of the empty prompt, in the same batch
     """
 
     pipeline: type
     Text: type
     patch = 2
+    copies = 1
     lora_blocks: tuple[str, ...] = ("transformer_blocks.",)
     # Attention and feed-forward of a block, as diffusers names them in most transformers.
     lora_layers: tuple[str, ...] = (

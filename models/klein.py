@@ -44,6 +44,10 @@ class Klein(Model):
         *(".to_qkv_mlp_proj", ".attn.to_out"),  # attention and feed-forward of a single block
     )
 
+    @property
+    def copies(self) -> int:
+        return 2 if self.guidance > 1 and not self.distilled else 1
+
     def schedule_shift(self, num_steps: int) -> float:
         if not self.pipe.scheduler.config.use_dynamic_shifting:
             return super().schedule_shift(num_steps)
@@ -67,8 +71,8 @@ class Klein(Model):
 
     def predict(self, network, text: Text, latents, sigma) -> torch.Tensor:
         _, rows, columns = self.latent_shape
-        embeds, guided = text.embeds, self.guidance > 1 and not self.distilled
-        if guided:
+        embeds = text.embeds
+        if self.copies == 2:
             embeds = torch.cat([text.negative_embeds, embeds])
             latents, sigma = latents.repeat(2, 1, 1), sigma.repeat(2)
         grid = torch.empty(1, 1, rows // 2, columns // 2)
@@ -80,7 +84,7 @@ class Klein(Model):
             img_ids=self.pipe._prepare_latent_ids(grid).to(embeds.device),
             return_dict=False,
         )[0].float()
-        return self.guide(velocity) if guided else velocity
+        return self.guide(velocity) if self.copies == 2 else velocity
 
     def for_vae(self, tokens: torch.Tensor) -> torch.Tensor:
         norm, eps = self.pipe.vae.bn, self.pipe.vae.config.batch_norm_eps

@@ -43,6 +43,10 @@ class SD3(Model):
         return self.transformer.config.patch_size
 
     @property
+    def copies(self) -> int:
+        return 2 if self.guidance > 1 else 1
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Also raises ValueError for more patches than the network has positions for."""
         shape = super().latent_shape
@@ -70,11 +74,10 @@ class SD3(Model):
     def predict(self, network, text: Text, latents, sigma) -> torch.Tensor:
         """guidance: of negative + guidance * (positive - negative); 1 or less is none, as in
         diffusers, and costs one pass of B samples instead of one of 2B."""
-        embeds, pooled, copies = text.embeds, text.pooled, 1
-        if self.guidance > 1:
+        embeds, pooled, copies = text.embeds, text.pooled, self.copies
+        if copies == 2:
             embeds = torch.cat([text.negative_embeds, embeds])
             pooled = torch.cat([text.negative_pooled, pooled])
-            copies = 2
         unpacked = self.unpack(latents.to(embeds.dtype))
         output = network(
             hidden_states=unpacked.repeat(copies, 1, 1, 1),

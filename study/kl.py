@@ -22,7 +22,7 @@ from shapes.verifier import ShapesMLLM, compare
 from study import curves, scorers
 from study.longer import FLAGS, MORE, SEEDS, of_seeds
 from study.runs import OUT, SLOWER, Arm, Study, size_asked_for
-from study.summary import ACCURACY, write_tables
+from study.summary import ACCURACY, summarize, write_tables
 from study.table1 import LEARNED, NO_FLOOR, ONE, OURS, AlwaysAWinner, Watch, slower
 
 BOTH, SOFT = "always a winner both orders", "soft winner both orders"
@@ -84,13 +84,22 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def write(study: Study) -> None:
-    """The table and the figure of what has been made so far."""
-    rows = rows_of(study)
-    write_tables(study, {"_seeds": rows})
-    drawn = [row["arm"] for row in rows if row["arm"].startswith(BOTH)]
-    if drawn:
+    """The tables and the figure of what has been made so far."""
+    write_tables(study, tables(study))
+    if drawn := asked_of(study):
         shown = {"accuracy": curves.of(ACCURACY), "win rate": curves.of("win_rate_vs_base")}
         curves.draw(study.lines, drawn, shown, study.file(".png"))
+
+
+def asked_of(study: Study) -> list[str]:
+    """The arms that are the question, of which there is a run."""
+    return [arm.name for arm in arms_of("")[0] if study.lines.seeds(arm.name)]
+
+
+def tables(study: Study) -> dict[str, list[dict]]:
+    """By the end of their files' names."""
+    found, drawn = {"_seeds": rows_of(study)}, asked_of(study)
+    return found | ({"_summary": summarize(study, drawn, reference=drawn[0])} if drawn else {})
 
 
 def rows_of(study: Study) -> list[dict]:

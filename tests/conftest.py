@@ -63,5 +63,5 @@ def klein_folder(tmp_path_factory):
 @pytest.fixture
 def uncounted(monkeypatch):
     """Plans of memory whose passes are not counted, which takes a second each."""
-    passes = ("activations", "forward", "decode", "encode")
+    passes = ("activations", "forward", "decode", "encode", "evaluation")
     monkeypatch.setattr("training.plan.counted_bytes", lambda *_: dict.fromkeys(passes, 0))

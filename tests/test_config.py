@@ -110,7 +110,7 @@ def test_flags_go_before_the_recipe():
 def test_words_are_chosen_from_what_there_is(capsys):
     chosen = {f.name: f.metadata["choices"] for f in dataclasses.fields(Config)}
     chosen = {name: choices for name, choices in chosen.items() if choices}
-    assert set(chosen) == {"recipe", "sde_kind", "judge", "dtype", "logger"}
+    assert set(chosen) == {"recipe", "export", "sde_kind", "judge", "dtype", "logger"}
     assert set(chosen["recipe"]) == set(RECIPES) and set(chosen["sde_kind"]) == set(DIFFUSIONS)
     assert set(chosen["dtype"]) <= set(DTYPES)
     for name, choices in chosen.items():
@@ -195,7 +195,7 @@ def test_updates_that_do_not_divide_are_refused_with_what_works(samples, size):
 NUMBERS = [f for f in dataclasses.fields(Config) if f.type in (int, float)]
 # The first numbers outside of what a field takes; 0 where that is its own default.
 OUTSIDE = dict.fromkeys((f.name for f in NUMBERS if f.type is float), [0.0, -1e-9])
-OUTSIDE |= dict.fromkeys(("guidance", "max_grad_norm", "kl_coef", "shift"), [-1e-9])
+OUTSIDE |= dict.fromkeys(("guidance", "max_grad_norm", "kl_coef", "shift", "price"), [-1e-9])
 OUTSIDE |= dict.fromkeys(("max_failed", "weight_decay"), [-1e-9, 1.01])
 OUTSIDE |= dict.fromkeys(("lr", "clip_range", "timestep_fraction"), [0.0, 1.01])
 OUTSIDE |= dict(ema=[-1e-9, 1.0], std_floor=[-0.5, -1.01])

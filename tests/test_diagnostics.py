@@ -89,6 +89,19 @@ def test_learning_nothing_is_said_aloud(odd, kind, once):
     assert set(warnings_of([HEALTHY | odd], first=False)) == (set() if once else {kind})
 
 
+def test_a_judge_that_never_ties_is_warned_of_once_where_no_kl_holds_the_policy():
+    both = HEALTHY | dict(tie_rate=0.3, order_agreement=0.7)
+    one = {k: v for k, v in HEALTHY.items() if k != "order_agreement"} | dict(tie_rate=0.0)
+    for row in (both, one):
+        log = [{"step": 0}, *[row] * 20]
+        said = [n for n in range(1, 21) if "winner" in warnings_of(log[: n + 1], n == 1, True)]
+        assert said == [12]
+        assert not any(warnings_of(log[: n + 1], False, False) for n in range(1, 21))
+        tied = [*log[:5], row | dict(tie_rate=row["tie_rate"] + 0.01), *log[6:]]
+        assert "winner" not in warnings_of(tied[:13], False, True)
+    assert "--kl_coef 0.1" in warnings_of([both] * 12, False, True)["winner"]
+
+
 def test_a_run_that_breaks_down_is_warned_of_before_its_accuracy_falls():
     """The study's runs of 240 steps: accuracy falls for good at the steps that STUDY.md draws."""
     runs = {}

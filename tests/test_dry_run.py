@@ -65,7 +65,8 @@ def test_memory_and_disk_of_this_machine_count_unless_it_plans_for_another(
 def test_the_verifier_is_refused_for_prompts_that_it_does_not_know(tmp_path, uncounted, capsys):
     """A file of its own sentences, however they are written, is not refused."""
     file = tmp_path / "p.txt"
-    cfg = Config(model=TINY, prompts=str(file), heldout=1, prompts_per_step=1, dry_run=True)
+    settings = dict(model=TINY, prompts=str(file), heldout=1, prompts_per_step=1)
+    cfg = Config(**settings, out=str(tmp_path / "run"), dry_run=True)
     for foreign in ("a cat on a mat", "a red circle", "a large red circle on a mat"):
         file.write_text(f"A large red circle.\n{foreign}\n")
         said = f"1 of 2 prompts in --prompts '{file}' are none, such as '{foreign}': give --judge"

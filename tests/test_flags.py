@@ -117,6 +117,7 @@ PARTS = [
 ELSEWHERE = {
     *("recipe", "out", "steps", "resume", "device", "logger", "text_cache", "micro_batch"),
     *("max_failed", "dry_run", "gpu_memory", "ranks", "eval_every", "heldout"),
+    *("eval_size", "eval_steps", "accept_judge", "export", "tflops", "price"),
 }
 
 

@@ -2,8 +2,10 @@
 
 import json
 
+import pytest
 from fakes import FakeMLLM
 from PIL import Image
+from real_runs import ALONE, together
 
 from judges.mllm import Answer
 from judges.scorers import MLLMScorer
@@ -65,3 +67,43 @@ def test_it_stays_bounded_and_goes_on_where_it_was(tmp_path, monkeypatch):
     newest = [line for name in kept for line in lines(tmp_path, name)][-20:]
     asked = [int(line["question"].split()[0]) for line in newest]
     assert asked == [n for n in range(90, 100) for _ in range(2)]
+
+
+def collected(judging_of_run, *models):
+    """A step in which these models answer, one a pair of questions."""
+    answers = [Answer(FIRST, None, model) for model in models for _ in range(2)]
+    judge = judge_of(*answers)
+    reward = PairwiseReward(judge, template=ASKED)
+    judging_of_run.rewards = {"pairwise": reward}
+    judging_of_run.submit(["p"] * len(models), [PAIR] * len(models))
+    return judging_of_run.collect()
+
+
+def test_another_model_behind_the_same_name_ends_the_run_until_it_is_accepted():
+    run = judging.Judging({}, ALONE, 0.05)
+    collected(run, "gemini-2025-01")
+    collected(run, None)  # a server that does not say
+    collected(run, "gemini-2025-01")
+    with pytest.raises(judging.JudgeError) as said:
+        collected(run, "gemini-2025-01", "gemini-3")
+    for part in ("'gemini-3'", "--accept_judge 'gemini-2025-01,gemini-3'"):
+        assert part in str(said.value)
+    again = judging.Judging({}, ALONE, 0.05, accepted="gemini-2025-01, gemini-3")
+    again.known = {"gemini-2025-01"}
+    collected(again, "gemini-3")
+    assert again.known == {"gemini-2025-01", "gemini-3"}
+    collected(again, "gemini-2025-01")
+    with pytest.raises(judging.JudgeError, match="'gemini-4'"):
+        collected(again, "gemini-4")
+    with pytest.raises(judging.JudgeError, match="another model"):  # in the first step already
+        collected(judging.Judging({}, ALONE, 0.05), "a", "b")
+
+
+def test_all_ranks_end_where_one_is_answered_by_another():
+    def of_rank(procs):
+        run = judging.Judging({}, procs, 0.05)
+        collected(run, "a")
+        with pytest.raises(judging.JudgeError, match="'b'"):
+            collected(run, "b" if procs.rank else "a")
+
+    together(of_rank)

@@ -1,16 +1,20 @@
 """The memory plan against real allocations of small models of the real classes; what it says."""
 
+import functools
 import gc
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
+from tiny_models import MAX_TOKENS
 from torch.profiler import ProfilerActivity, profile
 
 import sampler
 import train
+from models import base
 from training import checks, config, footprint, plan
 from training.data import Batch
 
@@ -41,7 +45,7 @@ def allocator_peak(function) -> int:
 
 def small_model(heads=4, double=1, single=1, lora=0, dtype=torch.float32, size=64):
     """A FLUX model with a transformer of the given width and depth, on meta."""
-    model, _ = footprint.meta_model(TINY, size, dtype)
+    model = footprint.meta_model(TINY, size, dtype)
     sizes = dict(num_attention_heads=heads, num_layers=double, num_single_layers=single)
     with torch.device("meta"):
         network = type(model.transformer).from_config(dict(model.transformer.config) | sizes)
@@ -52,7 +56,7 @@ def small_model(heads=4, double=1, single=1, lora=0, dtype=torch.float32, size=6
 
 
 def real(model):
-    for part in (model.transformer, model.pipe.vae, model.pipe.text_encoder_2):
+    for part in footprint.networks_of(model.pipe.components).values():
         for parameter in part.to_empty(device="cpu").parameters():
             parameter.data.fill_(0.01)
     for parameter in model.trainable():
@@ -78,11 +82,22 @@ def test_lasting_bytes_are_those_of_the_real_tensors(lora, tiny_flux, uncounted)
     assert held["vae"] == size(tiny_flux.pipe.vae.parameters())
 
 
-def test_trajectories_and_text_are_those_of_a_real_rollout(tiny_flux, uncounted):
+@pytest.fixture(scope="session")
+def folders(klein_folder, sd3_folders):
+    return dict(flux=TINY, klein=klein_folder, sd3=sd3_folders[True])
+
+
+@pytest.mark.parametrize("family", ["flux", "klein", "sd3"])
+def test_trajectories_and_text_are_those_of_a_real_rollout(family, folders, uncounted):
     batch = Batch(["a red circle", "a blue square"], [0, 1, 2, 3], [4, 5, 6, 7], [0])
     how = dict(noise_level=0.7, kind="flow", micro_batch=4)
-    rollout = train.sample(tiny_flux, batch, sampler.sigma_schedule(3), **how)
-    held = planned(size=32, num_steps=3)
+    model = base.load(folders[family], 32)
+    rollout = train.sample(model, batch, sampler.sigma_schedule(3), **how)
+    held = planned(model=folders[family], size=32, num_steps=3)
+    pipe = model.pipe.components
+    encoders = [part for name, part in pipe.items() if part and name.startswith("text_encoder")]
+    assert held["text_encoders"] == plan.weight_bytes(*encoders)
+    assert held["weights"] == plan.weight_bytes(model.transformer)
     assert held["trajectories"] == sum(x.nbytes for x in rollout.trajectory[:4])
     samples = sum(x.nbytes for x in rollout.text)
     assert held["text"] == samples * 3 // 2  # the two prompts' rows, and the four samples'
@@ -169,6 +184,7 @@ def test_the_table_and_the_refusal(uncounted):
         (dict(), dict(), ("--lora_rank", "more ranks", "--gpu_memory")),
         (dict(), dict(activations=10**9), ("--micro_batch 1", "in its update phase")),
         (dict(), dict(decode=10**9), ("--vae_slicing", "in its decode phase")),
+        (dict(eval_size=128), dict(evaluation=10**9), ("--eval_size", "its evaluation phase")),
         (
             dict(lora_rank=4, shard=False, text_cache="x", offload=True),
             dict(encode=10**12),
@@ -187,13 +203,13 @@ def test_the_table_and_the_refusal(uncounted):
     ("name", "sentence"),
     [
         ("someone/model", "no configuration of 'someone/model'"),
-        ("sd3", "'sd3' is a StableDiffusion3Pipeline"),
+        ("other", "cannot load 'other': it is a FooPipeline: known are FluxPipeline, "),
     ],
 )
 def test_what_cannot_be_planned_is_named(name, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("sd3").mkdir()
-    Path("sd3/model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
+    Path("other").mkdir()
+    Path("other/model_index.json").write_text('{"_class_name": "FooPipeline"}')
     with pytest.raises(ValueError, match=sentence):
         footprint.meta_model(name, 32, torch.bfloat16)
 
@@ -218,24 +234,132 @@ def test_a_micro_batch_allocates_what_is_planned(shape, tokens, checkpointing):
     models = [small_model(**shape), small_model(**shape)]
     for model in models if checkpointing else ():
         model.transformer.enable_gradient_checkpointing()
-    with footprint.faked(models[0]):
-        counted = footprint.replay_peak(models[0], 2, tokens)
-    velocity, latents, _, sigmas = footprint.micro_batch_input(real(models[1]), 2, tokens)
+    assert_replay_is_planned(*models, tokens)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("family, guidance", [("klein", 4.0), ("klein", 1.0), ("sd3", 4.5)])
+def test_other_families_allocate_what_is_planned(family, guidance, checkpointing, folders):
+    """Guidance above 1 is a batch of twice the size."""
+    models = []
+    for _ in range(2):
+        models += [footprint.meta_model(folders[family], 64, torch.float32, guidance)]
+        models[-1].add_lora(4)
+        if checkpointing:
+            models[-1].transformer.enable_gradient_checkpointing()
+    assert_replay_is_planned(*models)
+
+
+def assert_replay_is_planned(model, same, tokens=0):
+    """Of two alike models one is counted, the other made real. tokens: of text, if others."""
+    with footprint.faked(model) as text:
+        if tokens:
+            text = text._replace(embeds=text.embeds[:, :1].repeat(1, tokens, 1))
+        counted = footprint.replay_peak(model, 2, text)
+    velocity, latents, _, sigmas = footprint.micro_batch_input(real(same), 2, text)
     replay = lambda: velocity(latents, sigmas[1].expand(2)).square().mean().backward()
     assert counted == pytest.approx(allocator_peak(replay), rel=0.08)
 
 
-def test_decoding_and_encoding_allocate_what_is_planned():
-    model = small_model()
+@pytest.mark.parametrize("family", ["flux", "klein", "sd3"])
+def test_decoding_and_encoding_allocate_what_is_planned(family, folders):
+    model = footprint.meta_model(folders[family], 64, torch.float32)
     with footprint.faked(model):
         decoded = footprint.decode_bytes(model, 4, False)
-        encoded = footprint.encode_bytes(model, 8, 12)
-    pipe = real(small_model()).pipe
-    latents, ids = torch.zeros(4, 8, 16, 16), torch.zeros(8, 12, dtype=torch.long)
+        encoded = footprint.encode_bytes(model, 8)
+    own = base.load(folders[family], 64)
+    latents = torch.zeros(4, *own.latent_shape)
     with torch.no_grad():
-        measured = allocator_peak(lambda: pipe.vae.decode(latents, return_dict=False))
+        measured = allocator_peak(lambda: own.pipe.vae.decode(latents, return_dict=False))
         assert decoded - 4 * 3 * 64 * 64 * 8 == pytest.approx(measured, rel=0.1)
-        assert encoded == pytest.approx(allocator_peak(lambda: pipe.text_encoder_2(ids)), rel=0.1)
+    prompts = [f"a red circle inside a blue square {i}" for i in range(8)]
+    assert encoded == pytest.approx(allocator_peak(lambda: own.text_of(prompts)), rel=0.1)
+
+
+# ---- what an image costs
+
+
+def test_evaluation_is_planned_at_its_own_size():
+    usual = dict(micro_batch=0, vae_slicing=True, group_size=4)  # 64 at once, 4 in a rollout
+    same, larger, few = (
+        planned(**usual, **more) for more in ({}, {"eval_size": 128}, {"heldout": 4})
+    )
+    assert 12 < same["evaluation"] / same["forward"] < 20
+    assert same["activations"] == larger["activations"] and same["forward"] == larger["forward"]
+    assert larger["evaluation"] > 3 * same["evaluation"]
+    assert same["evaluation"] > 8 * few["evaluation"]
+
+
+@functools.cache
+def recipe_plan(recipe: str) -> plan.Plan:
+    """Its passes are not counted: takes seconds."""
+    world = 64 if recipe == "flux-full" else 1
+    return plan.make_plan(config.parse_config(["--recipe", recipe]), world)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_an_image_of_the_fast_recipe_costs_at_most_an_eighth(checkpointing, uncounted):
+    slow, fast = map(recipe_plan, ("flux-lora", "flux-fast"))
+    assert slow.settings.gradient_checkpointing and fast.settings.gradient_checkpointing
+    slow, fast = (
+        made._replace(settings=replace(made.settings, gradient_checkpointing=checkpointing))
+        for made in (slow, fast)
+    )
+    each = 3 + checkpointing
+    assert slow.token_passes == (25 + 14 * each) * (2025 + 512)
+    assert fast.token_passes == (10 + 1 * each) * (1024 + 512)
+    assert 8 * fast.token_passes <= slow.token_passes
+
+
+def test_klein_by_its_hub_name_costs_what_is_known_of_it(uncounted):
+    made = recipe_plan("klein-lora")
+    whole = made.counts["transformer"] - made.counts["trainable"]
+    assert 2 * whole == pytest.approx(7.8e9, rel=0.03)
+    assert 2 * made.counts["text"] == pytest.approx(8.1e9, rel=0.03)
+    assert made.copies == 2 and made.token_passes == 2 * (25 + 14 * 4) * (1024 + 512)
+    assert made.bytes["text_encoders"] == 0  # --text_cache
+
+
+def test_hours_and_dollars_are_worked_by_hand(uncounted, sd3_folders):
+    cfg = settings_of(model=sd3_folders[False], steps=10, guidance=4.5, kl_coef=0.1)
+    made = plan.make_plan(replace(cfg, tflops=2.0, price=5.0, lora_rank=2), world=2)
+    tokens = 8 * 8 + MAX_TOKENS + 256  # patches; text of CLIP, and zeros for T5's
+    assert made.token_passes == (4 + 2 * 4) * 2 * tokens
+    assert made.tflop == 2 * made.counts["transformer"] * made.token_passes / 1e12
+    assert made.hours == pytest.approx(10 * 4 * made.tflop / (2 * 2) / 3600)
+    made = made._replace(counts=made.counts | {"transformer": 10**15})
+    said = "\n".join(plan.costs(made))
+    dollars = made.hours * 2 * 5
+    for part in ("x 2 for guidance", f"{made.hours:,.1f} hours", f"{dollars:,.0f} dollars"):
+        assert part in said
+
+
+def test_what_offload_leaves_on_the_card_is_said_without_a_second_plan(uncounted):
+    cfg = settings_of(lora_rank=4)
+    without, offloaded = (plan.make_plan(replace(cfg, offload=way)) for way in (False, True))
+    assert without.offloaded(True).bytes == offloaded.bytes != without.bytes
+    assert offloaded.offloaded(False).bytes == without.bytes
+    low, high = (max(made.phases.values()) / 0.9e9 for made in (offloaded, without))
+    for memory, said in ((low * 0.9, ["too much"] * 2), (high * 1.1, ["fits"] * 2)):
+        assert re.findall("fits|too much", plan.fits(without, memory)) == said
+    assert re.findall("fits|too much", plan.fits(offloaded, (low + high) / 2)) == [
+        "too much",
+        "fits",
+    ]
+    assert "offload" not in plan.fits(plan.make_plan(settings_of()), 1)
+
+
+def test_the_table_of_the_recipes_is_what_their_dry_runs_say(uncounted):
+    page = (ROOT / "docs" / "flux.md").read_text()
+    for recipe in config.RECIPES:
+        made = recipe_plan(recipe)
+        (row,) = re.findall(rf"^\| `{recipe}`(?:, 64 GPUs)? \| [\d,]+ \|.*", page, re.M)
+        images, calls = made.prompts * made.settings.group_size, made.work["judge_calls"]
+        for value in (
+            *(f"{made.token_passes:,}", plan.number(made.tflop), plan.number(images * made.tflop)),
+            *(f"{calls:,}", f"{calls * made.settings.steps:,}"),
+        ):
+            assert f" {value} " in row
 
 
 def test_the_lora_recipe_fits_80_and_48_GB_and_24_only_with_offload():

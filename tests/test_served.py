@@ -1,19 +1,21 @@
 """Training by a judge server: judging behind the rollout, faults, a server that dies and
 returns."""
 
+import gc
 import http.client
 import itertools
 import sys
 import threading
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import ROOT
 from fakes import FakeMLLM
 from PIL import Image
-from real_runs import ALONE, few_steps, log_of, whole_run
+from real_runs import ALONE, few_steps, log_of, stepped, whole_run
 
 import train
 from judges.mllm import Answer, Query
@@ -183,6 +185,21 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
     assert (out / weights).read_bytes() == (whole / weights).read_bytes()
 
 
+def test_a_resumed_run_knows_which_model_answered_before(tmp_path):
+    steps = dict(steps=3, checkpoint_every=1, eval_every=3)
+    with served() as server:
+        stepped(config(server, tmp_path, **steps)).held.close()
+        assert log_of(tmp_path)[1]["answered_by"] == "shapes"
+        lines = (tmp_path / "metrics.jsonl").read_text()
+        (tmp_path / "metrics.jsonl").write_text(lines.replace('"shapes"', '"gone-2025"'))
+        cfg = config(server, tmp_path, **steps, resume=True)
+        with pytest.raises(JudgeError, match=r"'shapes', where 'gone-2025' .*--accept_judge"):
+            stepped(cfg)
+        gc.collect()
+        stepped(replace(cfg, accept_judge="gone-2025,shapes"))
+    assert log_of(tmp_path)[2]["answered_by"] == "gone-2025, shapes"
+
+
 def test_faults_of_the_server_leave_the_rewards_alone(tmp_path):
     """A quick form of measure/judge_faults.py."""
     from measure.judge_faults import compare_with_faultless
@@ -200,11 +217,12 @@ def test_losses_are_weighed_over_the_step_and_all_ranks(tmp_path):
 
     class Two(Processes):
         def gather(self, items):
+            ((rewards, models),) = items
             lost = {
                 name: reward._replace(counts=reward.counts + Counter(failed=5))
-                for name, reward in items[0].items()
+                for name, reward in rewards.items()
             }
-            return [*items, lost]
+            return [*items, (lost, models)]
 
     with served() as server:
         run, _ = recorded(config(server, tmp_path, max_failed=0.2))

@@ -2,15 +2,18 @@
 
 import errno
 import io
+import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import redirect_stdout
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +118,33 @@ def test_killed_and_resumed_is_bit_identical(undisturbed, tmp_path):
     train_in(tmp_path, *WHOLE, "--resume")
     assert log_of(out) == log_of(whole)
     assert (out / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+
+def test_the_best_held_out_step_is_exported_with_its_own_numbers(tmp_path, monkeypatch):
+    """As final/ of a run that ends there, though this one has gone on."""
+    first, cfg = small(tmp_path / "one", steps=1), small(tmp_path / "two", steps=2, eval_every=1)
+    whole_run(replace(first, eval_every=1))
+    whole_run(cfg).held.close()
+    log, out = tmp_path / "two" / "metrics.jsonl", tmp_path / "two"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows[1]["heldout_accuracy"] = 0.987
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [f"--{f.name}={getattr(cfg, f.name)}" for f in fields(cfg) if f.type in (int, float)]
+    flags += [f"--out={out}", "--resume", "--export", "best"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    train.main()
+    weights = Path("transformer/diffusion_pytorch_model.safetensors")
+    one, best, final = (
+        (folder / weights).read_bytes()
+        for folder in (tmp_path / "one" / "final", out / "best", out / "final")
+    )
+    assert one == best != final
+    card = (out / "best" / "README.md").read_text()
+    assert "After step 1 of 2, the best" in card and "0.987" in card
+    assert "After step 2, the last:" in (out / "final" / "README.md").read_text()
+    shutil.rmtree(out / "checkpoint" / "step_000001")
+    with pytest.raises(SystemExit, match="keeps no held-out step to export"):
+        train.main()
 
 
 VARIANTS = [

@@ -90,6 +90,12 @@ class Config:
     )
     seed: int = option(0, "seed of prompts and noise")
     resume: bool = free(False, "continue the run in --out from its last checkpoint")
+    export: str = free(
+        "",
+        "best: write the best held-out step to best/, and stop",
+        choices=("", "best"),
+        needs="resume",
+    )
     # what is sampled
     prompts: str = free("", "UTF-8 file, one prompt per line; empty: prompts of shapes")
     prompts_per_step: int = option(16, "P, over all processes", positive)
@@ -145,6 +151,7 @@ class Config:
         180.0, "seconds without any answer after which a judge server is dead", positive
     )
     max_calls: int = served(0, "cap on calls to a server, each process; 0: none", nonnegative)
+    accept_judge: str = served("", "models, with commas, whose answers may replace another's")
     judge_seed: int = served(
         0, "sent to a judge server; -1: none, for servers that refuse it", least=-1
     )
@@ -211,6 +218,11 @@ class Config:
     ranks: int = free(
         0, "processes to plan for with --dry_run; 0: torchrun's", nonnegative, needs="dry_run"
     )
+    # 40 % of an H100's 989 in bfloat16
+    tflops: float = free(
+        396.0, "TFLOP a second that a GPU is planned to do", positive, needs="dry_run"
+    )
+    price: float = free(3.0, "dollars a GPU hour, for --dry_run", nonnegative, needs="dry_run")
 
 
 def micro_batch_of(cfg: Config, samples: int) -> int:

@@ -63,11 +63,11 @@ def check_on_policy(
     return floors
 
 
-def warnings_of(metrics: list[dict], first: bool) -> dict[str, str]:
+def warnings_of(metrics: list[dict], first: bool, loose: bool = False) -> dict[str, str]:
     """What in the log's last line says that nothing is learned, or too much: sentences by kind.
 
     metrics: the log's lines, in order. first: a run's first step; the judge is doubted then, before
-    more is paid for.
+    more is paid for. loose: no KL holds the policy, and no probability stands for a judge's word.
     """
     row, found = metrics[-1], {}
     agree, favored = row.get("order_agreement", 1.0), row.get("first_rate", 0.5)
@@ -82,6 +82,12 @@ def warnings_of(metrics: list[dict], first: bool) -> dict[str, str]:
         found["judge"] = f"the judge names the {place} image in nearly all decided answers"
     elif first and row.get("tie_rate") == 1:
         found["judge"] = "the judge calls all pairs equal: it sees nothing that could be rewarded"
+    if loose and never_tied(metrics):
+        found["winner"] = (
+            f"in {SPAN} steps the judge called no pair equal: it names a winner where there is "
+            "none, too. Such runs broke down in the study, and held with --kl_coef 0.1; or ask "
+            "with a third answer (--judge_prompt)"
+        )
     if lost := row["groups_lost"]:
         found["lost"] = f"no judgement of {lost} group(s) could be read: they teach nothing"
     rewards = [key.removesuffix("_std") for key in row if key.endswith("_std")]
@@ -97,6 +103,14 @@ def warnings_of(metrics: list[dict], first: bool) -> dict[str, str]:
     if row["kl_to_base"] > 10:
         found["far"] = f"{far}: its weights run away, --lr may be too high"
     return found
+
+
+def never_tied(metrics: list[dict]) -> bool:
+    """Whether so far, after SPAN steps, pairs tied only where their two orders contradicted each
+    other."""
+    steps = [row for row in metrics if "tie_rate" in row]
+    by_orders = [row["tie_rate"] - (1 - row.get("order_agreement", 1.0)) for row in steps]
+    return len(steps) == SPAN and max(map(abs, by_orders)) < 1e-9
 
 
 def drifting(metrics: list[dict]) -> float:

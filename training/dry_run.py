@@ -16,7 +16,7 @@ from training import log as run_log
 from training.checks import check_numbers, fault_of, faults
 from training.config import Config, parse_rewards
 from training.distributed import DTYPES
-from training.plan import Plan, make_plan, refuse, table
+from training.plan import Plan, fits, make_plan, refuse, table
 
 
 def main_memory() -> float:
@@ -74,6 +74,7 @@ def check_plan(cfg: Config, world: int) -> None:
     """Prints what the run needs. SystemExit where there is too little of it."""
     plan = make_plan(cfg, world)
     print(table(plan))
+    print(fits(plan, cfg.gpu_memory))
     if cfg.judge == "openai":
         print(calls_in_flight(cfg, world, plan.work["judge_calls"]))
     found = []

@@ -79,14 +79,18 @@ class Judging:
         max_failed: float,
         behind: bool = False,
         record: Record | None = None,
+        accepted: str = "",
     ):
         """rewards: by name, each from prompts and images to Rewards; max_failed: the share of a
         step's judgments that may be lost; behind: whether they are asked for in the background
-        while sampling goes on (a server), or when they are collected; record: of what was answered.
+        while sampling goes on (a server), or when they are collected; record: of what was answered;
+        accepted: names of models, with commas, whose answers may take the place of others.
         """
         self.rewards, self.procs, self.max_failed = rewards, procs, max_failed
         self.begin = in_background if behind else functools.partial
         self.record = record
+        self.accepted = {name.strip() for name in accepted.split(",")} - {""}
+        self.known: set[str] = set()  # models that have answered, by the names that a server gives
         self.pending: list[tuple[str, Callable]] = []
 
     def submit(self, prompts: Sequence[str], images: Sequence[Sequence]) -> None:
@@ -96,16 +100,37 @@ class Judging:
     def collect(self) -> tuple[dict[str, Rewards], dict[str, Rewards]]:
         """Rewards by name of what was submitted: this rank's, with comparisons, and all ranks'.
 
-        Raises JudgeError, on all ranks, if too much is lost; what was answered is recorded before.
+        Raises JudgeError, on all ranks, if too much is lost, or if another model answers than
+        before; what was answered is recorded before.
         """
         jobs, self.pending = self.pending, []
         parts = [(name, answered(self.procs, self.record, job)) for name, job in jobs]
         mine = {name: join([part for n, part in parts if n == name]) for name in self.rewards}
-        ranks = self.procs.gather([{name: bare(part) for name, part in mine.items()}])
-        rewards = {name: join([rank[name] for rank in ranks]) for name in mine}
+        models = models_of(part for _, part in parts)
+        ranks = self.procs.gather([({name: bare(part) for name, part in mine.items()}, models)])
+        rewards = {name: join([rank[name] for rank, _ in ranks]) for name in mine}
+        self.check_models(set().union(*(models for _, models in ranks)))
         for name, result in rewards.items():
             check_lost(self.rewards[name].name, result, self.max_failed)
         return mine, rewards
+
+    def check_models(self, models: set[str]) -> None:
+        """APIs answer under one name with a model of another; known are the names that answers
+        gave, which differ from --judge_model where a server gives dated ones."""
+        before, allowed = self.known or models, self.accepted
+        if new := (models - before) - allowed or (len(before) > 1 and before - allowed):
+            raise JudgeError(
+                f"the judge's answers come from another model: '{', '.join(sorted(new))}', where "
+                f"'{', '.join(sorted(before))}' answered; scores of two judges are two rewards: "
+                f"to go on with both, add --accept_judge '{','.join(sorted(models | before))}'"
+            )
+        self.known = before | models
+
+
+def models_of(parts) -> set[str]:
+    """The models that some Rewards' answers say they are from."""
+    outcomes = [c.outcome for part in parts for c in part.comparisons]
+    return {o.answer.model for o in outcomes if o.answer and o.answer.model}
 
 
 def answered(procs: Processes, record: Record | None, job: Callable, *args) -> Rewards:

@@ -241,7 +241,7 @@ def write_card(folder: Path, cfg, pipeline: str, result: str, base: dict, traine
     flags = []
     for field in dataclasses.fields(cfg):
         name, value = field.name, getattr(cfg, field.name)
-        if name in ("base_url", "out", "device", "resume"):
+        if name in ("base_url", "out", "device", "resume", "export"):
             continue
         if value != field.default or name in always:
             switch = f"--{'' if value else 'no-'}{name}"

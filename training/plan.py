@@ -1,4 +1,4 @@
-"""What a run will need, before anything is downloaded: parameters, bytes per rank, passes, calls.
+"""What a run will need, before anything is downloaded: parameters, bytes per rank, passes, hours.
 
 Lasting bytes follow from the configuration and from who holds what (distributed.py); those of a
 pass are counted by footprint.py. Assumed: AdamW with float32 states, in its foreach form on a GPU,
@@ -10,14 +10,14 @@ MARGIN of the GPU is left; torch.compile, which mostly saves; a judge in process
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from models.base import DECODED_AT_ONCE
-from models.flux import Flux
-from training import distributed, footprint
+from models.base import DECODED_AT_ONCE, Model
+from training import distributed, footprint, heldout
 from training.config import Config, micro_batch_of, parse_rewards
 from training.data import ENCODED_AT_ONCE
 from training.distributed import DTYPES
@@ -32,7 +32,6 @@ SCORERS = {
     "hpsv2": 986_109_441,
     "aesthetic": 304_900_000,
 }
-
 
 # Bytes on one rank as the table names them, lasting ones first, then those of one kind of moment.
 LABELS = {
@@ -53,6 +52,7 @@ LABELS = {
     "activations": "activations of one micro-batch",  # forward and backward
     "forward": "forward without gradient",
     "decode": "VAE decode",
+    "evaluation": "evaluation, forward or decode",  # at its own size
 }
 
 
@@ -61,7 +61,8 @@ class Plan(NamedTuple):
     world: int
     prompts: int  # a step over all ranks; rounded up to a multiple of the ranks
     micro_batch: int  # samples
-    tokens: int  # latent tokens of an image
+    tokens: tuple[int, int]  # of an image: latent ones, and of its text
+    copies: int  # of them in a pass: 2 where guidance is a second pass
     counts: dict[str, int]  # parameters, see `count`
     bytes: dict[str, int]  # see LABELS; and "encode", which is in no row
     work: dict[str, int]  # passes of a step and judge calls, see `work_of`
@@ -80,7 +81,40 @@ class Plan(NamedTuple):
             "decode": step + b["decode"],
             "update": step + b["gradients"] + b["buffers"] + b["gathered"] + b["activations"],
             "optimizer": step + 2 * b["gradients"],
+            "evaluation": lasting + b["gathered"] + b["evaluation"],
         }
+
+    @property
+    def passes(self) -> tuple[int, int, int]:
+        """Of an image: of its sampling, its trained steps, and what each of these counts for: a
+        forward, a backward (as two), a recomputed forward, one for the KL to the base."""
+        s = self.settings
+        return s.num_steps, replayed_steps(s), 3 + s.gradient_checkpointing + bool(s.kl_coef)
+
+    @property
+    def token_passes(self) -> int:
+        """Tokens through the network for one image; evaluation and the logged KL are left out."""
+        sampling, trained, each = self.passes
+        return (sampling + trained * each) * self.copies * sum(self.tokens)
+
+    @property
+    def tflop(self) -> float:
+        """Of an image: 2 x parameters x token-passes."""
+        return 2 * self.counts["transformer"] * self.token_passes / 1e12
+
+    @property
+    def hours(self) -> float:
+        """Of the run's steps at --tflops, without waiting for a judge."""
+        s = self.settings
+        return s.steps * self.prompts * s.group_size * self.tflop / s.tflops / self.world / 3600
+
+    def offloaded(self, offload: bool) -> "Plan":
+        """The same plan of a LoRA with or without --offload."""
+        s, counts, itemsize = self.settings, self.counts, DTYPES[self.settings.dtype].itemsize
+        moved = itemsize * counts["outside"] * (offload - s.offload)
+        held = dict(weights=self.bytes["weights"] - moved)
+        held["gathered"] = itemsize * counts["block"] if offload else 0
+        return self._replace(settings=replace(s, offload=offload), bytes=self.bytes | held)
 
 
 def numel(module: torch.nn.Module) -> int:
@@ -91,16 +125,21 @@ def weight_bytes(*modules: torch.nn.Module) -> int:
     return sum(p.nbytes for module in modules for p in module.parameters())
 
 
-def count(model: Flux) -> dict[str, int]:
+def encoders_of(model: Model) -> list[torch.nn.Module]:
+    networks = footprint.networks_of(model.pipe.components)
+    return [part for name, part in networks.items() if name.startswith("text_encoder")]
+
+
+def count(model: Model) -> dict[str, int]:
     """Parameters of the model's parts."""
-    pipe, blocks = model.pipe, distributed.blocks(model.transformer)
+    blocks = distributed.blocks(model.transformer)
     frozen = [p.numel() for block in blocks for p in block.parameters() if not p.requires_grad]
     whole, sizes = numel(model.transformer), [numel(block) for block in blocks]
     return dict(
         transformer=whole,  # the adapter included
         trainable=sum(p.numel() for p in model.trainable()),
-        text=numel(pipe.text_encoder) + numel(pipe.text_encoder_2),
-        vae=numel(pipe.vae),
+        text=sum(map(numel, encoders_of(model))),
+        vae=numel(model.pipe.vae),
         block=max(sizes),  # the largest: one FSDP2 unit
         outside=sum(frozen),  # frozen, within blocks: what may wait in main memory
         # the same as PyTorch pins it, each weight rounded up to a power of two
@@ -173,19 +212,22 @@ def work_of(s: Config, prompts: int, batches: int) -> dict[str, int]:
 
 
 def counted_bytes(
-    model: Flux, s: Config, length: int, batch: int, samples: int, prompts: int
+    model: Model, s: Config, text, batch: int, samples: int, prompts: int
 ) -> dict[str, int]:
-    """What passes of the network, the VAE and the text encoder allocate. length: of a prompt."""
-    with footprint.faked(model):
-        if s.gradient_checkpointing:
-            model.transformer.enable_gradient_checkpointing()
-        encoded = ENCODED_AT_ONCE if s.text_cache else prompts
-        return dict(
-            activations=footprint.replay_peak(model, batch, length),
-            forward=footprint.forward_bytes(model, batch, length),
-            decode=footprint.decode_bytes(model, min(samples, DECODED_AT_ONCE), s.vae_slicing),
-            encode=footprint.encode_bytes(model, encoded, length),
-        )
+    """What passes of the network, the VAE and the text encoders allocate. text: of one prompt."""
+    if s.gradient_checkpointing:
+        model.transformer.enable_gradient_checkpointing()
+    rows = s.micro_batch or heldout.BATCH
+    seen = model.resized(s.eval_size or s.size), min(rows, s.heldout or rows)
+    return dict(
+        evaluation=max(
+            footprint.forward_bytes(*seen, text), footprint.decode_bytes(*seen, s.vae_slicing)
+        ),
+        activations=footprint.replay_peak(model, batch, text),
+        forward=footprint.forward_bytes(model, batch, text),
+        decode=footprint.decode_bytes(model, min(samples, DECODED_AT_ONCE), s.vae_slicing),
+        encode=footprint.encode_bytes(model, ENCODED_AT_ONCE if s.text_cache else prompts),
+    )
 
 
 def make_plan(s: Config, world: int = 1) -> Plan:
@@ -198,15 +240,15 @@ def make_plan(s: Config, world: int = 1) -> Plan:
     samples = per_rank * s.group_size
     batch = micro_batch_of(s, samples)
     batches = math.ceil(samples / batch)
-    model, length = footprint.meta_model(s.model, s.size, DTYPES[s.dtype])
+    model = footprint.meta_model(s.model, s.size, DTYPES[s.dtype], s.guidance)
     if s.lora_rank:
         model.add_lora(s.lora_rank, s.lora_alpha)
     else:
         model.transformer.requires_grad_(True)
     counts, stored = count(model), weight_bytes(model.transformer)
-    encoders = weight_bytes(model.pipe.text_encoder, model.pipe.text_encoder_2)
-    config, elements = model.transformer.config, math.prod(model.latent_shape)
-    row = itemsize * (length * config.joint_attention_dim + config.pooled_projection_dim)
+    encoders, elements = weight_bytes(*encoders_of(model)), math.prod(model.latent_shape)
+    with footprint.faked(model) as text:
+        passes = counted_bytes(model, s, text, batch, samples, per_rank)
     backwards = math.ceil(batches / s.updates) * replayed_steps(s)
     held = train_bytes(counts, stored, s, world, backwards) | dict(
         vae=counts["vae"] * itemsize,
@@ -214,13 +256,14 @@ def make_plan(s: Config, world: int = 1) -> Plan:
         scorers=scorer_bytes(s),
         # sampler.Trajectory: latents, means, log-probs, stds
         trajectories=FLOAT * samples * ((2 * s.num_steps + 1) * elements + 2 * s.num_steps),
-        text=(per_rank + samples) * row,
+        text=(per_rank + samples) * sum(field.nbytes for field in text),
     )
-    held |= counted_bytes(model, s, length, batch, samples, per_rank)
+    held |= passes
     if s.text_cache:
         held["encode"] += encoders
     work = work_of(s, per_rank * world, batches)
-    return Plan(s, world, per_rank * world, batch, model.tokens, counts, held, work)
+    tokens = model.tokens, text.embeds.shape[1]
+    return Plan(s, world, per_rank * world, batch, tokens, model.copies, counts, held, work)
 
 
 # ----------------------------------------------------------------------------- for people
@@ -232,7 +275,7 @@ def table(plan: Plan) -> str:
     lines = [
         f"plan for {s.model}: {plan.world} rank(s), "
         f"{plan.prompts} prompts x {s.group_size} images, {s.num_steps} steps, {s.size} px "
-        f"({plan.tokens} tokens), micro-batch {plan.micro_batch}",
+        f"({plan.tokens[0]} tokens), micro-batch {plan.micro_batch}",
         f"parameters: transformer {counts['transformer']:,} ({counts['trainable']:,} trained), "
         f"text encoders {counts['text']:,}, VAE {counts['vae']:,}",
     ]
@@ -244,17 +287,51 @@ def table(plan: Plan) -> str:
         "a step, each rank: {forward} forward, {recomputed} recomputed and {backward} backward "
         "passes of one micro-batch; {judge_calls} judge calls over all ranks"
     )
-    return "\n".join([*lines, "", passes.format(**plan.work)])
+    return "\n".join([*lines, "", passes.format(**plan.work), *costs(plan)])
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def costs(plan: Plan) -> list[str]:
+    """What an image, a step and the run cost, in lines."""
+    s, (image, text) = plan.settings, plan.tokens
+    guided = " x 2 for guidance" if plan.copies == 2 else ""
+    sampling, trained, each = plan.passes
+    images, calls = plan.prompts * s.group_size, plan.work["judge_calls"]
+    dollars = plan.hours * plan.world * s.price
+    return [
+        f"an image: ({sampling} sampling passes + {trained} trained steps x {each}){guided} x "
+        f"({image} + {text} tokens) = {plan.token_passes:,} token-passes",
+        f"TFLOP (2 x parameters x token-passes): {number(plan.tflop)} an image, "
+        f"{number(images * plan.tflop)} a step of {images} images",
+        f"{s.steps} steps: {calls * s.steps:,} judge calls, {plan.hours:,.1f} hours at "
+        f"--tflops {s.tflops:g} on {plan.world} GPU(s), {dollars:,.0f} dollars at --price "
+        f"{s.price:g}; no evaluation, no wait",
+    ]
+
+
+def fits(plan: Plan, gpu_memory: float) -> str:
+    """Whether the largest phase fits gpu_memory (GB), of a LoRA without and with --offload."""
+    plans = {"": plan}
+    if plan.settings.lora_rank:
+        plans = {f" {how} --offload": plan.offloaded(how == "with") for how in ("without", "with")}
+    room = (1 - MARGIN) * gpu_memory
+    needs = {how: max(made.phases.values()) / 1e9 for how, made in plans.items()}
+    said = [f"{n:.1f}{how} ({'fits' if n <= room else 'too much'})" for how, n in needs.items()]
+    return f"of {gpu_memory:g} GB {room:.1f} are free; needed: {', '.join(said)}"
 
 
 def remedies(plan: Plan, phase: str) -> list[str]:
     """Flags that shrink what this plan needs, those of its largest phase first."""
     s, notable = plan.settings, 0.05 * plan.phases[phase]
-    fewer = plan.micro_batch > 1 and phase in ("update", "rollout")
+    fewer = plan.micro_batch > 1 and phase in ("update", "rollout", "evaluation")
     helps = {
         "--gradient_checkpointing": phase == "update" and not s.gradient_checkpointing,
         f"--micro_batch {plan.micro_batch // 2}": fewer,
-        "--vae_slicing": phase == "decode" and not s.vae_slicing,
+        "--vae_slicing": phase in ("decode", "evaluation") and not s.vae_slicing,
+        "a smaller --eval_size": phase == "evaluation" and s.eval_size > s.size,
         "--text_cache FOLDER": not s.text_cache,
         "--lora_rank 16": not s.lora_rank,
         "--lora_rank 4": s.lora_rank > 4 and phase in ("update", "optimizer"),

@@ -105,6 +105,8 @@ class Run:
             loaded = [("the checkpoint", weight) for weight in self.model.trainable()]
             self.procs.on_all_ranks(check_finite, loaded)
             self.metrics = run_log.read_metrics(self.out, checkpoint.step_of(last))
+            models = self.metrics[-1].get("answered_by", "").split(", ")
+            self.judging.known = {*models} - {""}
             if self.procs.is_main:
                 run_log.write_metrics(self.out, self.metrics)
 
@@ -151,6 +153,8 @@ class Run:
         self.procs.on_all_ranks(check_finite, trained)
         mine = run_log.learning_of(done.losses, done.norms) | {"kl_to_base": self.kl}
         row = {"step": step, **run_log.judging_of(done.rewards), "frac_floor": done.frac_floor}
+        if self.judging.known:
+            row["answered_by"] = ", ".join(sorted(self.judging.known))
         ranks = self.procs.gather([mine | self.seconds])
         self.metrics.append(row | run_log.over_ranks(ranks))
         self.moved, self.copy = False, None  # it is whole: its state is in the live tensors
@@ -164,7 +168,9 @@ class Run:
     def warn(self) -> None:
         """Warns of what says that nothing is learned, or too much; of each kind the 1st, 2nd, 4th,
         ... time."""
-        for kind, sentence in diagnostics.warnings_of(self.metrics, not self.warned).items():
+        loose = not self.cfg.kl_coef and not self.cfg.soft
+        found = diagnostics.warnings_of(self.metrics, not self.warned, loose)
+        for kind, sentence in found.items():
             self.warned[kind] += 1
             if self.procs.is_main and self.warned[kind].bit_count() == 1:
                 log.warning("step %d: %s", self.metrics[-1]["step"], sentence)
@@ -240,13 +246,10 @@ class Run:
         cfg, heldout, model, out = self.cfg, self.heldout, self.model, self.out
         with self.average.swapped_in():
             held, grid = self.last or (heldout.evaluate(), heldout.grid_images(model.transformer))
-            weights = distributed.full_weights(model.transformer) if cfg.shard else None
-            if not self.procs.is_main:
-                return
-            with writing(out / "final"):
-                model.save(out / "final", weights)
-        result, scores = held.against(heldout.base), (heldout.base.metrics(), held.metrics())
-        run_log.write_card(out / "final", cfg, type(model.pipe).__name__, result, *scores)
+            result = held.against(heldout.base)
+            self.write_model("final", f"After step {cfg.steps}, the last: {result}", held.metrics())
+        if not self.procs.is_main:
+            return
         both = [before + after for before, after in zip(heldout.base_grid, grid)]
         heads = [head for head in ("before", "after") for _ in range(GRID_COLUMNS)]
         heldout.draw(both, out / "before_after.png", heads)
@@ -256,3 +259,33 @@ class Run:
         )
         if not held.known:
             raise SystemExit("the judge could not be read: whether this run learned is not known")
+
+    def export(self) -> None:
+        """best/, as final/ is: the weights after the step that did best on held-out prompts."""
+        cfg, folder, model = self.cfg, self.out / "checkpoint", self.model
+        rows = {row["step"]: row for row in run_log.read_metrics(self.out, cfg.steps)}
+        step = run_log.best_step([*rows.values()])
+        if step not in checkpoint.checkpoint_steps(folder):
+            raise ValueError(f"'{folder}' keeps no held-out step to export; --resume goes on first")
+        average = distributed.EMA(model.transformer, cfg.ema)
+        state = model.transformer, torch.optim.AdamW(model.trainable()), average
+        checkpoint.load_checkpoint(folder / f"step_{step:06d}", *state)
+        result = (
+            f"After step {step} of {max(rows)}, the best of those measured on held-out prompts."
+        )
+        scores = {name: rows[step][name] for name in self.heldout.base.metrics()}
+        with average.swapped_in():
+            self.write_model("best", result, scores)
+        if self.procs.is_main:
+            print(f"{result}\nthe model is in {self.out / 'best'}")
+
+    def write_model(self, name: str, result: str, scores: dict) -> None:
+        """A folder of the run that diffusers loads, and its card; scores: held out, of these
+        weights."""
+        folder, model = self.out / name, self.model
+        weights = distributed.full_weights(model.transformer) if self.cfg.shard else None
+        if self.procs.is_main:
+            with writing(folder):
+                model.save(folder, weights)
+            both = self.heldout.base.metrics(), scores
+            run_log.write_card(folder, self.cfg, type(model.pipe).__name__, result, *both)

@@ -68,7 +68,8 @@ def tried(cfg: Config, procs: Processes) -> tuple:
         log.warning("%s", doubt)
     record = Record(out / "verdicts") if procs.is_main and cfg.judge != "shapes" else None
     # A server judges while sampling goes on; another judge is asked when its answer is needed.
-    judging = Judging(rewards, procs, cfg.max_failed, cfg.judge == "openai", record)
+    behind = cfg.judge == "openai"
+    judging = Judging(rewards, procs, cfg.max_failed, behind, record, cfg.accept_judge)
     logger = cfg.logger if procs.is_main else ""
     return prompts, judging, compare, run_log.make_logger(logger, out, dataclasses.asdict(cfg))
 
