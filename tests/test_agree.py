@@ -11,7 +11,7 @@ from unigenbench.agree import (
     agreement_rows,
     most_different,
 )
-from unigenbench.results import Result
+from unigenbench.results import Result, write_results
 from unigenbench.scores import OVERALL
 from unigenbench.testpoints import PRIMARIES
 
@@ -73,12 +73,12 @@ def test_what_one_of_them_did_not_judge_is_left_out_and_other_images_are_refused
     one, two = table(3, 1, 0, 2)
     two[0] = two[0]._replace(scores=None)
     assert agreement(one, two)[STYLE].count == 5
-    with pytest.raises(ValueError, match="1 images are in one .* '0_0.png' of index 0"):
-        agreement(one, two[1:])
+    assert agreement(one, two[1:])[STYLE].count == 5
     with pytest.raises(ValueError, match="index 0 has another prompt"):
         agreement([one[0]._replace(prompt="other")], [two[0]])
-    with pytest.raises(ValueError, match="no testpoint that both judged"):
-        agreement(one[:1], two[:1])
+    for others in (two[:1], two[1:2]):
+        with pytest.raises(ValueError, match="no image that both judged"):
+            agreement(one[:1], others)
     elsewhere = [r._replace(image=r.image.replace("folder", "other/place")) for r in one]
     assert agreement(one, elsewhere)[STYLE].share == 1
 
@@ -128,20 +128,59 @@ def test_published_overall_scores_are_the_mean_of_their_ten_dimensions(name):
 def test_own_rows_stand_in_their_place_and_say_how_far_they_can_be_compared():
     import bench
 
-    own = bench.score(results(*([1] for _ in range(7)), *([0] for _ in range(3))))
-    rows = board.board_rows("en", {"mine": own}, {"mine": "openai:QwenVL"})
+    mine = results(*([1] for _ in range(7)), *([0] for _ in range(3)))
+    said = {"mine": ("openai:QwenVL", board.doubt("en", mine, "openai:QwenVL"))}
+    rows = board.board_rows("en", {"mine": bench.score(mine)}, said)
     models = [row[0] for row in rows]
     assert models.index("FLUX.1-Krea") == models.index("> mine") + 1
-    (mine,) = [row for row in rows if row[0] == "> mine"]
+    (row,) = [row for row in rows if row[0] == "> mine"]
     assert len({len(row) for row in rows} | {len(board.HEADER)}) == 1
-    assert mine[1] == "70.00" and mine[-1] == "no: another question"
-    (mine,) = [r for r in board.board_rows("en", {"mine": own}, {}) if r[0] == "> mine"]
-    assert mine[-1] == "only with the same judge, question"
+    assert row[1] == "70.00" and "no: 10 of 600 prompts" in row
+    assert "> mine" in board.board_text(rows) and "61.30" in board.board_text(rows)
+
+
+def test_whether_rows_can_be_compared_goes_by_language_prompts_coverage_and_judge():
+    whole = results(*([1] for _ in range(board.PROMPTS)))
+    assert board.doubt("zh", whole, "") == "no: another language"
+    assert board.doubt("en_long", whole, "j") == "no: another question"
+    assert board.doubt("en", whole, "").startswith("only with the same judge")
+    whole[3] = whole[3]._replace(scores=None)
+    assert board.doubt("en", whole, "") == "no: not all was judged"
+
+
+def command(line: str) -> int:
+    import bench
+
+    return bench.run(line.split())
+
+
+def test_the_commands_print_and_write_what_they_say(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    one, two = table(3, 2, 1, 2)
+    for name, judged in (("a", one), ("b", two)):
+        write_results(judged, f"{name}.csv")
+    assert command("agree a.csv b.csv --out agree.html") == 0
+    said = capsys.readouterr().out
+    assert "Kappa" in said and "94 %" in said and "agree.html" in said
+    page = (tmp_path / "agree.html").read_text()
+    assert page.count("prompt 3") >= 1 and "Style" in page
+    assert command("board a.csv --out board.png") == 0
+    said = capsys.readouterr().out
+    assert "> a" in said and "FLUX.2-dev" in said and "no: 8 of 600 prompts" in said
+    assert (tmp_path / "board.png").stat().st_size > 10_000
+    assert command("report a.csv --out r.html --against FLUX.1-dev") == 0
+    assert "FLUX.1-dev (published)" in (tmp_path / "r.html").read_text()
+    for line, why in (
+        ("report a.csv --out r.html --against Z-Image", "no published dimensions of 'Z-Image'"),
+        ("agree a.csv b.csv --out a.csv", "would be written over"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            command(line)
 
 
 def test_published_models_are_found_by_name_and_others_are_named():
     found = board.find_published("en", "FLUX.1-dev, FLUX.2-dev")
-    assert [f"{row['Style']}" for row in found.values()] == ["85.0", "96.6"]
+    assert [row.primary["Style"] for row in found.values()] == [85.0, 96.6]
     with pytest.raises(ValueError, match="'FLUX.9' for en; there are: .*FLUX.1-dev"):
         board.find_published("en", "FLUX.9")
     with pytest.raises(ValueError, match="'Z-Image'"):

@@ -20,8 +20,8 @@ FEW = 4  # published polygons in a chart
 HEADER = ["Model", "Overall", "Judge", "Date", "Source", "Comparable", *PRIMARIES]
 NOTE = (
     "The base model, FLUX.1-dev, has three published values for the short English prompts: 59.39, "
-    "60.97 and 61.30. Differences of this size say nothing. One's own rows are comparable with the published ones "
-    "only if the same judge was asked the same question."
+    "60.97 and 61.30. Differences of this size say nothing. One's own rows are comparable with the "
+    "published ones only if the same judge was asked the same question."
 )
 AGAINST = (
     "(published): judged by the benchmark's authors, with their judge and the official question; a "
