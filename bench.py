@@ -11,9 +11,8 @@
 
 A prompt demands a few testpoints. A judge, an MLLM, sees one of its four images and is asked one
 `question` about all of them; `parse_scores` reads a 0 or 1 for each from the answer; `overall` is
-what the benchmark makes of these. How each step is done stands in unigenbench/; each goes on where
-it stopped. Prompts: shapes, own (assets/prompts_en.csv), en, zh, en_long, zh_long (the official
-files, looked for in data/), or a file.
+what the benchmark makes of these. How stands in unigenbench/; each step goes on where it stopped.
+Prompts: shapes, own (assets/prompts_en.csv), the official en, zh, en_long, zh_long, or a file.
 """
 
 import sys
