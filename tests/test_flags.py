@@ -148,12 +148,15 @@ COMMANDS = {
     "judge": f"--prompts shapes --images i --out r.csv {JUDGE}",
     "score": "r.csv",
     "report": "r.csv",
+    "agree": "r.csv b.csv",
+    "board": "r.csv",
     "construct": f"--count 2 --out p.csv {JUDGE}",
 }
 CALLED = (
     "check_same_prompts check_sight complete compare construct coverage_of generate journal_of "
     "judge_images make_judge read_models read_results score settings_of tables write_prompts "
-    "write_report write_results write_scores write_settings"
+    "write_report write_results write_scores write_settings find_published set_of read_named doubt "
+    "agreement_text write_agreement board_rows board_text nearest radar polygons"
 )
 
 
@@ -182,7 +185,8 @@ def test_every_flag_of_bench_changes_what_its_command_calls(command, tmp_path, m
     for action in commands.choices[command]._actions:
         if isinstance(action, argparse._HelpAction):
             continue
-        value = {"judge": "local", "prompts": "own"}.get(
+        prompts = "zh" if action.choices else "own"
+        value = {"judge": "local", "prompts": prompts}.get(
             action.dest, "7" if action.type else "" if action.nargs == 0 else "other"
         )
         if action.option_strings:
