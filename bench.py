@@ -248,15 +248,8 @@ def run_default() -> int:
     )
 
 
-COMMANDS = {
-    "generate": run_generate,
-    "judge": run_judge,
-    "score": run_score,
-    "report": run_report,
-    "agree": run_agree,
-    "board": run_board,
-    "construct": run_construct,
-}
+COMMANDS = dict(generate=run_generate, judge=run_judge, score=run_score, report=run_report)
+COMMANDS |= dict(agree=run_agree, board=run_board, construct=run_construct)
 
 
 def run(argv: list[str]) -> int:

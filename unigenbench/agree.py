@@ -112,8 +112,10 @@ def agreement_rows(found: dict[str, Agreement]) -> list[list[str]]:
     rows = []
     for name, label in [*LABELS.items(), (EVERY, EVERY), (OVERALL, OVERALL)]:
         if a := found.get(name):
-            low = ["-" if b is None else "{:.2f} to {:.2f}".format(*b) for b in [a.kappa_interval]]
-            kappa = "-" if a.kappa is None else f"{a.kappa:.2f}"
+            low = [
+                "-" if b is None else "{:z.2f} to {:z.2f}".format(*b) for b in [a.kappa_interval]
+            ]
+            kappa = "-" if a.kappa is None else f"{a.kappa:z.2f}"
             bound = a.shift_interval
             moved = "-" if bound is None else f"{100 * bound[0]:+.2f} to {100 * bound[1]:+.2f}"
             same = [percent(a.share), percent_range(a.share_interval)]
@@ -136,7 +138,8 @@ def most_different(first: list[Result], second: list[Result], count: int = 20) -
 def said(result: Result, n: int, judge: str) -> tuple:
     """A judge's answer about one testpoint, as the page shows it."""
     reason = result.reasons[n] if result.reasons else ""
-    return result.subs[n], judge, bool(result.scores[n]), reason
+    asked = f"{judge}: {result.descriptions[n]}" if result.descriptions else judge
+    return result.subs[n], asked, bool(result.scores[n]), reason
 
 
 # ----------------------------------------------------------------------------- files
