@@ -50,13 +50,16 @@ def read_mutants() -> list[dict[str, str]]:
 
 
 def check_mutants(mutants: list[dict[str, str]]) -> None:
-    """Raises ValueError for a name that stands twice, or an old text that does not stand once."""
+    """Raises ValueError for a name that stands twice, an old text that does not stand once, and
+    tests that are no files, as a comma without quotes leaves them."""
     names = Counter(mutant["name"] for mutant in mutants)
     said = [f"{name} stands {n} times" for name, n in names.items() if n > 1]
     for mutant in mutants:
         found = (ROOT / mutant["file"]).read_text(encoding="utf-8").count(mutant["old"])
         if found != 1 or mutant["old"] == mutant["new"]:
             said.append(f"{mutant['name']}: its text stands {found} times in {mutant['file']}")
+        if odd := [t for t in mutant["tests"].split() if not (ROOT / "tests" / t).is_file()]:
+            said.append(f"{mutant['name']}: no tests {' '.join(odd)}")
     if said:
         raise ValueError("; ".join(said))
 
