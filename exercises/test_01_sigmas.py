@@ -41,7 +41,7 @@ def test_a_shift_pushes_the_levels_up():
 
 def test_any_number_of_steps_and_any_shift():
     for num_steps in (*range(1, 17), 28, 50):
-        for shift in (0.3, 1.0, 1.7, 3.0, 6.5):
+        for shift in (0.03, 0.3, 1.0, 1.7, 3.0, 6.5, 40.0):
             what = f"of {num_steps} steps, shift {shift}"
             expect_as_ours(ex, "sigma_schedule", what, SHIFT, num_steps=num_steps, shift=shift)
     expect_as_ours(ex, "sigma_schedule", "of 7 steps, no shift given", FIRST_LINE, num_steps=7)

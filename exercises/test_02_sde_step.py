@@ -21,6 +21,8 @@ from exercises.checks import (
 SIGMAS = torch.tensor([1.0, 0.8, 0.6, 0.3, 0.0])
 PART = "part {} of the docstring of sde_step in exercises/ex_02_sde_step.py"
 ALL = "all parts of the docstring of sde_step in exercises/ex_02_sde_step.py"
+ALONE = "each element is drawn by itself."
+BENT = {"mean 0": "centered", "std 1": "scaled", "mean square 1": "scaled"}
 FLOAT32, DIFFUSION, GAUSSIAN, DRAW, LOG_PROB = map(PART.format, range(1, 6))
 
 
@@ -149,6 +151,13 @@ def test_every_draw_is_new_and_scored():
         for latents, seed in zip(both, seeds)
     )
     expect("whether the noise is that of latents in float32", torch.equal(one, other), True, DRAW)
+    few = step_of(2, size=(1, 2), generator=torch.Generator().manual_seed(0))
+    noise = ((few.next_latents - few.mean) / few.std).flatten(1)
+    bent = {"mean 0": noise.mean(1), "std 1": noise.std(1) - 1}
+    bent["mean square 1"] = noise.square().mean(1) - 1
+    kind = next((name for name, odd in bent.items() if odd.abs().max() < 1e-3), "nothing")
+    said = {name: f"noise {how} within a sample: {ALONE}" for name, how in BENT.items()}
+    expect("what the noise of a sample's two elements has", kind, "nothing", DRAW, said)
 
 
 def test_any_latents_sigmas_and_noise_level():
@@ -158,7 +167,12 @@ def test_any_latents_sigmas_and_noise_level():
     """
     rng = torch.Generator().manual_seed(1)
     fixed = {"0.7 written for noise_level: it may be any.": {"noise_level": 0.7}}
-    tables = [1, 0.95, 0.72, 0.31, 0], [1, 0.6, 0], [1, 0.99, 0.96, 0.8, 0.3, 0.05, 0], [1, 0]
+    tables = (
+        [1, 0.95, 0.72, 0.31, 0],
+        [1, 0.6, 0],
+        [1, 0.9995, 0.99, 0.96, 0.8, 0.3, 0.05, 0],
+        [1, 0],
+    )
     for table, noise_level in itertools.product(tables, (0.02, 1.3, 0.0)):
         latents, velocity, given = torch.randn((3, 3, 4, 2), generator=rng)
         tensors = dict(latents=latents, velocity=velocity, next_latents=given)

@@ -59,6 +59,8 @@ def test_the_phrase_counts_as_a_whole():
     reads(neither, "UNPARSABLE", WHOLE)
     reads("<answer>Image 1 is better in parts only</answer>", "UNPARSABLE", WHOLE)
     reads("<answer>Image 12 is better</answer>", "UNPARSABLE", WHOLE)
+    lines = {"SECOND": "the first line alone: the phrase is all that stands between the tags."}
+    reads("<answer>Image 2 is better\nin color alone</answer>", "UNPARSABLE", WHOLE, lines)
     ends = {"FIRST": "changed within the phrase: blanks and full stops go at its two ends only."}
     reads("<answer>Image 1 is ... better</answer>", "UNPARSABLE", WHOLE, ends)
 

@@ -65,6 +65,9 @@ def test_what_is_logged():
     expect("mean ratio", loss.ratio_mean, 1.14, LOGGED)
     expect("least ratio", loss.ratio_min, 0.5, LOGGED)
     expect("clip_frac", loss.clip_frac, 0.8, LOGGED)
+    edge = {1.0: "the ends counted as outside: what lies at an end of the clip range is within."}
+    got = ex.clipped_loss(torch.zeros(1), torch.ones(1), 0.0).clip_frac
+    expect("clip_frac of a ratio at the end of the clip range", got, 0.0, LOGGED, edge)
     got = loss.ratio_mean.requires_grad
     expect("whether what is logged has a gradient", got, False, LOGGED)
 
@@ -104,6 +107,7 @@ def test_any_ratios_and_clip_range():
     for count, clip_range, spread in ((1, 0.2, 1), (9, 0.05, 0.1), (40, 1e-3, 2e-3), (40, 0.6, 1)):
         log_ratio, advantages = torch.randn((2, count), generator=rng)
         advantages[1::3] = 0.0
+        advantages[0] *= 9
         for sign in (1, -1):
             what = f"of {count} steps, clip range {clip_range}"
             inputs = dict(
@@ -119,6 +123,7 @@ def test_guards_ratio_of_any_steps():
     zero = "old_step's mean taken for 0: it is subtracted, whatever it is."
     for count, tokens, channels in ((1, 3, 2), (4, 5, 2), (3, 1, 4)):
         std = torch.rand((count, 1, 1), generator=rng) + 0.05
+        std[0] = 0.004
         log_probs = torch.randn((2, count), generator=rng)
         means = torch.randn((2, count, tokens, channels), generator=rng)
         step, old = (Step(None, x, mean, std) for x, mean in zip(log_probs.clone(), means.clone()))
