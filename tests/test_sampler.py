@@ -93,23 +93,21 @@ def test_sde_keeps_the_marginals_of_the_ode(kind):
 
 
 @pytest.mark.parametrize("index", range(5))
-def test_cps_keeps_the_schedules_noise_in_the_latents_and_flow_does_not(index):
-    """Noise (1 - s) clean + s noise of which the network knows both: what stays of the noise, c,
-    and what is new, std, are independent, so that c² + std² is the variance of the next noise."""
-    clean, noise = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+def test_cps_keeps_the_schedules_noise_in_the_latents_and_the_others_add_to_it(index):
+    """Of latents (1 - s) clean + s noise the network knows both parts. What stays of the noise, c,
+    and what is new, std, are independent: c² + std² is the variance of the next noise."""
+    one, zero = torch.ones(1, 1, 1), torch.zeros(1, 1, 1)
     sigma, sigma_next = SIX[index], SIX[index + 1].item()
-    found = {}
-    for kind in sampler.DIFFUSIONS:
+
+    def stepped(kind, clean, noise):
         latents = (1 - sigma) * clean + sigma * noise
-        step = sampler.sde_step(latents, noise - clean, SIX, index, 0.7, kind, latents)
-        found[kind] = math.hypot(step.mean.item(), step.std.item())
-    assert found["cps"] == pytest.approx(sigma_next, abs=1e-6)
-    for kind in ("flow", "dance"):
-        assert found[kind] > 1.01 * sigma_next or index == 4 and kind == "flow"
-    clean = torch.full((1, 1, 1), 3.0)  # and the clean latents' share is 1 - sigma_next
-    latents, sigmas = (1 - sigma) * clean, SIX
-    step = sampler.sde_step(latents, -clean, sigmas, index, 0.7, "cps", latents)
-    assert step.mean.item() == pytest.approx(3 * (1 - sigma_next), abs=1e-5)
+        return sampler.sde_step(latents, noise - clean, SIX, index, 0.7, kind, latents)
+
+    for kind in sampler.DIFFUSIONS:
+        step = stepped(kind, zero, one)
+        noise = math.hypot(step.mean.item(), step.std.item())
+        assert noise > 1.01 * sigma_next if kind != "cps" else abs(noise - sigma_next) < 1e-6
+        assert stepped(kind, one, zero).mean.item() == pytest.approx(1 - sigma_next, abs=1e-6)
 
 
 def test_cps_has_no_more_noise_to_renew_than_there_is():
