@@ -41,7 +41,7 @@ from judges.templates import read_template
 from shapes import prompts as shapes_prompts
 from shapes.server import ClassroomMLLM
 from unigenbench import tables
-from unigenbench.agree import agreement_text, write_agreement
+from unigenbench.agree import agreement_table, agreement_text, write_agreement
 from unigenbench.asking import judge_images
 from unigenbench.board import board_rows, board_text, doubt, find_published, nearest, set_of
 from unigenbench.construct import construct
@@ -200,9 +200,10 @@ def run_agree(args) -> int:
     paths = [Path(p) for p in (args.first, *args.others)]
     check_outputs([args.out] if args.out else [], paths)
     results = read_named(paths)
-    print(agreement_text(results))
+    table = agreement_table(results)
+    print(agreement_text(*table))
     if args.out:
-        write_agreement(results, Path(args.out))
+        write_agreement(results, table, Path(args.out))
         print(f"open {one_line(args.out)}")
     return 0
 

@@ -156,7 +156,7 @@ CALLED = (
     "check_same_prompts check_sight complete compare construct coverage_of generate journal_of "
     "judge_images make_judge read_models read_results score settings_of tables write_prompts "
     "write_report write_results write_scores write_settings find_published set_of read_named doubt "
-    "agreement_text write_agreement board_rows board_text nearest radar polygons"
+    "agreement_table agreement_text write_agreement board_rows board_text nearest radar polygons"
 )
 
 

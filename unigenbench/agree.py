@@ -112,15 +112,16 @@ def agreement_rows(found: dict[str, Agreement]) -> list[list[str]]:
     rows = []
     for name, label in [*LABELS.items(), (EVERY, EVERY), (OVERALL, OVERALL)]:
         if a := found.get(name):
-            low = [
-                "-" if b is None else "{:z.2f} to {:z.2f}".format(*b) for b in [a.kappa_interval]
-            ]
-            kappa = "-" if a.kappa is None else f"{a.kappa:z.2f}"
-            bound = a.shift_interval
-            moved = "-" if bound is None else f"{100 * bound[0]:+.2f} to {100 * bound[1]:+.2f}"
             same = [percent(a.share), percent_range(a.share_interval)]
-            rows.append([label, str(a.count), *same, kappa, *low, f"{100 * a.shift:+.2f}", moved])
+            kappa = ["-" if a.kappa is None else f"{a.kappa:z.2f}"]
+            kappa.append(range_text(a.kappa_interval, "{:z.2f}", 1))
+            shift = [f"{100 * a.shift:+.2f}", range_text(a.shift_interval, "{:+.2f}", 100)]
+            rows.append([label, str(a.count), *same, *kappa, *shift])
     return rows
+
+
+def range_text(bounds: tuple[float, float] | None, number: str, scale: float) -> str:
+    return "-" if bounds is None else " to ".join(number.format(scale * end) for end in bounds)
 
 
 def most_different(first: list[Result], second: list[Result], count: int = 20) -> list[dict]:
@@ -164,15 +165,15 @@ def agreement_table(results: dict[str, list[Result]]) -> tuple[list[list[str]], 
     return rows, [*notes, KNOWN]
 
 
-def agreement_text(results: dict[str, list[Result]]) -> str:
-    """The table and its notes for a terminal."""
-    rows, notes = agreement_table(results)
+def agreement_text(rows: list[list[str]], notes: list[str]) -> str:
+    """What agreement_table gives, for a terminal."""
     return "\n".join([text_table(HEADER, rows), *notes])
 
 
-def write_agreement(results: dict[str, list[Result]], out: Path) -> None:
-    """One page: the table, and the testpoints on which the judges differ most."""
-    rows, notes = agreement_table(results)
+def write_agreement(results: dict[str, list[Result]], table: tuple, out: Path) -> None:
+    """One page: the agreement_table of the results, and the testpoints on which the judges differ
+    most."""
+    rows, notes = table
     (first, answers), *others = results.items()
     groups = [
         dict(
