@@ -260,9 +260,12 @@ class Model:
 
         Drawn on the CPU, so that a seed means the same noise on every device.
         """
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = [torch.randn(self.latent_shape, generator=generator) for generator in generators]
+        noise = [self.noise_of(torch.Generator().manual_seed(seed)) for seed in seeds]
         return self.pack(torch.stack(noise)).to(self.pipe.vae.device)  # encoders may be elsewhere
+
+    def noise_of(self, generator: torch.Generator) -> torch.Tensor:
+        """Noise of one image (C, H, W), drawn in the order in which the pipeline draws it."""
+        return torch.randn(self.latent_shape, generator=generator)
 
     def velocity(self, text, transformer: torch.nn.Module | None = None):
         """(latents (B, N, C), sigma (B,)) -> velocity (B, N, C) float32, for B rows of text.

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from diffusers import Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from torch.nn.functional import pixel_shuffle
 
 from models.base import Model, rows_of
 
@@ -61,13 +62,11 @@ class Klein(Model):
         embeds, _ = self.pipe.encode_prompt([*prompts, ""], device, max_sequence_length=length)
         return Text(embeds[:-1], embeds[-1:].repeat(len(prompts), 1, 1))
 
-    def noise(self, seeds) -> torch.Tensor:
-        """As in base.py, but drawn as the pipeline draws it: in patches, not in latents."""
+    def noise_of(self, generator: torch.Generator) -> torch.Tensor:
+        """The pipeline draws it in patches."""
         channels, rows, columns = self.latent_shape
         shape = self.patch**2 * channels, rows // self.patch, columns // self.patch
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-        return noise.flatten(2).transpose(1, 2).contiguous().to(self.pipe.vae.device)
+        return pixel_shuffle(torch.randn(shape, generator=generator), self.patch)
 
     def predict(self, network, text: Text, latents, sigma) -> torch.Tensor:
         _, rows, columns = self.latent_shape
