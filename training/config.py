@@ -151,7 +151,7 @@ class Config:
         180.0, "seconds without any answer after which a judge server is dead", positive
     )
     max_calls: int = served(0, "cap on calls to a server, each process; 0: none", nonnegative)
-    accept_judge: str = served("", "models, with commas, whose answers may replace another's")
+    accept_judge: str = served("", "models, with commas, that may answer beside the first one")
     judge_seed: int = served(
         0, "sent to a judge server; -1: none, for servers that refuse it", least=-1
     )

@@ -63,11 +63,11 @@ def check_on_policy(
     return floors
 
 
-def warnings_of(metrics: list[dict], first: bool, loose: bool = False) -> dict[str, str]:
+def warnings_of(metrics: list[dict], first: bool, advise_kl: bool = False) -> dict[str, str]:
     """What in the log's last line says that nothing is learned, or too much: sentences by kind.
 
     metrics: the log's lines, in order. first: a run's first step; the judge is doubted then, before
-    more is paid for. loose: no KL holds the policy, and no probability stands for a judge's word.
+    more is paid for. advise_kl: no KL holds the policy, and the judge is asked for words.
     """
     row, found = metrics[-1], {}
     agree, favored = row.get("order_agreement", 1.0), row.get("first_rate", 0.5)
@@ -82,7 +82,7 @@ def warnings_of(metrics: list[dict], first: bool, loose: bool = False) -> dict[s
         found["judge"] = f"the judge names the {place} image in nearly all decided answers"
     elif first and row.get("tie_rate") == 1:
         found["judge"] = "the judge calls all pairs equal: it sees nothing that could be rewarded"
-    if loose and never_tied(metrics):
+    if advise_kl and never_tied(metrics):
         found["winner"] = (
             f"in {SPAN} steps the judge called no pair equal: it names a winner where there is "
             "none, too. Such runs broke down in the study, and held with --kl_coef 0.1; or ask "

@@ -84,7 +84,7 @@ class Judging:
         """rewards: by name, each from prompts and images to Rewards; max_failed: the share of a
         step's judgments that may be lost; behind: whether they are asked for in the background
         while sampling goes on (a server), or when they are collected; record: of what was answered;
-        accepted: names of models, with commas, whose answers may take the place of others.
+        accepted: names of models, with commas, whose answers count beside one other model's.
         """
         self.rewards, self.procs, self.max_failed = rewards, procs, max_failed
         self.begin = in_background if behind else functools.partial
@@ -115,16 +115,18 @@ class Judging:
         return mine, rewards
 
     def check_models(self, models: set[str]) -> None:
-        """APIs answer under one name with a model of another; known are the names that answers
-        gave, which differ from --judge_model where a server gives dated ones."""
-        before, allowed = self.known or models, self.accepted
-        if new := (models - before) - allowed or (len(before) > 1 and before - allowed):
+        """Raises JudgeError if answers come from more than one model that nobody accepted.
+
+        APIs answer under one name with a model of another. Names are compared with each other, not
+        with --judge_model, since servers give dated ones.
+        """
+        self.known = self.known | models
+        if len(odd := sorted(self.known - self.accepted)) > 1:
             raise JudgeError(
-                f"the judge's answers come from another model: '{', '.join(sorted(new))}', where "
-                f"'{', '.join(sorted(before))}' answered; scores of two judges are two rewards: "
-                f"to go on with both, add --accept_judge '{','.join(sorted(models | before))}'"
+                f"the judge's answers come from {len(odd)} models: {', '.join(odd)}; scores of two "
+                "judges are two rewards. To go on all the same, name the newer one, or several "
+                "with commas, as --accept_judge"
             )
-        self.known = before | models
 
 
 def models_of(parts) -> set[str]:
