@@ -160,7 +160,8 @@ def update(cfg, run: Run, rollout: Rollout, advantages, replayed: list[int]):
         parts = [(k, rows) for rows in batches[n :: cfg.updates] for k in replayed]
         samples = sum(rows.stop - rows.start for _, rows in parts)
         for i, (k, rows) in enumerate(parts, 1):
-            with distributed.gradients(run.model.policy, average=i == len(parts)):
+            complete = cfg.reduce_each or i == len(parts)
+            with distributed.gradients(run.model.policy, average=complete):
                 loss = objective(run.model, rollout, advantages, k, rows, **how)
                 ((rows.stop - rows.start) / samples * loss.loss).backward()
             losses.append(grpo.Loss(*(x.detach() for x in loss)))

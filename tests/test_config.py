@@ -239,7 +239,8 @@ SERVER = dict(judge="openai", base_url="http://h/v1")
         (dict(offload=True, gradient_checkpointing=True), ("--offload is for a LoRA",)),
         (dict(offload=True, lora_rank=2), ("with --gradient_checkpointing",)),
         (dict(offload=True, compile=True, **NEAR), ("without --compile",)),
-        (dict(shard=True, lora_rank=2), ("--shard", "--lora_rank 0")),
+        (dict(shard=True, reduce_each=True, lora_rank=2), ("--reduce_each", "--shard")),
+        (dict(shard=True, offload=True, **NEAR), ("--offload", "--shard")),
         (dict(dtype="bfloat16"), ("--dtype bfloat16 needs --lora_rank, or --shard",)),
         (dict(window=6), ("must fit into --window_range 0:5",)),  # the last of 6 is an ODE step
         (dict(window=3, window_range="1:3"), ("must fit into --window_range 1:3",)),

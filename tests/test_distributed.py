@@ -31,12 +31,14 @@ from training.distributed import StoppedError
 from training.footprint import Alive
 from training.session import ends_well, start_run
 
-HANG = 120.0  # seconds after which processes that have not ended never will
+HANG = 240.0  # seconds after which processes that have not ended never will
 
 MODES = {
     "ddp": dict(lora_rank=2),
     "fsdp": dict(shard=True, gradient_checkpointing=True),
     "fsdp_bf16": dict(shard=True, dtype="bfloat16"),
+    "reduced": dict(shard=True, reduce_each=True),
+    "lora": dict(shard=True, lora_rank=2, dtype="bfloat16", gradient_checkpointing=True),
 }
 
 
@@ -84,6 +86,14 @@ class Sent(TorchDispatchMode):
         if func.namespace == "c10d" and tree_leaves(args)[0].is_floating_point():
             self.counts[func.__name__.split(".")[0]] += 1
         return func(*args, **(kwargs or {}))
+
+
+def a_lora_is_whole_and_its_base_is_not(run) -> None:
+    kinds = Counter()
+    for weight in run.model.transformer.parameters():
+        kinds[type(weight).__name__, weight.dtype, weight.requires_grad] += 1
+    sharded, trained = ("DTensor", torch.bfloat16, False), ("Parameter", torch.float32, True)
+    assert kinds.keys() == {sharded, trained} and kinds[trained] == len(run.model.trainable())
 
 
 def ends_of_one_rank_end_all(procs) -> None:
@@ -160,6 +170,8 @@ def as_one_of_two(rank: int, folder: Path, ports: list[int]) -> None:
             torch.save((weights, average, sent.counts, run.metrics[1]), folder / f"{mode}.pt")
             if mode == "fsdp":
                 run.model.save(folder / "final", whole)
+        if mode == "lora":
+            a_lora_is_whole_and_its_base_is_not(run)
     ends_of_one_rank_end_all(procs)
     for mode in ("ddp", "fsdp"):
         often = dict(updates=2, checkpoint_every=9, out=str(folder / f"{mode} stopped"))
@@ -185,7 +197,7 @@ def two(tmp_path_factory):
     return folder, {mode: torch.load(folder / f"{mode}.pt") for mode in MODES}
 
 
-@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+@pytest.mark.parametrize("mode", ["ddp", "fsdp", "reduced", "lora"])
 def test_two_processes_learn_what_one_learns_and_one_resumes_them(mode, two, tmp_path):
     folder, written = two
     weights, average, _, row = written[mode]
@@ -217,9 +229,12 @@ def test_bfloat16_shards_keep_float32_masters(two):
 
 
 def test_gradients_are_sent_once_an_update_not_once_a_pass(two):
-    replicas, shards = (two[1][mode][2] for mode in ("ddp", "fsdp"))
-    assert 1 <= replicas["allreduce_"] <= 2  # buckets; each pass would send them
-    assert shards["_reduce_scatter_base_"] == 6 + 1  # the tiny FLUX's blocks, and what is outside
+    sent = {mode: two[1][mode][2] for mode in MODES}
+    assert 1 <= sent["ddp"]["allreduce_"] <= 2  # buckets; each pass would send them
+    assert sent["lora"]["allreduce_"] == 1 and not sent["lora"]["_reduce_scatter_base_"]
+    units = 6 + 1  # the tiny FLUX's blocks, and what is outside
+    assert sent["fsdp"]["_reduce_scatter_base_"] == units
+    assert sent["reduced"]["_reduce_scatter_base_"] == 4 * units  # after each of its passes
 
 
 def test_offloaded_blocks_learn_the_same_and_are_fetched_one_at_a_time(tmp_path):
@@ -359,3 +374,12 @@ def test_the_average_keeps_as_much_of_itself_as_the_decay_says_and_0_is_none(dec
     with average.swapped_in():
         assert layer.weight.item() == pytest.approx(seen)
     assert layer.weight.item() == 2.0  # training goes on from its own weights
+
+
+@pytest.mark.parametrize(("gpus", "local", "said"), [(8, None, "=8"), (8, 2, "=8"), (2, 2, "")])
+def test_gpus_that_no_process_uses_are_named(gpus, local, said, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if local:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+    sentence = distributed.idle_gpus()
+    assert f"--nproc_per_node{said} " in sentence if said else not sentence

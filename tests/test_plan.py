@@ -112,10 +112,22 @@ def test_shards_buckets_and_accumulated_gradients():
     assert one["gathered"] == eight["gathered"] == 2 * (20 + 2 * 100)
     adding_up = plan.train_bytes(counts, 2000, full, 8, 2)
     assert adding_up["buffers"] == 4000 + eight["buffers"]  # whole gradients; a block's
-    lora = settings_of(lora_rank=4)
-    alone, replica = (plan.train_bytes(counts, 2000, lora, world, 1) for world in (1, 8))
+    reduced = plan.train_bytes(counts, 2000, replace(full, reduce_each=True), 8, 2)
+    assert reduced == eight
+    lora = settings_of(lora_rank=4, dtype="bfloat16")
+    alone, replica = (plan.train_bytes(counts, 9000, lora, world, 1) for world in (1, 8))
     assert replica["buffers"] == replica["gradients"] and alone["buffers"] == 0
     assert replica | {"buffers": 0} == alone
+    sharded = plan.train_bytes(counts, 9000, replace(lora, shard=True), 8, 2)
+    base = dict(weights=4000 + 5000 // 8, gathered=one["gathered"])  # an adapter in float32
+    assert sharded == replica | base
+
+
+def test_eight_gpus_of_80_gb_train_all_of_flux(uncounted):
+    whole = config.parse_config(["--recipe", "flux-full"])
+    for reduce_each in (False, True):
+        need = plan.make_plan(replace(whole, reduce_each=reduce_each), 8).phases
+        assert (max(need.values()) < 72e9) is reduce_each
 
 
 @pytest.mark.parametrize(

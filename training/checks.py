@@ -134,8 +134,13 @@ def server(cfg: Config, world: int) -> Iterator[str]:
 def learning(cfg: Config, world: int) -> Iterator[str]:
     if -1 < cfg.std_floor < 0:
         yield f"--std_floor {cfg.std_floor}: at least 0, or -1 for each reward's own"
-    if cfg.shard and cfg.lora_rank:
-        yield "--shard is for training all weights: leave --lora_rank 0, or --shard out"
+    if cfg.shard and cfg.offload:
+        yield "--offload keeps weights in main memory and --shard on the other GPUs: choose one"
+    if cfg.reduce_each and not (cfg.shard and not cfg.lora_rank):
+        yield (
+            "--reduce_each is for --shard of all weights: a LoRA's gradients are small, and "
+            "replicated ones are whole in any case"
+        )
     if cfg.offload and not (cfg.lora_rank and cfg.gradient_checkpointing and not cfg.compile):
         yield (
             "--offload is for a LoRA with --gradient_checkpointing and without --compile: only "

@@ -198,7 +198,13 @@ class Config:
         "float32", "of the network; what is trained stays float32", choices=("float32", "bfloat16")
     )
     gradient_checkpointing: bool = free(False, "activations are computed again backwards")
-    shard: bool = free(False, "FSDP2: weights, gradients and optimizer spread over all processes")
+    shard: bool = free(
+        False,
+        "FSDP2: weights, gradients and optimizer, or a LoRA's base, spread over all processes",
+    )
+    reduce_each: bool = free(
+        False, "with --shard: reduce gradients after each micro-batch, so that none is held whole"
+    )
     text_cache: str = free("", "folder for text embeddings; the text encoders then leave the GPU")
     vae_slicing: bool = free(False, "decode one image at a time")
     offload: bool = free(False, "a LoRA's frozen blocks wait in main memory, fetched to run")

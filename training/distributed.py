@@ -2,9 +2,9 @@
 
 Small trained sets (LoRA, the tiny model) are replicated: DistributedDataParallel averages
 gradients. Weights too large for one GPU are sharded: FSDP2 (`fully_shard`, one unit a transformer
-block) keeps float32 master weights in pieces and computes in --dtype. A group of images never spans
-ranks, so win rates and advantages need no collective: only gradients, logged means and checkpoints
-(checkpoint.py) do.
+block) keeps float32 master weights in pieces and computes in --dtype; of a LoRA it shards the
+frozen base alone. A group of images never spans ranks, so win rates and advantages need no
+collective: only gradients, logged means and checkpoints (checkpoint.py) do.
 
     torchrun --nproc_per_node=8 train.py --recipe flux-full --prompts prompts.txt
     torchrun --nnodes=8 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py
@@ -14,6 +14,7 @@ With several nodes the run directory must be on a file system that all of them s
 
 import atexit
 import contextlib
+import inspect
 import logging
 import math
 import os
@@ -21,7 +22,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,7 +30,9 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 log = logging.getLogger("train")
 
@@ -193,6 +196,17 @@ def check_device(name: str) -> None:
         ) from None
 
 
+def idle_gpus() -> str:
+    """A sentence where this machine has more GPUs than the run has processes on it, else none."""
+    gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if gpus <= local:
+        return ""
+    return (
+        f"this machine has {gpus} GPUs and the run {local} of them: torchrun "
+        f"--nproc_per_node={gpus} train.py uses all"
+    )
+
+
 def start_processes(device: str, shard: bool = False, stop: Stop | None = None) -> Processes:
     """Joins torchrun's ranks. shard: a group is made even of one process, for FSDP2.
 
@@ -205,6 +219,8 @@ def start_processes(device: str, shard: bool = False, stop: Stop | None = None) 
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
+        if rank == 0 and (sentence := idle_gpus()):
+            log.info(sentence)
     # On Hopper GPUs, since torch 2.11, cuDNN's attention gives NaN gradients or an illegal memory
     # access (pytorch issue 196678): at FLUX's size we had both, and neither without it.
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -233,21 +249,30 @@ def shard(
     transformer: torch.nn.Module,
     procs: Processes,
     dtype: torch.dtype,
-    master: torch.dtype = torch.float32,
+    master: torch.dtype | None = torch.float32,
+    whole: Sequence[torch.nn.Parameter] = (),
 ) -> None:
-    """Spreads the weights over all ranks, in place: stored as `master`, computed with as `dtype`.
+    """Spreads the weights over all ranks, in place: stored as `master` (None: as they are),
+    computed with as `dtype`. Those in `whole`, a LoRA's, stay whole on every rank.
 
     A block is gathered when it runs and freed after it, forward and backward alike, and goes to the
     device alone, so that it never holds the whole model. Gradients are averaged in float32. Inputs
-    are not cast: rotary embeddings stay float32, as in the unsharded model.
+    are not cast: rotary embeddings stay float32, as in the unsharded model. Raises ValueError where
+    this PyTorch cannot leave weights whole.
     """
+    if whole and "ignored_params" not in inspect.signature(fully_shard).parameters:
+        raise ValueError(
+            f"--shard with --lora_rank needs PyTorch 2.7 or newer, this is {torch.__version__}: "
+            "install a newer one, or leave --shard out"
+        )
     units = dict(
         mesh=init_device_mesh(procs.device.type, (procs.world_size,)),
         mp_policy=MixedPrecisionPolicy(
-            param_dtype=dtype if dtype != master else None,
+            param_dtype=dtype if master not in (dtype, None) else None,
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,
         ),
+        **(dict(ignored_params=set(whole)) if whole else {}),
     )
     for block in blocks(transformer):
         fully_shard(block.to(procs.device, master), **units)
@@ -297,11 +322,23 @@ def gradients(policy: torch.nn.Module, average: bool):
     if isinstance(policy, FSDPModule):
         policy.set_requires_gradient_sync(average)
         yield
+        if average:
+            average_gradients(policy)
     elif isinstance(policy, DistributedDataParallel) and not average:
         with policy.no_sync():
             yield
     else:
         yield
+
+
+def average_gradients(policy: FSDPModule) -> None:
+    """Of the weights that `shard` left whole, over all ranks, as one message."""
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    gradients = [p.grad for p in trained if not isinstance(p, DTensor)]
+    if gradients:
+        joined = parameters_to_vector(gradients)
+        dist.all_reduce(joined)
+        vector_to_parameters(joined.div_(dist.get_world_size()), gradients)
 
 
 def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float) -> float:

@@ -34,7 +34,7 @@ def resources(plan: Plan) -> list[tuple[str, float, float]]:
     frozen copy. What --offload pins there takes more than the same weights did as they were loaded.
     """
     s, n = plan.settings, plan.counts
-    loaded = n["transformer"] * (2 if s.shard else 1) + n["text"] + n["vae"]
+    loaded = n["transformer"] * (2 if s.shard and not s.lora_rank else 1) + n["text"] + n["vae"]
     loaded = DTYPES[s.dtype].itemsize * max(loaded, n["pinned"] if s.offload else 0)
     images = 3 * s.size**2 * (plan.prompts // plan.world * s.group_size + 2 * s.heldout)
     written = run_log.disk_bytes(n["trainable"], s.ema, s.steps)

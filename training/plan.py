@@ -159,25 +159,31 @@ def train_bytes(
     stored: bytes of the transformer as loaded, adapter included. backwards: passes an update adds
     up. DDP replicates all and keeps buckets of the gradients' size; FSDP2 spreads all over the
     ranks as float32 masters, but gathers units to compute, and holds whole gradients in float32
-    while micro-batches add up without a reduction.
+    while micro-batches add up without a reduction. Of a LoRA it spreads the frozen base alone.
     """
     n, itemsize = counts["trainable"], DTYPES[s.dtype].itemsize
-    part = math.ceil(n / world) if s.shard else n
+    spread = s.shard and not s.lora_rank
+    part = math.ceil(n / world) if spread else n
     held = dict(optimizer=2 * FLOAT * part, gradients=FLOAT * part)
     held["ema"] = FLOAT * part if s.ema else 0
-    if s.shard:
+    gathered = itemsize * (counts["root"] + 2 * counts["block"])
+    if spread:
+        adding = FLOAT * n if backwards > 1 and not s.reduce_each else 0
         return held | dict(
             weights=FLOAT * part,
             frozen=itemsize * part,
-            buffers=(FLOAT * n if backwards > 1 else 0) + (FLOAT + itemsize) * counts["block"],
-            gathered=itemsize * (counts["root"] + 2 * counts["block"]),
+            buffers=adding + (FLOAT + itemsize) * counts["block"],
+            gathered=gathered,
         )
-    return held | dict(
-        weights=stored - (itemsize * counts["outside"] if s.offload else 0),
-        frozen=0 if s.lora_rank else stored,
-        buffers=FLOAT * n if world > 1 else 0,
-        gathered=itemsize * counts["block"] if s.offload else 0,
-    )
+    if s.shard:
+        here = dict(weights=FLOAT * n + math.ceil((stored - FLOAT * n) / world), gathered=gathered)
+    elif s.offload:
+        waiting, block = itemsize * counts["outside"], itemsize * counts["block"]
+        here = dict(weights=stored - waiting, gathered=block)
+    else:
+        here = dict(weights=stored, gathered=0)
+    frozen, buffers = 0 if s.lora_rank else stored, FLOAT * n if world > 1 else 0
+    return held | here | dict(frozen=frozen, buffers=buffers)
 
 
 def scorer_bytes(s: Config) -> int:
@@ -315,7 +321,7 @@ def costs(plan: Plan) -> list[str]:
 def fits(plan: Plan, gpu_memory: float) -> str:
     """Whether the largest phase fits gpu_memory (GB), of a LoRA without and with --offload."""
     plans = {"": plan}
-    if plan.settings.lora_rank:
+    if plan.settings.lora_rank and not plan.settings.shard:
         plans = {f" {how} --offload": plan.offloaded(how == "with") for how in ("without", "with")}
     room = (1 - MARGIN) * gpu_memory
     needs = {how: max(made.phases.values()) / 1e9 for how, made in plans.items()}
@@ -335,8 +341,9 @@ def remedies(plan: Plan, phase: str) -> list[str]:
         "--text_cache FOLDER": not s.text_cache,
         "--lora_rank 16": not s.lora_rank,
         "--lora_rank 4": s.lora_rank > 4 and phase in ("update", "optimizer"),
-        "--offload": s.lora_rank and not s.offload,
-        "--shard on several ranks": not s.shard and not s.lora_rank,
+        "--offload": s.lora_rank and not s.offload and not s.shard,
+        "--shard on several ranks": not s.shard and not s.offload,
+        "--reduce_each": phase == "update" and s.shard and not s.lora_rank and not s.reduce_each,
         "more ranks": s.shard,
         "--ema 0": s.ema > 0,
         "--dtype bfloat16": s.dtype == "float32",

@@ -283,7 +283,8 @@ class Run:
         """A folder of the run that diffusers loads, and its card; scores: held out, of these
         weights."""
         folder, model = self.out / name, self.model
-        weights = distributed.full_weights(model.transformer) if self.cfg.shard else None
+        spread = self.cfg.shard and not self.cfg.lora_rank  # a LoRA is whole on every rank
+        weights = distributed.full_weights(model.transformer) if spread else None
         if self.procs.is_main:
             with writing(folder):
                 model.save(folder, weights)

@@ -58,7 +58,9 @@ def load_model(cfg: Config, procs: Processes) -> base.Model:
         for name, part in model.pipe.components.items():
             if isinstance(part, torch.nn.Module) and name != "transformer":
                 part.to(procs.device)
-    if cfg.shard:
+    if cfg.shard and cfg.lora_rank:
+        distributed.shard(model.transformer, procs, dtype, None, model.trainable())
+    elif cfg.shard:
         distributed.shard(model.transformer, procs, dtype)
         distributed.shard(model.frozen, procs, dtype, master=dtype)
     elif cfg.offload:
