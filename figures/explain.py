@@ -212,7 +212,9 @@ def advantages_picture(group: Group, how: Settings, path) -> None:
     numbers = torch.arange(1, len(group.images) + 1)
     figure = new_figure(figsize=(7.2, 4.8))
     rows = (("pointwise scores", group.scores), ("win rates", group.rates))
-    for (left, right), color, (name, values) in zip(subplots(figure, 2, 2), PALETTE, rows):
+    grid = subplots(figure, 2, 2)
+    grid[1][1].sharey(grid[0][1])  # advantages of zero are not to look like an empty axis
+    for (left, right), color, (name, values) in zip(grid, PALETTE, rows):
         # No floor: what it would hide here is what the figure is to show.
         advantages = grpo.group_advantages(values[None], 0.0, how.adv_clip)[0]
         std = values.std(correction=0)

@@ -123,9 +123,9 @@ class Panel(NamedTuple):
 def panels(metrics) -> list[Panel]:
     """What curves.png shows of these lines.
 
-    The reward stands beside the truth, which is what it is to bring about: a score by its mean, in
-    its own units. A win rate's mean is one half by construction, so of a run on win rates the
-    judge's preference for the images over the base's is shown instead.
+    The reward stands beside the ground truth, which is what it is to bring about: a score by its
+    mean, in its own units. A win rate's mean is one half by construction, so of a run on win rates
+    the judge's preference for the images over the base's is shown instead.
     """
     keys = dict.fromkeys(key for line in metrics for key in line)
     means = [k for k in keys if k.endswith("_mean") and k != "ratio_mean"]
@@ -147,7 +147,7 @@ def panels(metrics) -> list[Panel]:
     return [
         Panel("Held-out prompts", "share", held),
         Panel("Held out, by dimension", "testpoint accuracy", dimensions),
-        Panel("Reward, beside the truth", *beside, truth=True),
+        Panel("Reward, beside the ground truth", *beside, truth=True),
         Panel("Spread of the reward in a group", "standard deviation", spread, paper, up),
         Panel("What a step learns from", "share", signal),
         Panel("Distance from the base", "nats per element", kl, limits=up),
