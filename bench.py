@@ -52,8 +52,10 @@ from unigenbench.questions import question
 from unigenbench.report import files_of, polygons, radar, write_report
 from unigenbench.results import (
     Result,
+    check_judges,
     check_same_prompts,
     complete,
+    judged_by,
     read_models,
     read_named,
     read_results,
@@ -119,7 +121,7 @@ def find_prompts(name: str) -> list[Prompt]:
 def judge_of(args) -> MLLM:
     if args.judge == "shapes" and (args.base_url or args.judge_model):
         raise ValueError("--base_url and --judge_model are of --judge openai or local: give it too")
-    names = ("max_tokens", "concurrency", "timeout", "patience")
+    names = ("max_tokens", "concurrency", "timeout", "patience", "temperature")
     limits = {name: getattr(args, name) for name in names}
     # For shapes the verifier, beside which a phrase book writes what construct asks for.
     return make_judge(args.judge, args.base_url, args.judge_model, shapes=ClassroomMLLM, **limits)
@@ -156,9 +158,9 @@ def run_judge(args) -> int:
     limits = dict(limit=args.limit, patience=args.patience) | how[args.judge]
     results = judge_images(mllm, prompts, args.images, journal, template, **limits)
     write_results(results, out)
-    write_settings(out, mllm.name, asked, Path(args.images))
+    write_settings(out, mllm.name, asked, Path(args.images), results)
     coverage = coverage_of(results)
-    print(tables.coverage_line(coverage))
+    print(tables.coverage_line(coverage) + judged_by(results))
     return 0 if coverage.judged else 1
 
 
@@ -168,12 +170,13 @@ def run_score(args) -> int:
         read = [*paths, settings_path(paths[0]), PROMPT_FILES.get(args.prompts, args.prompts or "")]
         check_outputs([args.json], read)
     results = [read_results(p) for p in paths]
+    check_judges(dict(zip(paths, results)), args.allow_mixed_judges)
     if args.prompts:
         prompts = find_prompts(args.prompts)
         results = [complete(r, prompts, IMAGES) for r in results]
     scores = [score(r) for r in results]
-    for path, s in zip(paths, scores):
-        print(f"{one_line(str(path))}: {tables.coverage_line(s.coverage)}")
+    for path, s, r in zip(paths, scores, results):
+        print(f"{one_line(str(path))}: {tables.coverage_line(s.coverage)}{judged_by(r)}")
     if len(paths) == 2:
         check_same_prompts(paths, results)
         header = ["Dimension", *(one_line(p.stem) for p in paths), *tables.COMPARE_HEADER]
@@ -190,6 +193,7 @@ def run_report(args) -> int:
     paths, out = [Path(p) for p in args.results], Path(args.out)
     check_outputs(files_of(out), paths)
     results = read_models(paths)
+    check_judges(results, args.allow_mixed_judges)
     against = find_published(args.prompts or set_of(results), args.against)
     write_report(results, {name: score(r) for name, r in results.items()}, out, against)
     print(f"open {one_line(args.out)}")

@@ -59,7 +59,8 @@ class OpenAIMLLM(MLLM):
         patience + timeout, and a timeout for each later batch: not queries * retries * timeout.
         Where the server asks for a longer wait than is left of it, all fail at once.
     temperature, seed, max_tokens: what a server refuses of these (with a 400 that names it) is left
-        out, or called max_completion_tokens, from the first answer on that it gives without.
+        out, or called max_completion_tokens, from the first answer on that it gives without. The
+        first two may be None, which is not sent.
     max_calls: cap on calls over the life of the object, retries included.
     clock: tells the seconds that patience counts.
     """
@@ -75,7 +76,7 @@ class OpenAIMLLM(MLLM):
         max_retries: int = 5,
         backoff: float = 0.5,
         patience: float = 180.0,
-        temperature: float = 0.0,
+        temperature: float | None = 0.0,
         seed: int | None = 0,
         max_tokens: int = 2048,
         max_calls: int | None = None,
@@ -97,8 +98,9 @@ class OpenAIMLLM(MLLM):
         self._idle_since = clock()  # when the last of them ended
         self._last_success, self._last_failure = self._idle_since, "none"
         self._opens = self._idle_since  # when the server wants the next call at the earliest
-        given = {"model": self.model, "temperature": temperature, "max_tokens": max_tokens}
-        self._request = given | ({} if seed is None else {"seed": seed})
+        given = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+        sent = {key: value for key, value in given.items() if value is not None}
+        self._request = {"model": self.model, **sent}
         settings = f"temperature {temperature}, seed {seed}, max_tokens {max_tokens}"
         # As asked for, whatever is refused.
         self.name = f"{self.model} at {self._address.where} ({settings})"
@@ -237,5 +239,7 @@ class OpenAIMLLM(MLLM):
             self._request = request
             named = ", ".join(f"{key} {value}" for key, value in request.items() if key != "model")
             said = "the server refuses %s; now sent: %s"
+            if "temperature" in refused:
+                said += "; it may answer otherwise each time (bench.py: --temperature none says so)"
             log.warning(said, " and ".join(refused), named or "none")
         return answer

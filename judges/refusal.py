@@ -168,6 +168,15 @@ _NO_HOST = {getattr(socket, name, None) for name in ("EAI_NONAME", "EAI_NODATA")
 _TOO_LARGE = re.compile(r"too (large|long|high|big)|exceed|maximum|at most|less than|context")
 
 
+# How servers say that a model is gone from behind its name, and not that it is busy.
+_GONE = re.compile(
+    r"not.?routed|no.?route|routes? to no|no available channel|not.?found|no such model"
+    r"|unknown model|does ?n[o']t exist|no longer|retired|deprecat|discontinu|decommission",
+    re.I,
+)
+_SAMPLING = re.compile(r"\b(temperature|top_p|top_k|seed|do_sample)\b")
+
+
 def _chain(error: BaseException | None) -> list[BaseException]:
     """The error, what it was raised from, and so on to the innermost."""
     chain = []
@@ -218,6 +227,13 @@ class Refusal(Exception):  # noqa: N818
         lasting = getattr(self.error, "code", None) == "insufficient_quota" or (
             self.status in range(400, 500) and self.status not in (408, 409, 429)
         )
+        said = self.words()
+        model = "model" in said.lower() or self.status == 503
+        if self.status in (404, 410, 503) and model and _GONE.search(said):
+            what = f"the server no longer offers this model, or never did (HTTP {self.status}): "
+            return True, f"{what}--judge_model names another, --base_url another server. "
+        if self.status in (400, 422) and (named := _SAMPLING.search(said)):
+            return lasting, f"the server refuses {named[0]}: --temperature none sends none. "
         page = isinstance(self.error, (AttributeError, TypeError))
         page = page or "not a chat" in str(self.error) or self.status in (404, 405)
         if self.status == 401:

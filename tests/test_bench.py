@@ -132,6 +132,42 @@ def test_the_same_judge_goes_on_elsewhere_and_with_longer_answers(drawn):
                 run(f"{line} --base_url {server.url}")
 
 
+def test_a_judge_that_is_another_model_halfway_is_kept_and_named_and_refused_by_score(
+    drawn, capsys, caplog
+):
+    with served() as server:
+        line = f"{JUDGE} --out r.csv --judge openai --judge_model pro --base_url {server.url}"
+        server.mllm.name = "pro-1"
+        assert run(line.replace("--limit 3", "--limit 2")) == run("score r.csv") == 0
+        assert not caplog.records
+        server.mllm.name = "flash"
+        assert run(line) == 0 and server.calls == 2 + 12
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("another model answers than before, flash and not pro-1")
+    lines = [json.loads(line) for line in Path("r.journal.jsonl").read_text().splitlines()[1:]]
+    assert Counter(line["model"] for line in lines) == {"pro-1": 8, "flash": 4}
+    settings = json.loads(Path("r.settings.json").read_text())
+    assert settings["models"] == {"pro-1": 8, "flash": 4}
+    whole = read_results("r.csv")
+    for name, model in (("a", "pro-1"), ("b", "flash"), ("old", None)):
+        write_results([r._replace(model=model) for r in whole], f"{name}.csv")
+    assert "model" not in Path("old.csv").read_text()  # null there would lose the row
+    half, each = r"Judged by pro-1 \(8\), flash \(4\)", r"by pro-1 \(12\).*by flash \(12\)"
+    for names, named in [("r.csv", half), ("a.csv b.csv", each)]:
+        for command in (f"score {names}", f"report {names} --out x.html"):
+            with pytest.raises(ValueError, match=f"of 2 models, .*{named}.*--allow_mixed") as told:
+                run(command)
+            assert "\n" not in str(told.value) and not Path("x.html").exists()
+            assert run(f"{command} --allow_mixed_judges") == 0
+        Path("x.html").unlink()
+        for said in (capsys.readouterr().out, Path("x.md").read_text()):
+            assert re.search(named, said, re.DOTALL)
+    assert run("score a.csv old.csv") == run("report a.csv old.csv --out x.html") == 0
+    assert run("agree a.csv b.csv") == 0
+    said = capsys.readouterr().out
+    assert "a: Judged by pro-1 (12)." in said and "b: Judged by flash (12)." in said
+
+
 def test_a_judge_that_judged_nothing_says_why_and_one_that_is_blind_is_refused(
     drawn, capsys, caplog, monkeypatch
 ):

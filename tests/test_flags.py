@@ -153,7 +153,8 @@ COMMANDS = {
     "construct": f"--count 2 --out p.csv {JUDGE}",
 }
 CALLED = (
-    "check_same_prompts check_sight complete compare construct coverage_of generate journal_of "
+    "check_judges check_same_prompts check_sight complete compare construct coverage_of generate "
+    "journal_of judged_by "
     "judge_images make_judge read_models read_results score settings_of tables write_prompts "
     "write_report write_results write_scores write_settings find_published set_of read_named doubt "
     "agreement_table agreement_text write_agreement board_rows board_text nearest radar polygons"

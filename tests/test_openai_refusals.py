@@ -53,6 +53,7 @@ def test_what_a_server_refuses_is_left_out_from_the_first_answer_on(kind, refuse
     assert calls == 3 + len(refused) and len(server.requests) == calls + 1  # found out once
     (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert all(name in line for name in refused if name != "max_completion_tokens")
+    assert ("--temperature none" in line) == ("temperature" in refused)
     assert KEY not in line and PASSWORD not in line
     assert judge.name == name  # what a journal was begun for stays the same
 
@@ -64,6 +65,35 @@ def test_calls_side_by_side_find_it_out_together(caplog):
     assert texts(answers) == [f"echo {k}" for k in range(4)]
     warned = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(server.requests) == 8 and len(warned) == 1
+
+
+GONE, SAMPLING = (
+    "this model, or never did (HTTP %d): --judge_model",
+    "--temperature none sends none",
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "said", "calls"),
+    [
+        (404, "The model `judge` does not exist.", GONE, 1),
+        (404, "models/judge is not found for API version v1beta", GONE, 1),
+        (503, "No available channel for model judge under group default", GONE, 1),
+        (503, "judge is not routed; we route to no other model", GONE, 1),
+        (503, "The model is overloaded. Please try again later.", "", 3),
+        (404, "404 page not found", "", 1),
+        (400, "temperature and top_p are deprecated", SAMPLING, 2),
+        (400, "top_p is not supported", SAMPLING, 1),
+    ],
+)
+def test_a_model_that_is_gone_and_a_refused_sampling_are_told_with_the_remedy(
+    status, message, said, calls
+):
+    with serving() as server:
+        server.refuse = lambda body: error(message, status)
+        (answer,) = client(server, max_retries=2).ask(questions("x"))
+    assert message in answer.error and len(server.requests) == calls
+    assert said.replace("%d", str(status)) in answer.error and (said or "--" not in answer.error)
 
 
 @pytest.mark.parametrize(

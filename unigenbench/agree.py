@@ -12,7 +12,7 @@ import numpy as np
 
 from common.bootstrap import interval, resample
 from unigenbench.report import figure_of, write_gallery
-from unigenbench.results import Result
+from unigenbench.results import Result, judged_by
 from unigenbench.scores import COLUMNS_OF, NAMES, OVERALL, accuracies
 from unigenbench.tables import LABELS, percent, percent_range, text_table
 
@@ -162,6 +162,7 @@ def agreement_table(results: dict[str, list[Result]]) -> tuple[list[list[str]], 
         seen = len({(r.index, Path(r.image).name) for r in (*answers, *other)})
         rest = f"; {seen - count} that one of them did not judge are left out" * (seen > count)
         notes.append(f"{name} against {first}: {count} images{rest}.")
+    notes += [f"{name}:{said}" for name, r in results.items() if (said := judged_by(r))]
     return rows, [*notes, KNOWN]
 
 

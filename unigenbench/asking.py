@@ -190,17 +190,26 @@ class JudgmentStore:
         self.journal, self.texts = journal, texts
         self.earlier = {
             (line["image"], line["digest"]): Answer(
-                line["output"] or None, line["error"], unfinished=line.get("unfinished")
+                line["output"] or None, line["error"], line.get("model"), line.get("unfinished")
             )
             for line in journal.lines
         }
+        self.models = {answer.model for answer in self.earlier.values()} - {None}
         self.answers = {}  # about the images that could be opened, by name
         self.broken = []  # why others could not
 
     def keep(self, task: Task, answer: Answer) -> None:
         self.answers[task.name] = answer
         line = {"image": task.name, "digest": task.digest, "output": answer.text or ""}
-        self.journal.write(line | {"error": answer.error, "unfinished": answer.unfinished})
+        line |= {"error": answer.error, "unfinished": answer.unfinished, "model": answer.model}
+        self.journal.write(line)
+        if answer.model and answer.model not in self.models:
+            if self.models:
+                before = ", ".join(sorted(self.models))
+                said = "another model answers than before, %s and not %s; all is kept, but score "
+                said += "takes both together only with --allow_mixed_judges"
+                log.warning(said, wording.one_line(answer.model), wording.one_line(before))
+            self.models.add(answer.model)
 
     def tasks(self, prompts: list[Prompt], folder: Path) -> Iterator[Task]:
         """What is left to be asked; an image is opened when its turn comes."""
@@ -229,7 +238,7 @@ class JudgmentStore:
                     lost[why], last = lost[why] + 1, answer.text or last
                 image, output = str(folder / name), answer.text or ""
                 judged = (subs, image, scores, output, reasons, descriptions)
-                results.append(Result(p.index, p.text, *judged, p.language))
+                results.append(Result(p.index, p.text, *judged, p.language, answer.model))
         if self.broken:
             why = wording.reasons(self.broken)
             log.warning("%d images cannot be judged: %s", len(self.broken), why)

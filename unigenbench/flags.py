@@ -5,6 +5,7 @@ args.command, args.results, args.out                      # "report", ["a.csv", 
 """
 
 import argparse
+import math
 
 from judges.make import KINDS
 from unigenbench.board import SETS
@@ -18,6 +19,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
+
+
+def temperature(text: str) -> float | None:
+    """A number of at least 0, or None for the word none; argparse names the flag else."""
+    value = None if text == "none" else float(text)
+    if value is not None and not 0 <= value < math.inf:
+        raise ValueError
+    return value
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -68,10 +77,13 @@ def add_reading_commands(command) -> None:
     p.add_argument("--json", help="write the scores of the first here")
     p.add_argument("--prompts", help="count what these files lack of this prompt set as failed")
     p.add_argument("--allow_partial", action="store_true", help="exit 0 though not all was judged")
+    mixed = "take together what several models judged"
+    p.add_argument("--allow_mixed_judges", action="store_true", help=mixed)
 
     p = command("report", "one HTML file, a radar chart and a Markdown table")
     p.add_argument("results", nargs="+", help="results CSV, one a model")
     p.add_argument("--out", default="report.html", help="report.html")
+    p.add_argument("--allow_mixed_judges", action="store_true", help=mixed)
     text = "published models beside them, such as FLUX.1-dev,FLUX.2-dev"
     p.add_argument("--against", default="", metavar="MODELS", help=text)
     p.add_argument("--prompts", choices=SETS, help=PUBLISHED)
@@ -96,5 +108,7 @@ def add_judge_flags(parser, default: str | None = "shapes") -> None:
     parser.add_argument("--timeout", type=positive, default=60, help="seconds a call (60)")
     text = "seconds without any answer after which the judge counts as dead (180)"
     parser.add_argument("--patience", type=positive, default=180, help=text)
+    text = "of a server's answers; none sends none, where it refuses that (0)"
+    parser.add_argument("--temperature", type=temperature, default=0.0, help=text)
     text = "of an answer, a model's thinking included (4096, the official script's)"
     parser.add_argument("--max_tokens", type=positive, default=4096, help=text)

@@ -15,7 +15,7 @@ from figures.page import image_uri, write_page
 from figures.pictures import PALETTE, new_figure, save_figure
 from unigenbench.board import AGAINST, Row
 from unigenbench.images import open_image
-from unigenbench.results import Result
+from unigenbench.results import Result, judged_by
 from unigenbench.scores import Scores
 from unigenbench.tables import SCORE_HEADER, coverage_line, markdown_table, score_rows
 from unigenbench.testpoints import PRIMARIES
@@ -159,7 +159,7 @@ def write_report(
     against = against or {}
     page, chart, table = files_of(out)
     header, rows = report_table(scores, against)
-    notes = [f"{name}: {coverage_line(s.coverage)}" for name, s in scores.items()]
+    notes = [f"{n}: {coverage_line(s.coverage)}{judged_by(results[n])}" for n, s in scores.items()]
     notes += [AGAINST] if against else []
     radar(polygons(scores, against), chart)
     write_atomic(table, markdown_table(header, rows, notes).encode(errors="backslashreplace"))

@@ -41,6 +41,7 @@ class Result(NamedTuple):
     reasons: list[str] = []  # one a testpoint, or none
     descriptions: list[str] = []  # one a testpoint, or none: official files do not have them
     language: str = "en"
+    model: str | None = None  # that the server said answered; of other files nobody knows
 
     @property
     def state(self) -> str:
@@ -88,6 +89,7 @@ def parse_result(row: dict) -> Result:
         reasons,
         descriptions,
         language_of(labels[0]),
+        judged.get("model"),
     )
 
 
@@ -182,15 +184,43 @@ def read_models(paths: list[Path]) -> dict[str, list[Result]]:
 
 
 def write_results(results: list[Result], path) -> None:
-    """The official result CSV; reasons and descriptions go into its result_json."""
+    """The official result CSV; reasons, descriptions and model go into its result_json."""
     rows = []
     for r in results:
         labels = [DIMENSIONS[sub].label(r.language) for sub in r.subs]
         judged = dict(prompt=r.prompt, testpoint=labels, description=r.descriptions)
         judged |= dict(analysis=r.reasons, score=r.scores)
+        # None would be null, for which the official scorer drops the row.
+        judged |= {"model": r.model} if r.model else {}
         text = json.dumps(judged if r.scores else None, ensure_ascii=False)
         rows.append([r.index, r.prompt, labels, r.output, text, r.image])
     write_table(path, COLUMNS, rows)
+
+
+def models_of(results: list[Result]) -> dict[str, int]:
+    """How many of the judgments each model gave, by the names that a server gives."""
+    return dict(Counter(r.model for r in results if r.model and r.scores))
+
+
+def judged_by(results: list[Result]) -> str:
+    """A sentence that names the models, after another one; "" where nobody knows them."""
+    named = ", ".join(f"{one_line(name)} ({n})" for name, n in models_of(results).items())
+    return f" Judged by {named}." if named else ""
+
+
+def check_judges(results: dict, allow_mixed: bool = False) -> None:
+    """Raises ValueError if several models judged these files, known by name, unless allowed.
+
+    APIs answer under one name with a model of another.
+    """
+    models = {model for of_one in results.values() for model in models_of(of_one)}
+    if len(models) > 1 and not allow_mixed:
+        told = [f"{one_line(str(name))}:{judged_by(r)}" for name, r in results.items()]
+        raise ValueError(
+            f"the judgments are of {len(models)} models, and scores of two judges are two scores "
+            f"({' '.join(told)}): judge again with one of them, or take both together with "
+            "--allow_mixed_judges"
+        )
 
 
 def settings_path(results_path: Path) -> Path:
@@ -204,11 +234,18 @@ def settings_of(results_path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def write_settings(results_path: Path, judge: str, questions: list[str], images: Path) -> None:
+def write_settings(
+    results_path: Path,
+    judge: str,
+    questions: list[str],
+    images: Path,
+    results: list[Result] = (),
+) -> None:
     """What these results were made with, beside them."""
     made = images / "settings.json"
     settings = {
         "judge": judge,
+        "models": models_of(results),
         "prompts": len(questions),
         "questions_sha256": hashlib.sha256("".join(questions).encode()).hexdigest(),
         "images": json.loads(made.read_text()) if made.is_file() else None,
