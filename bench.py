@@ -26,7 +26,6 @@ if __name__ == "__main__":
     interruptible("bench.py")  # also while the libraries below load
 
 import logging
-import math
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -42,13 +41,14 @@ from shapes import prompts as shapes_prompts
 from shapes.server import ClassroomMLLM
 from unigenbench import tables
 from unigenbench.agree import agreement_table, agreement_text, write_agreement
-from unigenbench.asking import judge_images
-from unigenbench.board import board_rows, board_text, doubt, find_published, nearest, set_of
+from unigenbench.asking import judge_images, pace_of
+from unigenbench.board import board_rows, board_text, find_published, judged, nearest, set_of
 from unigenbench.construct import construct
 from unigenbench.flags import make_parser
 from unigenbench.generate import generate
 from unigenbench.images import IMAGES
-from unigenbench.questions import question
+from unigenbench.official import FORMS, Official, read_official
+from unigenbench.questions import question, question_record  # noqa: F401, the first for readers
 from unigenbench.report import files_of, polygons, radar, write_report
 from unigenbench.results import (
     Result,
@@ -56,6 +56,7 @@ from unigenbench.results import (
     check_same_prompts,
     complete,
     judged_by,
+    question_notes,
     read_models,
     read_named,
     read_results,
@@ -118,11 +119,12 @@ def find_prompts(name: str) -> list[Prompt]:
     return load_prompts(path)
 
 
-def judge_of(args) -> MLLM:
+def judge_of(args, official: Official | None = None) -> MLLM:
     if args.judge == "shapes" and (args.base_url or args.judge_model):
         raise ValueError("--base_url and --judge_model are of --judge openai or local: give it too")
     names = ("max_tokens", "concurrency", "timeout", "patience", "temperature")
     limits = {name: getattr(args, name) for name in names}
+    limits |= FORMS[official.form] if official else {}
     # For shapes the verifier, beside which a phrase book writes what construct asks for.
     return make_judge(args.judge, args.base_url, args.judge_model, shapes=ClassroomMLLM, **limits)
 
@@ -144,19 +146,15 @@ def run_judge(args) -> int:
         )
     args.judge = args.judge or "shapes"
     template = read_template(args.template, "--template") if args.template else None
-    asked = [question(p, template) for p in prompts[: args.limit]]
-    journal, mllm = journal_of(out), judge_of(args)
+    official = read_official(args.official, args.official_form, args.judge_model)
+    asked = question_record(prompts[: args.limit], template, official)
+    journal, mllm = journal_of(out), judge_of(args, official)
     new = args.judge != "shapes" and not journal.exists()
     if new and (warning := check_sight(mllm, pairs_first=False)):
         print(f"warning: {warning}", file=sys.stderr)
-    how = {
-        "openai": dict(workers=args.concurrency, batch=1),  # so that each answer is kept at once
-        "local": dict(batch=8),
-        # No server that may be dead: what the verifier does not know may come in any number.
-        "shapes": dict(batch=64, patience=math.inf),
-    }
-    limits = dict(limit=args.limit, patience=args.patience) | how[args.judge]
-    results = judge_images(mllm, prompts, args.images, journal, template, **limits)
+    how = dict(template=template, official=official, limit=args.limit)
+    how |= pace_of(args.judge, args.concurrency, args.patience, bool(official))
+    results = judge_images(mllm, prompts, args.images, journal, **how)
     write_results(results, out)
     write_settings(out, mllm.name, asked, Path(args.images), results)
     coverage = coverage_of(results)
@@ -175,6 +173,8 @@ def run_score(args) -> int:
         prompts = find_prompts(args.prompts)
         results = [complete(r, prompts, IMAGES) for r in results]
     scores = [score(r) for r in results]
+    for note in question_notes(paths):
+        print(note)
     for path, s, r in zip(paths, scores, results):
         print(f"{one_line(str(path))}: {tables.coverage_line(s.coverage)}{judged_by(r)}")
     if len(paths) == 2:
@@ -195,7 +195,8 @@ def run_report(args) -> int:
     results = read_models(paths)
     check_judges(results, args.allow_mixed_judges)
     against = find_published(args.prompts or set_of(results), args.against)
-    write_report(results, {name: score(r) for name, r in results.items()}, out, against)
+    scores = {name: score(r) for name, r in results.items()}
+    write_report(results, scores, out, against, question_notes(paths))
     print(f"open {one_line(args.out)}")
     return 0
 
@@ -204,7 +205,7 @@ def run_agree(args) -> int:
     paths = [Path(p) for p in (args.first, *args.others)]
     check_outputs([args.out] if args.out else [], paths)
     results = read_named(paths)
-    table = agreement_table(results)
+    table = agreement_table(results, question_notes(paths))
     print(agreement_text(*table))
     if args.out:
         write_agreement(results, table, Path(args.out))
@@ -218,8 +219,8 @@ def run_board(args) -> int:
     results = read_named(paths)
     name = args.prompts or set_of(results)
     scores = {model: score(r) for model, r in results.items()}
-    judges = [settings_of(p).get("judge", "") for p in paths]
-    said = {m: (judge, doubt(name, r, judge)) for (m, r), judge in zip(results.items(), judges)}
+    made = map(settings_of, paths)
+    said = {model: judged(name, r, s) for (model, r), s in zip(results.items(), made)}
     print(board_text(board_rows(name, scores, said)))
     if args.out:
         radar(polygons(scores, nearest(name, scores)), args.out)

@@ -50,16 +50,21 @@ class MLLM(Protocol):
         raise ValueError(f"{self.name} gives no probabilities; only a local model does")
 
 
-def ask_again(ask: Callable, queries: Sequence[Query], again: Callable) -> list[list]:
-    """All that is said of each query, once or twice; the last counts. ask: queries -> one a query.
+def ask_again(
+    ask: Callable, queries: Sequence[Query], again: Callable, times: int = 1
+) -> list[list]:
+    """All that is said of each query; the last counts. ask: queries -> one a query.
 
     again(query, said): the text with which a query is asked once more; None where what was said
     will do. It should differ from the first if the model responded: a greedy one that is asked the
-    very same text says the very same.
+    very same text says the very same. times: how often at most it is asked again.
     """
     heard = [[said] for said in ask(queries)]
-    texts = {k: again(query, said) for k, (query, (said,)) in enumerate(zip(queries, heard))}
-    repeats = {k: queries[k]._replace(text=text) for k, text in texts.items() if text is not None}
-    for k, said in zip(repeats, ask(list(repeats.values())) if repeats else ()):
-        heard[k].append(said)
+    for _ in range(times):
+        texts = {k: again(query, heard[k][-1]) for k, query in enumerate(queries)}
+        repeats = {
+            k: queries[k]._replace(text=text) for k, text in texts.items() if text is not None
+        }
+        for k, said in zip(repeats, ask(list(repeats.values())) if repeats else ()):
+            heard[k].append(said)
     return heard

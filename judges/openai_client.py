@@ -29,11 +29,15 @@ ENVIRONMENT = ("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "AL
 _jitter = random.Random()
 
 
-def _data_uri(image: Image.Image) -> str:
+def data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def png_uri(image: Image.Image) -> str:
     """The image as a PNG data URI: lossless, at the fastest compression level."""
     buffer = io.BytesIO()
     to_rgb(image).save(buffer, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri("image/png", buffer.getvalue())
 
 
 def retry_delay(attempt: int, backoff: float) -> float:
@@ -61,6 +65,8 @@ class OpenAIMLLM(MLLM):
     temperature, seed, max_tokens: what a server refuses of these (with a 400 that names it) is left
         out, or called max_completion_tokens, from the first answer on that it gives without. The
         first two may be None, which is not sent.
+    encode, text_first, others: an image's data URI, whether the text stands before the images, and
+        what else is sent, as published clients differ in.
     max_calls: cap on calls over the life of the object, retries included.
     clock: tells the seconds that patience counts.
     """
@@ -79,6 +85,9 @@ class OpenAIMLLM(MLLM):
         temperature: float | None = 0.0,
         seed: int | None = 0,
         max_tokens: int = 2048,
+        encode: Callable[[Image.Image], str] = png_uri,
+        text_first: bool = False,
+        others: dict | None = None,
         max_calls: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -100,7 +109,8 @@ class OpenAIMLLM(MLLM):
         self._opens = self._idle_since  # when the server wants the next call at the earliest
         given = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
         sent = {key: value for key, value in given.items() if value is not None}
-        self._request = {"model": self.model, **sent}
+        self._request = {"model": self.model, **sent, **(others or {})}
+        self._encode, self._text_first = encode, text_first
         settings = f"temperature {temperature}, seed {seed}, max_tokens {max_tokens}"
         # As asked for, whatever is refused.
         self.name = f"{self.model} at {self._address.where} ({settings})"
@@ -156,7 +166,8 @@ class OpenAIMLLM(MLLM):
         self._batches += 1
         # Each image is encoded once, while the first calls run.
         images = {id(image): image for query in queries for image in query.images}
-        uris = {k: asyncio.create_task(asyncio.to_thread(_data_uri, i)) for k, i in images.items()}
+        encoded = {k: asyncio.to_thread(self._encode, image) for k, image in images.items()}
+        uris = {k: asyncio.create_task(uri) for k, uri in encoded.items()}
         answers = (self._answer(query, uris, probe=k == 0) for k, query in enumerate(queries))
         try:
             return await asyncio.gather(*answers)
@@ -171,7 +182,7 @@ class OpenAIMLLM(MLLM):
         """
         urls = [await uris[id(image)] for image in query.images]
         content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-        content.append({"type": "text", "text": query.text})
+        content.insert(0 if self._text_first else len(urls), {"type": "text", "text": query.text})
         tries, repeats, waited = 0, 0, 0.0
         while True:
             async with self._slots as number:

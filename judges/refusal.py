@@ -270,7 +270,7 @@ class Refusal(Exception):  # noqa: N818
         if self.status not in (400, 422):
             return None
         said = f"{getattr(self.error, 'param', None)} {self.words()}".lower()
-        names = ["temperature", "seed"]
+        names = ["temperature", "seed", "do_sample"]
         names += [] if _TOO_LARGE.search(said) else ["max_tokens", "max_completion_tokens"]
         refused = [name for name in names if name in request and re.search(rf"\b{name}\b", said)]
         less = {name: value for name, value in request.items() if name not in refused}

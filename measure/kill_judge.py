@@ -3,12 +3,13 @@
     python -m measure.kill_judge            # 600 prompts x 4 images, three kills; Linux
     python -m measure.kill_judge --kills 0  # the memory of one process over all of them
 
-Not a test of the suite, which has a small one (test_asking.py). Judge server and judging process
-are the real commands, over loopback, 16 calls at a time. The last image of each prompt is empty, so
-that a score that strayed to another image shows.
+Not a test of the suite, which has a small one (test_asking.py). The two judge servers, at which it
+goes on in turn, and the judging process are the real commands, over loopback, 16 calls at a time.
+The last image of each prompt is empty, so that a score that strayed to another image shows.
 """
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -89,10 +90,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         draw(folder, args.prompts)
-        with judge_server("--latency=0.005") as server:
+        slow = "--latency=0.005"
+        with judge_server(slow) as one, judge_server(slow) as two:
+            urls = itertools.cycle([one.url, two.url])
             for moment in moments:
-                assert judge(folder, server.url, moment) == -signal.SIGKILL, "ended before the kill"
-            assert judge(folder, server.url, None) == 0
+                assert judge(folder, next(urls), moment) == -signal.SIGKILL, "ended before the kill"
+            assert judge(folder, next(urls), None) == 0
         lines = (folder / "results.journal.jsonl").read_text().splitlines()[1:]
         judged = Counter(json.loads(line)["image"] for line in lines)
         results = read_results(folder / "results.csv")
@@ -102,7 +105,7 @@ def main() -> None:
     print(
         f"{len(lines)} judgements in the journal, {twice} images twice, "
         f"{total - len(judged)} lost; {len(results)} results, {len(strayed)} wrong or unjudged; "
-        f"server: {server.answered}"
+        f"servers: {one.answered}, {two.answered}"
     )
     raise SystemExit(int(len(lines) != total or len(judged) != total or bool(strayed)))
 

@@ -42,7 +42,8 @@ class Handler(real.Handler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        script, text = self.server.script, body["messages"][0]["content"][-1]["text"]
+        content = body["messages"][0]["content"]
+        script, text = self.server.script, next(p["text"] for p in content if p["type"] == "text")
         with script.lock:
             script.requests.append((body, self.headers))
             script.times.append(time.monotonic())

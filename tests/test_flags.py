@@ -154,9 +154,10 @@ COMMANDS = {
 }
 CALLED = (
     "check_judges check_same_prompts check_sight complete compare construct coverage_of generate "
-    "journal_of judged_by "
+    "journal_of judged_by question_notes question_record "
     "judge_images make_judge read_models read_results score settings_of tables write_prompts "
-    "write_report write_results write_scores write_settings find_published set_of read_named doubt "
+    "write_report write_results write_scores write_settings find_published set_of read_named "
+    "judged "
     "agreement_table agreement_text write_agreement board_rows board_text nearest radar polygons"
 )
 
@@ -186,9 +187,10 @@ def test_every_flag_of_bench_changes_what_its_command_calls(command, tmp_path, m
     for action in commands.choices[command]._actions:
         if isinstance(action, argparse._HelpAction):
             continue
-        prompts = "zh" if action.choices else "own"
+        prompts = action.choices[-1] if action.choices else "own"
         value = {"judge": "local", "prompts": prompts}.get(
-            action.dest, "7" if action.type else "" if action.nargs == 0 else "other"
+            action.dest,
+            prompts if action.choices else "7" if action.type else "other" * (action.nargs != 0),
         )
         if action.option_strings:
             changed = f"{line} {action.option_strings[0]} {value}"

@@ -5,6 +5,7 @@ table["Style"].share, table["Style"].kappa, table["Style"].shift
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -146,9 +147,12 @@ def said(result: Result, n: int, judge: str) -> tuple:
 # ----------------------------------------------------------------------------- files
 
 
-def agreement_table(results: dict[str, list[Result]]) -> tuple[list[list[str]], list[str]]:
+def agreement_table(
+    results: dict[str, list[Result]], added: Sequence[str] = ()
+) -> tuple[list[list[str]], list[str]]:
     """Rows for HEADER of each later judge, by name, against the first; what is to be said of them.
 
+    added: further notes
     Raises ValueError that names a judge with whom there is nothing to compare.
     """
     (first, answers), *others = results.items()
@@ -162,8 +166,8 @@ def agreement_table(results: dict[str, list[Result]]) -> tuple[list[list[str]], 
         seen = len({(r.index, Path(r.image).name) for r in (*answers, *other)})
         rest = f"; {seen - count} that one of them did not judge are left out" * (seen > count)
         notes.append(f"{name} against {first}: {count} images{rest}.")
-    notes += [f"{name}:{said}" for name, r in results.items() if (said := judged_by(r))]
-    return rows, [*notes, KNOWN]
+    notes += [f"{name}:{models}" for name, r in results.items() if (models := judged_by(r))]
+    return rows, [*notes, *added, KNOWN]
 
 
 def agreement_text(rows: list[list[str]], notes: list[str]) -> str:

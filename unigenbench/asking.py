@@ -27,11 +27,22 @@ from common.files import Journal
 from judges.answers import final_answer, parse_reasons, parse_scores, without_echo
 from judges.mllm import MLLM, Answer, ask_again
 from unigenbench.images import IMAGES, fingerprint, image_name, open_image
+from unigenbench.official import TRIES
 from unigenbench.questions import question
 from unigenbench.results import Result
 from unigenbench.testpoints import Prompt
 
 log = logging.getLogger("bench")
+
+
+def pace_of(judge: str, concurrency: int, patience: float, official: bool) -> dict:
+    """How a judge of this kind is asked: settings of judge_images."""
+    if judge == "openai":  # one image a call, so that each answer is kept at once
+        return dict(workers=concurrency, batch=1, patience=patience, tries=TRIES * official)
+    if judge == "local":  # greedy: the same words again would give the same answer
+        return dict(batch=8, patience=patience, tries=int(official))
+    # No server that may be dead: what the verifier does not know may come in any number.
+    return dict(batch=64, patience=math.inf)
 
 
 def header_of(mllm: MLLM, kind: str = "judge", **others) -> dict:
@@ -142,10 +153,22 @@ class Patience:
             )
 
 
+def unread(task: Task, answer: Answer) -> str | None:
+    """The very same question, where the judge responded, but not with scores."""
+    return task.text if reminded(task, answer) else None
+
+
 def ask_all(
-    mllm: MLLM, tasks: Iterator[Task], keep: Callable, workers: int, batch: int, patience: Patience
+    ask: Callable,
+    tasks: Iterator[Task],
+    keep: Callable,
+    workers: int,
+    batch: int,
+    patience: Patience,
 ) -> None:
     """Ask for every task, `workers` calls of `batch` tasks at a time; keep(task, answer) at once.
+
+    ask: of tasks, all that is said of each, as ask_again has it
 
     Tasks are drawn when a call may begin, so that few images are in memory. A fault in one call
     ends the work after those that are in flight. Raises ValueError if the judge seems dead.
@@ -154,7 +177,7 @@ def ask_all(
 
     def call(chunk: list[Task]) -> None:
         try:
-            done.put((chunk, ask_again(mllm.ask, chunk, reminded)))
+            done.put((chunk, ask(chunk)))
         except BaseException as error:
             done.put((chunk, error))
 
@@ -220,6 +243,7 @@ class JudgmentStore:
             except ValueError as error:
                 self.broken.append(str(error))
                 continue
+            image.info["file"] = name, data  # of which official.py's clients send the bytes
             digest = hashlib.sha256(data + text.encode()).hexdigest()[:16]
             self.answers[name] = answer = self.earlier.get((name, digest), Answer())
             task = Task((image,), text, len(prompt.testpoints), name, digest)
@@ -255,10 +279,12 @@ def judge_images(
     folder,
     journal_path,
     template=None,
+    official=None,
     workers=1,
     batch=16,
     limit=None,
     patience=180.0,
+    tries=0,
 ) -> list[Result]:
     """One result for each of the four images of each prompt, failed ones included.
 
@@ -267,6 +293,8 @@ def judge_images(
     could not be parsed.
     limit: only the first so many prompts; images of the others are nothing to warn of
     patience: seconds without any answer after which the judge counts as dead
+    tries: how often a question is asked in the same words until there are scores; 0: twice, the
+        second time with a reminder
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -276,9 +304,17 @@ def judge_images(
         text = "%d files are no image of these prompts and are not judged: %s"
         log.warning(text, len(odd), wording.listed(odd))
     prompts = prompts[:limit]
-    journal = Journal(journal_path, header_of(mllm), same_answers)
-    store = JudgmentStore(journal, {p.index: question(p, template) for p in prompts})
+    if template is not None and official is None:
+        log.info("the definitions in the template are this repository's; --official has others")
+    header = header_of(mllm, **({"official": official.form} if official else {}))
+    journal = Journal(journal_path, header, same_answers)
+    store = JudgmentStore(journal, {p.index: question(p, template, official) for p in prompts})
     tasks = store.tasks(prompts, folder)
+    again, times = (unread, tries - 1) if tries else (reminded, 1)
+
+    def ask(chunk: list[Task]) -> list[list[Answer]]:
+        return ask_again(mllm.ask, chunk, again, times)
+
     with journal.file:  # closed, and so unlocked, also where this is cut short
-        ask_all(mllm, tasks, store.keep, workers, batch, Patience(patience))
+        ask_all(ask, tasks, store.keep, workers, batch, Patience(patience))
     return store.results(prompts, folder)

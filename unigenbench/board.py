@@ -8,7 +8,8 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
-from unigenbench.results import Result
+from unigenbench.questions import OFFICIAL
+from unigenbench.results import Result, models_of, question_of
 from unigenbench.scores import Scores
 from unigenbench.tables import percent, text_table
 from unigenbench.testpoints import PRIMARIES
@@ -76,10 +77,17 @@ def set_of(results: dict[str, list[Result]]) -> str:
     return "zh" if languages == {"zh"} else "en"
 
 
-def doubt(name: str, results: list[Result], judge: str) -> str:
+def judged(name: str, results: list[Result], settings: dict) -> tuple[str, str]:
+    """Who judged one's own results, and doubt of them; settings: of the results, or {}."""
+    judge, question = settings.get("judge", ""), question_of(settings)
+    return ", ".join(models_of(results)) or judge, doubt(name, results, judge, question)
+
+
+def doubt(name: str, results: list[Result], judge: str, question: str = "") -> str:
     """Why one's own results are not comparable with the published ones, or when they are.
 
-    judge: as their settings say; "": nothing says so, as beside an official evaluator's file
+    judge, question: as their settings say; "": nothing says so, as beside an official evaluator's
+    file
     """
     prompts = len({r.index for r in results})
     if {r.language for r in results} != {name[:2]}:
@@ -88,7 +96,11 @@ def doubt(name: str, results: list[Result], judge: str) -> str:
         return f"no: {prompts} of {PROMPTS} prompts"
     if not all(r.scores for r in results):
         return "no: not all was judged"
-    return "no: another question" if judge else "only with the same judge, question"
+    if len(models_of(results)) > 1:
+        return "no: several judges"
+    if judge and not question.startswith(OFFICIAL):
+        return "no: another question"
+    return f"only with the same judge, {question or 'question'}"
 
 
 def board_rows(

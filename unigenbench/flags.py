@@ -9,6 +9,7 @@ import math
 
 from judges.make import KINDS
 from unigenbench.board import SETS
+from unigenbench.official import FORMS
 
 PROMPTS = f"shapes, own, {', '.join(SETS)}, or a file"
 PUBLISHED = "of which prompts the published scores are (en or zh, as the results are)"
@@ -57,6 +58,10 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, help="results CSV; the journal lies beside it")
     p.add_argument("--limit", type=positive, help="the first N prompts")
     p.add_argument("--template", help="file with a question of your own, or the released one")
+    text = "your copy of the official evaluator's eval_common.py, whose question is asked"
+    p.add_argument("--official", metavar="PATH", help=text)
+    text = "how it is asked: as the offline judges are, or APIs (api for gemini, else offline)"
+    p.add_argument("--official_form", choices=tuple(FORMS), help=text)
     add_judge_flags(p, default=None)
 
     add_reading_commands(command)

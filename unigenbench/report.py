@@ -7,6 +7,7 @@ radar({"base": {"Style": 85.0, "Grammar": 62.3, "Action": None}}, "radar.png")
 import base64
 import html
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.files import write_atomic
@@ -150,17 +151,18 @@ def write_report(
     scores: dict[str, Scores],
     out: Path,
     against: dict[str, Row] | None = None,
+    added: Sequence[str] = (),
 ) -> None:
     """One page of these models, by name, that works offline: coverage, radar chart, table and a
     gallery with filters. Beside it lie the chart and the table in Markdown.
 
-    against: published rows beside them, as find_published gives them
+    against: published rows beside them, as find_published gives them; added: further notes
     """
     against = against or {}
     page, chart, table = files_of(out)
     header, rows = report_table(scores, against)
     notes = [f"{n}: {coverage_line(s.coverage)}{judged_by(results[n])}" for n, s in scores.items()]
-    notes += [AGAINST] if against else []
+    notes += [*added, *([AGAINST] if against else [])]
     radar(polygons(scores, against), chart)
     write_atomic(table, markdown_table(header, rows, notes).encode(errors="backslashreplace"))
     text = "Radar chart of the primary dimensions; the table has the same numbers"

@@ -9,9 +9,9 @@ skipped, or cut short).
 """
 
 import ast
-import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -197,7 +197,7 @@ def write_results(results: list[Result], path) -> None:
     write_table(path, COLUMNS, rows)
 
 
-def models_of(results: list[Result]) -> dict[str, int]:
+def models_of(results: Sequence[Result]) -> dict[str, int]:
     """How many of the judgments each model gave, by the names that a server gives."""
     return dict(Counter(r.model for r in results if r.model and r.scores))
 
@@ -234,20 +234,36 @@ def settings_of(results_path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def question_of(settings: dict) -> str:
+    """Names the question, its first digits included, and how it was asked; "" if nobody knows."""
+    asked = settings.get("question") or {}
+    digests = ", ".join(digest[:8] for digest in asked.get("question_sha256", {}).values())
+    form = f"; {asked['form']} form" if "form" in asked else ""
+    return f"{asked['name']} ({digests}{form})" if asked else ""
+
+
+def question_notes(paths: list[Path]) -> list[str]:
+    """What is to be said where these results are not answers to one question."""
+    asked = {one_line(path.stem): question_of(settings_of(path)) for path in paths}
+    if len(set(asked.values())) < 2:
+        return []
+    told = "; ".join(f"{name}: {said or 'not known'}" for name, said in asked.items())
+    return [f"Different questions, whose the differences may be: {told}."]
+
+
 def write_settings(
     results_path: Path,
     judge: str,
-    questions: list[str],
+    asked: dict,
     images: Path,
-    results: list[Result] = (),
+    results: Sequence[Result],
 ) -> None:
-    """What these results were made with, beside them."""
+    """What these results were made with, beside them. asked: as question_record has it."""
     made = images / "settings.json"
     settings = {
         "judge": judge,
         "models": models_of(results),
-        "prompts": len(questions),
-        "questions_sha256": hashlib.sha256("".join(questions).encode()).hexdigest(),
+        **asked,
         "images": json.loads(made.read_text()) if made.is_file() else None,
     }
     write_atomic(settings_path(results_path), json.dumps(settings, indent=2).encode())
