@@ -37,7 +37,6 @@ from judges.make import make_judge
 from judges.mllm import MLLM
 from judges.sight import check_sight
 from judges.templates import read_template
-from shapes import prompts as shapes_prompts
 from shapes.server import ClassroomMLLM
 from unigenbench import tables
 from unigenbench.agree import agreement_table, agreement_text, write_agreement
@@ -45,8 +44,8 @@ from unigenbench.asking import judge_images, pace_of
 from unigenbench.board import board_rows, board_text, find_published, judged, nearest, set_of
 from unigenbench.construct import construct
 from unigenbench.flags import make_parser
-from unigenbench.generate import generate
-from unigenbench.images import IMAGES
+from unigenbench.generate import draw_one, generate
+from unigenbench.images import Layout
 from unigenbench.official import FORMS, Official, read_official
 from unigenbench.questions import question, question_record  # noqa: F401, the first for readers
 from unigenbench.report import files_of, polygons, radar, write_report
@@ -55,6 +54,7 @@ from unigenbench.results import (
     check_judges,
     check_same_prompts,
     complete,
+    images_asked,
     judged_by,
     question_notes,
     read_models,
@@ -67,13 +67,10 @@ from unigenbench.results import (
     write_settings,
 )
 from unigenbench.scores import Scores, compare, coverage_of, scores_of, write_scores
-from unigenbench.testpoints import PRIMARIES, Prompt, load_prompts, primary_of, write_prompts
+from unigenbench.sets import PROMPT_FILES, find_prompts
+from unigenbench.testpoints import PRIMARIES, primary_of, write_prompts
 
 HERE = Path(__file__).parent
-PROMPT_FILES = {
-    "own": HERE / "assets" / "prompts_en.csv",
-    **{n: Path("data", f"test_prompts_{n}.csv") for n in ("en", "zh", "en_long", "zh_long")},
-}
 
 
 def overall(results: list[Result], strict: bool = False) -> float | None:
@@ -103,22 +100,6 @@ def score(results: list[Result]) -> Scores:
 # ----------------------------------------------------------------------------- commands
 
 
-def find_prompts(name: str) -> list[Prompt]:
-    """The prompts of a known set or of a file. Raises ValueError if there is no such file."""
-    if name == "shapes":
-        return [
-            Prompt(i, p.text, list(p.testpoints), "Shapes", p.kind, "en")
-            for i, p in enumerate(shapes_prompts.heldout_prompts())
-        ]
-    path = PROMPT_FILES.get(name, Path(name))
-    if not path.is_file():
-        raise ValueError(
-            f"no prompt file '{path}'; sets: shapes, {', '.join(PROMPT_FILES)}. The "
-            "official files are in data/ of github.com/CodeGoat24/UniGenBench"
-        )
-    return load_prompts(path)
-
-
 def judge_of(args, official: Official | None = None) -> MLLM:
     if args.judge == "shapes" and (args.base_url or args.judge_model):
         raise ValueError("--base_url and --judge_model are of --judge openai or local: give it too")
@@ -130,10 +111,16 @@ def judge_of(args, official: Official | None = None) -> MLLM:
 
 
 def run_generate(args) -> int:
+    if bool(args.prompts) == bool(args.prompt):
+        raise ValueError("give --prompts, a set, or --prompt, one of your own: one of the two")
+    how = dict(model=args.model, lora=args.lora, steps=args.steps, guidance=args.guidance)
+    how |= dict(size=args.size, offload=args.offload)
+    if args.prompt:
+        draw_one(args.prompt, args.out, **how)
+        return 0
     prompts = find_prompts(args.prompts)[: args.limit]
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    how = (args.model, args.lora, args.steps, args.guidance, args.size)
-    generate(prompts, args.out, *how, rank, ranks)
+    generate(prompts, args.out, **how, rank=rank, ranks=ranks, images=args.images_per_prompt)
     return 0
 
 
@@ -148,15 +135,17 @@ def run_judge(args) -> int:
     template = read_template(args.template, "--template") if args.template else None
     official = read_official(args.official, args.official_form, args.judge_model)
     asked = question_record(prompts[: args.limit], template, official)
+    layout = Layout(args.images_per_prompt, args.image_suffix)
     journal, mllm = journal_of(out), judge_of(args, official)
     new = args.judge != "shapes" and not journal.exists()
     if new and (warning := check_sight(mllm, pairs_first=False)):
         print(f"warning: {warning}", file=sys.stderr)
-    how = dict(template=template, official=official, limit=args.limit)
+    how = dict(template=template, official=official, limit=args.limit, layout=layout)
     how |= pace_of(args.judge, args.concurrency, args.patience, bool(official))
     results = judge_images(mllm, prompts, args.images, journal, **how)
     write_results(results, out)
-    write_settings(out, mllm.name, asked, Path(args.images), results)
+    made = asked | {"images_per_prompt": layout.per_prompt}
+    write_settings(out, mllm.name, made, Path(args.images), results)
     coverage = coverage_of(results)
     print(tables.coverage_line(coverage) + judged_by(results))
     return 0 if coverage.judged else 1
@@ -169,9 +158,12 @@ def run_score(args) -> int:
         check_outputs([args.json], read)
     results = [read_results(p) for p in paths]
     check_judges(dict(zip(paths, results)), args.allow_mixed_judges)
+    if args.images_per_prompt and not args.prompts:
+        raise ValueError("--images_per_prompt is what --prompts expects of each: give that too")
     if args.prompts:
         prompts = find_prompts(args.prompts)
-        results = [complete(r, prompts, IMAGES) for r in results]
+        many = [args.images_per_prompt or images_asked(settings_of(p)) for p in paths]
+        results = [complete(r, prompts, n) for r, n in zip(results, many)]
     scores = [score(r) for r in results]
     for note in question_notes(paths):
         print(note)

@@ -242,12 +242,12 @@ from pathlib import Path
 from test_asking import GOOD, FakeMLLM, make_prompts
 from unigenbench.asking import judge_images
 folder = Path(sys.argv[1])
-judge = FakeMLLM(lambda query: time.sleep(0.005) or GOOD)
+judge = FakeMLLM(lambda query: time.sleep(0.005) or GOOD, "M at http://one:1/v1 (seed 0)")
 judge_images(judge, make_prompts(40), folder / "images", folder / "j.jsonl", workers=16, batch=1)
 """
 
 
-def test_killed_and_started_again_ends_with_each_judgment_once(tmp_path, many):
+def test_killed_and_started_again_elsewhere_ends_with_each_judgment_once(tmp_path, many):
     journal = tmp_path / "j.jsonl"
     env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
@@ -257,7 +257,9 @@ def test_killed_and_started_again_ends_with_each_judgment_once(tmp_path, many):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    results = many(judge())
+    elsewhere = judge()
+    elsewhere.name = "M at https://two.org/v1 (seed 0)"
+    results = many(elsewhere)
     assert len(results) == 160 and {r.state for r in results} == {"judged"}
     names = [json.loads(line)["image"] for line in journal.read_text().splitlines()[1:]]
     assert Counter(names) == Counter({f"{p}_{i}.png": 1 for p in range(40) for i in range(4)})

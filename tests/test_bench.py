@@ -168,6 +168,28 @@ def test_a_judge_that_is_another_model_halfway_is_kept_and_named_and_refused_by_
     assert "a: Judged by pro-1 (12)." in said and "b: Judged by flash (12)." in said
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", "_a.png"])
+def test_folders_are_judged_as_they_are(drawn, suffix, capsys):
+    """One image per prompt is complete where it was asked for."""
+    write_prompts(bench.find_prompts("shapes")[:3], "p.csv")
+    Path("other").mkdir()
+    line = "judge --prompts p.csv --judge shapes --images other --out r.csv --images_per_prompt 1"
+    with pytest.raises(ValueError, match="no image of .*: expected INDEX_IMAGE.png, from 0_0.png"):
+        run(line)
+    for n in range(3):
+        Image.open(f"images/{n}_0.png").save(f"other/{n}_0{suffix}", quality=95)
+    with pytest.raises(ValueError, match=f"follows the number, here {suffix}$") as told:
+        run(line)
+    assert f"there is 0_0{suffix}, " in str(told.value) and "\n" not in str(told.value)
+    assert run(f"{line} --image_suffix {suffix}") == run("score r.csv --prompts p.csv") == 0
+    assert [Path(r.image).name for r in read_results("r.csv")] == [
+        f"{n}_0{suffix}" for n in (0, 1, 2)
+    ]
+    assert run("score r.csv --prompts p.csv --images_per_prompt 2") == 1
+    expected = 2 * sum(len(p.testpoints) for p in drawn)
+    assert f"{expected} expected, {expected // 2} judged" in capsys.readouterr().out
+
+
 def test_a_judge_that_judged_nothing_says_why_and_one_that_is_blind_is_refused(
     drawn, capsys, caplog, monkeypatch
 ):

@@ -98,6 +98,38 @@ def test_images_of_other_settings_are_not_mixed(tmp_path, model):
         generate(PROMPTS[:1], tmp_path / "a", model, steps=2)
 
 
+def test_one_image_of_a_prompt_of_ones_own_and_offloaded_ones(tmp_path, model, monkeypatch):
+    """Offloaded, here to the CPU, it is what diffusers' own pipeline draws."""
+    monkeypatch.chdir(tmp_path)
+    text, line = PROMPTS[1].text, f"generate --model {model} --steps 2 --out"
+    generate(PROMPTS[:2], tmp_path / "one", model, steps=2, images=1)
+    assert set(digests("one")) == {"0_0.png", "1_0.png"}
+    assert read_settings(tmp_path / "one")["seeds"] == [FIRST_SEED]
+    with pytest.raises(
+        ValueError, match=r"other settings \(seeds: \[3407\] -> \[3407, 3408, .*--out"
+    ):
+        generate(PROMPTS[:2], tmp_path / "one", model, steps=2)
+    assert bench.run([*f"{line} a.png --prompt".split(), text]) == 0
+    assert Path("a.png").read_bytes() == Path("one/1_0.png").read_bytes()
+    offload, devices = DiffusionPipeline.enable_model_cpu_offload, []
+    spy = lambda pipe, device: devices.append(device) or offload(pipe, device=device)
+    monkeypatch.setattr(DiffusionPipeline, "enable_model_cpu_offload", spy)
+    bench.run([*f"{line} b.png --offload --prompt".split(), text])
+    how = dict(num_inference_steps=2, guidance_scale=3.5, height=32, width=32)
+    how |= dict(generator=torch.Generator().manual_seed(FIRST_SEED))
+    theirs = np.asarray(DiffusionPipeline.from_pretrained(model)(text, **how).images[0], int)
+    ours = np.asarray(Image.open("b.png"), int)
+    assert devices and abs(ours - theirs).max() <= 1
+    for flags, said in [
+        ("a.png --prompt x", "'a.png' is there already: --prompt draws one image, into a new file"),
+        ("folder --prompt x", "'folder' is no PNG file's name"),
+        ("a.png --prompt x --prompts own", "one of the two"),
+        ("a.png", "one of the two"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            bench.run(f"{line} {flags}".split())
+
+
 def test_an_image_of_another_prompt_is_not_done_nor_judged(tmp_path, model, caplog):
     """Its name is but an index. Images without a word of their prompt are taken as they are."""
     generate(PROMPTS, tmp_path / "a", model, steps=2)

@@ -159,6 +159,9 @@ def test_requests_are_those_of_the_official_clients(place, form, flags, monkeypa
         with pytest.raises(ValueError, match="begun for .*official.*; choose another --out"):
             bench.run([*run, "--official_form", "api" if form == "offline" else "offline"])
     assert official.read_official(place, None, "gemini-2.5-pro").form == "api"
+    image = Image.new("RGB", (2, 2))
+    image.info["file"] = "0_0.jpg", b"whatever"
+    assert official.file_uri(image) == "data:image/jpeg;base64,d2hhdGV2ZXI="
 
 
 def test_a_changed_file_asks_again_about_what_it_changed_alone_and_settings_name_it(place):

@@ -26,7 +26,7 @@ from common import wording
 from common.files import Journal
 from judges.answers import final_answer, parse_reasons, parse_scores, without_echo
 from judges.mllm import MLLM, Answer, ask_again
-from unigenbench.images import IMAGES, fingerprint, image_name, open_image
+from unigenbench.images import OFFICIAL_LAYOUT, Layout, fingerprint, open_image
 from unigenbench.official import TRIES
 from unigenbench.questions import question
 from unigenbench.results import Result
@@ -234,10 +234,11 @@ class JudgmentStore:
                 log.warning(said, wording.one_line(answer.model), wording.one_line(before))
             self.models.add(answer.model)
 
-    def tasks(self, prompts: list[Prompt], folder: Path) -> Iterator[Task]:
+    def tasks(self, prompts: list[Prompt], folder: Path, layout: Layout) -> Iterator[Task]:
         """What is left to be asked; an image is opened when its turn comes."""
-        for prompt, i in tqdm([(p, i) for p in prompts for i in range(IMAGES)], desc="judge"):
-            name, text = image_name(prompt.index, i), self.texts[prompt.index]
+        named = [(p, name) for p in prompts for name in layout.names(p.index)]
+        for prompt, name in tqdm(named, desc="judge"):
+            text = self.texts[prompt.index]
             try:
                 image, data = open_image(folder / name, prompt.text)
             except ValueError as error:
@@ -250,12 +251,12 @@ class JudgmentStore:
             if read_judgement(answer, text, task.count).scores is None:
                 yield task
 
-    def results(self, prompts: list[Prompt], folder: Path) -> list[Result]:
+    def results(self, prompts: list[Prompt], folder: Path, layout: Layout) -> list[Result]:
         """One for each image of each prompt; the log says why there are no scores."""
         results, lost, last = [], Counter(), ""
         for p in prompts:
             subs, descriptions = map(list, zip(*p.testpoints))
-            for name in (image_name(p.index, i) for i in range(IMAGES)):
+            for name in layout.names(p.index):
                 answer = self.answers.get(name, Answer())
                 scores, reasons, why = read_judgement(answer, self.texts[p.index], len(subs))
                 if why and name in self.answers:
@@ -285,8 +286,9 @@ def judge_images(
     limit=None,
     patience=180.0,
     tries=0,
+    layout=OFFICIAL_LAYOUT,
 ) -> list[Result]:
-    """One result for each of the four images of each prompt, failed ones included.
+    """One result for each of the images of each prompt, failed ones included.
 
     An image that is missing or broken is named in the log and is a failed result. Answers that are
     in the journal for the same image and question are not asked for again, unless they failed or
@@ -295,12 +297,10 @@ def judge_images(
     patience: seconds without any answer after which the judge counts as dead
     tries: how often a question is asked in the same words until there are scores; 0: twice, the
         second time with a reminder
+    layout: how many images each prompt has, and how their files are named
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"no image folder '{folder}'")
-    known = {image_name(p.index, i) for p in prompts for i in range(IMAGES)} | {"settings.json"}
-    if odd := sorted(p.name for p in folder.iterdir() if p.name not in known):
+    if odd := layout.check(folder, [p.index for p in prompts]):
         text = "%d files are no image of these prompts and are not judged: %s"
         log.warning(text, len(odd), wording.listed(odd))
     prompts = prompts[:limit]
@@ -309,7 +309,7 @@ def judge_images(
     header = header_of(mllm, **({"official": official.form} if official else {}))
     journal = Journal(journal_path, header, same_answers)
     store = JudgmentStore(journal, {p.index: question(p, template, official) for p in prompts})
-    tasks = store.tasks(prompts, folder)
+    tasks = store.tasks(prompts, folder, layout)
     again, times = (unread, tries - 1) if tries else (reminded, 1)
 
     def ask(chunk: list[Task]) -> list[list[Answer]]:
@@ -317,4 +317,4 @@ def judge_images(
 
     with journal.file:  # closed, and so unlocked, also where this is cut short
         ask_all(ask, tasks, store.keep, workers, batch, Patience(patience))
-    return store.results(prompts, folder)
+    return store.results(prompts, folder, layout)

@@ -9,6 +9,7 @@ import math
 
 from judges.make import KINDS
 from unigenbench.board import SETS
+from unigenbench.images import IMAGES
 from unigenbench.official import FORMS
 
 PROMPTS = f"shapes, own, {', '.join(SETS)}, or a file"
@@ -42,19 +43,26 @@ def make_parser() -> argparse.ArgumentParser:
     def command(name, text):
         return commands.add_parser(name, help=text, description=text)
 
-    p = command("generate", "four images per prompt")
+    p = command("generate", "images of prompts")
     p.add_argument("--model", required=True, help="folder or hub name of a pipeline of diffusers")
     p.add_argument("--lora", help="folder or hub name of a LoRA for it")
-    p.add_argument("--prompts", required=True, help=PROMPTS)
-    p.add_argument("--out", required=True, help="folder of images")
+    p.add_argument("--prompts", help=PROMPTS)
+    p.add_argument("--prompt", metavar="TEXT", help="one image of this, instead")
+    p.add_argument("--out", required=True, help="folder of images; of --prompt a PNG file")
     p.add_argument("--limit", type=positive, help="the first N prompts")
     p.add_argument("--steps", type=positive, default=30, help="denoising steps (30)")
     p.add_argument("--guidance", type=float, default=3.5, help="guidance embedding (3.5)")
     p.add_argument("--size", type=positive, help="pixels (what the model was made for)")
+    p.add_argument("--images_per_prompt", type=positive, default=IMAGES, help=f"({IMAGES})")
+    text = "for a GPU that does not hold the model: it gets one part of it at a time"
+    p.add_argument("--offload", action="store_true", help=text)
 
     p = command("judge", "ask a judge about each image")
     p.add_argument("--prompts", required=True, help=PROMPTS)
     p.add_argument("--images", required=True, help="folder of images")
+    p.add_argument("--images_per_prompt", type=positive, default=IMAGES, help=f"({IMAGES})")
+    text = "what follows INDEX_IMAGE in their names: PNG, JPEG or WebP (.png)"
+    p.add_argument("--image_suffix", default=".png", help=text)
     p.add_argument("--out", required=True, help="results CSV; the journal lies beside it")
     p.add_argument("--limit", type=positive, help="the first N prompts")
     p.add_argument("--template", help="file with a question of your own, or the released one")
@@ -81,6 +89,8 @@ def add_reading_commands(command) -> None:
     p.add_argument("other", nargs="?", help="results CSV to compare with")
     p.add_argument("--json", help="write the scores of the first here")
     p.add_argument("--prompts", help="count what these files lack of this prompt set as failed")
+    text = "how many --prompts expects (as judge was told, else 4)"
+    p.add_argument("--images_per_prompt", type=positive, help=text)
     p.add_argument("--allow_partial", action="store_true", help="exit 0 though not all was judged")
     mixed = "take together what several models judged"
     p.add_argument("--allow_mixed_judges", action="store_true", help=mixed)

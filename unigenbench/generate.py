@@ -1,8 +1,8 @@
-"""Prompts into images: four per prompt, the same bytes whatever the number of processes or starts.
+"""Prompts into images: the same bytes whatever the number of processes or starts.
 
     generate(prompts, "images", "black-forest-labs/FLUX.1-dev", steps=30, guidance=3.5)
 
-The official script's seeds and names of files. Departures: a prompt's four images are one batch,
+The official script's seeds and names of files. Departures: a prompt's images are one batch,
 noise is drawn on the CPU, and settings.json says how the images were made; what was made otherwise
 is never mixed with them.
 """
@@ -12,18 +12,17 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from common.files import write_atomic
 from common.wording import listed
-from unigenbench.images import IMAGES, fingerprint, image_name, opens, png_of
+from unigenbench.images import IMAGES, Layout, fingerprint, opens, png_of
 from unigenbench.testpoints import Prompt
 
 FIRST_SEED = 3407  # of the released code
-SEEDS = tuple(range(FIRST_SEED, FIRST_SEED + IMAGES))  # of the images 0..3 of every prompt
 NAMES = ("model", "lora")  # in settings.json: where the weights were found
 
 
@@ -66,9 +65,17 @@ def configuration(pipe) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load_pipeline(model: str, lora: str | None, size: int | None, guidance: float):
+def seeds_of(images: int) -> tuple[int, ...]:
+    """Of the images 0, 1, ... of every prompt."""
+    return tuple(range(FIRST_SEED, FIRST_SEED + images))
+
+
+def load_pipeline(
+    model: str, lora: str | None, size: int | None, guidance: float, offload: bool = False
+):
     """A text-to-image pipeline of diffusers, and a models.base.Model of it, or None.
 
+    offload: its parts wait in main memory, and only the one that works is on the GPU
     Raises ValueError if there is none in `model`, it cannot be told what the benchmark sets, or the
     LoRA is not wholly for it (diffusers would only warn, and draw with the base).
     """
@@ -82,11 +89,12 @@ def load_pipeline(model: str, lora: str | None, size: int | None, guidance: floa
         device, dtype = "cpu", torch.float32
         torch.set_num_threads(1)  # as many as order the sums, whatever the machine
     kind, own = base.load_index(model)["_class_name"], None
-    if kind in base.families():
+    if kind in base.families() and not offload:
         own = base.load(model, size, guidance, device, dtype)
         pipe = own.pipe
     else:
-        pipe = DiffusionPipeline.from_pretrained(model, dtype=dtype).to(device)
+        pipe = DiffusionPipeline.from_pretrained(model, dtype=dtype)
+        pipe = pipe if offload else pipe.to(device)
         pipe.set_progress_bar_config(disable=True)
         needs = {"prompt", "num_inference_steps", "guidance_scale", "height", "width", "generator"}
         lacks = needs - inspect.signature(pipe.__call__).parameters.keys()
@@ -96,10 +104,14 @@ def load_pipeline(model: str, lora: str | None, size: int | None, guidance: floa
         from unigenbench.lora import load_lora
 
         load_lora(pipe, lora, f"the {kind} in '{model}'")
+    if offload:
+        pipe.enable_model_cpu_offload(device=device)
     return pipe, own
 
 
-def make_draw(pipe, own, steps: int, guidance: float, size: int | None) -> tuple[Callable, dict]:
+def make_draw(
+    pipe, own, steps: int, guidance: float, size: int | None, *, seeds: Sequence[int]
+) -> tuple[Callable, dict]:
     """A function from a prompt to its images, one a seed; and, for settings.json, their size and
     the schedule's shift, where they are not the pipeline's own.
 
@@ -108,20 +120,23 @@ def make_draw(pipe, own, steps: int, guidance: float, size: int | None) -> tuple
     import torch
 
     import sampler
+    from models import base
 
     def draw_own(text: str) -> list:
-        velocity = own.velocity(own.encode([text], IMAGES))
+        velocity = own.velocity(own.encode([text], len(seeds)))
         return own.decode(sampler.ode_sample(velocity, noise, sigmas))
 
     def draw_other(text: str) -> list:
         # Generators of the CPU: a seed means the same noise on every device.
-        noises = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+        noises = [torch.Generator().manual_seed(seed) for seed in seeds]
         how = dict(num_inference_steps=steps, guidance_scale=guidance, height=size, width=size)
-        return pipe(prompt=[text] * IMAGES, generator=noises, **how).images
+        return pipe(prompt=[text] * len(seeds), generator=noises, **how).images
 
     if not own:
+        known = type(pipe).__name__ in base.families()  # offloaded, which has one of its own
+        size = size or (pipe.vae.config.sample_size if known else None)
         return draw_other, {"size": size, "shift": None}
-    noise, shift = own.noise(SEEDS), own.schedule_shift(steps)
+    noise, shift = own.noise(seeds), own.schedule_shift(steps)
     sigmas = sampler.sigma_schedule(steps, shift).to(noise.device)
     return draw_own, {"size": own.size, "shift": shift}
 
@@ -141,8 +156,7 @@ def sampling_settings(pipe, **given) -> dict:
         "configs": configuration(pipe),
         "lora_scale": scales_of(pipe),
         **given,
-        "seeds": SEEDS,
-        "device": pipe.device.type,
+        "device": pipe._execution_device.type,  # of an offloaded one, where its parts go
         "dtype": str(pipe.dtype),
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
     }
@@ -158,8 +172,11 @@ def generate(
     size=None,
     rank=0,
     ranks=1,
+    *,
+    images=IMAGES,
+    offload=False,
 ) -> None:
-    """Four PNG per prompt into `out`; this process makes every `ranks`-th prompt.
+    """So many PNG per prompt into `out`; this process makes every `ranks`-th prompt.
 
     The images of one prompt are one batch, always: its shape decides the order of floating-point
     sums, so no other batch gives the same bytes. For the same reason each process on a CPU uses
@@ -168,15 +185,35 @@ def generate(
     """
     import torch
 
-    out = Path(out)
-    pipe, own = load_pipeline(model, lora, size, guidance)
-    draw, found = make_draw(pipe, own, steps, guidance, size)
-    given = dict(model=model, lora=lora, steps=steps, guidance=guidance)
+    out, seeds = Path(out), seeds_of(images)
+    pipe, own = load_pipeline(model, lora, size, guidance, offload)
+    draw, found = make_draw(pipe, own, steps, guidance, size, seeds=seeds)
+    given = dict(model=model, lora=lora, steps=steps, guidance=guidance, seeds=seeds)
     keep_settings(out, sampling_settings(pipe, **given, **found))
     for prompt in tqdm(prompts[rank::ranks], desc="generate", disable=rank > 0):
-        paths = [out / image_name(prompt.index, i) for i in range(IMAGES)]
+        paths = [out / name for name in Layout(images).names(prompt.index)]
         missing = [i for i, path in enumerate(paths) if not opens(path, prompt.text)]
         with torch.no_grad():
-            images = draw(prompt.text) if missing else []
+            drawn = draw(prompt.text) if missing else []
         for i in missing:
-            write_atomic(paths[i], png_of(images[i], prompt.text))
+            write_atomic(paths[i], png_of(drawn[i], prompt.text))
+
+
+def draw_one(
+    text: str, out, model: str, lora=None, steps=30, guidance=3.5, size=None, *, offload=False
+) -> None:
+    """One PNG of a prompt of one's own, with the seed of a benchmark prompt's first image.
+
+    Raises ValueError if `out` is no name of a PNG file, or is there.
+    """
+    import torch
+
+    out = Path(out)
+    if out.suffix.lower() != ".png" or out.exists():
+        why = "is there already" if out.exists() else "is no PNG file's name"
+        raise ValueError(f"--out '{out}' {why}: --prompt draws one image, into a new file")
+    pipe, own = load_pipeline(model, lora, size, guidance, offload)
+    draw, _ = make_draw(pipe, own, steps, guidance, size, seeds=seeds_of(1))
+    with torch.no_grad():
+        (image,) = draw(text)
+    write_atomic(out, png_of(image, text))

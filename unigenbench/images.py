@@ -1,4 +1,4 @@
-"""The benchmark's image files: four per prompt, as the official evaluator names them.
+"""The benchmark's image files: as many per prompt and so named as the official flags say.
 
 image, data = open_image(folder / image_name(prompt.index, 0))         # folder/12_0.png
 
@@ -7,21 +7,55 @@ An image that was drawn here holds its prompt, since its name is but an index.
 
 import hashlib
 import io
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from common.rgb import to_rgb
-from common.wording import one_line
+from common.wording import listed, one_line
 
-IMAGES = 4  # per prompt
+IMAGES = 4  # per prompt, where no flag says otherwise
 FORMATS = ("PNG", "JPEG", "WEBP")  # whatever the name says; none that Pillow runs a program for
 PROMPT = "unigenbench:prompt"  # the keyword of a text chunk of PNG; others write "prompt", as JSON
 
 
-def image_name(index: int, image: int) -> str:
-    return f"{index}_{image}.png"
+def image_name(index: int, image: int, suffix: str = ".png") -> str:
+    return f"{index}_{image}{suffix}"
+
+
+class Layout(NamedTuple):
+    """What files a folder should have."""
+
+    per_prompt: int = IMAGES
+    suffix: str = ".png"  # whatever follows the number of the image
+
+    def names(self, index: int) -> list[str]:
+        return [image_name(index, i, self.suffix) for i in range(self.per_prompt)]
+
+    def check(self, folder: Path, indices: list[int]) -> list[str]:
+        """The names of other files than those of the prompts with these indices.
+
+        Raises ValueError if there is no folder, or none of them is in it.
+        """
+        if not folder.is_dir():
+            raise ValueError(f"no image folder '{folder}'")
+        known = {name for index in indices for name in self.names(index)}
+        there = {path.name for path in folder.iterdir()} - {"settings.json"}
+        if there & known or not known:
+            return sorted(there - known)
+        alike = {found[1] for name in there if (found := re.fullmatch(r"\d+_\d+(\D.*)", name))}
+        here = f", here {' or '.join(sorted(alike))}" if alike else ""
+        raise ValueError(
+            f"'{folder}' has no image of these prompts: expected INDEX_IMAGE{self.suffix}, from "
+            f"{self.names(min(indices))[0]} on, and there is {listed(sorted(there)) or 'nothing'}; "
+            f"--image_suffix is what follows the number{here}"
+        )
+
+
+OFFICIAL_LAYOUT = Layout()
 
 
 def open_image(path: Path, prompt: str | None = None) -> tuple[Image.Image, bytes]:

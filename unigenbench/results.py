@@ -18,6 +18,7 @@ from typing import NamedTuple
 from common.files import write_atomic
 from common.wording import listed, one_line
 from judges.answers import read_literal
+from unigenbench.images import IMAGES
 from unigenbench.testpoints import (
     DIMENSIONS,
     Prompt,
@@ -232,6 +233,11 @@ def settings_of(results_path: Path) -> dict:
     """The settings that judge wrote beside its results; {} for files of other origin."""
     path = settings_path(results_path)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def images_asked(settings: dict) -> int:
+    """How many images of each prompt were to be judged."""
+    return settings.get("images_per_prompt", IMAGES)
 
 
 def question_of(settings: dict) -> str:
