@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -101,8 +102,10 @@ def test_what_is_lost_is_told_apart_and_asked_for_again_at_the_next_start(place,
             return {(1, 1): DOWN, (0, 1): draft}.get(pixel(query), GOOD)
         return first.get(pixel(query), GOOD)
 
+    caplog.set_level(logging.INFO, "bench")
     mllm = FakeMLLM(say)
     results = {Path(r.image).name: r for r in place(mllm, template=TEMPLATE)}
+    assert "definitions in the template are this repository's; --official has" in caplog.text
     states = {name: r.state for name, r in results.items() if r.state != "judged"}
     unparsable = dict.fromkeys(["0_1.png", "1_1.png", "1_2.png"], "unparsable")
     assert states == {"0_0.png": "failed"} | unparsable

@@ -45,7 +45,8 @@ LANG_CONFIGS = {
         "checkpoint_desc_header": "What is asked",
     },
     "zh": {
-        "explanation_dict": EXPLANATION_DICT_ZH,
+        **{"explanation_dict": EXPLANATION_DICT_ZH, "columns": ("prompt_zh",)},
+        "parser": no_such_module.parse,  # not read, and not needed
         "system_prompt_template": SYSTEM_PROMPT_ZH_TEMPLATE,
         "checkpoint_header": "定义",
         "checkpoint_desc_header": "要求",
@@ -239,6 +240,10 @@ def test_a_known_question_is_named_by_its_date_and_others_are_not_compared_witho
         (
             ("(\n    HEAD", "str(\n    HEAD"),
             r"SYSTEM_PROMPT_EN_TEMPLATE \(line 12\) is no constant",
+        ),
+        (
+            ("LANG_CONFIGS = ", "SYSTEM_PROMPT_EN_TEMPLATE += HEAD\nLANG_CONFIGS = "),
+            r"SYSTEM_PROMPT_EN_TEMPLATE \(line 19\) is no constant",
         ),
         (("HEAD =", "HEAD = ="), "is no Python that can be read: .*line 6"),
         (('"in what " "manner"', "5"), "it lacks, or has in another form"),

@@ -9,6 +9,7 @@ differ in how they ask, too (FORMS).
 """
 
 import ast
+import contextlib
 import hashlib
 import io
 import mimetypes
@@ -63,10 +64,9 @@ class Official(NamedTuple):
 
 
 def constant(node: ast.AST, known: dict):
-    """The value of an expression of literals and names in known. Raises ValueError."""
+    """The value of an expression of literals and of names in known; a dictionary is without what
+    is no constant in it. Raises ValueError."""
     match node:
-        case ast.Constant(value):
-            return value
         case ast.Name(name) if name in known:
             return known[name]
         case ast.BinOp(left, ast.Add(), right):
@@ -74,10 +74,15 @@ def constant(node: ast.AST, known: dict):
             if all(isinstance(text, str) for text in both):
                 return "".join(both)
         case ast.Dict(keys, values):
-            return {constant(k, known): constant(v, known) for k, v in zip(keys, values)}
+            found = {}
+            for key, value in zip(keys, values):
+                with contextlib.suppress(ValueError):
+                    item = constant(value, known)
+                    found |= {constant(key, known): item} if key else item
+            return found
         case ast.JoinedStr(parts):  # a template of the older scripts: its names are placeholders
             return "".join(map(template_part, parts))
-    raise ValueError("not a constant")
+    return ast.literal_eval(node)
 
 
 def template_part(node: ast.AST) -> str:
@@ -90,15 +95,21 @@ def template_part(node: ast.AST) -> str:
 
 
 def constants(text: str) -> tuple[dict, dict[str, int]]:
-    """The values of all names that are assigned constants, and the lines of the others' names."""
-    known, others = {}, {}
-    for node in ast.walk(ast.parse(text)):
+    """The values of all names that are assigned constants, and the lines of the others' names.
+
+    What is assigned again in the module, or added to, and is no constant then, is none.
+    """
+    known, others, tree = {}, {}, ast.parse(text)
+    for node in ast.walk(tree):
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(target, ast.Name):
+        if isinstance(target, ast.Name) and isinstance(node, ast.stmt):
             try:
-                known[target.id] = constant(node.value, known)
-            except (ValueError, TypeError):
+                value = None if isinstance(node, ast.AugAssign) else node.value
+                known[target.id] = constant(value, known)
+            except (ValueError, TypeError, AttributeError):
                 others[target.id] = node.lineno
+                if node in tree.body:
+                    known.pop(target.id, None)
     return known, others
 
 
