@@ -45,7 +45,7 @@ from unigenbench.board import board_rows, board_text, find_published, judged, ne
 from unigenbench.construct import construct
 from unigenbench.flags import make_parser
 from unigenbench.generate import draw_one, generate
-from unigenbench.images import Layout
+from unigenbench.images import IMAGES, Layout
 from unigenbench.official import FORMS, Official, read_official
 from unigenbench.questions import question, question_record  # noqa: F401, the first for readers
 from unigenbench.report import files_of, polygons, radar, write_report
@@ -54,7 +54,6 @@ from unigenbench.results import (
     check_judges,
     check_same_prompts,
     complete,
-    images_asked,
     judged_by,
     question_notes,
     read_models,
@@ -162,7 +161,8 @@ def run_score(args) -> int:
         raise ValueError("--images_per_prompt is what --prompts expects of each: give that too")
     if args.prompts:
         prompts = find_prompts(args.prompts)
-        many = [args.images_per_prompt or images_asked(settings_of(p)) for p in paths]
+        many = [settings_of(p).get("images_per_prompt", IMAGES) for p in paths]
+        many = [args.images_per_prompt or n for n in many]
         results = [complete(r, prompts, n) for r, n in zip(results, many)]
     scores = [score(r) for r in results]
     for note in question_notes(paths):

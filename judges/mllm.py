@@ -65,6 +65,8 @@ def ask_again(
         repeats = {
             k: queries[k]._replace(text=text) for k, text in texts.items() if text is not None
         }
-        for k, said in zip(repeats, ask(list(repeats.values())) if repeats else ()):
+        if not repeats:
+            break
+        for k, said in zip(repeats, ask(list(repeats.values()))):
             heard[k].append(said)
     return heard

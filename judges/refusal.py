@@ -174,7 +174,7 @@ _GONE = re.compile(
     r"|unknown model|does ?n[o']t exist|no longer|retired|deprecat|discontinu|decommission",
     re.I,
 )
-_SAMPLING = re.compile(r"\b(temperature|top_p|top_k|seed|do_sample)\b")
+_SAMPLING = re.compile(r"\b(temperature|top_p|top_k|do_sample)\b")
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
@@ -233,7 +233,8 @@ class Refusal(Exception):  # noqa: N818
             what = f"the server no longer offers this model, or never did (HTTP {self.status}): "
             return True, f"{what}--judge_model names another, --base_url another server. "
         if self.status in (400, 422) and (named := _SAMPLING.search(said)):
-            return lasting, f"the server refuses {named[0]}: --temperature none sends none. "
+            hint = f"the server refuses a sampling parameter, {named[0]}: "
+            return lasting, f"{hint}--temperature none sends no temperature. "
         page = isinstance(self.error, (AttributeError, TypeError))
         page = page or "not a chat" in str(self.error) or self.status in (404, 405)
         if self.status == 401:

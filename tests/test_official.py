@@ -213,18 +213,18 @@ def test_a_known_question_is_named_by_its_date_and_others_are_not_compared_witho
         results.write_results(rows, f"{name}.csv")
         results.settings_path(Path(f"{name}.csv")).write_text(json.dumps({"judge": "m", **record}))
     results.write_results(rows, "f.csv")
-    note = f"Different questions, whose the differences may be: a: {names[0]}; "
+    note = f"Different questions, whose the differences may be: a.csv: {names[0]}; "
     for line, said in [
-        ("score a.csv b.csv", f"{note}b: {names[1]}."),
-        ("agree a.csv c.csv", f"{note}c: {names[2]}."),
-        ("score a.csv f.csv", f"{note}f: not known."),
+        ("score a.csv b.csv", f"{note}b.csv: {names[1]}."),
+        ("agree a.csv c.csv", f"{note}c.csv: {names[2]}."),
+        ("score a.csv f.csv", f"{note}f.csv: not known."),
         ("score a.csv", ""),
     ]:
         assert bench.run(line.split()) == 0
         out = capsys.readouterr().out
         assert said in out if said else "Different" not in out
     bench.run(["report", "a.csv", "d.csv", "--out", "r.html"])
-    assert f"{note}d: {names[3]}." in Path("r.md").read_text()
+    assert f"{note}d.csv: {names[3]}." in Path("r.md").read_text()
     assert doubt("en", rows, "m", names[0]) == f"only with the same judge, {names[0]}"
     assert doubt("en", rows, "m", names[4]) == "no: another question"
 

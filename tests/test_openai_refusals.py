@@ -69,7 +69,7 @@ def test_calls_side_by_side_find_it_out_together(caplog):
 
 GONE, SAMPLING = (
     "this model, or never did (HTTP %d): --judge_model",
-    "--temperature none sends none",
+    "--temperature none sends no temperature",
 )
 
 

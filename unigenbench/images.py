@@ -47,6 +47,7 @@ class Layout(NamedTuple):
         if there & known or not known:
             return sorted(there - known)
         alike = {found[1] for name in there if (found := re.fullmatch(r"\d+_\d+(\D.*)", name))}
+        alike -= {self.suffix}
         here = f", here {' or '.join(sorted(alike))}" if alike else ""
         raise ValueError(
             f"'{folder}' has no image of these prompts: expected INDEX_IMAGE{self.suffix}, from "

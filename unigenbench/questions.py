@@ -69,11 +69,7 @@ def question(prompt: Prompt, template: str | None = None, official: Official | N
     ]
     labels = [label for label, _, _ in rows]
     if template is not None or official:
-        where = (
-            "the template (--template)"
-            if template is not None
-            else f"the template of {official.path}"
-        )
+        where = f"that of {official.path}" if template is None else "the template (--template)"
         filled = dict(
             explanation="\n".join(f"{label}: {meaning}" for label, meaning, _ in rows),
             test_explanation="\n".join(f"{label}: {text}" for label, _, text in rows),

@@ -18,7 +18,6 @@ from typing import NamedTuple
 from common.files import write_atomic
 from common.wording import listed, one_line
 from judges.answers import read_literal
-from unigenbench.images import IMAGES
 from unigenbench.testpoints import (
     DIMENSIONS,
     Prompt,
@@ -76,6 +75,7 @@ def parse_result(row: dict) -> Result:
     judged = read_literal(row["result_json"] or "null")  # a failed judgment is stored as null
     judged = judged if isinstance(judged, dict) else {}
     scores = official_scores(row["result_json"], len(subs)) if judged else None
+    model = judged.get("model")
     reasons, descriptions = (
         list(map(str, texts)) if isinstance(texts, list) and len(texts) == len(subs) else []
         for texts in (judged.get("analysis"), judged.get("description"))
@@ -90,7 +90,7 @@ def parse_result(row: dict) -> Result:
         reasons,
         descriptions,
         language_of(labels[0]),
-        judged.get("model"),
+        model if isinstance(model, str) else None,
     )
 
 
@@ -235,11 +235,6 @@ def settings_of(results_path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def images_asked(settings: dict) -> int:
-    """How many images of each prompt were to be judged."""
-    return settings.get("images_per_prompt", IMAGES)
-
-
 def question_of(settings: dict) -> str:
     """Names the question, its first digits included, and how it was asked; "" if nobody knows."""
     asked = settings.get("question") or {}
@@ -250,7 +245,7 @@ def question_of(settings: dict) -> str:
 
 def question_notes(paths: list[Path]) -> list[str]:
     """What is to be said where these results are not answers to one question."""
-    asked = {one_line(path.stem): question_of(settings_of(path)) for path in paths}
+    asked = {one_line(str(path)): question_of(settings_of(path)) for path in paths}
     if len(set(asked.values())) < 2:
         return []
     told = "; ".join(f"{name}: {said or 'not known'}" for name, said in asked.items())
