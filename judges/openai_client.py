@@ -33,7 +33,7 @@ def data_uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def png_uri(image: Image.Image) -> str:
+def _data_uri(image: Image.Image) -> str:
     """The image as a PNG data URI: lossless, at the fastest compression level."""
     buffer = io.BytesIO()
     to_rgb(image).save(buffer, "PNG", compress_level=1)
@@ -85,7 +85,7 @@ class OpenAIMLLM(MLLM):
         temperature: float | None = 0.0,
         seed: int | None = 0,
         max_tokens: int = 2048,
-        encode: Callable[[Image.Image], str] = png_uri,
+        encode: Callable[[Image.Image], str] = _data_uri,
         text_first: bool = False,
         others: dict | None = None,
         max_calls: int | None = None,
@@ -251,6 +251,6 @@ class OpenAIMLLM(MLLM):
             named = ", ".join(f"{key} {value}" for key, value in request.items() if key != "model")
             said = "the server refuses %s; now sent: %s"
             if "temperature" in refused:
-                said += "; it may answer otherwise each time (bench.py: --temperature none says so)"
+                said += "; answers may differ each time (bench.py: --temperature none sends none)"
             log.warning(said, " and ".join(refused), named or "none")
         return answer

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from judges.openai_client import data_uri, png_uri
+from judges.openai_client import data_uri
 from unigenbench.testpoints import fold, language_of
 
 PLACES = ("", "eval/src/eval_common.py", "src/eval_common.py", "eval_common.py")
@@ -174,20 +174,24 @@ def read_official(
 # ----------------------------------------------------------------------------- asking
 
 
+def saved(image: Image.Image, kind: str, **how) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **how)
+    return buffer.getvalue()
+
+
 def jpeg_uri(image: Image.Image) -> str:
     """The image's file, as it is decoded, as a JPEG."""
-    buffer, (_, data) = io.BytesIO(), image.info.get("file", ("", None))
+    _, data = image.info.get("file", ("", None))
     pixels = Image.open(io.BytesIO(data)) if data else image
-    pixels.convert("RGB").save(buffer, "JPEG", quality=95)
-    return data_uri("image/jpeg", buffer.getvalue())
+    return data_uri("image/jpeg", saved(pixels.convert("RGB"), "JPEG", quality=95))
 
 
 def file_uri(image: Image.Image) -> str:
     """The bytes of the image's file; the kind is what the name says."""
-    if "file" not in image.info:
-        return png_uri(image)
-    name, data = image.info["file"]
-    return data_uri(mimetypes.guess_type(name)[0] or "application/octet-stream", data)
+    name, data = image.info.get("file", ("of no file.png", None))
+    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return data_uri(kind, data or saved(image, "PNG"))
 
 
 SAMPLING = dict(temperature=None, seed=None)  # neither is sent: the server's own decide
