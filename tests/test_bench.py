@@ -152,7 +152,7 @@ def test_a_judge_that_is_another_model_halfway_is_kept_and_named_and_refused_by_
     for name, model in (("a", "pro-1"), ("b", "flash"), ("old", None)):
         write_results([r._replace(model=model) for r in whole], f"{name}.csv")
     assert "model" not in Path("old.csv").read_text()  # null there would lose the row
-    half, each = r"Judged by pro-1 \(8\), flash \(4\)", r"by pro-1 \(12\).*by flash \(12\)"
+    half, each = r"by pro-1 \(8\), flash \(4\)", r"by pro-1 \(12\).*by flash \(12\)"
     for names, named in [("r.csv", half), ("a.csv b.csv", each)]:
         for command in (f"score {names}", f"report {names} --out x.html"):
             with pytest.raises(ValueError, match=f"of 2 models, .*{named}.*--allow_mixed") as told:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from PIL import Image
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from common import wording
 from common.files import Journal
@@ -315,6 +316,7 @@ def judge_images(
     def ask(chunk: list[Task]) -> list[list[Answer]]:
         return ask_again(mllm.ask, chunk, again, times)
 
-    with journal.file:  # closed, and so unlocked, also where this is cut short
+    # Closed, and so unlocked, also where this is cut short; and warnings do not end the bar's line.
+    with journal.file, logging_redirect_tqdm():
         ask_all(ask, tasks, store.keep, workers, batch, Patience(patience))
     return store.results(prompts, folder, layout)

@@ -203,9 +203,13 @@ def models_of(results: Sequence[Result]) -> dict[str, int]:
     return dict(Counter(r.model for r in results if r.model and r.scores))
 
 
+def named_models(results: list[Result]) -> str:
+    return ", ".join(f"{one_line(name)} ({n})" for name, n in models_of(results).items())
+
+
 def judged_by(results: list[Result]) -> str:
     """A sentence that names the models, after another one; "" where nobody knows them."""
-    named = ", ".join(f"{one_line(name)} ({n})" for name, n in models_of(results).items())
+    named = named_models(results)
     return f" Judged by {named}." if named else ""
 
 
@@ -216,11 +220,13 @@ def check_judges(results: dict, allow_mixed: bool = False) -> None:
     """
     models = {model for of_one in results.values() for model in models_of(of_one)}
     if len(models) > 1 and not allow_mixed:
-        told = [f"{one_line(str(name))}:{judged_by(r)}" for name, r in results.items()]
+        known = {
+            one_line(str(name)): said for name, r in results.items() if (said := named_models(r))
+        }
+        told = "; ".join(f"{name} by {said}" for name, said in known.items())
         raise ValueError(
             f"the judgments are of {len(models)} models, and scores of two judges are two scores "
-            f"({' '.join(told)}): judge again with one of them, or take both together with "
-            "--allow_mixed_judges"
+            f"({told}): judge again with one of them, or take all with --allow_mixed_judges"
         )
 
 
