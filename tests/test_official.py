@@ -118,9 +118,6 @@ def test_the_question_is_put_together_word_for_word_and_nothing_is_run(place):
         question(EN, official=older)
 
 
-JPEG = {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,"}}
-
-
 def expected(form: str, text: str, path: Path) -> dict:
     """The request as the official client of this form makes it."""
     data, kind, words = path.read_bytes(), "png", {"type": "text", "text": text}
