@@ -89,7 +89,7 @@ def draw(found: dict[str, list[dict]], path) -> None:
         axes.set_xticks(range(len(kinds)), labels, fontsize=8)
         axes.set_yticks(range(len(arms)), arms)
         axes.set_ylabel("trained on")
-        axes.set_title(f"gain in {TITLES[name]}", fontsize=10)
+        axes.set_title(f"gain in {TITLES[name[1:]]}", fontsize=10)
         for (y, x), value in np.ndenumerate(table):
             color = "white" if abs(value) > 0.3 else "black"
             axes.text(x, y, f"{value:+.2f}", ha="center", va="center", color=color, fontsize=9)
