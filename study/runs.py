@@ -48,6 +48,7 @@ class Arm(NamedTuple):
     name: str
     reward: Callable | None  # makes what is called as rewards.PairwiseReward is; None: by flags
     flags: tuple[str, ...] = ()  # of train.py, beside those of all arms
+    prepare: Callable = lambda run: None  # what else the run is given before its first step
 
 
 def size_asked_for(doc: str, arguments: Sequence[str] | None) -> str:
@@ -125,6 +126,23 @@ def write_csv(path: Path, rows: Sequence[dict], head: str) -> None:
 # ----------------------------------------------------------------------------- runs
 
 
+def of_prompts(run: Run) -> list[dict]:
+    """For each held-out prompt how many of its testpoints held in the base's image, and in that
+    of the last step."""
+    return [
+        {"prompt": n, "testpoints": len(before), "base": sum(before), "last": sum(after)}
+        for n, (before, after) in enumerate(met_of(run))
+    ]
+
+
+def met_of(run: Run) -> list[tuple[list[bool], list[bool]]]:
+    """For each held-out prompt which of its testpoints held in the base's image, and in that of the
+    last step: none, if the run broke down before it."""
+    whole = run.metrics[-1]["step"] == run.cfg.steps
+    base = run.heldout.base.met
+    return list(zip(base, run.last[0].met if whole else [[] for _ in base], strict=True))
+
+
 class Study:
     """The runs of one study at one size: their two tables, and where they and figures lie."""
 
@@ -141,12 +159,19 @@ class Study:
     def run_folder(self, arm: str, seed: int) -> Path:
         return self.out / f"{re.sub(r'[^A-Za-z0-9-]+', '_', arm)}-{seed}"
 
-    def make(self, arms: Sequence[Arm], seeds, watch=lambda prompts, grid: {}, kept=KEPT) -> None:
+    def make(
+        self,
+        arms: Sequence[Arm],
+        seeds,
+        watch: Callable = lambda prompts, grid: {},
+        kept=KEPT,
+        details: Callable = of_prompts,
+    ) -> None:
         """Makes the runs that the tables lack, the first seed of all arms first; of a short form
         that seed alone.
 
         watch: from prompts and rows of held-out images, one row per prompt, to what else is to be
-        known of them, numbers by name; kept: what of the log.
+        known of them, numbers by name; kept: what of the log; details: the rows of a run's prompts.
         """
         seeds = seeds if self.size == "full" else (0,)
         wanted = [(arm, seed) for seed in seeds for arm in arms]
@@ -168,7 +193,7 @@ class Study:
                 columns = ("step", *kept, *watch([], []))
                 rows = [{k: row.get(k) for k in columns} for row in run.metrics]
                 with hold(self.out / "tables.lock", wait=True):
-                    self.prompts.add(arm.name, seed, of_prompts(run))
+                    self.prompts.add(arm.name, seed, details(run))
                     self.lines.add(arm.name, seed, rows)
                 shutil.rmtree(out / "checkpoint")  # 100 MB and more; the tables are what is needed
 
@@ -181,6 +206,7 @@ def trained(arm: Arm, flags: list[str], label: str, watch: Callable) -> Run:
     with started(cfg) as run:
         if arm.reward:
             run.judging.rewards = dict.fromkeys(run.judging.rewards, arm.reward())
+        arm.prepare(run)
         try:
             train_watched(run, label, watch)
             run.finish()
@@ -204,15 +230,3 @@ def train_watched(run: Run, label: str, watch: Callable) -> None:
     if run.last is None:  # taken up after its last step
         with run.average.swapped_in():
             run.last = run.heldout.evaluate(), run.heldout.grid_images(run.model.transformer)
-
-
-def of_prompts(run: Run) -> list[dict]:
-    """For each held-out prompt how many of its testpoints held in the base's image, and in that
-    of the last step: none, if the run broke down before it."""
-    whole = run.metrics[-1]["step"] == run.cfg.steps
-    base = run.heldout.base.met
-    last = run.last[0].met if whole else [[] for _ in base]
-    return [
-        {"prompt": n, "testpoints": len(before), "base": sum(before), "last": sum(after)}
-        for n, (before, after) in enumerate(zip(base, last, strict=True))
-    ]

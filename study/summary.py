@@ -101,7 +101,7 @@ def markdown(rows: list[dict]) -> str:
 
 def cell(row: dict) -> str:
     """Mean, and below it its intervals over prompts (p) and over seeds (s)."""
-    sign = "+" if row["quantity"].startswith("less") else ""
+    sign = "+" if row["quantity"].startswith(("less", "gain")) else ""
     parts = [f"{row['mean']:{sign}.3f}"]
     for letter, name in (("p", "prompts"), ("s", "seeds")):
         low, high = row[f"{name}_low"], row[f"{name}_high"]

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from common.files import hold
 from rewards import PointwiseReward
-from study import curves, estimators, judging, kl, longer, spread, summary, table1
+from study import curves, dropped, estimators, judging, kinds, kl, longer, spread, summary, table1
 from study.runs import OUT, RESULTS, TINY, Arm, Study, Table
 from study.summary import ACCURACY, markdown, summarize
 
@@ -29,7 +29,7 @@ FULL_ONLY = {"table1_slower", "table1_curves_slower", "longer_cures", "longer_fa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", [estimators, judging, table1, longer, kl, spread])
+@pytest.mark.parametrize("study", [estimators, judging, table1, longer, kl, dropped, kinds, spread])
 def test_the_smallest_study_is_whole_and_made_again_without_its_runs(
     study, tmp_path_factory, monkeypatch
 ):
@@ -197,6 +197,8 @@ TABLES = {  # of each study those that come of its runs, by the end of their nam
     "longer": (lambda study: longer.tables(study, longer.FIGURES, ALL), longer.FLAGS),
     "longer_estimators": (lambda s: estimators.tables(s, longer.PAIR), longer.PAIR_FLAGS),
     "kl": (kl.tables, longer.FLAGS),
+    "dropped": (dropped.tables, longer.FLAGS),
+    "kinds": (kinds.tables, kinds.FLAGS),
 }
 
 

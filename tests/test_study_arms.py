@@ -1,6 +1,8 @@
 """The arms of judging.py, table1.py, longer.py and kl.py: they differ in what they say and nothing
 else, judges err as they claim, scorers learn from choices and err."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,10 +15,11 @@ from judges.mllm import Query
 from judges.scorers import CLIPScorer
 from judges.templates import PAIRWISE_TEMPLATE
 from rewards import STD_FLOORS, PairwiseReward
+from shapes.grammar import parse_prompt
 from shapes.prompts import heldout_prompts, sample_scene
 from shapes.render import render
 from shapes.verifier import ShapesMLLM
-from study import estimators, judging, kl, longer, scorers, table1
+from study import dropped, estimators, judging, kinds, kl, longer, scorers, table1
 
 PROMPT, OTHER = heldout_prompts()[:2]
 TEXT = PAIRWISE_TEMPLATE.replace("{prompt}", PROMPT.text)
@@ -162,6 +165,26 @@ def test_a_second_order_does_not_quiet_a_coin_and_a_third_or_a_soft_answer_does(
     values = PairwiseReward(judge, soft=soft)([PROMPT.text] * 8, groups).values
     advantages = grpo.group_advantages(values, STD_FLOORS["pairwise"])
     assert advantages.square().mean().item() == pytest.approx(mean_square, abs=0.03)
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_groups_without_a_difference_are_known_and_dropped_where_asked(drop):
+    """A judge that must name a winner ranks both groups; only the first has a difference."""
+    same, wrong = alike(8), Image.new("RGB", (32, 32))
+    judge = dropped.Dropping(drop)
+    values = judge([PROMPT.text] * 2, [[wrong, *same[1:]], same]).values
+    assert judge.flat.tolist() == [False, True]
+    different, same = values.std(1, correction=0).tolist()
+    assert different > 0.15 and (same == 0 if drop else same > dropped.FLOOR)
+
+
+def test_a_run_on_one_kind_sees_no_other():
+    for arm in kinds.ARMS:
+        run = SimpleNamespace(prompts=None)
+        arm.prepare(run)
+        texts = run.prompts.train if run.prompts else []
+        assert {parse_prompt(text).kind for text in texts} <= {arm.name} and not arm.flags
+        assert bool(texts) is (arm.name != kinds.ALL)
 
 
 # ----------------------------------------------------------------------------- learned scorers
