@@ -96,7 +96,7 @@ def test_each_of_the_six_panels_draws_its_keys_and_needs_none(tmp_path):
         assert none.crop(box).tobytes() != full.crop(box).tobytes()
 
 
-@pytest.mark.parametrize("name", ["_x", "$x$", "a\nb", "long" * 30, "\udcff"])
+@pytest.mark.parametrize("name", ["_$x$", "a\n" + "long" * 30, "\udcff"])
 def test_curves_name_each_reward_and_dimension(name, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures, "save_figure", lambda figure, path: drawn.append(figure))
