@@ -2,6 +2,7 @@
 own machinery: checks are plain functions."""
 
 import csv
+import functools
 import importlib
 import json
 import os
@@ -12,14 +13,29 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from exercises import checks
 from exercises.checks import EXERCISES, expect, first_failure, student
+from shapes.read import read
 
 FOLDER = Path(importlib.import_module("exercises").__file__).parent
 with (FOLDER / "mistakes.csv").open(newline="") as file:
     MISTAKES = list(csv.DictReader(file))
 TABLES = json.loads((FOLDER / "likely.json").read_text())
+
+
+@functools.cache
+def reading(mode, size, pixels):
+    (found,) = read([Image.frombytes(mode, size, pixels)])
+    return found
+
+
+@pytest.fixture(autouse=True)
+def pictures_are_read_once(monkeypatch):
+    """The checks of exercise 10 read the same pictures again for each mistake."""
+    once = lambda images: [reading(image.mode, image.size, image.tobytes()) for image in images]
+    monkeypatch.setattr("exercises.ex_10_hack.read", once)
 
 
 def hand_in(monkeypatch, exercise, functions):

@@ -230,7 +230,7 @@ def test_what_cannot_be_planned_is_named(name, sentence, tmp_path, monkeypatch):
 
 DEEP = dict(double=3, single=4, dtype=torch.bfloat16, size=128)
 LORA = dict(double=2, single=2, lora=4, dtype=torch.bfloat16, size=128)
-WIDE_LORA = dict(heads=8, double=2, single=3, lora=8, dtype=torch.bfloat16, size=128)
+WIDE_LORA = dict(heads=8, double=2, single=3, lora=8, dtype=torch.bfloat16, size=64)
 
 
 @pytest.mark.parametrize(
