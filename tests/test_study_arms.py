@@ -179,13 +179,3 @@ def test_a_scorer_learns_the_choices_that_it_is_tuned_to(shown):
     scorers.tuned(scorer, shown, 30, np.random.default_rng(0))
     assert right() > max(0.9, before)
     assert not any(weight.requires_grad for weight in scorer.model.parameters())
-
-
-@pytest.mark.slow
-def test_scorers_are_the_same_twice_and_not_alike(tmp_path):
-    made = []
-    for root in (tmp_path / "a", tmp_path / "b"):
-        folders = scorers.learned(root, scorers.SMALLEST)
-        made.append([(folder / "model.safetensors").read_bytes() for folder in folders.values()])
-    assert made[0] == made[1]
-    assert len(set(made[0])) == len(scorers.NAMES)
