@@ -108,9 +108,8 @@ PARTS = [
 # Where a run happens, what it writes, what it only plans, and what ends it: tests of their own.
 ELSEWHERE = {
     *("recipe", "out", "steps", "resume", "device", "logger", "text_cache", "micro_batch"),
+    *("checkpoint_every", "eval_size", "eval_steps", "accept_judge", "export", "tflops", "price"),
     *("max_failed", "reduce_each", "dry_run", "gpu_memory", "ranks", "eval_every", "heldout"),
-    "checkpoint_every",
-    *("eval_size", "eval_steps", "accept_judge", "export", "tflops", "price"),
 }
 
 

@@ -293,7 +293,9 @@ def test_decoding_and_encoding_allocate_what_is_planned(family, folders):
 # ---- what an image costs
 
 
-def test_evaluation_is_planned_at_its_own_size():
+def test_evaluation_is_planned_at_its_own_size(monkeypatch):
+    monkeypatch.setattr(footprint, "replay_peak", lambda model, *_: model.size)  # takes a second
+    monkeypatch.setattr(footprint, "encode_bytes", lambda *_: 0)
     usual = dict(micro_batch=0, vae_slicing=True, group_size=4)  # 64 at once, 4 in a rollout
     same, larger, few = (
         planned(**usual, **more) for more in ({}, {"eval_size": 128}, {"heldout": 4})
