@@ -3,14 +3,11 @@
 import dataclasses
 import re
 
-import pytest
-
 from measure import fairness, speed
 from measure.step import Step
 from shapes.render import COLORS, SHAPES
 from training.config import Config
 
-pytestmark = pytest.mark.slow
 SMALL = dataclasses.replace(Config(), prompts_per_step=1, group_size=2, num_steps=2)
 
 
