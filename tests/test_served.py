@@ -277,6 +277,7 @@ def test_calls_in_flight_are_the_runs_and_shared_by_its_processes(tmp_path):
     with served() as server:
         cfg = config(server, tmp_path, concurrency=16, prompts_per_step=17)
         assert [judge_of(cfg, world)._slots.most for world in (1, 3, 16)] == [16, 5, 1]
+        assert "seed None" in judge_of(replace(cfg, judge_seed=-1)).name
     with pytest.raises(SystemExit, match="--concurrency 16 .* too few for 17 processes"):
         check_config(cfg, 17)
 
