@@ -79,7 +79,7 @@ def test_a_run_leaves_what_the_readme_promises_and_plain_diffusers_loads(undistu
     out, printed = undisturbed
     for folder, names in LEFT.items():
         assert names <= {file.name for file in (out / folder).iterdir() if file.stat().st_size}
-    assert "held-out accuracy" in printed
+    assert "held-out accuracy" in printed and "on 8 held-out prompts" in printed
     rows = log_of(out)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert all(set(row) >= {*STEP.split()} for row in rows[1:])
