@@ -31,7 +31,7 @@ from training.distributed import StoppedError
 from training.footprint import Alive
 from training.session import ends_well, start_run
 
-HANG = 240.0  # seconds after which processes that have not ended never will
+HANG = 480.0  # seconds after which processes that have not ended never will
 
 MODES = {
     "ddp": dict(lora_rank=2),
