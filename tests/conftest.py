@@ -14,20 +14,31 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what tests start inherits it
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_xdist_auto_num_workers(config) -> int:
-    """One process more than cores: some tests wait, for servers and for processes of theirs."""
-    return (os.cpu_count() or 1) + 1
+    """One process a core: what tests start takes the core of the one that waits for it."""
+    return os.cpu_count() or 1
+
+
+# The files that take longest, in order: what begins last should not be long.
+LONGEST = "distributed train exercises plan served pretrain gallery klein study guide study_arms"
+
+
+def pytest_collection_modifyitems(items) -> None:
+    order = [f"test_{name}" for name in LONGEST.split()]
+    rank = {name: n for n, name in enumerate(order)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     """Judge servers, pools and second processes stand beside the test: more threads would wait for
     each other. And log-probs depend on their number in the last bit."""
+    import torch  # not above: the process that hands out the tests needs none
+
     torch.set_num_threads(1)
 
 

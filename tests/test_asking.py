@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from fake_server import client, serving
 from fakes import FakeMLLM
 from PIL import Image
 
@@ -214,14 +213,6 @@ def test_a_judge_without_answers_ends_the_work_in_one_sentence(many, answer, cal
     assert len(set(again)) == len(again)  # never the same twice
     whole = judge()
     assert {r.state for r in many(whole)} == {"judged"} and len(whole.asked) == 140
-
-
-def test_a_server_that_asks_for_two_hours_ends_the_work(many):
-    wait = (429, {"error": {"message": "slow down"}}, {"Retry_After": "7200"})
-    said = "last 3[2-9] calls .*a wait of 7200 s, longer than is left of the 180 s of --pat"
-    with serving(*[wait] * 40) as server, pytest.raises(ValueError, match=said):
-        many(client(server), workers=8)
-    assert len(server.requests) <= 8  # of those in flight, and none of those that follow
 
 
 def test_patience_counts_failures_in_a_row_and_the_time_without_an_answer():

@@ -330,7 +330,6 @@ runpy.run_path("bench.py", run_name="__main__")
     "at, line",
     [
         ("judges.make", ""),
-        ("matplotlib.figure", "report {r}"),
         ("diffusers", "generate --model m --prompts own --out {r}"),
     ],
 )

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import ROOT
 from diffusers import FluxPipeline
-from real_runs import ALONE, few_steps, log_of, stepped
+from real_runs import ALONE, few_steps, log_of, stepped, undrawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -31,7 +31,7 @@ from training.distributed import StoppedError
 from training.footprint import Alive
 from training.session import ends_well, start_run
 
-HANG = 240.0  # seconds after which processes that have not ended never will
+HANG = 480.0  # seconds after which processes that have not ended never will
 
 MODES = {
     "ddp": dict(lora_rank=2),
@@ -145,12 +145,36 @@ def groups_end_after_their_wrappers(ports: list[int]) -> None:
         del wrapped
 
 
-def as_one_of_two(rank: int, folder: Path, ports: list[int]) -> None:
-    """What each of two processes does: a step of each mode, whose checkpoint both take up again.
-    Rank 0 writes what the tests compare."""
+def as_rank(rank: int, port: int, said: Path, function, *args) -> None:
+    """function(*args) in a process of two, with what torchrun sets; its standard error in a
+    file."""
     torch.set_num_threads(1)
-    os.environ |= dict(RANK=str(rank), WORLD_SIZE="2")  # what torchrun sets
-    os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(ports[0]))
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    function(*args)
+
+
+def in_two_processes(said: Path, function, *args) -> str:
+    """What two ranks say, each of which calls function(*args)."""
+    forks = multiprocessing.get_context("forkserver")  # which loads the libraries once for both
+    forks.set_forkserver_preload(["train", "training.footprint"])
+    (port,) = free_ports(1)
+    ranks = [
+        forks.Process(target=as_rank, args=(rank, port, said, function, *args)) for rank in (0, 1)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(HANG)
+        rank.kill()  # one that waits for ever
+    assert [rank.exitcode for rank in ranks] == [0, 0], said.read_text()[-3000:]
+    return said.read_text()
+
+
+def steps_of_each_mode(folder: Path, ports: list[int]) -> None:
+    """A step of each mode, whose checkpoint both take up again. Rank 0 writes what the tests
+    compare."""
     procs = distributed.start_processes("cpu")
     for mode in MODES:
         with Sent() as sent:
@@ -177,23 +201,14 @@ def as_one_of_two(rank: int, folder: Path, ports: list[int]) -> None:
         often = dict(updates=2, checkpoint_every=9, out=str(folder / f"{mode} stopped"))
         a_signal_to_one_rank_ends_both(procs, replace(config(mode, folder), **often))
     torch.distributed.destroy_process_group()
-    groups_end_after_their_wrappers(ports[1:])
+    groups_end_after_their_wrappers(ports)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """The folder that two processes left, and what rank 0 wrote of each mode."""
     folder = tmp_path_factory.mktemp("two")
-    forks = multiprocessing.get_context("forkserver")  # which loads the libraries once for both
-    forks.set_forkserver_preload(["train", "training.footprint"])
-    ports = free_ports(1 + 12)
-    ranks = [forks.Process(target=as_one_of_two, args=(rank, folder, ports)) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(HANG)
-        rank.kill()  # one that waits for ever
-    assert [rank.exitcode for rank in ranks] == [0, 0]
+    in_two_processes(folder / "said.txt", steps_of_each_mode, folder, free_ports(12))
     return folder, {mode: torch.load(folder / f"{mode}.pt") for mode in MODES}
 
 
@@ -277,7 +292,12 @@ def recipe_at_small_size(folder: Path, url: str) -> list[str]:
     return [str(ROOT / "train.py"), *flags]
 
 
-def by_torchrun(command: list[str]) -> str:
+def trained(command: list[str]) -> None:
+    sys.argv = command
+    train.main()
+
+
+def by_torchrun(_, __, command: list[str]) -> str:
     """What two ranks say that torchrun starts."""
     port = f"--master_port={free_ports(1)[0]}"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", port]
@@ -290,15 +310,19 @@ def by_torchrun(command: list[str]) -> str:
     return said
 
 
-def test_two_ranks_follow_the_lora_recipe_and_one_goes_on_and_saves(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "by_two", [in_two_processes, pytest.param(by_torchrun, marks=pytest.mark.slow)]
+)
+def test_two_ranks_follow_the_lora_recipe_and_one_goes_on_and_saves(by_two, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     run = tmp_path / "run"
     with served() as server:
         command = recipe_at_small_size(tmp_path, server.url)
-        said = by_torchrun([*command, "--steps", "2"])
+        said = by_two(tmp_path / "said.txt", trained, [*command, "--steps", "2"])
         rows = log_of(run)
         monkeypatch.setattr(sys, "argv", [*command, "--steps", "3", "--resume"])
-        train.main()
+        with undrawn():
+            train.main()
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert set(rows[0]) == {"step", "win_rate_vs_base"}  # nothing to verify in a file's prompts
     assert "on-policy check, largest |ratio - 1| by step" in said

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from shapes.server import served
-from training import dry_run
+from training import dry_run, plan
 from training.config import Config, parse_config
 
 TINY = str(ROOT / "assets" / "tiny-flux")
@@ -86,11 +86,22 @@ def ready(tmp_path, monkeypatch):
         yield [*files, f"--base_url={server.url}"]
 
 
-def test_the_lora_recipe_with_offload_can_start_on_24_GB(ready, capsys):
+def test_the_lora_recipe_fits_80_and_48_GB_and_with_offload_24(ready, capsys, monkeypatch):
+    plans = []
+    make = lambda *settings: plans.append(plan.make_plan(*settings)) or plans[0]
+    monkeypatch.setattr(dry_run, "make_plan", make)
     flags = ["--recipe", "flux-lora", "--dry_run", "--offload", "--gpu_memory", "24"]
     dry_run.main(parse_config([*flags, *ready]))
     said = capsys.readouterr().out
-    assert "transformer 11,935,028,288 (33,619,968 trained)" in said
+    for part in ("11,935,028,288 (33,619,968 trained)", "4,885,371,136, VAE 83,819,683"):
+        assert part in said
+    held = plans[0].bytes
+    assert held["weights"] < 0.6e9 < held["gathered"]
+    whole = plans[0].offloaded(False)
+    for memory in (80, 48):
+        plan.refuse(whole, memory)
+    with pytest.raises(SystemExit, match="--offload"):
+        plan.refuse(whole, 24)
     assert "16 calls in flight, 16 a rank" in said
     assert "main memory, each rank: 37." in said  # pinned: 34 otherwise
     assert said.splitlines()[-1].startswith("verdict: this run can start")

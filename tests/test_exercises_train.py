@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 from PIL import Image
-from real_runs import log_of
+from real_runs import log_of, undrawn
 
 import grpo
 from exercises import hack, our_hack, train
@@ -21,7 +21,8 @@ def run(monkeypatch, tmp_path):
     def run(module, *flags):
         out = tmp_path / "run"
         monkeypatch.setattr("sys.argv", ["", *BRIEFEST.split(), f"--out={out}", *flags])
-        module.main()
+        with undrawn():
+            module.main()
         return out
 
     return run
@@ -58,14 +59,6 @@ def test_a_students_functions_train_as_ours_do(run, monkeypatch, capsys):
     assert yours == pytest.approx(ours, rel=1e-3, abs=1e-5)
     assert ours["clip_frac"] > 0  # one update a step would never clip
     assert Image.open(out / "curves.png").width > 400
-
-
-@pytest.mark.parametrize("top", [0.6, 1.0, 1.08])
-def test_no_curve_is_cut_at_its_top(top, monkeypatch, tmp_path):
-    drawn = []
-    monkeypatch.setattr(train.pictures, "save_figure", lambda figure, path: drawn.append(figure))
-    train.draw({"a score": ([0, 1], [0.2, top])}, "a title", tmp_path / "curves.png")
-    assert drawn[0].axes[0].get_ylim()[1] >= 1.03 * max(top, 1)
 
 
 @pytest.mark.parametrize("module", [train, hack])

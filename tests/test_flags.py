@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from real_runs import ALONE, log_of, stepped
+from real_runs import ALONE
 from test_loop import TOY, one_toy_step
 
 import bench
@@ -30,7 +30,9 @@ def drawn(cfg, *_):
 
 
 def stepped_toy(cfg, *_):
-    return one_toy_step(cfg, lr=0.01, micro_batch=1)[0]
+    """The weight, and its moving average."""
+    moved, run = one_toy_step(cfg, lr=cfg.lr, micro_batch=1, weight=0.5)
+    return moved, [mean.item() for mean in run.average.mean.values()]
 
 
 def loaded(cfg, _, patch):
@@ -68,11 +70,6 @@ def tried(cfg, folder, patch):
     return start.try_judge(cfg, ShapesMLLM())
 
 
-def run(cfg, folder, _):
-    stepped(dataclasses.replace(cfg, out=str(folder)), 2)
-    return log_of(folder), sorted(path.name for path in (folder / "checkpoint").iterdir())
-
-
 # What is looked at, the settings to begin with, and another value of each flag that it reads.
 PARTS = [
     (drawn, {}, dict(same_noise=True, num_steps=5, timestep_fraction=0.2, prompts="a file")),
@@ -83,9 +80,10 @@ PARTS = [
     ),
     (
         stepped_toy,
-        vars(TOY) | dict(updates=2, kl_coef=0.1),
+        vars(TOY) | dict(updates=2, kl_coef=0.1, lr=0.01),
         dict(shift=1.0, noise_level=0.7, sde_kind="flow", guard=True, clip_range=1e-9)
-        | dict(max_grad_norm=1e-3, kl_coef=0.2, updates=1, std_floor=1.0, adv_clip=0.1),
+        | dict(max_grad_norm=1e-3, kl_coef=0.2, updates=1, std_floor=1.0, adv_clip=0.1)
+        | dict(lr=1e-3, weight_decay=1.0, ema=0.0),
     ),
     (
         loaded,
@@ -106,18 +104,12 @@ PARTS = [
         dict(reward="pointwise", opponents=2, both_orders=False, soft=True, judge_prompt="file"),
     ),
     (tried, dict(judge="local"), dict(soft=True, judge_prompt="file")),
-    (
-        run,
-        dict(prompts_per_step=1, group_size=2, num_steps=2, heldout=1, steps=9, eval_every=2)
-        | dict(checkpoint_every=1),
-        dict(lr=1e-3, weight_decay=1.0, ema=0.0, checkpoint_every=2),
-    ),
 ]
 # Where a run happens, what it writes, what it only plans, and what ends it: tests of their own.
 ELSEWHERE = {
     *("recipe", "out", "steps", "resume", "device", "logger", "text_cache", "micro_batch"),
+    *("checkpoint_every", "eval_size", "eval_steps", "accept_judge", "export", "tflops", "price"),
     *("max_failed", "reduce_each", "dry_run", "gpu_memory", "ranks", "eval_every", "heldout"),
-    *("eval_size", "eval_steps", "accept_judge", "export", "tflops", "price"),
 }
 
 

@@ -58,7 +58,7 @@ def test_it_stays_bounded_and_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(judging, "PICTURES", 3)
     for _ in range(2):  # a run, and one that goes on
         record = judging.Record(tmp_path)
-        for n in range(100):
+        for n in range(50):
             record.write(compared(f"{n} {50 * 'x'} {{prompt}}").comparisons)
     sizes = [file.stat().st_size for file in tmp_path.glob("*.jsonl")]
     assert len(sizes) == 2 and sum(sizes) < 2 * 5500
@@ -66,7 +66,7 @@ def test_it_stays_bounded_and_goes_on_where_it_was(tmp_path, monkeypatch):
     kept = [name for name in ("verdicts.old.jsonl", "verdicts.jsonl") if (tmp_path / name).exists()]
     newest = [line for name in kept for line in lines(tmp_path, name)][-20:]
     asked = [int(line["question"].split()[0]) for line in newest]
-    assert asked == [n for n in range(90, 100) for _ in range(2)]
+    assert asked == [n for n in range(40, 50) for _ in range(2)]
 
 
 def collected(judging_of_run, *models):

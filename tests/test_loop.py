@@ -67,6 +67,9 @@ class Toy:
     def trainable(self):
         return [self.transformer.weight]
 
+    def schedule_shift(self, steps):
+        return TOY.shift
+
 
 SHAPE = dict(num_steps=4, shift=3.0, group_size=2, prompts_per_step=2)
 EXPLORING = dict(noise_level=0.5, sde_kind="dance")
@@ -198,6 +201,10 @@ def test_a_step_is_the_mean_over_samples_and_replayed_steps(micro_batch, updates
 def test_a_gradient_is_clipped_to_its_largest_norm():
     moved, run = one_toy_step(replace(TOY, max_grad_norm=1e-6), lr=1.0)
     assert abs(moved) == pytest.approx(1e-6, rel=1e-3) and run.done[0].norms[0] > 1e-6
+
+
+def test_a_shift_of_0_is_the_pipelines_own():
+    assert one_toy_step(replace(TOY, shift=0.0))[0] == one_toy_step()[0] != 0.0
 
 
 def test_the_moving_average_follows_each_step():

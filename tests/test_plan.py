@@ -230,7 +230,7 @@ def test_what_cannot_be_planned_is_named(name, sentence, tmp_path, monkeypatch):
 
 DEEP = dict(double=3, single=4, dtype=torch.bfloat16, size=128)
 LORA = dict(double=2, single=2, lora=4, dtype=torch.bfloat16, size=128)
-WIDE_LORA = dict(heads=8, double=2, single=3, lora=8, dtype=torch.bfloat16, size=128)
+WIDE_LORA = dict(heads=8, double=2, single=3, lora=8, dtype=torch.bfloat16, size=64)
 
 
 @pytest.mark.parametrize(
@@ -249,8 +249,10 @@ def test_a_micro_batch_allocates_what_is_planned(shape, tokens, checkpointing):
     assert_replay_is_planned(*models, tokens)
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize("family, guidance", [("klein", 4.0), ("klein", 1.0), ("sd3", 4.5)])
+@pytest.mark.parametrize(
+    "family, guidance, checkpointing",
+    [("klein", 4.0, True), ("klein", 1.0, False), ("sd3", 4.5, False)],
+)
 def test_other_families_allocate_what_is_planned(family, guidance, checkpointing, folders):
     """Guidance above 1 is a batch of twice the size."""
     models = []
@@ -291,7 +293,9 @@ def test_decoding_and_encoding_allocate_what_is_planned(family, folders):
 # ---- what an image costs
 
 
-def test_evaluation_is_planned_at_its_own_size():
+def test_evaluation_is_planned_at_its_own_size(monkeypatch):
+    monkeypatch.setattr(footprint, "replay_peak", lambda model, *_: model.size)  # takes a second
+    monkeypatch.setattr(footprint, "encode_bytes", lambda *_: 0)
     usual = dict(micro_batch=0, vae_slicing=True, group_size=4)  # 64 at once, 4 in a rollout
     same, larger, few = (
         planned(**usual, **more) for more in ({}, {"eval_size": 128}, {"heldout": 4})
@@ -372,18 +376,3 @@ def test_the_table_of_the_recipes_is_what_their_dry_runs_say(uncounted):
             *(f"{calls:,}", f"{calls * made.settings.steps:,}"),
         ):
             assert f" {value} " in row
-
-
-def test_the_lora_recipe_fits_80_and_48_GB_and_24_only_with_offload():
-    """That it fits 24 then is test_dry_run.py's."""
-    made = plan.make_plan(config.parse_config(["--recipe", "flux-lora"]))
-    said = plan.table(made)
-    for part in ("11,935,028,288 (33,619,968 trained)", "4,885,371,136, VAE 83,819,683"):
-        assert part in said
-    plan.refuse(made, 80)
-    plan.refuse(made, 48)
-    with pytest.raises(SystemExit, match="--offload"):
-        plan.refuse(made, 24)
-    offloaded = replace(made.settings, offload=True)
-    held = plan.train_bytes(made.counts, made.bytes["weights"], offloaded, 1, 1)
-    assert held["weights"] < 0.6e9 < held["gathered"]

@@ -9,17 +9,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from fake_server import (
-    KEY,
-    PASSWORD,
-    Handler,
-    choice,
-    client,
-    picture,
-    questions,
-    serving,
-    texts,
-)
+from fake_server import KEY, PASSWORD, Handler, choice, client, picture, questions, serving, texts
 
 from judges.openai_client import OpenAIMLLM
 from judges.refusal import told_wait

@@ -158,8 +158,7 @@ def test_only_results_of_the_same_prompts_are_compared():
 
 
 @pytest.mark.parametrize(
-    "odd",
-    ["", '"', ",\n", "\r\n", "\\", "\\ud83d", "𝄞", *map(chr, (0, 12, 0x2028, 0xFEFF))],
+    "odd", ["", '"', ",\n", "\r\n", "\\", "\\ud83d", "𝄞", *map(chr, (0, 12, 0x2028, 0xFEFF))]
 )
 def test_result_file_is_read_back(tmp_path, odd):
     """By ours and by what reads CSV files elsewhere, to the last character of an answer."""

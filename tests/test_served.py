@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 from fakes import FakeMLLM
 from PIL import Image
-from real_runs import ALONE, few_steps, log_of, stepped, whole_run
+from real_runs import ALONE, few_steps, log_of, stepped, undrawn, whole_run
 
 import train
 from judges.mllm import Answer, Query
@@ -169,7 +169,7 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
     flags, says = [f"--{key}={value}" for key, value in settings.items()], []
     for extra, left in (([], 2 + 2 * 12 + 2), (["--resume"], 2 + 10)):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, *extra])
-        with dying(port, left), pytest.raises(SystemExit) as stop:
+        with undrawn(), dying(port, left), pytest.raises(SystemExit) as stop:
             train.main()
         says.append(stop.value.code)  # a text: exit status 1
     for said, of in zip(says, (8, 12), strict=True):
@@ -277,6 +277,7 @@ def test_calls_in_flight_are_the_runs_and_shared_by_its_processes(tmp_path):
     with served() as server:
         cfg = config(server, tmp_path, concurrency=16, prompts_per_step=17)
         assert [judge_of(cfg, world)._slots.most for world in (1, 3, 16)] == [16, 5, 1]
+        assert "seed None" in judge_of(replace(cfg, judge_seed=-1)).name
     with pytest.raises(SystemExit, match="--concurrency 16 .* too few for 17 processes"):
         check_config(cfg, 17)
 

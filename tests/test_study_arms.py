@@ -76,12 +76,6 @@ def test_the_arms_differ_in_the_reward_the_floor_and_the_kl_alone():
     assert not any("third" in flag or "fourth" in flag for arm in arms for flag in arm.flags)
 
 
-def test_what_two_scorers_give_is_their_mean():
-    columns = {"first": (1.0, None, 2.0), "second": (3.0, None, 5.0)}
-    rows = [{"step": n} | {key: column[n] for key, column in columns.items()} for n in range(3)]
-    assert table1.own(rows, "two scorers mixed") == ([0, 2], [2.0, 3.5])
-
-
 # ----------------------------------------------------------------------------- estimators
 
 
@@ -111,8 +105,8 @@ def test_bias_alone_decides_between_right_images_unless_they_tie():
 
 @pytest.fixture(scope="module")
 def pairs():
-    """400 times an image of the prompt and one of another, each with a grain of its own."""
-    shown = grained(np.broadcast_to(pixels_of(PROMPT, OTHER), (400, 2, 32, 32, 3)), 2)
+    """200 times an image of the prompt and one of another, each with a grain of its own."""
+    shown = grained(np.broadcast_to(pixels_of(PROMPT, OTHER), (200, 2, 32, 32, 3)), 2)
     return [tuple(map(Image.fromarray, two)) for two in shown]
 
 
@@ -142,14 +136,6 @@ def test_always_a_winner_and_the_exact_judges_where_it_names_one():
     assert set(forced) == {Verdict.FIRST, Verdict.SECOND}
     assert all(f is e for f, e in zip(forced, exact) if e is not Verdict.TIE)
     assert verdicts(table1.AlwaysAWinner(), queries) == forced
-
-
-def test_its_coin_favors_no_place():
-    first, *others = alike(65)
-    coin = table1.AlwaysAWinner()
-    coin.JND = 10.0  # so that the coin decides
-    given = verdicts(coin, [Query((first, other), TEXT) for other in others])
-    assert 20 <= given.count(Verdict.FIRST) <= 44
 
 
 @pytest.mark.parametrize(
@@ -204,6 +190,7 @@ def test_choices_are_the_judges_and_ties_are_left_out(shown):
     assert [int(verdict is Verdict.FIRST) for verdict in given] == shown.chosen
 
 
+@pytest.mark.slow
 def test_a_scorer_learns_the_choices_that_it_is_tuned_to(shown):
     scorer = CLIPScorer(scorers.CLIP)
 
@@ -215,13 +202,3 @@ def test_a_scorer_learns_the_choices_that_it_is_tuned_to(shown):
     scorers.tuned(scorer, shown, 30, np.random.default_rng(0))
     assert right() > max(0.9, before)
     assert not any(weight.requires_grad for weight in scorer.model.parameters())
-
-
-@pytest.mark.slow
-def test_scorers_are_the_same_twice_and_not_alike(tmp_path):
-    made = []
-    for root in (tmp_path / "a", tmp_path / "b"):
-        folders = scorers.learned(root, scorers.SMALLEST)
-        made.append([(folder / "model.safetensors").read_bytes() for folder in folders.values()])
-    assert made[0] == made[1]
-    assert len(set(made[0])) == len(scorers.NAMES)

@@ -87,8 +87,7 @@ NOTHING = f"empty answer: {CUT}"
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [Answer("I draft: " + ONE, unfinished=CUT), Answer(error=NOTHING, unfinished=NOTHING)],
+    "answer", [Answer("I draft: " + ONE, unfinished=CUT), Answer(error=NOTHING, unfinished=NOTHING)]
 )
 def test_a_cut_off_answer_names_the_flag_and_is_not_asked_for_in_the_same_words(answer):
     mllm = in_turn(answer, answer)
