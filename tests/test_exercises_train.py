@@ -61,6 +61,14 @@ def test_a_students_functions_train_as_ours_do(run, monkeypatch, capsys):
     assert Image.open(out / "curves.png").width > 400
 
 
+@pytest.mark.parametrize("top", [0.6, 1.0, 1.08])
+def test_no_curve_is_cut_at_its_top(top, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(train.pictures, "save_figure", lambda figure, path: drawn.append(figure))
+    train.draw({"a score": ([0, 1], [0.2, top])}, "a title", tmp_path / "curves.png")
+    assert drawn[0].axes[0].get_ylim()[1] >= 1.03 * max(top, 1)
+
+
 @pytest.mark.parametrize("module", [train, hack])
 def test_help_says_first_what_the_command_does(module, run, capsys):
     with pytest.raises(SystemExit) as end:

@@ -45,6 +45,15 @@ def test_marks_say_which_testpoints_hold_below_each_image(tmp_path):
     assert one > 0 and green([True, True]) == 3 * one and green([True, False]) == 2 * one
 
 
+def test_long_captions_stay_left_of_the_images(tmp_path):
+    short, long = (
+        grid(tmp_path, [[RED]], [text]).copy() for text in ("a", "a word and another one " * 40)
+    )
+    assert short.size == long.size and short.tobytes() != long.tobytes()
+    right = (150, 0, *short.size)
+    assert short.crop(right).tobytes() == long.crop(right).tobytes()
+
+
 def test_grids_draw_no_control_characters(tmp_path):
     odd = (" ", "\x00", "\x85", "\u2028", "\r\n\x1b")
     drawn = [grid(tmp_path, [[RED]], [f"a{c}b"], columns=[f"c{c}d"]).tobytes() for c in odd]

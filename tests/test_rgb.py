@@ -100,6 +100,16 @@ def test_an_image_stands_upright_and_is_turned_once(kind):
         assert to_rgb(to_rgb(image)).tobytes() == to_rgb(image).tobytes()
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_garbled_exif_data_cost_nothing_and_no_turn():
+    for exif in (b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\xff", b"MM\0*\0\0\0\x08"):
+        assert difference(to_rgb(reread(COLORS, exif=exif)), COLORS) == 0
+    odd = Image.Exif()
+    odd[ORIENTATION], odd[0x011A] = 3, 72.0
+    garbled = odd.tobytes().replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x02")  # of another type
+    assert difference(to_rgb(reread(COLORS, exif=garbled)), COLORS.rotate(180)) == 0
+
+
 def test_the_image_that_is_given_stays_as_it_is():
     for image in (RED, COLORS, Image.fromarray(SIXTEEN)):
         before = image.mode, image.tobytes(), dict(image.info)

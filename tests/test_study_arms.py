@@ -138,6 +138,14 @@ def test_always_a_winner_and_the_exact_judges_where_it_names_one():
     assert verdicts(table1.AlwaysAWinner(), queries) == forced
 
 
+def test_its_coin_favors_no_place():
+    first, *others = alike(65)
+    coin = table1.AlwaysAWinner()
+    coin.JND = 10.0  # so that the coin decides
+    given = verdicts(coin, [Query((first, other), TEXT) for other in others])
+    assert 20 <= given.count(Verdict.FIRST) <= 44
+
+
 @pytest.mark.parametrize(
     "judge, mean_square",  # of advantages
     [(ShapesMLLM(), 0), (table1.AlwaysAWinner(), 1), (kl.SoftWinner(), 0.07)],
@@ -202,3 +210,13 @@ def test_a_scorer_learns_the_choices_that_it_is_tuned_to(shown):
     scorers.tuned(scorer, shown, 30, np.random.default_rng(0))
     assert right() > max(0.9, before)
     assert not any(weight.requires_grad for weight in scorer.model.parameters())
+
+
+@pytest.mark.slow
+def test_scorers_are_the_same_twice_and_not_alike(tmp_path):
+    made = []
+    for root in (tmp_path / "a", tmp_path / "b"):
+        folders = scorers.learned(root, scorers.SMALLEST)
+        made.append([(folder / "model.safetensors").read_bytes() for folder in folders.values()])
+    assert made[0] == made[1]
+    assert len(set(made[0])) == len(scorers.NAMES)
