@@ -26,6 +26,14 @@ TINY = str(ROOT / "assets" / "tiny-flux")
 ROW = {"step": 3, "reward_mean": 0.5, "failed": 0, "judge": "shapes"}
 
 
+def test_lines_after_the_checkpoint_and_torn_ones_are_not_read(tmp_path):
+    rows = [{"step": step} for step in range(4)]
+    log.write_metrics(tmp_path, rows)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 1, "rew')
+    assert log.read_metrics(tmp_path, 2) == rows[:3]
+
+
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
 @pytest.mark.parametrize("made", [MagicMock(), None], ids=["installed", "missing"])
 def test_a_logger_gets_every_number_at_its_step_or_is_named(kind, made, tmp_path, monkeypatch):
