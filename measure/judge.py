@@ -213,9 +213,8 @@ def table_of(line: dict) -> list[list[float | None]]:
 
 def pairs_of(case: Case, line: dict) -> list[Pair]:
     sign = lambda points: None if points is None else int(np.sign(points - 0.5))
-    points, table, pairs = {}, table_of(line), []
-    for p in line["pairs"]:
-        points[p["first"], p["second"]] = p["points"]
+    points, table = {(p["first"], p["second"]): p["points"] for p in line["pairs"]}, table_of(line)
+    pairs = []
     for i, j in PAIRS:
         orders = sign(points[i, j]), sign(turned(points[j, i]))
         pairs.append(Pair(case, (i, j), *case.difference(i, j), sign(table[i][j]), orders))
@@ -279,18 +278,21 @@ def study_of(end: str) -> list[dict]:
 
 
 def left_on_shapes(pairs: list[Pair]) -> str:
-    """What a run on shapes gained by the judge of the study that is nearest to this one."""
-    here = judged("", [pair for pair in pairs if pair.truth])
+    """What a run on shapes gained by the judge of the study that is nearest to this one. pairs:
+    those with a better image."""
+    here = judged("", pairs)
     found = {"right": here.k / here.n, "tied": here.tied / here.n, "wrong": here.wrong / here.n}
     both = [row for row in study_of("judges") if row["setup"].endswith(", both orders")]
     near = min(both, key=lambda row: sum(abs(float(row[key]) - found[key]) for key in found))
+    lead = lambda row: float(row["right"]) - float(row["wrong"])
+    poorer = ", and none of them as poor" * (lead(found) < min(map(lead, both)))
     what = (near["setup"], "less the base")
     gain = next(row for row in study_of("summary") if (row["arm"], row["quantity"]) == what)
     share = lambda row: ", ".join(f"{float(row[key]):.0%} {key}" for key in found)
     number = lambda key: f"{float(gain[key]):+.3f}"
     return (
         f"Of pairs with a better image: {share(found)}. Of the judges in docs/study.md, section 5, "
-        f"'{near['setup']}' is nearest ({share(near)}). On shapes it left a gain of "
+        f"'{near['setup']}' is nearest{poorer} ({share(near)}). On shapes it left a gain of "
         f"{number('mean')} in held-out accuracy (95 % interval {number('prompts_low')} .. "
         f"{number('prompts_high')} over prompts, {number('seeds_low')} .. {number('seeds_high')} "
         f"over {gain['seeds']} seeds)."
@@ -389,7 +391,8 @@ def run(args: argparse.Namespace, cfg: Config) -> None:
         rows += [[title, *[""] * (len(HEADER) - 1)], *map(Row.cells, section)]
     models = sorted({p["model"] for line in lines for p in line["pairs"] if p["model"]})
     notes = [f"{judge.name}; answered by: {', '.join(models) or 'itself'}.", cost(cfg, lines)]
-    notes += [left_on_shapes(pairs)] if pairs else []
+    decided = [pair for pair in pairs if pair.truth]
+    notes += [left_on_shapes(decided)] if decided else []
     print(text_table(HEADER, rows), *notes, sep="\n")
     odd = sorted((p for p in pairs if p.said != p.truth), key=lambda pair: pair.said == 0)
     titles = "A judge's report card", "Pairs that were not judged rightly: wrong winners, then ties"
@@ -397,7 +400,7 @@ def run(args: argparse.Namespace, cfg: Config) -> None:
     image = chart(sections, Path(args.out).with_suffix(".png"))
     write_gallery(args.out, titles, notes, HEADER, rows, groups, image)
     print(f"open {args.out}")
-    if not pairs:
+    if not decided:
         raise ValueError("nothing could be measured: no pair was answered in both orders")
 
 

@@ -125,6 +125,7 @@ def test_a_server_is_measured_by_the_command(capsys, tmp_path):
     rows = {line[:40].strip(): line[40:].split() for line in printed.splitlines()}
     assert rows["pairs: the first place wins"][:2] == ["78", "100.00"]
     assert rows["a testpoint"][-2:] == ["39", "0"]  # all tied
+    assert "none of them as poor (51% right, 49% tied, 0% wrong)" in printed
 
 
 def test_a_random_model_is_measured_where_it_answers_and_else_the_status_says_so(capsys, tmp_path):
