@@ -202,7 +202,7 @@ class Row(NamedTuple):
         return [self.name, str(self.n), *share, str(self.tied), str(self.wrong)]
 
 
-HEADER = ["", "Of", "Share", "95 % interval", "Tied", "Wrong"]
+HEADER = ["", "Of", "Percent", "95 % interval", "Tied", "Wrong"]
 
 
 def table_of(line: dict) -> list[list[float | None]]:
