@@ -188,7 +188,7 @@ class LocalMLLM(MLLM):
                 answers[k] = Answer(text, unfinished=unfinished, usage=tuple(usage))
                 if not text.strip():
                     empty = f"empty answer: {unfinished}" if unfinished else "empty answer"
-                    answers[k] = Answer(error=empty, unfinished=empty)
+                    answers[k] = Answer(error=empty, unfinished=empty, usage=tuple(usage))
         return answers
 
     @torch.inference_mode()

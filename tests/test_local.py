@@ -97,7 +97,7 @@ def test_a_batch_is_answered_as_a_plain_generate_answers_each(judge_of, name):
     plain = [plain_answer(judge, query) for query in QUERIES]
     assert [a.text or "" for a in answers] == [text for text, *_ in plain]
     assert [a.unfinished is None for a in answers] == [bool(t) and whole for t, whole, _ in plain]
-    assert all(a.usage == usage for a, (*_, usage) in zip(answers, plain) if a.text)
+    assert [a.usage for a in answers] == [usage for *_, usage in plain]
     assert len({a.text for a in answers}) > 2
     assert [judge.ask([query])[0] for query in QUERIES] == answers  # each alone
     cut = [a.unfinished for a in answers if a.text and a.unfinished]
