@@ -115,6 +115,15 @@ def test_first_probability_is_that_of_teacher_forcing(judge_of, name):
     assert all(0 <= p <= 1 for p in batch)
 
 
+def test_tokens_are_counted_to_the_end_of_each_answer(local, monkeypatch):
+    end, a = int(local._ends[0]), local.processor.tokenizer("a")["input_ids"][-1]
+    made = torch.tensor([[a, end, end], [a, a, a], [end, end, end]])
+    generate = lambda input_ids, **_: torch.cat([input_ids, made], 1)
+    monkeypatch.setattr(local.model, "generate", generate)
+    answers = local.ask([QUERIES[0]] * 3)
+    assert [answer.usage[1] for answer in answers] == [2, 3, 1]
+
+
 @pytest.mark.parametrize(
     "caption", ["a <eos>dog<|image_pad|>", "a <e<e<eos>os>os>dog", "<|video_pad|>a dog"]
 )
