@@ -156,6 +156,18 @@ def points_table(comparisons: Sequence[Comparison], group_size: int) -> list[lis
     return table
 
 
+def count_cycles(table: Sequence[Sequence[float | None]]) -> tuple[int, int]:
+    """Of one group's points (G, G): the triples whose three pairs are all decided, neither lost nor
+    tied, and how many of them are cyclic: a over b, b over c, c over a."""
+    decided = cyclic = 0
+    for i, j, k in itertools.combinations(range(len(table)), 3):
+        around = (table[i][j], table[j][k], table[k][i])
+        if not {None, 0.5} & set(around):
+            decided += 1
+            cyclic += len({points > 0.5 for points in around}) == 1
+    return decided, cyclic
+
+
 # ----------------------------------------------------------------------------- rewards
 
 
@@ -207,7 +219,8 @@ class PairwiseReward:
     def __call__(self, prompts: Sequence[str], images: Sequence[Sequence]) -> Rewards:
         """Win rates (P, G) for P prompts and P groups of G PIL images.
 
-        counts has pairs (not lost), ties, first and second (of answers, as shown) and agree too.
+        counts has pairs (not lost), ties, first and second (of answers, as shown) and agree too;
+        where all pairs are judged, triples and cyclic.
         Raises ValueError if groups differ in size.
         """
         size = group_size_of(prompts, images)
@@ -222,6 +235,9 @@ class PairwiseReward:
         known = [point for group in points for point in group if point is not None]
         counts = self.count(compared)
         counts.update(pairs=len(known), ties=known.count(0.5))
+        if len(pairs) == size * (size - 1) // 2:
+            triples, cyclic = map(sum, zip(*map(count_cycles, tables)))
+            counts.update(triples=triples, cyclic=cyclic)
         return rewards_of(rates, compared, lost, counts)
 
     def compare(self, pairs, prompts, images) -> list[Comparison]:

@@ -179,13 +179,16 @@ class LocalMLLM(MLLM):
             inputs = self.inputs([queries[k] for k in batch])
             tokens = self.model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
             texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
-            ended = torch.isin(tokens, self._ends).any(1).tolist()
-            for k, text, whole in zip(batch, texts, ended, strict=True):
+            ends = torch.isin(tokens, self._ends)
+            shown = inputs["attention_mask"].sum(1).tolist()
+            written = (ends.cumsum(1) - ends.int() == 0).sum(1).tolist()  # to the first end
+            how = zip(texts, ends.any(1).tolist(), shown, written)
+            for k, (text, whole, *usage) in zip(batch, how, strict=True):
                 unfinished = None if whole else cut_off(self.max_new_tokens)
-                answers[k] = Answer(text, unfinished=unfinished)
+                answers[k] = Answer(text, unfinished=unfinished, usage=tuple(usage))
                 if not text.strip():
                     empty = f"empty answer: {unfinished}" if unfinished else "empty answer"
-                    answers[k] = Answer(error=empty, unfinished=empty)
+                    answers[k] = Answer(error=empty, unfinished=empty, usage=tuple(usage))
         return answers
 
     @torch.inference_mode()

@@ -29,6 +29,7 @@ class Answer(NamedTuple):
     # and said nothing, or only thought, and would do so again.
     unfinished: str | None = None
     unreachable: bool = False  # whatever was asked: the server is dead, or wants a longer wait
+    usage: tuple[int, int] | None = None  # tokens of question and answer, where they are counted
 
 
 def cut_off(tokens: int) -> str:

@@ -61,8 +61,9 @@ def answer_of(reply, max_tokens: int) -> Answer:
         text = text_of(message.content)
     except AttributeError:
         raise ValueError(f"not a chat completion: {str(reply)[:80]!r}") from None
-    tokens = getattr(getattr(reply, "usage", None), "completion_tokens", None)
-    unfinished = why_unfinished(reason, tokens, max_tokens)
+    usage = getattr(reply, "usage", None)
+    usage = tuple(getattr(usage, f"{of}_tokens", None) for of in ("prompt", "completion"))
+    unfinished = why_unfinished(reason, usage[1], max_tokens)
     if not text.strip():
         refusal = getattr(message, "refusal", None)
         empty = f"refused: {encodable(str(refusal))}" if refusal else None
@@ -73,4 +74,6 @@ def answer_of(reply, max_tokens: int) -> Answer:
     thoughts = [getattr(message, name, None) for name in ("reasoning", "reasoning_content")]
     if unfinished and any(thoughts):
         text = "</think>" + text  # the thinking, which came by itself, has ended
-    return Answer(text, None, model if isinstance(model, str) else None, unfinished)
+    counted = usage if all(isinstance(tokens, int) for tokens in usage) else None
+    model = model if isinstance(model, str) else None
+    return Answer(text, None, model, unfinished, usage=counted)

@@ -1,10 +1,10 @@
-"""Pictures of colored shapes: a scene drawn on 32x32 pixels."""
+"""Pictures of colored shapes: a scene drawn on 32x32 pixels, or as large as is asked for."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-SIZE = 32  # pixels
+SIZE = 32  # pixels: the unit of all places and lengths
 LIGHT, DARK = (238, 236, 230), (30, 30, 36)  # the two grounds
 COLORS = {
     "red": (214, 39, 40),
@@ -34,12 +34,12 @@ class Scene(NamedTuple):
     dark: bool = False
 
 
-def coverage(shape: np.ndarray, x, y, r, outline) -> np.ndarray:
-    """Share of each pixel that a shape covers (n, 32, 32), by signed distance; inputs (n,).
+def coverage(shape: np.ndarray, x, y, r, outline, size: int = SIZE) -> np.ndarray:
+    """Share of each pixel that a shape covers (n, size, size), by signed distance; inputs (n,).
 
     All three shapes are centered on their centroid; circle and square of one r have equal areas.
     """
-    grid = np.arange(SIZE, dtype=np.float32) + 0.5
+    grid = (np.arange(size, dtype=np.float32) + 0.5) * (SIZE / size)
     x, y, r = (np.asarray(v, np.float32)[:, None, None] for v in (x, y, r))
     dx, dy = np.abs(grid[None, None, :] - x), grid[None, :, None] - y
     circle = np.sqrt(dx**2 + dy**2) - r
@@ -50,19 +50,20 @@ def coverage(shape: np.ndarray, x, y, r, outline) -> np.ndarray:
     distance = np.choose(np.asarray(shape)[:, None, None], [circle, square, triangle])
     half = np.float32(LINE_WIDTH / 2)
     line = np.asarray(outline)[:, None, None]
-    return np.clip(0.5 - np.where(line, np.abs(distance + half) - half, distance), 0, 1)
+    inside = np.where(line, np.abs(distance + half) - half, distance)
+    return np.clip(0.5 - inside * (size / SIZE), 0, 1)
 
 
-def render(scenes: list[Scene]) -> np.ndarray:
-    """Anti-aliased pictures (n, 32, 32, 3) uint8, things painted in order."""
+def render(scenes: list[Scene], size: int = SIZE) -> np.ndarray:
+    """Anti-aliased pictures (n, size, size, 3) uint8, things painted in order."""
     ground = np.array([DARK if s.dark else LIGHT for s in scenes], np.float32)
-    images = np.broadcast_to(ground[:, None, None], (len(scenes), SIZE, SIZE, 3)).copy()
+    images = np.broadcast_to(ground[:, None, None], (len(scenes), size, size, 3)).copy()
     for layer in range(max((len(s.things) for s in scenes), default=0)):
         rows = [i for i, s in enumerate(scenes) if len(s.things) > layer]
         things = [scenes[i].things[layer] for i in rows]
         shapes = np.array([SHAPES.index(t.shape) for t in things])
         rest = ([getattr(t, name) for t in things] for name in ("x", "y", "r", "outline"))
-        alpha = coverage(shapes, *rest)[..., None]
+        alpha = coverage(shapes, *rest, size)[..., None]
         color = np.array([COLORS.get(t.color, t.color) for t in things], np.float32)[:, None, None]
         images[rows] += alpha * (color - images[rows])
     return np.round(images).astype(np.uint8)

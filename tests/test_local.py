@@ -62,13 +62,14 @@ def plain_inputs(judge: LocalMLLM, query: Query):
 
 
 @torch.inference_mode()
-def plain_answer(judge: LocalMLLM, query: Query) -> tuple[str, bool]:
-    """What `generate` gives for it, and whether the model ended it."""
+def plain_answer(judge: LocalMLLM, query: Query) -> tuple[str, bool, tuple[int, int]]:
+    """What `generate` gives for it, whether the model ended it, and the tokens of both."""
     inputs = plain_inputs(judge, query)
     settings = dict(do_sample=False, max_new_tokens=BUDGET)
     tokens = judge.model.generate(**inputs, **settings)[0, inputs["input_ids"].shape[1] :]
     text = judge.processor.tokenizer.decode(tokens, skip_special_tokens=True)
-    return text, judge.processor.tokenizer.eos_token_id in tokens
+    usage = inputs["input_ids"].shape[1], len(tokens)
+    return text, judge.processor.tokenizer.eos_token_id in tokens, usage
 
 
 @torch.inference_mode()
@@ -94,8 +95,9 @@ def test_a_batch_is_answered_as_a_plain_generate_answers_each(judge_of, name):
     judge = judge_of(name)
     answers = judge.ask(QUERIES)  # two, one and no images side by side
     plain = [plain_answer(judge, query) for query in QUERIES]
-    assert [a.text or "" for a in answers] == [text for text, _ in plain]
-    assert [a.unfinished is None for a in answers] == [bool(t) and whole for t, whole in plain]
+    assert [a.text or "" for a in answers] == [text for text, *_ in plain]
+    assert [a.unfinished is None for a in answers] == [bool(t) and whole for t, whole, _ in plain]
+    assert [a.usage for a in answers] == [usage for *_, usage in plain]
     assert len({a.text for a in answers}) > 2
     assert [judge.ask([query])[0] for query in QUERIES] == answers  # each alone
     cut = [a.unfinished for a in answers if a.text and a.unfinished]
@@ -111,6 +113,15 @@ def test_first_probability_is_that_of_teacher_forcing(judge_of, name):
     assert batch == pytest.approx([judge.first_probability([q])[0] for q in PAIRS], abs=1e-4)
     assert batch[0] != batch[1]  # the order of the images is seen
     assert all(0 <= p <= 1 for p in batch)
+
+
+def test_tokens_are_counted_to_the_end_of_each_answer(local, monkeypatch):
+    end, a = int(local._ends[0]), local.processor.tokenizer("a")["input_ids"][-1]
+    made = torch.tensor([[a, end, end], [a, a, a], [end, end, end]])
+    generate = lambda input_ids, **_: torch.cat([input_ids, made], 1)
+    monkeypatch.setattr(local.model, "generate", generate)
+    answers = local.ask([QUERIES[0]] * 3)
+    assert [answer.usage[1] for answer in answers] == [2, 3, 1]
 
 
 @pytest.mark.parametrize(

@@ -229,9 +229,9 @@ def test_what_a_judge_says_by_hand():
     """Alone, and in a mixture, whose parts have their names and whose counts add up."""
     rates = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
     counts = Counter(wanted=12, comparisons=13, failed=1, unparsable=2, first=6, second=2)
-    compared = Rewards(rates, counts | Counter(pairs=4, ties=1, agree=3))
+    compared = Rewards(rates, counts | Counter(pairs=4, ties=1, agree=3, triples=8, cyclic=1))
     said = dict(comparisons=13, unparsable=2, failed=1, groups_lost=0)
-    said |= dict(tie_rate=0.25, first_rate=0.75, order_agreement=0.75)
+    said |= dict(tie_rate=0.25, first_rate=0.75, order_agreement=0.75, cycle_rate=0.125)
     row = log.judging_of({"pairwise": compared})
     assert row == said | dict(reward_mean=0.5, reward_std=0.25)
     scores = torch.tensor([[20.0, 24.0], [30.0, 30.0]])
@@ -242,8 +242,9 @@ def test_what_a_judge_says_by_hand():
 
 
 def test_rates_where_nothing_was_decided():
-    nothing = Counter(comparisons=2, failed=2, first=0, second=0, pairs=0, ties=0, agree=0)
-    rates = log.judge_rates(nothing)
+    none = dict.fromkeys(("first", "second", "pairs", "ties", "agree", "triples", "cyclic"), 0)
+    rates = log.judge_rates(Counter(comparisons=2, failed=2, **none))
     assert (rates["tie_rate"], rates["first_rate"], rates["order_agreement"]) == (0, 0.5, 0)
+    assert rates["cycle_rate"] == 0
     scorer = {"comparisons", "unparsable", "failed", "groups_lost"}
     assert set(log.judge_rates(Counter(comparisons=2))) == scorer

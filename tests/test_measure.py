@@ -1,9 +1,12 @@
 """The scripts that measure run what the loop runs: a small round of each; times are not checked."""
 
 import dataclasses
+import itertools
 import re
 
-from measure import fairness, speed
+import pytest
+
+from measure import fairness, sparse, speed
 from measure.step import Step
 from shapes.render import COLORS, SHAPES
 from training.config import Config
@@ -33,3 +36,20 @@ def test_fairness_covers_every_look(capsys):
     assert drawn == 3 * 6 * 3 * 2 and read > 0.9 * drawn
     looks = [*SHAPES, *COLORS, "small", "large", "outline", "light", "dark"]
     assert sorted(row.split()[0] for row in rows) == sorted(looks)
+
+
+@pytest.mark.parametrize("size", [2, 5, 8, 13])
+def test_a_tournament_finds_the_best_in_twice_as_many_comparisons(size):
+    class Points(dict):
+        asked = set()
+
+        def __getitem__(self, pair):
+            self.asked.add(pair)
+            return super().__getitem__(pair)
+
+    points = Points({(i, j): float(i > j) for i, j in itertools.combinations(range(size), 2)})
+    for draw in range(5):
+        points.asked.clear()
+        ranks = sparse.tournament(points, size, draw)
+        assert ranks.argmax() == size - 1 and len(points.asked) <= 2 * (size - 1)
+        assert ranks[0] < 1 or size == 2  # the worst leaves at once, whatever it meets

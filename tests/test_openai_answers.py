@@ -28,9 +28,9 @@ def answers_of(reply, **settings):
     ],
 )
 def test_an_answer_that_the_model_did_not_end_is_told_apart(reason, tokens, said):
-    usage = {"usage": {"completion_tokens": tokens}} if tokens else {}
+    usage = {"usage": {"prompt_tokens": 7, "completion_tokens": tokens}} if tokens else {}
     answer, _ = answers_of(choice("a draft", reason) | usage, max_tokens=9)
-    assert answer.text == "a draft"
+    assert answer.text == "a draft" and answer.usage == ((7, tokens) if tokens else None)
     assert re.match(said, answer.unfinished) if said else answer.unfinished is None
 
 

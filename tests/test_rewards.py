@@ -106,6 +106,7 @@ def test_a_known_ranking_gives_known_win_rates_and_comparisons_never_cross_promp
     known = torch.tensor([[1, 1 / 3, 2 / 3, 0], [0.5, 0.5, 1, 0]])
     torch.testing.assert_close(rewards.values, known)
     known = dict(wanted=24, comparisons=24, first=11, second=11, pairs=12, ties=1, agree=12)
+    known |= dict(triples=6, cyclic=0)  # of the four of the second group two hold the tie
     assert (rewards.counts, rewards.error) == (Counter(known), None)
     (asked,) = judge.batches  # all that there is to ask, at once
     orders = [pair for group in images for pair in itertools.permutations(group, 2)]
@@ -113,6 +114,29 @@ def test_a_known_ranking_gives_known_win_rates_and_comparisons_never_cross_promp
     for query in asked:
         prompt = prompts[query.images[0] > 9]
         assert query.text == PAIRWISE_TEMPLATE.replace("{prompt}", prompt)
+
+
+def around(first, second, but=None):
+    """0 over 2 over 1 over 0, 3 over all of them; but: what is said of 0 and 1."""
+    if but and {first, second} == {0, 1}:
+        return but
+    return ONE if first == 3 or second != 3 and (second - first) % 3 == 2 else TWO
+
+
+@pytest.mark.parametrize(
+    ("says", "settings", "triples", "cyclic"),
+    [
+        (around, {}, 4, 1),
+        (around, ONCE, 4, 1),
+        (lambda *pair: around(*pair, EQUAL), {}, 2, 0),
+        (lambda *pair: around(*pair, ONE), {}, 2, 0),  # by the place: the orders disagree
+        (lambda *pair: around(*pair, "no idea"), {}, 2, 0),
+        (around, {"opponents": 2}, None, None),  # not all pairs: no triple can be told
+    ],
+)
+def test_cycles_are_told_among_triples_whose_pairs_are_all_decided(says, settings, triples, cyclic):
+    counts = PairwiseReward(Judge(says), **settings)(["p"], [[0, 1, 2, 3]]).counts
+    assert (counts.get("triples"), counts.get("cyclic")) == (triples, cyclic)
 
 
 def lost(count, failure):

@@ -150,6 +150,8 @@ def judge_rates(counts: Counter) -> dict[str, float]:
         rates["first_rate"] = counts["first"] / decisive if decisive else 0.5
         if "agree" in counts:
             rates["order_agreement"] = counts["agree"] / pairs
+        if "triples" in counts:
+            rates["cycle_rate"] = counts["cyclic"] / max(counts["triples"], 1)
     return rates
 
 
