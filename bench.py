@@ -67,7 +67,13 @@ from unigenbench.results import (
 )
 from unigenbench.scores import Scores, compare, coverage_of, scores_of, write_scores
 from unigenbench.sets import PROMPT_FILES, find_prompts
-from unigenbench.testpoints import PRIMARIES, primary_of, write_prompts
+from unigenbench.testpoints import (  # noqa: F401, the second and third for readers
+    PRIMARIES,
+    Prompt,
+    load_prompts,
+    primary_of,
+    write_prompts,
+)
 
 HERE = Path(__file__).parent
 

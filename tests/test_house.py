@@ -1,6 +1,7 @@
 """The house of the repository: which room may import which, read from the imports themselves."""
 
 import ast
+import importlib
 
 import pytest
 from conftest import ROOT
@@ -45,3 +46,21 @@ def test_imports_go_down_and_of_sampler_and_loss_nowhere(room):
         for other in imported(path) - {room}:
             assert FLOOR_OF[other] > FLOOR_OF[room], f"{path.relative_to(ROOT)} imports {other}"
             assert room not in ("sampler", "grpo"), f"{room}.py imports {other}"
+
+
+# What readers, the guide and checks outside this repository call by these names.
+NAMES = {
+    "sampler": "sigma_schedule sde_step Step rollout Trajectory replay ode_sample",
+    "grpo": "group_advantages combine_advantages clipped_loss Loss normalized_log_ratio "
+    "kl_to_reference",
+    "rewards": "Verdict parse_verdict pair_schedule win_rates PairwiseReward PointwiseReward "
+    "Comparison Rewards",
+    "judges.mllm": "Query Answer MLLM",
+    "judges.answers": "Outcome Verdict parse_verdict parse_scores",
+    "bench": "load_prompts Prompt question parse_scores score",
+}
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_each_module_has_the_names_that_it_is_called_by(module):
+    assert set(NAMES[module].split()) <= set(dir(importlib.import_module(module)))
