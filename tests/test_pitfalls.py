@@ -11,7 +11,7 @@ from training.config import Config
 PAGE = (ROOT / "docs" / "pitfalls.md").read_text(encoding="utf-8")
 ROWS = [
     [cell.strip() for cell in line.strip().strip("|").split("|")]
-    for line in PAGE.splitlines()
+    for line in PAGE.partition("## Seen")[0].splitlines()
     if re.match(r"\| (?!you see)", line)
 ]
 
