@@ -33,7 +33,7 @@ from pathlib import Path
 from common.files import check_outputs, journal_of
 from common.wording import one_line
 from judges.answers import parse_scores  # noqa: F401, a reader looks for it here
-from judges.make import make_judge
+from judges.make import make_judge, parse_extra
 from judges.mllm import MLLM
 from judges.sight import check_sight
 from judges.templates import read_template
@@ -111,6 +111,9 @@ def judge_of(args, official: Official | None = None) -> MLLM:
     names = ("max_tokens", "concurrency", "timeout", "patience", "temperature")
     limits = {name: getattr(args, name) for name in names}
     limits |= FORMS[official.form] if official else {}
+    if args.judge_extra and args.judge != "openai":
+        raise ValueError("--judge_extra goes to a server: it needs --judge openai")
+    limits["others"] = limits.get("others", {}) | parse_extra(args.judge_extra)
     # For shapes the verifier, beside which a phrase book writes what construct asks for.
     return make_judge(args.judge, args.base_url, args.judge_model, shapes=ClassroomMLLM, **limits)
 

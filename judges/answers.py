@@ -13,7 +13,9 @@ unfinished, in all that follows: true if the text was cut off. question: what wa
 """
 
 import ast
+import itertools
 import json
+import math
 import re
 from collections.abc import Sequence
 from enum import Enum
@@ -21,6 +23,12 @@ from typing import NamedTuple
 
 from judges.mllm import MLLM, Answer, Query, ask_again
 
+# Why an answer of a server has no probability.
+NO_ODDS = (
+    "the server gives no log-probabilities for its verdict (logprobs, top_logprobs), which --soft "
+    "needs: leave --soft out, or ask one that does"
+)
+CATEGORIES = 3  # of UnifiedReward-Flex's answer, those that count
 # Appended when an answer had no verdict: a greedy judge, asked the very same text again, would give
 # the very same answer. It does not spell out a form, since a user's template may ask for another.
 VERDICT_REMINDER = (
@@ -142,8 +150,8 @@ def _tagged_verdict(text: str, unfinished: object) -> Verdict | None:
     return None
 
 
-def _json_verdict(text: str) -> tuple[Verdict | None, str]:
-    """The verdict in the top-level "winner" of a JSON object, and the text that follows the object.
+def _final_object(text: str) -> tuple[dict, str]:
+    """The JSON object with a top-level "winner", {} if there is none, and the text that follows it.
 
     The object spans all braces of the text, or those of its last code fence. Nothing smaller is
     tried: an inner object names the winner of one category.
@@ -157,8 +165,8 @@ def _json_verdict(text: str) -> tuple[Verdict | None, str]:
             except (ValueError, RecursionError):
                 continue
             if isinstance(found, dict) and "winner" in found:
-                return _phrase_verdict(str(found["winner"])), body[end:] + rest
-    return None, text
+                return found, body[end:] + rest
+    return {}, text
 
 
 def parse_verdict(text: str | None, unfinished: object = None, question: str = "") -> Verdict:
@@ -172,7 +180,8 @@ def parse_verdict(text: str | None, unfinished: object = None, question: str = "
     if text is None:
         return Verdict.FAILED
     text = final_part(text, unfinished, question)
-    winner, rest = _json_verdict(text)
+    found, rest = _final_object(text)
+    winner = _phrase_verdict(str(found["winner"])) if found else None
     if unfinished and "{" in rest:  # the next object was begun
         winner = Verdict.UNPARSABLE
     verdict = _tagged_verdict(rest, unfinished) or winner
@@ -181,6 +190,17 @@ def parse_verdict(text: str | None, unfinished: object = None, question: str = "
         final = not before or re.match(_LABEL, last.translate(_PUNCTUATION).strip().lower())
         verdict = _phrase_verdict(last) if final else None
     return verdict or Verdict.UNPARSABLE
+
+
+def parse_categories(text: str, question: str = "") -> tuple[float | None, ...]:
+    """What the first image gets of each of the first three categories of UnifiedReward-Flex's JSON
+    object, in order; None for one that is missing, or names no winner. Empty without any list."""
+    listed = _final_object(final_part(text, None, question))[0].get("categories")
+    if not isinstance(listed, list):
+        return ()
+    winners = [c.get("cat_winner") if isinstance(c, dict) else None for c in listed[:CATEGORIES]]
+    points = [_phrase_verdict(str(winner)).points for winner in winners]
+    return (*points, *[None] * (CATEGORIES - len(points)))
 
 
 def parse_ratings(text: str, unfinished: object = None, question: str = "") -> float | None:
@@ -295,11 +315,13 @@ class Outcome(NamedTuple):
     verdict: Verdict | None = None  # of two images
     error: str | None = None
     answer: Answer | None = None  # as the judge gave it; None for a probability, and for a scorer
+    categories: tuple[float | None, ...] = ()  # points of the first image in each (Flex)
 
     @property
     def read_as(self) -> str | float | None:
         """How an answer was read, for people: a verdict's name, a probability or a rating."""
-        return self.verdict.value if self.answer and self.verdict else self.points
+        hard = self.answer and self.verdict and self.points == self.verdict.points
+        return self.verdict.value if hard else self.points
 
 
 def _outcome(answer: Answer, points: float | None, verdict: Verdict | None, what: str) -> Outcome:
@@ -317,7 +339,10 @@ def read(query: Query, answer: Answer) -> Outcome:
     verdict = parse_verdict(answer.text, answer.unfinished, query.text)
     if answer.unfinished and answer.text is None:  # it responded, and had not come to its answer
         verdict = Verdict.UNPARSABLE
-    return _outcome(answer, verdict.points, verdict, "verdict")
+    outcome = _outcome(answer, verdict.points, verdict, "verdict")
+    if outcome.points is None or '"categories"' not in answer.text:
+        return outcome
+    return outcome._replace(categories=parse_categories(answer.text, query.text))
 
 
 def read_rating(query: Query, answer: Answer) -> Outcome:
@@ -328,20 +353,68 @@ def read_rating(query: Query, answer: Answer) -> Outcome:
     return _outcome(answer, points, None, "ratings")
 
 
+_TURNED = str.maketrans("12", "21")
+
+
+def first_probability(query: Query, answer: Answer) -> float | None:
+    """P(first is better), of the two, by the tokens of an answer with a winner; None where they do
+    not tell. The digit that counts is the last one such that the answer, with 1 and 2 exchanged
+    from there on, says the opposite."""
+    text, verdict = answer.text, parse_verdict(answer.text, answer.unfinished, query.text)
+
+    def decides(place: int) -> bool:
+        turned = text[:place] + text[place:].translate(_TURNED)
+        read = parse_verdict(turned, answer.unfinished, query.text)
+        return {read, verdict} == {Verdict.FIRST, Verdict.SECOND}
+
+    # Tokens may be parts of other letters: what is found in them is the text after the last one.
+    begin = max((k + 1 for k, letter in enumerate(text) if not letter.isascii()), default=0)
+    digits = [match.start() for match in re.finditer("[12]", text) if match.start() >= begin]
+    place = next(filter(decides, reversed(digits)), None)
+    found = "".join(token for token, _ in answer.tokens).rfind(text[begin:])
+    if place is None or found < 0:
+        return None
+    place += found - begin
+    ends = itertools.accumulate(len(token) for token, _ in answer.tokens)
+    (token, likely), end = next((t, end) for t, end in zip(answer.tokens, ends) if end > place)
+    head, tail = token[: place - end], token[place - end :][1:]
+    shares = [  # of both digits, in all forms such as " 1" and "1"
+        sum(
+            math.exp(min(p, 0)) for t, p in likely.items() if t.strip() == (head + d + tail).strip()
+        )
+        for d in "12"
+    ]
+    return shares[0] / sum(shares) if len(likely) > 1 and sum(shares) else None
+
+
+def read_soft(query: Query, answer: Answer) -> Outcome:
+    """The probability in an answer to a question about two images; an equal pair's is one half."""
+    outcome = read(query, answer._replace(tokens=()))
+    if outcome.points in (None, 0.5):
+        return outcome
+    p = first_probability(query, answer)
+    return outcome._replace(
+        points=p, verdict=nearest_verdict(p), error=NO_ODDS if p is None else None
+    )
+
+
 def ask(mllm: MLLM, queries: list[Query], soft: bool = False) -> list[list[Outcome]]:
     """All that a judge says of each query, the last of which counts; all are asked at once.
 
     What failed is asked for once more in the same words, what had no verdict with a reminder.
-    soft: points are P(first is better), which a judge in process can give (local.py).
+    soft: points are P(first is better): by the tokens of a server's answer, or as a judge in
+    process gives it without one.
     """
 
     def outcomes(asked: Sequence[Query]) -> list[Outcome]:
-        if soft:
-            return [
-                Outcome(p, nearest_verdict(p), "no probability" if p is None else None)
-                for p in mllm.first_probability(asked)
-            ]
-        return list(map(read, asked, mllm.ask(asked)))
+        if not soft:
+            return list(map(read, asked, mllm.ask(asked)))
+        if hasattr(mllm, "ask_with_tokens"):
+            return list(map(read_soft, asked, mllm.ask_with_tokens(asked)))
+        return [
+            Outcome(p, nearest_verdict(p), "no probability" if p is None else None)
+            for p in mllm.first_probability(asked)
+        ]
 
     def again(query: Query, said: Outcome) -> str | None:
         if said.points is not None:

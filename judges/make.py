@@ -4,11 +4,31 @@ judge = make_judge("openai", "http://localhost:8000/v1", max_tokens=2048)
 judge = make_judge("shapes", max_tokens=2048, shapes=ShapesMLLM)
 """
 
+import json
 from collections.abc import Callable
 
 from judges.mllm import MLLM
 
 KINDS = ("shapes", "openai", "local")
+OURS = ("messages", "model", "stream", "max_tokens", "max_completion_tokens")  # of a request
+
+
+def parse_extra(text: str) -> dict:
+    """The further fields of each request that --judge_extra gives; none of an empty text.
+
+    Raises ValueError where it is no JSON object, or has a field that is set elsewhere.
+    """
+    try:
+        extra = dict(json.loads(text or "{}").items())
+        json.dumps(extra, allow_nan=False)
+    except (ValueError, RecursionError, AttributeError):
+        raise ValueError(f"--judge_extra '{text[:200]}' is no JSON object, as {{\"top_k\": 1}} is")
+    if taken := [name for name in OURS if name in extra]:
+        raise ValueError(
+            f"--judge_extra cannot set '{taken[0]}': --judge_model, --judge_tokens, the images and "
+            "the prompt do"
+        )
+    return extra
 
 
 def make_judge(

@@ -30,6 +30,8 @@ class Answer(NamedTuple):
     unfinished: str | None = None
     unreachable: bool = False  # whatever was asked: the server is dead, or wants a longer wait
     usage: tuple[int, int] | None = None  # tokens of question and answer, where they are counted
+    # Of the text, where asked for: each token, with {token: log-prob} of it and its alternatives.
+    tokens: tuple[tuple[str, dict[str, float]], ...] = ()
 
 
 def cut_off(tokens: int) -> str:
@@ -44,11 +46,7 @@ class MLLM(Protocol):
         """One answer for each query, in order. A query that fails is an Answer with an error."""
 
     def first_probability(self, queries: Sequence[Query]) -> list[float | None]:
-        """P("Image 1 is better") for each query with two images; None where there is none.
-
-        Raises ValueError if this MLLM gives no probabilities: only LocalMLLM does.
-        """
-        raise ValueError(f"{self.name} gives no probabilities; only a local model does")
+        """P("Image 1 is better") for each query with two images; None where there is none."""
 
 
 def ask_again(

@@ -6,6 +6,7 @@ OpenAIMLLM("http://localhost:8000/v1").ask([Query((first, second), "Which is bet
 import asyncio
 import base64
 import io
+import json
 import logging
 import os
 import random
@@ -16,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from PIL import Image
 
 from common.rgb import to_rgb
+from judges.answers import ask
 from judges.mllm import MLLM, Answer, Query
 from judges.refusal import Address, Refusal
 from judges.reply import answer_of
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # Variables of the environment that have a say in how servers are reached.
 ENVIRONMENT = ("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+ALTERNATIVES = 5  # tokens at each place, as many as all servers give that give any
 # A source of our own: drawing from the global one would change what a seeded training draws.
 _jitter = random.Random()
 
@@ -112,6 +115,7 @@ class OpenAIMLLM(MLLM):
         self._request = {"model": self.model, **sent, **(others or {})}
         self._encode, self._text_first = encode, text_first
         settings = f"temperature {temperature}, seed {seed}, max_tokens {max_tokens}"
+        settings += f", {json.dumps(others)}" * bool(others)
         # As asked for, whatever is refused.
         self.name = f"{self.model} at {self._address.where} ({settings})"
 
@@ -152,15 +156,25 @@ class OpenAIMLLM(MLLM):
         except TimeoutError:  # it has no text of its own
             raise TimeoutError(f"no answer within {self.timeout:g} s") from None
 
-    def ask(self, queries: Sequence[Query]) -> list[Answer]:
-        """One answer for each query, in order; several threads may ask at once."""
-        future = asyncio.run_coroutine_threadsafe(self._ask_all(queries), self._loop)
+    def ask(self, queries: Sequence[Query], **more) -> list[Answer]:
+        """One answer for each query, in order; several threads may ask at once.
+
+        more: further fields of these requests.
+        """
+        future = asyncio.run_coroutine_threadsafe(self._ask_all(queries, more), self._loop)
         try:
             return future.result()
         finally:
             future.cancel()  # only matters on KeyboardInterrupt
 
-    async def _ask_all(self, queries: Sequence[Query]) -> list[Answer]:
+    def ask_with_tokens(self, queries: Sequence[Query]) -> list[Answer]:
+        """As `ask`, with each answer's tokens and the likeliest in the place of each."""
+        return self.ask(queries, logprobs=True, top_logprobs=ALTERNATIVES)
+
+    def first_probability(self, queries: Sequence[Query]) -> list[float | None]:
+        return [said[-1].points for said in ask(self, queries, soft=True)]
+
+    async def _ask_all(self, queries: Sequence[Query], more: dict) -> list[Answer]:
         if not self._batches:  # time in which nothing was asked is no silence of the server
             self._last_success += self._clock() - self._idle_since
         self._batches += 1
@@ -168,14 +182,16 @@ class OpenAIMLLM(MLLM):
         images = {id(image): image for query in queries for image in query.images}
         encoded = {k: asyncio.to_thread(self._encode, image) for k, image in images.items()}
         uris = {k: asyncio.create_task(uri) for k, uri in encoded.items()}
-        answers = (self._answer(query, uris, probe=k == 0) for k, query in enumerate(queries))
+        answers = (self._answer(query, uris, more, k == 0) for k, query in enumerate(queries))
         try:
             return await asyncio.gather(*answers)
         finally:
             self._batches -= 1
             self._idle_since = self._clock()
 
-    async def _answer(self, query: Query, uris: dict[int, asyncio.Future], probe: bool) -> Answer:
+    async def _answer(
+        self, query: Query, uris: dict[int, asyncio.Future], more: dict, probe: bool
+    ) -> Answer:
         """The first good answer within the retries, or the last error.
 
         probe: this query is tried once even when the server has been silent for too long.
@@ -189,7 +205,7 @@ class OpenAIMLLM(MLLM):
                 if dead := await self._turn(probe and not repeats):
                     return Answer(error=dead, unreachable=True)
                 try:
-                    answer = await self._call(content)
+                    answer = await self._call(content, more)
                     self._slots.answered()
                     return answer
                 except Refusal as error:
@@ -226,14 +242,14 @@ class OpenAIMLLM(MLLM):
                 return None
             await asyncio.sleep(self._opens - now)
 
-    async def _call(self, content: list[dict]) -> Answer:
+    async def _call(self, content: list[dict], more: dict) -> Answer:
         """One answer, in further calls without what the server refuses by name. Raises Refusal."""
         first = request = self._request
         while True:
             if self.max_calls is not None and self.calls >= self.max_calls:
                 return Answer(error=f"the cap of {self.max_calls} calls is reached")
             self.calls += 1
-            body = {"messages": [{"role": "user", "content": content}], **request}
+            body = {"messages": [{"role": "user", "content": content}], **request, **more}
             # Not chat.completions.create: it rewrites the request key by key, a third of the time.
             call = self._client.post("/chat/completions", cast_to=self._reply_type, body=body)
             try:

@@ -240,6 +240,8 @@ class Refusal(Exception):  # noqa: N818
         if self.status == 401:
             what = "refuses the key in" if self.address.key else "asks for a key: set"
             return lasting, f"the server {what} OPENAI_API_KEY. "
+        if self.status in (400, 422) and "logprobs" in self.words():
+            return lasting, "the server gives no log-probabilities, which --soft needs. "
         if page and "/v1" not in self.address.path:
             return lasting, f"does the base URL lack its /v1 (it is {self.address.where})? "
         return lasting, ""

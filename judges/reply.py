@@ -46,6 +46,17 @@ def why_unfinished(reason, tokens, max_tokens: int) -> str | None:
     return None if reason in ENDED else f"stopped by the server ({reason})"
 
 
+def tokens_of(choice) -> tuple:
+    """The tokens of an answer with their likeliest alternatives, as Answer has them; () without."""
+    try:
+        return tuple(
+            (str(x.token), {str(y.token): float(y.logprob) for y in (x, *x.top_logprobs)})
+            for x in choice.logprobs.content
+        )
+    except (AttributeError, TypeError, ValueError):
+        return ()
+
+
 def answer_of(reply, max_tokens: int) -> Answer:
     """The answer in a chat completion.
 
@@ -76,4 +87,4 @@ def answer_of(reply, max_tokens: int) -> Answer:
         text = "</think>" + text  # the thinking, which came by itself, has ended
     counted = usage if all(isinstance(tokens, int) for tokens in usage) else None
     model = model if isinstance(model, str) else None
-    return Answer(text, None, model, unfinished, usage=counted)
+    return Answer(text, None, model, unfinished, usage=counted, tokens=tokens_of(choice))

@@ -159,6 +159,9 @@ def satisfied(prompt: Caption, reading: Reading) -> list[bool]:
 
 # ----------------------------------------------------------------------------- judge
 
+# Where a question has its caption: our own, UnifiedReward-Think's and UnifiedReward-Flex's.
+CAPTION = r"^Caption: (.*)$|「(.*?)」|^\*\*Prompt:\*\* \[(.*)\]$"
+
 
 def look(thing: Thing) -> tuple[str, str, str, bool]:
     """Shape, color, size and outline: what render error depends on even where nothing is wrong."""
@@ -254,8 +257,8 @@ class ShapesMLLM:
         return [Answer(self.answer(query, seen)) for query, seen in zip(queries, shown)]
 
     def answer(self, query: Query, shown: list[Reading]) -> str:
-        caption = re.search(r"^Caption: (.*)$", query.text, re.MULTILINE)
-        prompt = parse_prompt(caption[1]) if caption else None
+        caption = re.search(CAPTION, query.text, re.MULTILINE)
+        prompt = parse_prompt(caption[caption.lastindex]) if caption else None
         if len(shown) == 1 and "Testpoint 1:" in query.text:
             return answer_testpoints(query.text, shown[0])
         if prompt is None or not shown:
@@ -266,7 +269,11 @@ class ShapesMLLM:
         if self.error_rate or self.first_bias:
             winner = self.err(query, winner)
         if '"winner"' in query.text:
-            return json.dumps({"reason": reason, "winner": f"Image {winner}" if winner else "tie"})
+            said = {"reason": reason, "winner": f"Image {winner}" if winner else "tie"}
+            if '"categories"' in query.text:  # the verifier does not tell them apart
+                category = {"name": "demands and drawing", "cat_winner": said["winner"]}
+                said["categories"] = [category] * 3
+            return json.dumps(said)
         final = f"Image {winner} is better" if winner else "Both are equal"
         return f"{reason}\n<answer>{final}</answer>"
 

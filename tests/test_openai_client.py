@@ -171,10 +171,9 @@ def test_retry_delay_grows():
 
 def test_the_name_holds_every_setting_that_changes_answers_and_others_are_checked():
     settings = [{}, {"temperature": 0.5}, {"seed": 1}, {"seed": None}, {"max_tokens": 9}]
+    settings += [{"others": {"top_k": 1}}]
     judges = [OpenAIMLLM("http://127.0.0.1:1/v1", "judge", **s) for s in settings]
-    assert len({judge.name for judge in judges}) == 5
-    with pytest.raises(ValueError, match="judge at .* gives no probabilities"):
-        judges[0].first_probability(questions("x"))
+    assert len({judge.name for judge in judges}) == 6
     for wrong in ({"concurrency": 0}, {"timeout": 0}):
         with pytest.raises(ValueError, match="must be positive"):
             OpenAIMLLM("http://127.0.0.1:1/v1", "judge", **wrong)

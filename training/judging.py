@@ -46,6 +46,7 @@ class Record:
         sample_grid([comparisons[0].query.images], ["as they were shown"], self.folder / shown)
         for query, outcome in [(c.query, o) for c in comparisons for o in (*c.lost, c.outcome)]:
             answer = outcome.answer._asdict() if outcome.answer else {}
+            answer.pop("tokens", None)
             name = shown if query is comparisons[0].query else ""
             line = {"pictures": name, "read_as": outcome.read_as, **answer, "question": query.text}
             with open(path, "ab") as file:

@@ -119,6 +119,8 @@ def add_judge_flags(parser, default: str | None = "shapes") -> None:
     parser.add_argument("--judge", choices=KINDS, default=default, help=text)
     parser.add_argument("--base_url", help="of the server, which is OpenAI-compatible")
     parser.add_argument("--judge_model", help="its name on the server, or a folder or hub name")
+    text = "JSON object of further fields of each request to it"
+    parser.add_argument("--judge_extra", default="", metavar="JSON", help=text)
     parser.add_argument("--concurrency", type=positive, default=16, help="calls at a time (16)")
     parser.add_argument("--timeout", type=positive, default=60, help="seconds a call (60)")
     text = "seconds without any answer after which the judge counts as dead (180)"

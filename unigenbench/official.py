@@ -8,8 +8,6 @@ differ in how they ask, too (FORMS).
     question(prompts[0], official=official)              # of questions.py: word for word theirs
 """
 
-import ast
-import contextlib
 import hashlib
 import io
 import mimetypes
@@ -19,6 +17,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from judges.openai_client import data_uri
+from judges.released import constants_of
 from unigenbench.testpoints import fold, language_of
 
 PLACES = ("", "eval/src/eval_common.py", "src/eval_common.py", "eval_common.py")
@@ -61,56 +60,6 @@ class Official(NamedTuple):
 
 
 # ----------------------------------------------------------------------------- reading
-
-
-def constant(node: ast.AST, known: dict):
-    """The value of an expression of literals and of names in known; a dictionary is without what
-    is no constant in it. Raises ValueError."""
-    match node:
-        case ast.Name(name) if name in known:
-            return known[name]
-        case ast.BinOp(left, ast.Add(), right):
-            both = constant(left, known), constant(right, known)
-            if all(isinstance(text, str) for text in both):
-                return "".join(both)
-        case ast.Dict(keys, values):
-            found = {}
-            for key, value in zip(keys, values):
-                with contextlib.suppress(ValueError):
-                    item = constant(value, known)
-                    found |= {constant(key, known): item} if key else item
-            return found
-        case ast.JoinedStr(parts):  # a template of the older scripts: its names are placeholders
-            return "".join(map(template_part, parts))
-    return ast.literal_eval(node)
-
-
-def template_part(node: ast.AST) -> str:
-    match node:
-        case ast.Constant(text):
-            return text.replace("{", "{{").replace("}", "}}")
-        case ast.FormattedValue(ast.Name(name), -1, None):
-            return f"{{{name}}}"
-    raise ValueError("not a constant")
-
-
-def constants(text: str) -> tuple[dict, dict[str, int]]:
-    """The values of all names that are assigned constants, and the lines of the others' names.
-
-    What is assigned again in the module, or added to, and is no constant then, is none.
-    """
-    known, others, tree = {}, {}, ast.parse(text)
-    for node in ast.walk(tree):
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        if isinstance(target, ast.Name) and isinstance(node, ast.stmt):
-            try:
-                value = None if isinstance(node, ast.AugAssign) else node.value
-                known[target.id] = constant(value, known)
-            except (ValueError, TypeError, AttributeError):
-                others[target.id] = node.lineno
-                if node in tree.body:
-                    known.pop(target.id, None)
-    return known, others
 
 
 def wordings_of(known: dict) -> dict[str, Wording]:
@@ -156,7 +105,7 @@ def read_official(
         )
     data, others = file.read_bytes(), {}
     try:
-        known, others = constants(data.decode("utf-8-sig"))
+        known, others = constants_of(data.decode("utf-8-sig"))
         wordings = wordings_of(known)
         for wording in wordings.values():
             "".join((wording.template, *wording.openings, *wording.definitions.values()))
