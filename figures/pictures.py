@@ -111,6 +111,9 @@ def sample_grid(rows, captions, path, columns=None, marks=None) -> None:
 # ----------------------------------------------------------------------------- training curves
 
 
+OTHER_JUDGE = "win_rate_vs_base_eval_judge"
+
+
 class Panel(NamedTuple):
     title: str
     label: str  # of y
@@ -151,7 +154,19 @@ def panels(metrics) -> list[Panel]:
         Panel("Spread of the reward in a group", "standard deviation", spread, paper, up),
         Panel("What a step learns from", "share", signal),
         Panel("Distance from the base", "nats per element", kl, limits=up),
+        *unrewarded(keys),
     ]
+
+
+def unrewarded(keys) -> list[Panel]:
+    """A panel for each measure of held-out images that nothing is trained on."""
+    names = [k.removeprefix("heldout_") for k in keys if k.startswith("heldout_")]
+    names = [name for name in names if name not in ("accuracy", "all_correct", "render_error")]
+    title, free = "Seen, never trained on", (None, None)
+    found = [Panel(title, "mean, own units", [(f"heldout_{n}", n)], limits=free) for n in names]
+    judges = [("win_rate_vs_base", "judge of the reward"), (OTHER_JUDGE, "another judge")]
+    by_two = Panel(title, "win rate against the base", judges, (0.5, "no difference from the base"))
+    return [*found, *[by_two] * (OTHER_JUDGE in keys)]
 
 
 def series(metrics, key) -> tuple[list, list]:
@@ -188,14 +203,19 @@ def save_figure(figure, path) -> None:
 
 
 def training_curves(metrics, path) -> None:
-    """Six panels over the steps of a run, one PNG.
+    """Six panels over the steps of a run, and one for each measure that rewards none; one PNG.
 
     metrics: the lines of metrics.jsonl as dicts; a key that some steps lack is drawn where it is.
     """
     # Margins by hand: finding them takes longer than all else, and this is drawn time and again.
-    figure = new_figure(figsize=(14.4, 7.2), layout=None)
+    shown = panels(metrics)
+    rows = -(-len(shown) // 3)
+    figure = new_figure(figsize=(14.4, 3.6 * rows), layout=None)
     figure.subplots_adjust(0.05, 0.07, 0.96, 0.95, wspace=0.28, hspace=0.28)
-    for axes, panel in zip(subplots(figure, 2, 3).flat, panels(metrics)):
+    grid = [*subplots(figure, rows, 3).flat]
+    for axes in grid[len(shown) :]:
+        axes.remove()
+    for axes, panel in zip(grid, shown):
         many = len(panel.lines) > 4  # such as one a dimension: below them, in two columns
         lines = [(key, literal(label, 11 if many else 27)) for key, label in panel.lines]
         drawn = [draw_line(axes, metrics, *line, n) for n, line in enumerate(lines)]

@@ -200,7 +200,7 @@ OUTSIDE |= dict.fromkeys(("max_failed", "weight_decay"), [-1e-9, 1.01])
 OUTSIDE |= dict.fromkeys(("lr", "clip_range", "timestep_fraction"), [0.0, 1.01])
 OUTSIDE |= dict(ema=[-1e-9, 1.0], std_floor=[-0.5, -1.01])
 OUTSIDE |= dict(size=[7], group_size=[1], num_steps=[1], judge_seed=[-2], steps=[0, 10**6], seed=[])
-POSITIVE = "prompts_per_step judge_tokens concurrency updates eval_every checkpoint_every"
+POSITIVE = "prompts_per_step concurrency updates eval_every checkpoint_every"
 OUTSIDE |= dict.fromkeys(POSITIVE.split(), [0])
 
 
@@ -254,7 +254,26 @@ SERVER = dict(judge="openai", base_url="http://h/v1")
         (dict(prompts="p.txt"), ("--heldout N",)),
         (dict(recipe="flux-lora"), ("--prompts FILE",)),
         (dict(judge="local"), ("--judge_model",)),
+        (SERVER | dict(judge_prompt="flex:t.py", soft=True), ("--soft", "flex:")),
+        (
+            SERVER | dict(judge_extra="{top_k: 1}"),
+            ("--judge_extra '{top_k: 1}' is no JSON object",),
+        ),
+        (SERVER | dict(judge_extra="[1]"), ("is no JSON object",)),
+        (SERVER | dict(judge_extra='{"x": NaN}'), ("is no JSON",)),
+        (SERVER | dict(judge_extra='{"messages": []}'), ("cannot set 'messages'",)),
+        (SERVER | dict(judge_extra='{"a": 1, "model": "m"}'), ("cannot set 'model'", "_model")),
         (dict(judge="openai"), ("--base_url URL or OPENAI_BASE_URL",)),
+        (dict(eval_rewards="clip,elo"), ("--eval_rewards: 'elo'", "aesthetic")),
+        (dict(eval_rewards="clip,pairwise"), ("--eval_rewards: 'pairwise'", "one of clip")),
+        (dict(eval_rewards="clip:0.5"), ("--eval_rewards: 'clip:0.5'", "[=SOURCE]: ")),
+        (dict(eval_rewards="clip=a", reward="pairwise,clip=a"), ("clip is in --reward too",)),
+        (dict(eval_judge="oracle"), ("--eval_judge is none of shapes, local=FOLDER",)),
+        (dict(eval_judge="openai=m@"), ("--eval_judge is none",)),
+        (dict(eval_judge="openai=http://me:secret@h/v1"), ("with no password",)),
+        (dict(eval_judge="shapes"), ("--eval_judge is the judge of the reward",)),
+        (dict(eval_judge="local=m", patience=90.0), ("--patience needs --judge openai",)),
+        (SERVER | dict(eval_judge="openai=http://h/v1/"), ("is the judge of the reward",)),
         (SERVER | dict(base_url="http://me:secret@h/v1"), ("--base_url", "OPENAI_BASE_URL")),
         (SERVER | dict(patience=9.0), ("--patience 9.0", "--call_timeout 60.0")),
         (SERVER | dict(concurrency=1, world=2), ("--concurrency 1", "2 processes")),
@@ -276,9 +295,11 @@ def test_settings_that_do_not_go_together_get_one_sentence(settings, named, monk
         dict(sde_kind="cps", guard=False, noise_level=1.0),
         dict(shift=0.0, eval_steps=3),
         dict(window=2, window_range="3:5", lora_rank=4, lora_alpha=8),
-        dict(judge="openai"),
+        dict(judge="openai", eval_judge="openai=m@http://h/v1"),
+        dict(reward="clip=a", eval_rewards="clip=b, redness", eval_judge="local=m", judge_tokens=9),
+        dict(eval_judge="openai=http://h/v1", concurrency=2, patience=90.0),
         dict(offload=True, dtype="bfloat16", **NEAR),
-        SERVER | dict(patience=60.0),
+        SERVER | dict(patience=60.0, soft=True, judge_extra='{"top_k": 1}'),
     ],
     ids=str,
 )
@@ -291,4 +312,16 @@ def test_what_only_says_where_a_run_happens_is_free_to_change():
     free = {f.name for f in dataclasses.fields(Config) if f.metadata["free"]}
     assert {"out", "steps", "device", "micro_batch", "shard"} <= free
     assert {"base_url", "judge_tokens", "judge_seed", "max_failed", "patience"} <= free
-    assert not {"lr", "seed", "reward", "group_size", "judge", "heldout", "prompts_per_step"} & free
+    assert (
+        not {
+            "judge_extra",
+            "lr",
+            "seed",
+            "reward",
+            "group_size",
+            "judge",
+            "heldout",
+            "prompts_per_step",
+        }
+        & free
+    )

@@ -96,7 +96,15 @@ PARTS = [
         judged,
         dict(judge="openai", judge_model="m", base_url="http://h/v1"),
         dict(judge="local", judge_model="n", base_url="http://other/v1", judge_tokens=7)
-        | dict(judge_seed=-1, max_calls=7, concurrency=6, call_timeout=7.0, patience=200.0),
+        | dict(
+            judge_seed=-1,
+            judge_prompt="flex:f.py",
+            judge_extra='{"a": 1}',
+            max_calls=7,
+            concurrency=6,
+            call_timeout=7.0,
+            patience=200.0,
+        ),
     ),
     (
         rewarded,
@@ -110,6 +118,7 @@ ELSEWHERE = {
     *("recipe", "out", "steps", "resume", "device", "logger", "text_cache", "micro_batch"),
     *("checkpoint_every", "eval_size", "eval_steps", "accept_judge", "export", "tflops", "price"),
     *("max_failed", "reduce_each", "dry_run", "gpu_memory", "ranks", "eval_every", "heldout"),
+    *("eval_rewards", "eval_judge"),
 }
 
 

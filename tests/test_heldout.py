@@ -1,6 +1,7 @@
 """The headline of a run: held-out results written by hand, with their gain, interval and sides."""
 
 import contextlib
+import math
 import types
 from collections import Counter
 
@@ -13,6 +14,7 @@ from rewards import Comparison, Rewards
 from training.config import Config
 from training.heldout import Held, Heldout
 from training.judging import JudgeError
+from training.start import points_by
 
 BASE = Held([[True, False], [False], [False, False, True]], [2.0, 4.0, 6.0], [0.5, 0.5, 0.5])
 TRAINED = Held([[True, True], [True], [False, False, True]], [1.0, 2.0, 3.0], [1.0, 1.0, 0.5])
@@ -126,11 +128,11 @@ class Difference:
 PROMPTS = ["3", "1", "2", "1", "5"]
 
 
-def measured(procs=ALONE, lost=0, **settings):
+def measured(procs=ALONE, lost=0, measures=None, **settings):
     """Of PROMPTS: the Heldout, its judge, and what evaluation finds."""
     cfg = Config(**dict(heldout=len(PROMPTS), num_steps=2, shift=3.0) | settings)
     prompts = types.SimpleNamespace(heldout=PROMPTS)
-    held = Heldout(cfg, procs, Numbers(), Difference(lost), prompts)
+    held = Heldout(cfg, procs, Numbers(), Difference(lost), prompts, measures=measures)
     held.measure_base()
     assert not held.compare.asked  # of an image against itself
     return held, held.evaluate()
@@ -173,3 +175,36 @@ def test_a_lost_comparison_has_no_win_rate_and_too_many_end_the_run_on_all_ranks
             measured(procs, lost=0 if procs.rank else 2)
 
     together(of_rank)
+
+
+def tenfold(prompts, images, _):
+    """Ten times the prompt and the image; that of the prompt 5 is no number."""
+    return [math.nan if p == "5" else 10 * float(p) + i for p, i in zip(prompts, images)]
+
+
+def points(lost):
+    return lambda *asked: points_by(Difference(lost), ALONE, None, *asked)
+
+
+def test_what_nothing_is_trained_on_is_measured_on_the_same_images_by_all_ranks():
+    alone, plain = measured()
+    images = alone.sample(alone.texts, alone.seeds, 1.0)
+    scores = [10 * float(p) + i for p, i in zip(PROMPTS[:4], images)]
+    look = lambda procs: measured(procs, measures={"a": tenfold, "b": points(0)})
+    for held, found in (look(ALONE), *together(look)):
+        assert found.seen == {"a": [*map(pytest.approx, scores), None], "b": found.wins}
+        assert found.wins == pytest.approx(plain.wins)
+        assert list(found.metrics()) == list(held.base.metrics()) == ["win_rate_vs_base", "a", "b"]
+        assert found.metrics()["a"] == pytest.approx(sum(scores) / 4)
+        assert held.base.metrics()["b"] == 0.5
+    assert list(plain.metrics()) == ["win_rate_vs_base"]
+
+
+def test_a_judge_that_rewards_nothing_ends_no_run_and_the_sentence_says_what_it_saw():
+    held, found = measured(measures={"a": tenfold, "b": points(5)})
+    assert found.metrics()["b"] is None
+    assert found.against(held.base).endswith("), b not measured")
+    before = Held([], [], [0.5] * 3, (), {"a": [1.0, None, 4.0]})
+    said = before._replace(seen={"a": [2.0, 9.0, 7.0]}).against(before)
+    bounds = "95 % interval +1.000 .. +3.000"
+    assert said.endswith(f"; never trained on: a 2.500 -> 6.000 (the change: {bounds})")

@@ -96,6 +96,17 @@ def test_each_of_the_six_panels_draws_its_keys_and_needs_none(tmp_path):
         assert none.crop(box).tobytes() != full.crop(box).tobytes()
 
 
+def test_what_nothing_is_trained_on_has_panels_of_its_own(tmp_path):
+    seen = {"heldout_clip": 25.0, "heldout_redness": -3.0, "win_rate_vs_base_eval_judge": 0.6}
+    lines = [line | {k: v + line["step"] for k, v in seen.items()} for line in LINES]
+    more = pictures.panels(lines)[6:]
+    assert [panel.lines[-1][0] for panel in more] == [*seen] and not pictures.panels(LINES)[6:]
+    pictures.training_curves(lines, tmp_path / "more.png")
+    pictures.training_curves(LINES, tmp_path / "usual.png")
+    more, usual = Image.open(tmp_path / "more.png"), Image.open(tmp_path / "usual.png")
+    assert more.width == usual.width and more.height == pytest.approx(1.5 * usual.height, abs=1)
+
+
 @pytest.mark.parametrize("name", ["_$x$", "a\n" + "long" * 30, "\udcff"])
 def test_curves_name_each_reward_and_dimension(name, monkeypatch):
     drawn = []

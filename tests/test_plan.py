@@ -153,7 +153,9 @@ def test_what_is_not_held_needs_no_memory(uncounted):
     without = dict(ema=0.0, reward="pairwise", text_cache="texts")
     for (flag, value), part in zip(without.items(), ("ema", "scorers", "text_encoders")):
         assert planned(**whole | {flag: value})[part] == 0 < held[part]
+    seen = plan.scorer_bytes(settings_of(reward="pairwise", eval_rewards=f"clip={clip},redness"))
     ours = plan.scorer_bytes(settings_of(reward=f"pairwise:0.4,clip={clip}:0.6"))
+    assert seen == ours
     assert ours == (clip / "model.safetensors").stat().st_size
 
 

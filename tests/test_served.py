@@ -234,6 +234,40 @@ def test_losses_are_weighed_over_the_step_and_all_ranks(tmp_path):
     assert all(map(torch.equal, before, run.model.trainable()))
 
 
+def test_what_is_seen_and_not_rewarded_changes_no_other_number_and_resumes(tmp_path, monkeypatch):
+    """On prompts from a file, by two scorers and by a judge of its own, with a key of its own."""
+    monkeypatch.setenv("EVAL_API_KEY", "its-key")
+    (tmp_path / "p.txt").write_text(
+        "".join(f"a large {c} circle\n" for c in ("red", "blue", "green"))
+    )
+    usual = SMALL | dict(judge="shapes", prompts=str(tmp_path / "p.txt"), steps=2, eval_every=1)
+    usual |= dict(checkpoint_every=1, heldout=1)
+    clip = ROOT / "assets" / "tiny-clip"
+    keys = ["heldout_clip", "heldout_redness", "win_rate_vs_base_eval_judge"]
+    with served() as server:
+        more = dict(eval_rewards=f"clip={clip},redness", eval_judge=f"openai={server.url}")
+        whole, cut, plain = (tmp_path / name for name in ("whole", "cut", "plain"))
+        cfg = Config(**usual | more | {"out": str(cut)})
+        check_config(cfg, 1)
+        assert judge_of(cfg, beside=True)._client.api_key == "its-key"
+        stepped(cfg).held.close()
+        asked = server.calls
+        whole_run(replace(cfg, resume=True))
+        whole_run(replace(cfg, out=str(whole)))
+        calls = server.calls
+        whole_run(Config(**usual | {"out": str(plain)}))
+    assert (asked, calls) == (2 + 2, asked + 2 + 2 + 2 + 4)  # the trial, each evaluation; off: none
+    rows = log_of(whole)
+    assert log_of(cut) == rows and all(key in row for row in rows for key in keys)
+    without = [{k: v for k, v in row.items() if k not in keys} for row in rows]
+    assert without == log_of(plain) and [*rows[0]][-3:] == keys
+    card = (whole / "final" / "README.md").read_text()
+    assert all(f"| {key} | " in card for key in keys) and server.url not in card
+    assert "--eval_rewards" in card and (whole / "verdicts_eval_judge").is_dir()
+    with pytest.raises(SystemExit, match="eval_rewards clip .what stands in it has changed"):
+        start_run(replace(cfg, eval_rewards=f"clip={clip / '..'},redness", resume=True), ALONE)
+
+
 # ----------------------------------------------------------------------------- before all else
 
 

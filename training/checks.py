@@ -9,8 +9,10 @@ import operator
 import os
 from collections.abc import Iterator
 
+from judges.make import parse_extra
+from judges.released import kind_of
 from rewards import pair_schedule
-from training.config import RECIPES, Config, micro_batch_of, parse_rewards
+from training.config import RECIPES, Config, micro_batch_of, parse_eval_judge, parse_rewards
 from training.data import window_range
 
 
@@ -43,7 +45,7 @@ def check_numbers(cfg: Config) -> None:
 
 def faults(cfg: Config, world: int) -> Iterator[str]:
     """A sentence for each thing in the settings that cannot work; their numbers are checked."""
-    for check in (needs, sampling, judging, server, learning):
+    for check in (needs, sampling, judging, server, learning, evaluation):
         yield from check(cfg, world)
 
 
@@ -56,6 +58,10 @@ def fault_of(check, *args) -> list[str]:
     return []
 
 
+# Settings that --eval_judge heeds too.
+OF_BOTH = ("judge_tokens", "judge_seed", "max_calls", "concurrency", "call_timeout", "patience")
+
+
 def needs(cfg: Config, world: int) -> Iterator[str]:
     """Flags that were given, and that another setting leaves without any effect."""
     usual = Config(**RECIPES.get(cfg.recipe, {}))
@@ -63,7 +69,8 @@ def needs(cfg: Config, world: int) -> Iterator[str]:
         other, *values = f.metadata["needs"].split() or [""]
         if other and getattr(cfg, f.name) != getattr(usual, f.name):
             found = getattr(cfg, other)
-            if not (found in values if values else found):
+            beside = cfg.eval_judge.partition("=")[0] if f.name in OF_BOTH else ""
+            if not ({found, beside} & {*values} if values else found):
                 needed = f"--{other} {' or '.join(values)}".rstrip()
                 yield f"--{f.name} needs {needed}: it changes nothing otherwise"
     if cfg.window and cfg.timestep_fraction != usual.timestep_fraction:
@@ -107,11 +114,14 @@ def judging(cfg: Config, world: int) -> Iterator[str]:
             yield f"--opponents {cfg.opponents} with --group_size {cfg.group_size}: {fault}"
     if not pairwise and (cfg.judge_prompt or not cfg.both_orders):
         yield "--judge_prompt and --no-both_orders are for a pairwise reward, of two images"
+    if cfg.soft and kind_of(cfg.judge_prompt)[0] == "flex":
+        yield "--soft takes one probability, and flex: rewards by the categories of a whole answer"
     if cfg.judge == "local" and not cfg.judge_model:
         yield "--judge local needs --judge_model, a folder or hub name"
 
 
 def server(cfg: Config, world: int) -> Iterator[str]:
+    yield from fault_of(parse_extra, cfg.judge_extra)
     if "@" in cfg.base_url:
         yield "--base_url, which config.json keeps, holds a password: put it into OPENAI_BASE_URL"
     if cfg.patience < cfg.call_timeout:
@@ -163,3 +173,19 @@ def learning(cfg: Config, world: int) -> Iterator[str]:
             f"--updates {cfg.updates} must divide the micro-batches of a step, {batches} of "
             f"--micro_batch {size} samples: choose from {work}{remedy}"
         )
+
+
+def evaluation(cfg: Config, world: int) -> Iterator[str]:
+    """What would only show the reward again."""
+    try:
+        rewards, seen = parse_rewards(cfg.reward), parse_rewards(cfg.eval_rewards, "--eval_rewards")
+        kind, url, model = parse_eval_judge(cfg.eval_judge)
+    except ValueError as error:
+        yield str(error)
+        return
+    for name, part in seen.items():
+        if name in rewards and rewards[name].source == part.source:
+            yield f"--eval_rewards {name} is in --reward too: it would be trained on"
+    own = (cfg.base_url or os.environ.get("OPENAI_BASE_URL", "")) * (cfg.judge == "openai")
+    if (kind, url.rstrip("/"), model) == (cfg.judge, own.rstrip("/"), cfg.judge_model):
+        yield "--eval_judge is the judge of the reward: give another one, or leave it out"

@@ -42,31 +42,58 @@ class Part(NamedTuple):
     weight: float
 
 
-def parse_rewards(text: str) -> dict[str, Part]:
+def parse_rewards(text: str, flag: str = "--reward") -> dict[str, Part]:
     """The parts of "NAME[=SOURCE][:WEIGHT],...", by name; a weight that is not given is 1.
 
+    flag: that of --eval_rewards are scorers without weights, or none.
     Raises ValueError for a part that is none.
     """
     from judges.scorers import PUBLISHED
     from rewards import JUDGED
 
-    parts, known = {}, [*JUDGED, *PUBLISHED]
-    for item in map(str.strip, text.split(",")):
+    trained = flag == "--reward"
+    parts, known = {}, [*(JUDGED if trained else ()), *PUBLISHED]
+    for item in map(str.strip, text.split(",") if text or trained else ()):
         head, _, weight = item.rpartition(":") if ":" in item else (item, "", "1")
         name, equals, source = head.partition("=")
         try:
             weight = float(weight)
         except ValueError:
             weight = math.nan
-        sourced = not equals or (source and name in PUBLISHED)
+        sourced = (not equals or (source and name in PUBLISHED)) and (trained or ":" not in item)
         if name not in known or name in parts or not sourced or not 0 < weight < math.inf:
             raise ValueError(
-                f"--reward: '{item}' in '{text}' is no NAME[=SOURCE][:WEIGHT]: NAME one of "
-                f"{', '.join(known)}, each once; =SOURCE for a scorer alone, the folder or hub "
-                "name of its weights; WEIGHT a number above 0"
+                f"{flag}: '{item}' in '{text}' is no NAME[=SOURCE]{'[:WEIGHT]' * trained}: NAME is "
+                f"one of {', '.join(known)}, each once; =SOURCE for a scorer alone, the folder or "
+                f"hub name of its weights{'; WEIGHT a number above 0' * trained}"
             )
         parts[name] = Part(source, weight)
     return parts
+
+
+def parts_of(cfg: "Config") -> list[tuple[str, str, Part]]:
+    """(flag, name, part) of all rewards, and of all scorers that are only seen."""
+    return [
+        (flag, name, part)
+        for flag in ("reward", "eval_rewards")
+        for name, part in parse_rewards(getattr(cfg, flag), f"--{flag}").items()
+    ]
+
+
+def parse_eval_judge(text: str) -> tuple[str, str, str]:
+    """Kind, URL and model of "shapes", "local=FOLDER" or "openai=[MODEL@]URL"; all empty of "".
+
+    Raises ValueError for another text, which is not quoted: it may hold a password.
+    """
+    kind, _, where = text.partition("=")
+    model, _, url = where.rpartition("@") if kind == "openai" else (where, "", "")
+    whole = {"": not where, "shapes": not where, "local": model, "openai": url}
+    if not whole.get(kind) or "://" in model:
+        raise ValueError(
+            "--eval_judge is none of shapes, local=FOLDER and openai=[MODEL@]URL, with no password "
+            "in it: EVAL_API_KEY, or else OPENAI_API_KEY, is its key"
+        )
+    return kind, url, model
 
 
 SOURCES = """(P) is what the paper says, (C) what the released code has, (T) what was tried here. In
@@ -133,10 +160,21 @@ class Config:
     judge_model: str = free(
         "", "model name at the server, or folder of a local judge", needs="judge openai local"
     )
-    judge_prompt: str = free("", "file with a comparison template; {prompt} is replaced")
-    judge_tokens: int = free(2048, "longest answer, tokens", positive, needs="judge openai local")
+    judge_prompt: str = free(
+        "",
+        "file with a comparison template; {prompt} is replaced. think:FILE, flex:FILE: ask as the "
+        "released code does, by your copy of its templates.py",
+    )
+    judge_tokens: int = free(
+        0,
+        "longest answer, tokens; 0: 2048, with think: and flex: 4096 (C)",
+        nonnegative,
+        needs="judge openai local",
+    )
     soft: bool = option(
-        False, "count P(first is better), which a judge in process can give", needs="judge local"
+        False,
+        "count P(first is better), as a judge in process and some servers give it",
+        needs="judge openai local",
     )
     both_orders: bool = option(True, "judge each pair in both orders; disagreement is a tie")
     opponents: int = option(0, "compare each image with so many others; 0: all pairs", nonnegative)
@@ -152,6 +190,11 @@ class Config:
     )
     max_calls: int = served(0, "cap on calls to a server, each process; 0: none", nonnegative)
     accept_judge: str = served("", "models, with commas, that may answer beside the first one")
+    judge_extra: str = option(
+        "",
+        'JSON object of further fields of each request, such as {"reasoning_effort": "low"}',
+        needs="judge openai",
+    )
     judge_seed: int = served(
         0, "sent to a judge server; -1: none, for servers that refuse it", least=-1
     )
@@ -214,6 +257,12 @@ class Config:
     heldout: int = option(0, "held-out prompts to evaluate on; 0: all of shapes", nonnegative)
     eval_size: int = option(
         0, "pixels of held-out images; 0: as --size", nonnegative, needs="prompts"
+    )
+    eval_rewards: str = option(
+        "", "scorers NAME[=SOURCE],... of held-out images, which nothing is trained on"
+    )
+    eval_judge: str = free(
+        "", "another judge of held-out images: shapes, local=FOLDER or openai=[MODEL@]URL"
     )
     eval_steps: int = option(0, "denoising steps of held-out images; 0: --num_steps", nonnegative)
     checkpoint_every: int = free(10, "steps between checkpoints", positive)

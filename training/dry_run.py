@@ -9,12 +9,13 @@ import os
 from pathlib import Path
 
 from common.files import free_bytes
+from judges.sight import check_sight
 from models.base import is_hub_name
 from shapes.verifier import ShapesMLLM
 from training import distributed, start
 from training import log as run_log
 from training.checks import check_numbers, fault_of, faults
-from training.config import Config, parse_rewards
+from training.config import Config, parse_eval_judge, parts_of
 from training.distributed import DTYPES
 from training.plan import Plan, fits, make_plan, refuse, table
 
@@ -55,8 +56,10 @@ def calls_in_flight(s: Config, world: int, calls: int) -> str:
 
 def check_folders(cfg: Config) -> None:
     """Raises ValueError for a scorer or a judge in process whose folder is not there."""
-    named = [("--reward", part.source) for part in parse_rewards(cfg.reward).values()]
+    named = [(f"--{flag}", part.source) for flag, _, part in parts_of(cfg)]
     named += [("--judge_model", cfg.judge_model)] if cfg.judge == "local" else []
+    kind, _, model = parse_eval_judge(cfg.eval_judge)
+    named += [("--eval_judge", model)] if kind == "local" else []
     for flag, name in named:
         if name and not is_hub_name(name) and not Path(name).is_dir():
             raise ValueError(f"{flag}: no folder '{name}'")
@@ -68,6 +71,8 @@ def check_judge(cfg: Config) -> None:
     reached = cfg.judge == "shapes" or (cfg.judge == "openai" and named)
     if reached and (doubt := start.try_judge(cfg, start.judge_of(cfg))):
         print(f"warning: {doubt}")
+    if cfg.eval_judge.startswith("openai"):
+        check_sight(start.judge_of(cfg, beside=True))
 
 
 def check_plan(cfg: Config, world: int) -> None:

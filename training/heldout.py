@@ -3,9 +3,11 @@
 The win rate that Pref-GRPO optimizes averages one half by construction, so it cannot show progress.
 Held-out prompts do: the share of testpoints that hold, the share of images of which all do, render
 error, and the win rate against the frozen base. Of prompts from a file nothing can be verified but
-the win rate, by the judge that also gave the reward: score final/ with bench.py for a second view.
+the win rate, by the judge that also gave the reward: --eval_rewards and --eval_judge measure beside
+it what nothing is trained on.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -36,6 +38,8 @@ class Held(NamedTuple):
     render_error: list[float]  # gray levels, lower is better; empty for prompts from a file
     wins: list[float | None]  # win rate against the base's image; None: comparison lost
     subs: Sequence[list[str]] = ()  # the sub dimension that each testpoint tests
+    # What nothing is trained on, by its key in the log: a score or a win rate; None where lost.
+    seen: dict[str, list[float | None]] = {}
 
     def by_dimension(self, name_of: Callable[[str], str]) -> dict[str, float]:
         """Share of testpoints that hold, by what name_of makes of their sub dimension."""
@@ -50,16 +54,18 @@ class Held(NamedTuple):
         return [win for win in self.wins if win is not None]
 
     def metrics(self) -> dict[str, float | None]:
-        """None for a win rate of which no comparison could be read."""
-        win_rate = {"win_rate_vs_base": float(np.mean(self.known)) if self.known else None}
+        """None for a win rate or score of which nothing is known."""
+        values = {"win_rate_vs_base": self.wins, **self.seen}
+        known = {key: [v for v in row if v is not None] for key, row in values.items()}
+        means = {key: float(np.mean(row)) if row else None for key, row in known.items()}
         if not self.met:
-            return win_rate
+            return means
         return {
             "heldout_accuracy": sum(map(sum, self.met)) / sum(map(len, self.met)),
             "heldout_all_correct": float(np.mean([all(met) for met in self.met])),
             "heldout_render_error": float(np.mean(self.render_error)),
             **{f"heldout/{k}": share for k, share in self.by_dimension(primary_of).items()},
-            **win_rate,
+            **means,
         }
 
     def gain_over(self, base: "Held") -> tuple[float, tuple[float, float] | None]:
@@ -78,11 +84,24 @@ class Held(NamedTuple):
             count = f"{len(self.known)} of {len(self.wins)} held-out prompts, the others lost"
         return f"win rate against the base {np.mean(self.known):.3f} ({bounds}) on {count}"
 
+    def unrewarded(self, base: "Held") -> str:
+        """How what nothing is trained on has changed, in words with 95 % intervals."""
+        parts, before, now = [], base.metrics(), self.metrics()
+        for key, row in self.seen.items():
+            pairs = zip(row, base.seen[key], strict=True)
+            gains = [new - old for new, old in pairs if None not in (new, old)]
+            change = "not measured"
+            if gains:
+                bounds = interval_text(mean_interval(gains), "{:+.3f}".format)
+                change = f"{before[key]:.3f} -> {now[key]:.3f} (the change: {bounds})"
+            parts.append(f"{key} {change}")
+        return f"; never trained on: {', '.join(parts)}" if parts else ""
+
     def against(self, base: "Held") -> str:
         """The result of a run in words, with its 95 % interval, and the sub dimensions of which
         less holds than in the base's images."""
         if not self.met:
-            return self.against_base() + ", by the judge of the reward"
+            return f"{self.against_base()}, by the judge of the reward{self.unrewarded(base)}"
         now, before, (gain, bounds) = self.metrics(), base.metrics(), self.gain_over(base)
         changed = lambda key, digits: f"{before[key]:.{digits}f} -> {now[key]:.{digits}f}"
         text = (
@@ -91,6 +110,7 @@ class Held(NamedTuple):
             f"all-correct rate {changed('heldout_all_correct', 2)}, "
             f"render error {changed('heldout_render_error', 2)} of 255 levels, "
             + self.against_base()
+            + self.unrewarded(base)
         )
         if not self.subs:
             return text
@@ -109,11 +129,13 @@ def verify(prompts: list, images: list) -> tuple[list[list[bool]], list[float]]:
 class Heldout:
     """The held-out prompts with the base's images; `evaluate` measures the present model."""
 
-    def __init__(self, cfg, procs, model, compare, prompts=None, *, record=None):
+    def __init__(self, cfg, procs, model, compare, prompts=None, *, record=None, measures=None):
         """compare: the run's PairwiseReward; record: judging.Record of what it answers.
-        prompts: data.Prompts of a file; None: those of shapes."""
+        prompts: data.Prompts of a file; None: those of shapes. measures: what nothing is trained
+        on, by its key in the log, of prompts, images and the base's images, a number each or None.
+        """
         self.cfg, self.procs, self.model = cfg, procs, model
-        self.compare, self.record = compare, record
+        self.compare, self.record, self.measures = compare, record, measures or {}
         self.scenes = None if prompts else shapes_prompts.heldout_prompts()[: cfg.heldout or None]
         self.texts = prompts.heldout if prompts else [p.text for p in self.scenes]
         self.seeds = [seed_of("heldout", i) for i in range(len(self.texts))]
@@ -170,7 +192,17 @@ class Heldout:
     def held(self, images: list, wins: list) -> Held:
         met, render_error = ([], []) if self.scenes is None else verify(self.scenes, images)
         tested = [[sub for sub, _ in scene.testpoints] for scene in self.scenes or ()]
-        return Held(met, render_error, wins, tested)
+        return Held(met, render_error, wins, tested, self.seen(images))
+
+    def seen(self, images: list) -> dict[str, list[float | None]]:
+        """What nothing is trained on, of each image; the ranks share the work."""
+        mine, found = self.procs.my_share(len(images)), {}
+        asked = [[row[i] for i in mine] for row in (self.texts, images, self.base_images)]
+        for key, measure in self.measures.items():
+            values = zip(mine, self.procs.on_all_ranks(measure, *asked))
+            every = sorted(dict(self.procs.gather([*values])).items())
+            found[key] = [v if v is not None and math.isfinite(v) else None for _, v in every]
+        return found
 
     def draw(self, grid: list[list], path, columns: list[str] | None = None) -> None:
         """A grid for people; below each image which testpoints hold, where that can be verified."""

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import math
+import shlex
 import sys
 from collections import Counter
 from importlib.metadata import version
@@ -21,7 +22,8 @@ import torch
 
 from common.files import free_bytes, hold, write_atomic
 from common.wording import listed
-from training.config import parse_rewards
+from judges.released import kind_of
+from training.config import parse_eval_judge, parts_of
 
 log = logging.getLogger("train")
 
@@ -43,10 +45,12 @@ def digest(path: str) -> str:
 
 def contents(cfg) -> dict[str, str]:
     """The digest of each file or folder that the settings name: a run is of what stands in it."""
-    names = ("prompts", "judge_prompt", "model", "judge_model")
-    found = {name: digest(getattr(cfg, name)) for name in names}
-    rewards = parse_rewards(cfg.reward).items()
-    return found | {f"reward {name}": digest(part.source) for name, part in rewards}
+    found = {name: digest(getattr(cfg, name)) for name in ("prompts", "model", "judge_model")}
+    kind, path = kind_of(cfg.judge_prompt)
+    found["judge_prompt"] = kind + digest(path)
+    kind, _, model = parse_eval_judge(cfg.eval_judge)
+    found["eval_judge"] = kind + digest(model)
+    return found | {f"{flag} {name}": digest(part.source) for flag, name, part in parts_of(cfg)}
 
 
 def check_run(cfg) -> None:
@@ -144,6 +148,8 @@ def best_step(metrics: list[dict]) -> int:
 def judge_rates(counts: Counter) -> dict[str, float]:
     """What the log says of a judge. first_rate: of decisive answers; 0.5 without position bias."""
     rates = {name: counts[name] for name in ("comparisons", "unparsable", "failed", "groups_lost")}
+    if "categories_lost" in counts:
+        rates["categories_lost"] = counts["categories_lost"]
     if "pairs" in counts:
         decisive, pairs = counts["first"] + counts["second"], max(counts["pairs"], 1)
         rates["tie_rate"] = counts["ties"] / pairs
@@ -243,11 +249,13 @@ def write_card(folder: Path, cfg, pipeline: str, result: str, base: dict, traine
     flags = []
     for field in dataclasses.fields(cfg):
         name, value = field.name, getattr(cfg, field.name)
-        if name in ("base_url", "out", "device", "resume", "export"):
+        if name in ("base_url", "eval_judge", "out", "device", "resume", "export"):
             continue
         if value != field.default or name in always:
             switch = f"--{'' if value else 'no-'}{name}"
-            flags.append(switch if isinstance(value, bool) else f"--{name} {value}")
+            flags.append(
+                switch if isinstance(value, bool) else f"--{name} {shlex.quote(str(value))}"
+            )
     more = f'pipe.load_lora_weights("{here}")\n' if lora else ""
     more += 'pipe.to("cuda")\n' if torch.cuda.is_available() else ""
     call = call_of(cfg, Path(cfg.model) if lora else folder)

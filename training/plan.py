@@ -18,7 +18,7 @@ import torch
 
 from models.base import DECODED_AT_ONCE, Model
 from training import distributed, footprint, heldout
-from training.config import Config, micro_batch_of, parse_rewards
+from training.config import Config, micro_batch_of, parts_of
 from training.data import ENCODED_AT_ONCE
 from training.distributed import DTYPES
 from training.footprint import FLOAT
@@ -187,14 +187,13 @@ def train_bytes(
 
 
 def scorer_bytes(s: Config) -> int:
-    """Bytes of the pointwise scorers in --reward: of a folder's files, else as published."""
+    """Bytes of all scorers, seen or rewarded: of a folder's files, else as published."""
 
     def size(name: str, source: str) -> int:
         files = Path(source).glob("*.safetensors") if source else ()
         return sum(file.stat().st_size for file in files) or FLOAT * SCORERS[name]
 
-    parts = parse_rewards(s.reward)
-    return sum(size(name, part.source) for name, part in parts.items() if name in SCORERS)
+    return sum(size(name, part.source) for _, name, part in parts_of(s) if name in SCORERS)
 
 
 def replayed_steps(s: Config) -> int:
@@ -347,7 +346,7 @@ def remedies(plan: Plan, phase: str) -> list[str]:
         "more ranks": s.shard,
         "--ema 0": s.ema > 0,
         "--dtype bfloat16": s.dtype == "float32",
-        "--reward without a scorer": plan.bytes["scorers"] > notable,
+        "--reward and --eval_rewards without a scorer": plan.bytes["scorers"] > notable,
         "fewer --prompts_per_step or a smaller --size": plan.bytes["trajectories"] > notable,
     }
     return [flag for flag, useful in helps.items() if useful] or ["a larger GPU"]

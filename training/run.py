@@ -273,7 +273,7 @@ class Run:
         result = (
             f"After step {step} of {max(rows)}, the best of those measured on held-out prompts."
         )
-        scores = {name: rows[step][name] for name in self.heldout.base.metrics()}
+        scores = {name: rows[step].get(name) for name in self.heldout.base.metrics()}
         with average.swapped_in():
             self.write_model("best", result, scores)
         if self.procs.is_main:

@@ -38,18 +38,19 @@ def start_run(cfg: Config, procs: Processes) -> Run:
         last = procs.broadcast(checkpoint.newest_checkpoint, out / "checkpoint")
         contents = procs.broadcast(run_log.contents, cfg)
         procs.on_all_ranks(check_shared, cfg, contents, last if cfg.resume else None)
-        prompts, judging, compare, write = procs.on_all_ranks(tried, cfg, procs)
+        prompts, judging, compare, measures, write = procs.on_all_ranks(tried, cfg, procs)
         model = procs.on_all_ranks(start.load_model, cfg, procs)
         if procs.world_size > 1 and not cfg.shard:
             model.policy = DistributedDataParallel(model.transformer)
         trained = sum(weight.numel() for weight in model.trainable())
         needed = run_log.disk_bytes(trained, cfg.ema, cfg.steps)
         procs.on_all_ranks(run_log.check_disk, out, needed)
-        heldout = Heldout(cfg, procs, model, compare, prompts, record=judging.record)
+        beside = dict(record=judging.record, measures=measures)
+        heldout = Heldout(cfg, procs, model, compare, prompts, **beside)
         if cfg.text_cache:
             drawn = [make_batch(cfg, prompts, step).prompts for step in range(1, cfg.steps + 1)]
             start.cache_text(model, cfg, procs, sum(drawn, []) + heldout.texts)
-        if procs.is_main and cfg.judge != "shapes":
+        if procs.is_main and (cfg.judge != "shapes" or cfg.eval_judge):
             log.info(start.call_budget(cfg, len(heldout.texts)))
         heldout.measure_base()
         run = Run(cfg, procs, model, judging, heldout, prompts)
@@ -60,7 +61,8 @@ def start_run(cfg: Config, procs: Processes) -> Run:
 
 
 def tried(cfg: Config, procs: Processes) -> tuple:
-    """Prompts, judging, comparison and logger of this rank; the judge has seen two images."""
+    """Prompts, judging, comparison, measures of held-out images, and logger of this rank; judges
+    have seen two images."""
     prompts, out = start.prompts_of(cfg), Path(cfg.out)
     judge = start.judge_of(cfg, procs.world_size)
     rewards, compare = start.rewards_of(cfg, judge, procs.device), start.comparison_of(cfg, judge)
@@ -70,8 +72,8 @@ def tried(cfg: Config, procs: Processes) -> tuple:
     # A server judges while sampling goes on; another judge is asked when its answer is needed.
     behind = cfg.judge == "openai"
     judging = Judging(rewards, procs, cfg.max_failed, behind, record, cfg.accept_judge)
-    logger = cfg.logger if procs.is_main else ""
-    return prompts, judging, compare, run_log.make_logger(logger, out, dataclasses.asdict(cfg))
+    logger = run_log.make_logger(cfg.logger if procs.is_main else "", out, dataclasses.asdict(cfg))
+    return prompts, judging, compare, start.measures_of(cfg, procs), logger
 
 
 def check_shared(cfg: Config, contents: dict, last: Path | None) -> None:

@@ -5,13 +5,17 @@ rewards = rewards_of(cfg, judge_of(cfg), procs.device)
 """
 
 import copy
+import functools
 import logging
+import os
+from pathlib import Path
 
 import torch
 
 from common.seeds import seed_of
-from judges import scorers
-from judges.make import make_judge
+from figures.pictures import OTHER_JUDGE
+from judges import released, scorers
+from judges.make import make_judge, parse_extra
 from judges.sight import check_sight
 from judges.templates import PAIRWISE_TEMPLATE, check_template, read_template
 from models import base
@@ -19,9 +23,10 @@ from rewards import JUDGED, PairwiseReward, PointwiseReward
 from shapes.grammar import parse_prompt
 from shapes.verifier import ShapesMLLM
 from training import distributed
-from training.config import Config, parse_rewards
+from training.config import Config, parse_eval_judge, parse_rewards
 from training.data import Prompts, TextCache, read_prompts
 from training.distributed import DTYPES, Processes
+from training.judging import Record, answered
 
 log = logging.getLogger("train")
 
@@ -85,24 +90,33 @@ def prompts_of(cfg: Config) -> Prompts | None:
     return read_prompts(cfg.prompts, cfg.heldout, cfg.prompts_per_step) if cfg.prompts else None
 
 
-def judge_of(cfg: Config, world: int = 1):
-    """The judge that the settings name. The calls in flight are shared over `world` processes.
+def judge_of(cfg: Config, world: int = 1, beside: bool = False):
+    """The judge that the settings name; beside: that of --eval_judge, which is asked our own
+    question. The calls in flight are shared over `world` processes.
 
     Raises ValueError for the verifier and prompts that it does not know.
     """
-    if cfg.judge == "shapes":
+    kind, url, model = cfg.judge, cfg.base_url, cfg.judge_model
+    as_released = bool(released.kind_of(cfg.judge_prompt)[0]) and not beside
+    own = dict(others=parse_extra(cfg.judge_extra))
+    own |= {"encode": released.jpeg_uri} if as_released else {}
+    if beside:
+        kind, url, model = parse_eval_judge(cfg.eval_judge)
+        own = dict(api_key=os.environ.get("EVAL_API_KEY"))
+    if kind == "shapes":
         check_known(cfg)
     return make_judge(
-        cfg.judge,
-        cfg.base_url or None,
-        cfg.judge_model or None,
-        max_tokens=cfg.judge_tokens,
+        kind,
+        url or None,
+        model or None,
+        max_tokens=cfg.judge_tokens or (released.TOKENS if as_released else 2048),
         seed=cfg.judge_seed if cfg.judge_seed >= 0 else None,
         max_calls=cfg.max_calls or None,
         concurrency=max(1, cfg.concurrency // world),
         timeout=cfg.call_timeout,
         patience=cfg.patience,
         shapes=ShapesMLLM,
+        **own,
     )
 
 
@@ -113,7 +127,7 @@ def check_known(cfg: Config) -> None:
     foreign = [text for text in prompts if parse_prompt(text) is None]
     if foreign:
         raise ValueError(
-            f"--judge shapes is the verifier, which knows captions of colored shapes alone, and "
+            f"the judge 'shapes' is the verifier: it knows captions of colored shapes alone, and "
             f"{len(foreign)} of {len(prompts)} prompts in --prompts '{cfg.prompts}' are none, such "
             f"as '{foreign[0][:60]}': give --judge openai --base_url URL, or --judge local "
             "--judge_model FOLDER"
@@ -130,16 +144,51 @@ def try_judge(cfg: Config, judge) -> str:
     return check_sight(judge, comparison_of(cfg, judge).template, cfg.soft)
 
 
+def measures_of(cfg: Config, procs: Processes) -> dict:
+    """What held-out images are measured by and nothing is trained on, as heldout.Heldout has it.
+
+    Raises ValueError for weights that cannot be loaded, and a judge that cannot judge.
+    """
+    measures = {}
+    for name, part in parse_rewards(cfg.eval_rewards, "--eval_rewards").items():
+        score = scorers.load(name, part.source, procs.device).score
+        measures[f"heldout_{name}"] = lambda texts, images, _, score=score: score(texts, images)
+    if cfg.eval_judge:
+        judge = judge_of(cfg, procs.world_size, beside=True)
+        if cfg.eval_judge != "shapes" and (doubt := check_sight(judge)) and procs.is_main:
+            log.warning("--eval_judge: %s", doubt)
+        kept = procs.is_main and cfg.eval_judge != "shapes"
+        record = Record(Path(cfg.out) / "verdicts_eval_judge") if kept else None
+        measures[OTHER_JUDGE] = functools.partial(points_by, PairwiseReward(judge), procs, record)
+    return measures
+
+
+def points_by(compare, procs: Processes, record, texts, images, base) -> list[float | None]:
+    """Each image's points against the base's, None where lost, which ends no run; half a point for
+    the base itself, about which nobody is asked."""
+    if images[0] is base[0]:
+        return [0.5] * len(images)
+    compared = answered(procs, record, compare, texts, [*map(list, zip(images, base))])
+    points = [compared.points(p)[0][1] for p in range(len(texts))]
+    if compared.error and procs.is_main:
+        lost = points.count(None), len(points), compared.error
+        log.warning("--eval_judge: %d of %d comparisons lost, last error: %s", *lost)
+    return points
+
+
 def comparison_of(cfg: Config, judge, **settings) -> PairwiseReward:
     """The run's pairwise reward; settings: other than its own, such as opponents.
 
     Raises ValueError for a --judge_prompt that cannot be read, or does not ask about the prompt.
     """
-    template = PAIRWISE_TEMPLATE
-    if cfg.judge_prompt:
-        template = read_template(cfg.judge_prompt, "--judge_prompt")
-        check_template(template, f"--judge_prompt '{cfg.judge_prompt}'", ["prompt"])
-    return PairwiseReward(judge, template=template, soft=cfg.soft, **settings)
+    template, (kind, path) = PAIRWISE_TEMPLATE, released.kind_of(cfg.judge_prompt)
+    if kind:
+        template = released.released_question(cfg.judge_prompt)
+    elif path:
+        template = read_template(path, "--judge_prompt")
+        check_template(template, f"--judge_prompt '{path}'", ["prompt"])
+    how = dict(template=template, soft=cfg.soft, flex=kind == "flex")
+    return PairwiseReward(judge, **how, **settings)
 
 
 def rewards_of(cfg: Config, judge, device) -> dict:
@@ -176,4 +225,6 @@ def call_budget(cfg: Config, heldout: int) -> str:
         f"calls to the judge: {group} a group x {cfg.prompts_per_step} prompts x {cfg.steps} steps "
         f"= {steps:,}, and 2 orders x {heldout} held-out prompts x {evaluations} evaluations = "
         f"{held:,}; {steps + held:,} in all, and once more for each that is lost"
+        + f"; {held:,} more to --eval_judge"
+        * bool(cfg.eval_judge)
     )
