@@ -252,7 +252,7 @@ def test_what_is_seen_and_not_rewarded_changes_no_other_number_and_resumes(tmp_p
         assert judge_of(cfg, beside=True)._client.api_key == "its-key"
         stepped(cfg).held.close()
         asked = server.calls
-        whole_run(replace(cfg, resume=True))
+        whole_run(replace(cfg, resume=True)).held.close()
         whole_run(replace(cfg, out=str(whole)))
         calls = server.calls
         whole_run(Config(**usual | {"out": str(plain)}))
