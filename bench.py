@@ -43,7 +43,7 @@ from unigenbench.agree import agreement_table, agreement_text, write_agreement
 from unigenbench.asking import judge_images, pace_of
 from unigenbench.board import board_rows, board_text, find_published, judged, nearest, set_of
 from unigenbench.construct import construct
-from unigenbench.flags import make_parser
+from unigenbench.flags import check_flags, make_parser
 from unigenbench.generate import draw_one, generate
 from unigenbench.images import IMAGES, Layout
 from unigenbench.official import FORMS, Official, read_official
@@ -119,8 +119,6 @@ def judge_of(args, official: Official | None = None) -> MLLM:
 
 
 def run_generate(args) -> int:
-    if bool(args.prompts) == bool(args.prompt):
-        raise ValueError("give --prompts, a set, or --prompt, one of your own: one of the two")
     how = dict(model=args.model, lora=args.lora, steps=args.steps, guidance=args.guidance)
     how |= dict(size=args.size, offload=args.offload)
     if args.prompt:
@@ -262,6 +260,7 @@ COMMANDS |= dict(agree=run_agree, board=run_board, construct=run_construct)
 def run(argv: list[str]) -> int:
     """One step; its exit status."""
     args = make_parser().parse_args(argv)
+    check_flags(args)
     return COMMANDS[args.command](args)
 
 

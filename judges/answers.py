@@ -25,8 +25,8 @@ from judges.mllm import MLLM, Answer, Query, ask_again
 
 # Why an answer of a server has no probability.
 NO_ODDS = (
-    "the server gives no log-probabilities for its verdict (logprobs, top_logprobs), which --soft "
-    "needs: leave --soft out, or ask one that does"
+    "no probability can be read: --soft needs log-probabilities (logprobs, top_logprobs) of the "
+    "verdict's token and of the other one; leave --soft out, or ask a server that gives them"
 )
 CATEGORIES = 3  # of UnifiedReward-Flex's answer, those that count
 # Appended when an answer had no verdict: a greedy judge, asked the very same text again, would give
@@ -356,6 +356,17 @@ def read_rating(query: Query, answer: Answer) -> Outcome:
 _TURNED = str.maketrans("12", "21")
 
 
+def _in_tokens(text: str, place: int, answer: Answer) -> int | None:
+    """Where in the joined tokens the text's digit at `place` stands. They may hold a thought before
+    the text; and they may be parts of letters, so that only text in ASCII is found in them."""
+    (run,) = (m for m in re.finditer(r"[\x21-\x7f][\x00-\x7f]*", text) if place in range(*m.span()))
+    part = run[0].rstrip()
+    joined = "".join(token for token, _ in answer.tokens)
+    found = [match.start() for match in re.finditer(re.escape(part), joined)]
+    later = len(re.findall(re.escape(part), text[run.start() :]))
+    return found[-later] + place - run.start() if later <= len(found) else None
+
+
 def first_probability(query: Query, answer: Answer) -> float | None:
     """P(first is better), of the two, by the tokens of an answer with a winner; None where they do
     not tell. The digit that counts is the last one such that the answer, with 1 and 2 exchanged
@@ -367,14 +378,10 @@ def first_probability(query: Query, answer: Answer) -> float | None:
         read = parse_verdict(turned, answer.unfinished, query.text)
         return {read, verdict} == {Verdict.FIRST, Verdict.SECOND}
 
-    # Tokens may be parts of other letters: what is found in them is the text after the last one.
-    begin = max((k + 1 for k, letter in enumerate(text) if not letter.isascii()), default=0)
-    digits = [match.start() for match in re.finditer("[12]", text) if match.start() >= begin]
+    digits = [match.start() for match in re.finditer("[12]", text)]
     place = next(filter(decides, reversed(digits)), None)
-    found = "".join(token for token, _ in answer.tokens).rfind(text[begin:])
-    if place is None or found < 0:
+    if place is None or (place := _in_tokens(text, place, answer)) is None:
         return None
-    place += found - begin
     ends = itertools.accumulate(len(token) for token, _ in answer.tokens)
     (token, likely), end = next((t, end) for t, end in zip(answer.tokens, ends) if end > place)
     head, tail = token[: place - end], token[place - end :][1:]

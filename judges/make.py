@@ -25,8 +25,8 @@ def parse_extra(text: str) -> dict:
         raise ValueError(f"--judge_extra '{text[:200]}' is no JSON object, as {{\"top_k\": 1}} is")
     if taken := [name for name in OURS if name in extra]:
         raise ValueError(
-            f"--judge_extra cannot set '{taken[0]}': --judge_model, --judge_tokens, the images and "
-            "the prompt do"
+            f"--judge_extra cannot set '{taken[0]}': --judge_model, --judge_tokens (of bench.py: "
+            "--max_tokens), the images and the prompt do"
         )
     return extra
 

@@ -170,8 +170,9 @@ _TOO_LARGE = re.compile(r"too (large|long|high|big)|exceed|maximum|at most|less 
 
 # How servers say that a model is gone from behind its name, and not that it is busy.
 _GONE = re.compile(
-    r"not.?routed|no.?route|routes? to no|no available channel|not.?found|no such model"
-    r"|unknown model|does ?n[o']t exist|no longer|retired|deprecat|discontinu|decommission",
+    r"not.?routed|no.?route(?!\s+to\s+host)|routes? to no|no available channel|no such model"
+    r"|model.*not.?found|not.?found.*model|unknown model|does ?n[o']t exist|no longer|retired"
+    r"|deprecat|discontinu|decommission",
     re.I,
 )
 _SAMPLING = re.compile(r"\b(temperature|top_p|top_k|do_sample)\b")
@@ -232,14 +233,15 @@ class Refusal(Exception):  # noqa: N818
         if self.status in (404, 410, 503) and model and _GONE.search(said):
             what = f"the server no longer offers this model, or never did (HTTP {self.status}): "
             return True, f"{what}--judge_model names another, --base_url another server. "
-        if self.status in (400, 422) and (named := _SAMPLING.search(said)):
-            hint = f"the server refuses a sampling parameter, {named[0]}: "
-            return lasting, f"{hint}--temperature none sends no temperature. "
+        named = None if _TOO_LARGE.search(said) else _SAMPLING.search(said)
+        if self.status in (400, 422) and named:
+            hint = f"the server refuses a sampling parameter, {named[0]}: leave it out of "
+            return lasting, f"{hint}--judge_extra (bench.py: --temperature none sends none). "
         page = isinstance(self.error, (AttributeError, TypeError))
         page = page or "not a chat" in str(self.error) or self.status in (404, 405)
         if self.status == 401:
             what = "refuses the key in" if self.address.key else "asks for a key: set"
-            return lasting, f"the server {what} OPENAI_API_KEY. "
+            return lasting, f"the server {what} OPENAI_API_KEY (--eval_judge: EVAL_API_KEY). "
         if self.status in (400, 422) and "logprobs" in self.words():
             return lasting, "the server gives no log-probabilities, which --soft needs. "
         if page and "/v1" not in self.address.path:

@@ -1,9 +1,9 @@
 """The questions of the released code, read from a person's own copy of the file that holds them.
 
 github.com/CodeGoat24/Pref-GRPO, fastvideo/rewards/templates.py, has no license file, so nothing of
-it ships here; nor is it imported or executed. What its client sends is in CLIENT; it sends no
-temperature either, so that the server's own settings sample, and asks in one order (ours: greedily,
-in both).
+it ships here; nor is it imported or executed. Its client sends JPEGs (`jpeg_uri`), asks for up to
+TOKENS, and sends no temperature, so that the server's own settings sample; it asks in one order
+(ours: greedily, in both).
 
     released_question("think:templates.py")       # UnifiedReward-Think's, with {prompt}
 """

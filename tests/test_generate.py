@@ -125,6 +125,8 @@ def test_one_image_of_a_prompt_of_ones_own_and_offloaded_ones(tmp_path, model, m
         ("folder --prompt x", "'folder' is no PNG file's name"),
         ("a.png --prompt x --prompts own", "one of the two"),
         ("a.png", "one of the two"),
+        ("a.png --prompt x --limit 2", "leave them out"),
+        ("a.png --prompt x --images_per_prompt 1", "leave them out"),
     ]:
         with pytest.raises(ValueError, match=said):
             bench.run(f"{line} {flags}".split())

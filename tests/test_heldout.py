@@ -183,7 +183,7 @@ def tenfold(prompts, images, _):
 
 
 def points(lost):
-    return lambda *asked: points_by(Difference(lost), ALONE, None, *asked)
+    return lambda *asked: points_by(Difference(lost), ALONE, None, set(), *asked)
 
 
 def test_what_nothing_is_trained_on_is_measured_on_the_same_images_by_all_ranks():

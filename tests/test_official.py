@@ -210,7 +210,8 @@ def test_a_known_question_is_named_by_its_date_and_others_are_not_compared_witho
         results.write_results(rows, f"{name}.csv")
         results.settings_path(Path(f"{name}.csv")).write_text(json.dumps({"judge": "m", **record}))
     results.write_results(rows, "f.csv")
-    note = f"Different questions, whose the differences may be: a.csv: {names[0]}; "
+    note = "These files answer different questions, from which differences may come: "
+    note += f"a.csv: {names[0]}; "
     for line, said in [
         ("score a.csv b.csv", f"{note}b.csv: {names[1]}."),
         ("agree a.csv c.csv", f"{note}c.csv: {names[2]}."),
@@ -219,7 +220,7 @@ def test_a_known_question_is_named_by_its_date_and_others_are_not_compared_witho
     ]:
         assert bench.run(line.split()) == 0
         out = capsys.readouterr().out
-        assert said in out if said else "Different" not in out
+        assert said in out if said else "different questions" not in out
     bench.run(["report", "a.csv", "d.csv", "--out", "r.html"])
     assert f"{note}d.csv: {names[3]}." in Path("r.md").read_text()
     assert doubt("en", rows, "m", names[0]) == f"only with the same judge, {names[0]}"
@@ -263,5 +264,8 @@ def test_files_of_another_form_are_one_sentence(place, change, said):
 def test_no_file_and_a_form_for_none_are_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="no eval_common.py there; it is in eval/src/"):
         official.read_official(tmp_path)
+    line = "judge --prompts en --images i --out r.csv --official x --temperature 0.7"
+    with pytest.raises(ValueError, match="leave --temperature out"):
+        bench.run(line.split())
     with pytest.raises(ValueError, match="--official_form says how --official is asked"):
         official.read_official(None, "api")

@@ -69,7 +69,7 @@ def test_calls_side_by_side_find_it_out_together(caplog):
 
 GONE, SAMPLING = (
     "this model, or never did (HTTP %d): --judge_model",
-    "--temperature none sends no temperature",
+    "leave it out of --judge_extra (bench.py: --temperature none sends none)",
 )
 
 
@@ -81,6 +81,9 @@ GONE, SAMPLING = (
         (503, "No available channel for model judge under group default", GONE, 1),
         (503, "judge is not routed; we route to no other model", GONE, 1),
         (503, "The model is overloaded. Please try again later.", "", 3),
+        (503, "upstream connect error: No route to host", "", 3),
+        (503, "backend not found, retry later", "", 3),
+        (400, "the prompt exceeds the context; temperature was 0", "", 2),
         (404, "404 page not found", "", 1),
         (400, "temperature and top_p are deprecated", SAMPLING, 2),
         (400, "top_p is not supported", SAMPLING, 1),

@@ -37,6 +37,7 @@ ANSWER = "Image 2 has 2 cats.\n<answer>Image 1 is better</answer>"
     [
         (with_odds(ANSWER, LOG), 0.8),
         (with_odds("图 2 好，而 1 不\n" + ANSWER.replace("Image 1", "Image 2"), LOG), 0.8),
+        (with_odds("图 2 好<answer>Image 1 is better</answer>。 很 好。", LOG), 0.8),
         (with_odds("<answer>Image 1 is better than Image 2</answer>", LOG, 0), 0.8),
         (with_odds("<answer>Image 2 is better because Image 1 lacks 2</answer>", LOG, 0), 0.8),
         (with_odds('{"reason": "1 has 2", "winner": "Image 1"}', LOG), 0.8),

@@ -188,4 +188,7 @@ def evaluation(cfg: Config, world: int) -> Iterator[str]:
             yield f"--eval_rewards {name} is in --reward too: it would be trained on"
     own = (cfg.base_url or os.environ.get("OPENAI_BASE_URL", "")) * (cfg.judge == "openai")
     if (kind, url.rstrip("/"), model) == (cfg.judge, own.rstrip("/"), cfg.judge_model):
-        yield "--eval_judge is the judge of the reward: give another one, or leave it out"
+        yield (
+            "--eval_judge is --judge, by which win_rate_vs_base is measured already: give another "
+            "one, or leave it out"
+        )

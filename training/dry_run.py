@@ -71,8 +71,9 @@ def check_judge(cfg: Config) -> None:
     reached = cfg.judge == "shapes" or (cfg.judge == "openai" and named)
     if reached and (doubt := start.try_judge(cfg, start.judge_of(cfg))):
         print(f"warning: {doubt}")
-    if cfg.eval_judge.startswith("openai"):
-        check_sight(start.judge_of(cfg, beside=True))
+    beside = cfg.eval_judge.startswith("openai")
+    if beside and (doubt := check_sight(start.judge_of(cfg, beside=True))):
+        print(f"warning: --eval_judge: {doubt}")
 
 
 def check_plan(cfg: Config, world: int) -> None:

@@ -26,7 +26,7 @@ from training import distributed
 from training.config import Config, parse_eval_judge, parse_rewards
 from training.data import Prompts, TextCache, read_prompts
 from training.distributed import DTYPES, Processes
-from training.judging import Record, answered
+from training.judging import Record, answered, models_of
 
 log = logging.getLogger("train")
 
@@ -159,20 +159,28 @@ def measures_of(cfg: Config, procs: Processes) -> dict:
             log.warning("--eval_judge: %s", doubt)
         kept = procs.is_main and cfg.eval_judge != "shapes"
         record = Record(Path(cfg.out) / "verdicts_eval_judge") if kept else None
-        measures[OTHER_JUDGE] = functools.partial(points_by, PairwiseReward(judge), procs, record)
+        measures[OTHER_JUDGE] = functools.partial(
+            points_by, PairwiseReward(judge), procs, record, set()
+        )
     return measures
 
 
-def points_by(compare, procs: Processes, record, texts, images, base) -> list[float | None]:
+def points_by(compare, procs: Processes, record, known: set, texts, images, base) -> list:
     """Each image's points against the base's, None where lost, which ends no run; half a point for
-    the base itself, about which nobody is asked."""
+    the base itself, about which nobody is asked. known: models that have answered, added to."""
     if images[0] is base[0]:
         return [0.5] * len(images)
     compared = answered(procs, record, compare, texts, [*map(list, zip(images, base))])
     points = [compared.points(p)[0][1] for p in range(len(texts))]
-    if compared.error and procs.is_main:
-        lost = points.count(None), len(points), compared.error
+    ranks = procs.gather([(points, compared.error, models_of([compared]))])
+    every = [point for found, _, _ in ranks for point in found]
+    if procs.is_main and (errors := [error for _, error, _ in ranks if error]):
+        lost = every.count(None), len(every), errors[-1]
         log.warning("--eval_judge: %d of %d comparisons lost, last error: %s", *lost)
+    new = set().union(*(models for *_, models in ranks)) - known
+    if procs.is_main and known and new:
+        log.warning("--eval_judge is answered by another model than before: %s", ", ".join(new))
+    known |= new
     return points
 
 

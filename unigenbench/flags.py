@@ -31,6 +31,19 @@ def temperature(text: str) -> float | None:
     return value
 
 
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises ValueError for flags that contradict one another, or of which one changes nothing."""
+    if args.command == "generate":
+        if bool(args.prompts) == bool(args.prompt):
+            raise ValueError("give --prompts, a set, or --prompt, one of your own: one of the two")
+        if args.prompt and (args.limit or args.images_per_prompt != IMAGES):
+            raise ValueError("--limit and --images_per_prompt are of --prompts: leave them out")
+    if args.command == "judge" and args.official and args.temperature:
+        raise ValueError(
+            "--official sends no temperature, as its clients do: leave --temperature out"
+        )
+
+
 def make_parser() -> argparse.ArgumentParser:
     text = "UniGenBench as a tool: prompts -> images -> judged testpoints -> scores -> report."
     parser = argparse.ArgumentParser(description=text)

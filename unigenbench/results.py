@@ -255,7 +255,7 @@ def question_notes(paths: list[Path]) -> list[str]:
     if len(set(asked.values())) < 2:
         return []
     told = "; ".join(f"{name}: {said or 'not known'}" for name, said in asked.items())
-    return [f"Different questions, whose the differences may be: {told}."]
+    return [f"These files answer different questions, from which differences may come: {told}."]
 
 
 def write_settings(
