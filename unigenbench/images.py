@@ -102,6 +102,11 @@ def opens(path: Path, prompt: str | None = None) -> bool:
         return False
 
 
+def digest_of(data: bytes, text: str) -> str:
+    """16 hex digits of an image file's bytes and what was asked about it."""
+    return hashlib.sha256(data + text.encode()).hexdigest()[:16]
+
+
 def fingerprint(parts: dict) -> str:
     """16 hex digits of some 64 numbers from every weight: training changes nearly all of them.
 
