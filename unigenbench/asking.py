@@ -300,9 +300,7 @@ def judge_images(
     layout: how many images each prompt has, and how their files are named
     """
     folder = Path(folder)
-    if odd := layout.check(folder, [p.index for p in prompts]):
-        text = "%d files are no image of these prompts and are not judged: %s"
-        log.warning(text, len(odd), wording.listed(odd))
+    layout.check(folder, [p.index for p in prompts])
     prompts = prompts[:limit]
     if template is not None and official is None:
         log.info("the definitions in the template are this repository's; --official has others")
