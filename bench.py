@@ -3,6 +3,7 @@
     python bench.py                               # all of it, on the tiny FLUX that ships here
     torchrun --nproc_per_node 8 bench.py generate --model M --prompts en --out IMAGES
     python bench.py judge --prompts en --images IMAGES --judge openai --base_url URL --out R.csv
+    python bench.py quality IMAGES --prompts en --scorers clip,pickscore,hpsv2,aesthetic
     python bench.py score R.csv [OTHER.csv] [--json S.json]            # two files: compares them
     python bench.py report R.csv [OTHER.csv ...] --out report.html
     python bench.py agree A.csv B.csv [C.csv ...] [--out agree.html]   # judges of the same images
@@ -47,6 +48,7 @@ from unigenbench.flags import make_parser
 from unigenbench.generate import draw_one, generate
 from unigenbench.images import IMAGES, Layout
 from unigenbench.official import FORMS, Official, read_official
+from unigenbench.quality import quality
 from unigenbench.questions import question, question_record  # noqa: F401, the first for readers
 from unigenbench.report import files_of, polygons, radar, write_report
 from unigenbench.results import (
@@ -159,6 +161,13 @@ def run_judge(args) -> int:
     return 0 if coverage.judged else 1
 
 
+def run_quality(args) -> int:
+    prompts, layout = find_prompts(args.prompts), Layout(args.images_per_prompt, args.image_suffix)
+    text, whole = quality(prompts, args.scorers, args.images, args.out, layout, limit=args.limit)
+    print(text)
+    return 0 if whole else 1
+
+
 def run_score(args) -> int:
     paths = [Path(p) for p in (args.results, args.other) if p]
     if args.json:
@@ -256,7 +265,7 @@ def run_default() -> int:
 
 
 COMMANDS = dict(generate=run_generate, judge=run_judge, score=run_score, report=run_report)
-COMMANDS |= dict(agree=run_agree, board=run_board, construct=run_construct)
+COMMANDS |= dict(agree=run_agree, board=run_board, construct=run_construct, quality=run_quality)
 
 
 def run(argv: list[str]) -> int:
