@@ -3,6 +3,7 @@
     python bench.py                               # all of it, on the tiny FLUX that ships here
     torchrun --nproc_per_node 8 bench.py generate --model M --prompts en --out IMAGES
     python bench.py judge --prompts en --images IMAGES --judge openai --base_url URL --out R.csv
+    python bench.py quality IMAGES --prompts en --scorers clip,pickscore,hpsv2,aesthetic
     python bench.py score R.csv [OTHER.csv] [--json S.json]            # two files: compares them
     python bench.py report R.csv [OTHER.csv ...] --out report.html
     python bench.py agree A.csv B.csv [C.csv ...] [--out agree.html]   # judges of the same images
@@ -47,6 +48,7 @@ from unigenbench.flags import check_flags, make_parser
 from unigenbench.generate import draw_one, generate
 from unigenbench.images import IMAGES, Layout
 from unigenbench.official import FORMS, Official, read_official
+from unigenbench.quality import quality
 from unigenbench.questions import question, question_record  # noqa: F401, the first for readers
 from unigenbench.report import files_of, polygons, radar, write_report
 from unigenbench.results import (
@@ -106,13 +108,9 @@ def score(results: list[Result]) -> Scores:
 
 
 def judge_of(args, official: Official | None = None) -> MLLM:
-    if args.judge == "shapes" and (args.base_url or args.judge_model):
-        raise ValueError("--base_url and --judge_model are of --judge openai or local: give it too")
     names = ("max_tokens", "concurrency", "timeout", "patience", "temperature")
     limits = {name: getattr(args, name) for name in names}
     limits |= FORMS[official.form] if official else {}
-    if args.judge_extra and args.judge != "openai":
-        raise ValueError("--judge_extra goes to a server: it needs --judge openai")
     limits["others"] = limits.get("others", {}) | parse_extra(args.judge_extra)
     # For shapes the verifier, beside which a phrase book writes what construct asks for.
     return make_judge(args.judge, args.base_url, args.judge_model, shapes=ClassroomMLLM, **limits)
@@ -132,12 +130,6 @@ def run_generate(args) -> int:
 
 def run_judge(args) -> int:
     prompts, out = find_prompts(args.prompts), Path(args.out)
-    if not args.judge and args.prompts != "shapes":
-        raise ValueError(
-            f"--judge has to be given for --prompts {args.prompts}: openai with --base_url, or "
-            "local with --judge_model; shapes, the verifier, judges prompts of shapes alone"
-        )
-    args.judge = args.judge or "shapes"
     template = read_template(args.template, "--template") if args.template else None
     official = read_official(args.official, args.official_form, args.judge_model)
     asked = question_record(prompts[: args.limit], template, official)
@@ -157,6 +149,13 @@ def run_judge(args) -> int:
     return 0 if coverage.judged else 1
 
 
+def run_quality(args) -> int:
+    prompts, layout = find_prompts(args.prompts), Layout(args.images_per_prompt, args.image_suffix)
+    text, whole = quality(prompts, args.scorers, args.images, args.out, layout, limit=args.limit)
+    print(text)
+    return 0 if whole else 1
+
+
 def run_score(args) -> int:
     paths = [Path(p) for p in (args.results, args.other) if p]
     if args.json:
@@ -164,8 +163,6 @@ def run_score(args) -> int:
         check_outputs([args.json], read)
     results = [read_results(p) for p in paths]
     check_judges(dict(zip(paths, results)), args.allow_mixed_judges)
-    if args.images_per_prompt and not args.prompts:
-        raise ValueError("--images_per_prompt is what --prompts expects of each: give that too")
     if args.prompts:
         prompts = find_prompts(args.prompts)
         many = [settings_of(p).get("images_per_prompt", IMAGES) for p in paths]
@@ -254,7 +251,7 @@ def run_default() -> int:
 
 
 COMMANDS = dict(generate=run_generate, judge=run_judge, score=run_score, report=run_report)
-COMMANDS |= dict(agree=run_agree, board=run_board, construct=run_construct)
+COMMANDS |= dict(agree=run_agree, board=run_board, construct=run_construct, quality=run_quality)
 
 
 def run(argv: list[str]) -> int:

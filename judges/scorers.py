@@ -54,6 +54,30 @@ PUBLISHED = {
 }
 
 
+def split_source(text: str) -> tuple[str, str] | None:
+    """Name and source of a scorer from "NAME[=SOURCE]", or None where it is none. source: folder or
+    hub name of its weights; empty: the published ones."""
+    name, equals, source = text.partition("=")
+    return (name, source) if name in PUBLISHED and bool(equals) == bool(source) else None
+
+
+def parse_scorers(text: str) -> dict[str, str]:
+    """The sources of "NAME[=SOURCE],...", by name, in their order.
+
+    Raises ValueError for a part that is none.
+    """
+    sources = {}
+    for item in map(str.strip, text.split(",")):
+        name, source = split_source(item) or ("", "")
+        if not name or name in sources:
+            raise ValueError(
+                f"--scorers: '{item}' in '{text}' is no NAME[=SOURCE]: NAME one of "
+                f"{', '.join(PUBLISHED)}, each once; =SOURCE the folder or hub name of its weights"
+            )
+        sources[name] = source
+    return sources
+
+
 def load(name: str, weights: str = "", device="cpu", dtype=torch.float32):
     """The scorer of that name, from its published weights or from a folder or hub name of the kind.
 
@@ -64,7 +88,7 @@ def load(name: str, weights: str = "", device="cpu", dtype=torch.float32):
         raise ValueError(f"unknown scorer '{name}': choose from {', '.join(PUBLISHED)}")
     if name == "redness":
         if weights:
-            raise ValueError(f"redness has no weights: --reward redness, without '={weights}'")
+            raise ValueError(f"redness has no weights: give it without '={weights}'")
         return Redness()
     model, processor = (weights, None) if weights else PUBLISHED[name]
     if name == "aesthetic":
@@ -177,14 +201,15 @@ class AestheticScorer(CLIPScorer):
             raise ValueError(
                 f"no aesthetic head in '{model}': expected tensors layers.* beside the tower"
             )
-        self.head = [(head[f"layers.{k}.weight"], head[f"layers.{k}.bias"]) for k in layers]
+        weights = [head[f"layers.{k}.{part}"] for k in layers for part in ("weight", "bias")]
+        self.head = torch.nn.ParameterList(weights).requires_grad_(False)
         super().__init__(model, device=device, dtype=dtype, batch_size=batch_size, name="aesthetic")
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.model(pixels).image_embeds
 
     def values(self, embeds: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        for weight, bias in self.head:
+        for weight, bias in zip(self.head[::2], self.head[1::2]):
             embeds = embeds @ weight.T + bias
         return embeds.squeeze(-1)
 

@@ -241,7 +241,7 @@ def test_what_the_verifier_does_not_know_is_unparsable_and_named(drawn, capsys, 
     for prompts in ("p.csv", "own"):
         with pytest.raises(ValueError, match=f"--judge has to be given for --prompts {prompts}: "):
             run(line + prompts)
-    with pytest.raises(ValueError, match="--base_url and --judge_model are of --judge openai"):
+    with pytest.raises(ValueError, match="--base_url and --judge_model need --judge openai"):
         run(line + "shapes --base_url http://127.0.0.1:9/v1")
     run(line + "p.csv --judge shapes")
     states = Counter(r.state for r in read_results("r.csv"))

@@ -151,6 +151,7 @@ COMMANDS = {
     "report": "r.csv",
     "agree": "r.csv b.csv",
     "board": "r.csv",
+    "quality": "r.csv --prompts shapes --scorers clip",
     "construct": f"--count 2 --out p.csv {JUDGE}",
 }
 CALLED = (
@@ -158,7 +159,7 @@ CALLED = (
     "journal_of judged_by question_notes question_record "
     "judge_images make_judge read_models read_results score settings_of tables write_prompts "
     "write_report write_results write_scores write_settings find_published set_of read_named "
-    "judged "
+    "judged quality "
     "agreement_table agreement_text write_agreement board_rows board_text nearest radar polygons"
 )
 
@@ -169,6 +170,7 @@ def called(line, patch):
     made.make_judge.return_value.name = "m"
     made.construct.return_value = [1], []
     made.check_sight.return_value = ""
+    made.quality.return_value = "", True
     for name in CALLED.split():
         patch.setattr(bench, name, getattr(made, name))
     try:

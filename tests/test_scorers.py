@@ -1,24 +1,15 @@
 """Published scorers on tiny models of their real classes, saved and loaded as the published are."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from fakes import in_turn
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPProcessor,
-    CLIPVisionModelWithProjection,
-)
+from tiny_clip import copy, save_aesthetic, save_clip
+from transformers import CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection
 
 from judges import scorers
 from judges.mllm import Answer
-from shapes import pretrain
 
 PROMPTS = ["a large red circle", "two green squares", "a blue triangle inside a red circle"]
 NOISE = np.random.default_rng(0)
@@ -30,29 +21,7 @@ IMAGES = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny CLIPModel and its processor, as from_pretrained finds them."""
-    torch.manual_seed(0)
-    tokenizer = pretrain.word_tokenizer()
-    small = dict(intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
-    text = small | dict(vocab_size=len(tokenizer), hidden_size=16, max_position_embeddings=8)
-    text |= dict(pad_token_id=0, eos_token_id=1)
-    vision = small | dict(image_size=16, patch_size=8, hidden_size=24, projection_dim=12)
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
-    torch.nn.init.constant_(model.logit_scale, 4.0)
-    path = tmp_path_factory.mktemp("clip")
-    model.save_pretrained(path)
-    side = {"height": 16, "width": 16}
-    images = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=side)
-    CLIPProcessor(images, tokenizer).save_pretrained(path)
-    return str(path)
-
-
-def copy(source, folder, weights=dict, kind=CLIPModel) -> str:
-    """Another folder with this model, and what `weights` makes of its tensors."""
-    kind.from_pretrained(source).save_pretrained(folder)
-    file = Path(folder) / "model.safetensors"
-    save_file(weights(load_file(file)), file, {"format": "pt"})
-    return str(folder)
+    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
 def cosines(folder):
@@ -102,13 +71,7 @@ def test_the_processor_may_be_another_repositorys(folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def aesthetic(folder, tmp_path_factory):
-    """A tower and a head layers.0, .2, .4 in one file, as the published conversion has them."""
-    torch.manual_seed(1)
-    path, head = tmp_path_factory.mktemp("aesthetic"), {}
-    for k, (n, m) in {0: (12, 8), 2: (8, 4), 4: (4, 1)}.items():
-        head |= {f"layers.{k}.weight": torch.randn(m, n), f"layers.{k}.bias": torch.randn(m)}
-    CLIPProcessor.from_pretrained(folder).save_pretrained(path)
-    return copy(folder, path, lambda weights: weights | head, CLIPVisionModelWithProjection), head
+    return save_aesthetic(folder, tmp_path_factory.mktemp("aesthetic"))
 
 
 def test_the_aesthetic_head_on_a_normalized_embedding(aesthetic, folder):

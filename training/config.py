@@ -48,20 +48,20 @@ def parse_rewards(text: str, flag: str = "--reward") -> dict[str, Part]:
     flag: that of --eval_rewards are scorers without weights, or none.
     Raises ValueError for a part that is none.
     """
-    from judges.scorers import PUBLISHED
+    from judges.scorers import PUBLISHED, split_source
     from rewards import JUDGED
 
     trained = flag == "--reward"
     parts, known = {}, [*(JUDGED if trained else ()), *PUBLISHED]
     for item in map(str.strip, text.split(",") if text or trained else ()):
         head, _, weight = item.rpartition(":") if ":" in item else (item, "", "1")
-        name, equals, source = head.partition("=")
+        name, source = (head, "") if head in JUDGED else split_source(head) or ("", "")
         try:
             weight = float(weight)
         except ValueError:
             weight = math.nan
-        sourced = (not equals or (source and name in PUBLISHED)) and (trained or ":" not in item)
-        if name not in known or name in parts or not sourced or not 0 < weight < math.inf:
+        weighted = ":" in item and not trained
+        if name not in known or name in parts or weighted or not 0 < weight < math.inf:
             raise ValueError(
                 f"{flag}: '{item}' in '{text}' is no NAME[=SOURCE]{'[:WEIGHT]' * trained}: NAME is "
                 f"one of {', '.join(known)}, each once; =SOURCE for a scorer alone, the folder or "

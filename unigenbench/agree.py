@@ -15,7 +15,7 @@ from common.bootstrap import interval, resample
 from unigenbench.report import figure_of, write_gallery
 from unigenbench.results import Result, judged_by
 from unigenbench.scores import COLUMNS_OF, NAMES, OVERALL, accuracies
-from unigenbench.tables import LABELS, percent, percent_range, text_table
+from unigenbench.tables import LABELS, percent, percent_range, range_text, text_table
 
 EVERY = "All testpoints"
 HEADER = ["Dimension", "Testpoints", "Same", "95 % interval", "Kappa", "95 % interval"]
@@ -115,14 +115,10 @@ def agreement_rows(found: dict[str, Agreement]) -> list[list[str]]:
         if a := found.get(name):
             same = [percent(a.share), percent_range(a.share_interval)]
             kappa = ["-" if a.kappa is None else f"{a.kappa:z.2f}"]
-            kappa.append(range_text(a.kappa_interval, "{:z.2f}", 1))
+            kappa.append(range_text(a.kappa_interval, "{:z.2f}"))
             shift = [f"{100 * a.shift:+.2f}", range_text(a.shift_interval, "{:+.2f}", 100)]
             rows.append([label, str(a.count), *same, *kappa, *shift])
     return rows
-
-
-def range_text(bounds: tuple[float, float] | None, number: str, scale: float) -> str:
-    return "-" if bounds is None else " to ".join(number.format(scale * end) for end in bounds)
 
 
 def most_different(first: list[Result], second: list[Result], count: int = 20) -> list[dict]:

@@ -6,7 +6,6 @@ and a second start asks only for what is missing, failed or could not be parsed.
     results = judge_images(mllm, prompts, "images", "results.journal.jsonl", workers=16, batch=1)
 """
 
-import hashlib
 import itertools
 import logging
 import math
@@ -27,7 +26,7 @@ from common import wording
 from common.files import Journal
 from judges.answers import final_answer, parse_reasons, parse_scores, without_echo
 from judges.mllm import MLLM, Answer, ask_again
-from unigenbench.images import OFFICIAL_LAYOUT, Layout, fingerprint, open_image
+from unigenbench.images import OFFICIAL_LAYOUT, Layout, digest_of, fingerprint, open_image
 from unigenbench.official import TRIES
 from unigenbench.questions import question
 from unigenbench.results import Result
@@ -246,7 +245,7 @@ class JudgmentStore:
                 self.broken.append(str(error))
                 continue
             image.info["file"] = name, data  # of which official.py's clients send the bytes
-            digest = hashlib.sha256(data + text.encode()).hexdigest()[:16]
+            digest = digest_of(data, text)
             self.answers[name] = answer = self.earlier.get((name, digest), Answer())
             task = Task((image,), text, len(prompt.testpoints), name, digest)
             if read_judgement(answer, text, task.count).scores is None:
@@ -301,9 +300,7 @@ def judge_images(
     layout: how many images each prompt has, and how their files are named
     """
     folder = Path(folder)
-    if odd := layout.check(folder, [p.index for p in prompts]):
-        text = "%d files are no image of these prompts and are not judged: %s"
-        log.warning(text, len(odd), wording.listed(odd))
+    layout.check(folder, [p.index for p in prompts])
     prompts = prompts[:limit]
     if template is not None and official is None:
         log.info("the definitions in the template are this repository's; --official has others")

@@ -32,16 +32,29 @@ def temperature(text: str) -> float | None:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Raises ValueError for flags that contradict one another, or of which one changes nothing."""
+    """Raises ValueError for flags that contradict one another, or of which one changes nothing;
+    the judge of shapes, where none is given, is the verifier."""
     if args.command == "generate":
         if bool(args.prompts) == bool(args.prompt):
             raise ValueError("give --prompts, a set, or --prompt, one of your own: one of the two")
         if args.prompt and (args.limit or args.images_per_prompt != IMAGES):
             raise ValueError("--limit and --images_per_prompt are of --prompts: leave them out")
-    if args.command == "judge" and args.official and args.temperature:
-        raise ValueError(
-            "--official sends no temperature, as its clients do: leave --temperature out"
-        )
+    if args.command == "score" and args.images_per_prompt and not args.prompts:
+        raise ValueError("--images_per_prompt is what --prompts expects of each: give that too")
+    if args.command == "judge":
+        if args.official and args.temperature:
+            raise ValueError("--official sends no temperature: leave --temperature out")
+        if not args.judge and args.prompts != "shapes":
+            raise ValueError(
+                f"--judge has to be given for --prompts {args.prompts}: openai with --base_url, or "
+                "local with --judge_model; shapes, the verifier, judges prompts of shapes alone"
+            )
+        args.judge = args.judge or "shapes"
+    if "judge" in args:
+        if args.judge == "shapes" and (args.base_url or args.judge_model):
+            raise ValueError("--base_url and --judge_model need --judge openai or local")
+        if args.judge_extra and args.judge != "openai":
+            raise ValueError("--judge_extra goes to a server: it needs --judge openai")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -71,19 +84,23 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--offload", action="store_true", help=text)
 
     p = command("judge", "ask a judge about each image")
-    p.add_argument("--prompts", required=True, help=PROMPTS)
     p.add_argument("--images", required=True, help="folder of images")
-    p.add_argument("--images_per_prompt", type=positive, default=IMAGES, help=f"({IMAGES})")
-    text = "what follows INDEX_IMAGE in their names: PNG, JPEG or WebP (.png)"
-    p.add_argument("--image_suffix", default=".png", help=text)
+    add_image_flags(p)
     p.add_argument("--out", required=True, help="results CSV; the journal lies beside it")
-    p.add_argument("--limit", type=positive, help="the first N prompts")
     p.add_argument("--template", help="file with a question of your own, or the released one")
     text = "your copy of the official evaluator's eval_common.py, whose question is asked"
     p.add_argument("--official", metavar="PATH", help=text)
     text = "how it is asked: as the offline judges are, or APIs (api for gemini, else offline)"
     p.add_argument("--official_form", choices=tuple(FORMS), help=text)
     add_judge_flags(p, default=None)
+
+    p = command("quality", "what published scorers make of each image")
+    p.add_argument("images", help="folder of images")
+    add_image_flags(p)
+    text = "NAME[=FOLDER],...: clip, pickscore, hpsv2, aesthetic, with published weights or others"
+    p.add_argument("--scorers", required=True, help=text)
+    text = "CSV of single scores (quality.csv); the journal lies beside it"
+    p.add_argument("--out", default="quality.csv", help=text)
 
     add_reading_commands(command)
 
@@ -93,6 +110,15 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, help="prompt file; the journal lies beside it")
     add_judge_flags(p)
     return parser
+
+
+def add_image_flags(parser) -> None:
+    """Which images of whom."""
+    parser.add_argument("--prompts", required=True, help=PROMPTS)
+    parser.add_argument("--images_per_prompt", type=positive, default=IMAGES, help=f"({IMAGES})")
+    text = "what follows INDEX_IMAGE in their names: PNG, JPEG or WebP (.png)"
+    parser.add_argument("--image_suffix", default=".png", help=text)
+    parser.add_argument("--limit", type=positive, help="the first N prompts")
 
 
 def add_reading_commands(command) -> None:

@@ -7,6 +7,7 @@ An image that was drawn here holds its prompt, since its name is but an index.
 
 import hashlib
 import io
+import logging
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from common.rgb import to_rgb
 from common.wording import listed, one_line
+
+log = logging.getLogger("bench")
 
 IMAGES = 4  # per prompt, where no flag says otherwise
 FORMATS = ("PNG", "JPEG", "WEBP")  # whatever the name says; none that Pillow runs a program for
@@ -35,8 +38,8 @@ class Layout(NamedTuple):
     def names(self, index: int) -> list[str]:
         return [image_name(index, i, self.suffix) for i in range(self.per_prompt)]
 
-    def check(self, folder: Path, indices: list[int]) -> list[str]:
-        """The names of other files than those of the prompts with these indices.
+    def check(self, folder: Path, indices: list[int]) -> None:
+        """Warns of other files than the images of the prompts with these indices.
 
         Raises ValueError if there is no folder, or none of them is in it.
         """
@@ -45,7 +48,10 @@ class Layout(NamedTuple):
         known = {name for index in indices for name in self.names(index)}
         there = {path.name for path in folder.iterdir()} - {"settings.json"}
         if there & known or not known:
-            return sorted(there - known)
+            if odd := sorted(there - known):
+                text = "%d files are no image of these prompts and are left out: %s"
+                log.warning(text, len(odd), listed(odd))
+            return
         alike = {found[1] for name in there if (found := re.fullmatch(r"\d+_\d+(\D.*)", name))}
         alike -= {self.suffix}
         here = f", here {' or '.join(sorted(alike))}" if alike else ""
@@ -100,6 +106,11 @@ def opens(path: Path, prompt: str | None = None) -> bool:
         return bool(open_image(path, prompt))
     except ValueError:
         return False
+
+
+def digest_of(data: bytes, text: str) -> str:
+    """16 hex digits of an image file's bytes and what was asked about it."""
+    return hashlib.sha256(data + text.encode()).hexdigest()[:16]
 
 
 def fingerprint(parts: dict) -> str:

@@ -21,8 +21,12 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
+def range_text(bounds: tuple[float, float] | None, number: str, scale: float = 1) -> str:
+    return "-" if bounds is None else " to ".join(number.format(scale * end) for end in bounds)
+
+
 def percent_range(interval: tuple[float, float] | None) -> str:
-    return "-" if interval is None else " to ".join(map(percent, interval))
+    return range_text(interval, "{:.2f}", 100)
 
 
 def coverage_line(c: Coverage) -> str:
