@@ -172,7 +172,8 @@ def expect_part(what: str, got, wanted, read: str, likely: dict | None = None) -
     fit = {s: torch.as_tensor(v) for s, v in (likely or {}).items() if v is not None}
     for name in ("shape", "dtype"):
         one, other = (str(getattr(x, name)) for x in numbers)
-        known = {str(getattr(v, name)): s for s, v in fit.items()}
+        known = {"torch.float64": "float64 left as it came: it goes to float32, too."}
+        known |= {str(getattr(v, name)): s for s, v in fit.items()}
         known.pop(other, None)
         expect(f"the {name} of {what}", one, other, read, known)
     if isinstance(got, torch.Tensor) and what.split()[0] not in ("next_latents", "mean"):
@@ -215,13 +216,15 @@ def expect_walk(
     for k, level in enumerate(levels):
         before, after = trajectory.latents[k : k + 2]
         velocity = network(before, sigmas[k].expand(len(noise))).detach()
-        step, rounded = (
-            sampler.sde_step(before, velocity, sigmas, k, a, next_latents=after)
-            for a in (level, round(level, 1))
+        cut = network(before, (1000 * sigmas[k]).long().div(1000).expand(len(noise))).detach()
+        step, rounded, told = (
+            sampler.sde_step(before, v, sigmas, k, a, next_latents=after)
+            for v, a in ((velocity, level), (velocity, round(level, 1)), (cut, level))
         )
         for name in ("mean", "std", "log_prob"):
             got, wanted = getattr(trajectory, name + "s")[k], getattr(step, name)
             other = {"noise_level rounded: it may be any.": getattr(rounded, name)}
+            other["thousandths: the network is told sigma itself."] = getattr(told, name)
             expect_part(f"{name} of step {k}{steps}", got, wanted, read, other)
         if step.std.max() > 0:
             drawn += [*(after - step.mean) / step.std]

@@ -32,8 +32,8 @@ def parse_verdict(text: str | None) -> Verdict:
        cut off, and all that follows <think> counts for nothing.
     3. The verdict stands between <answer> and </answer>. If there are several, the last counts,
        verdict or not: the judge has changed its mind, or taken its verdict back. Tags and phrase
-       may be in capitals, and line breaks may stand between them. (An <answer> that is never closed
-       is left out of this exercise: no check has one.)
+       may be in capitals, and line breaks may stand between them. (No check has an <answer> that is
+       never closed, or several lines in one of which the last is the phrase.)
     4. What stands between the tags, without the blanks, line breaks and full stops at its two ends,
        in whatever order they stand there, must be one of the three phrases as a whole:
        "Image 1 is better" is Verdict.FIRST, "Image 2 is better" Verdict.SECOND, "Both are equal"

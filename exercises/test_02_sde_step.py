@@ -144,6 +144,11 @@ def test_every_draw_is_new_and_scored():
     expect_noise((step.next_latents - step.mean) / step.std, "sample", DRAW)
     scored = step_of(2, size=(100, 100), next_latents=step.next_latents).log_prob
     expect_part("log_prob of a draw", step.log_prob, scored, DRAW)
+    far = each(30.0, -40.0, size=(100, 100))
+    step = ex.sde_step(far, far / 30, SIGMAS, 2, 0.7)
+    widest = ((step.next_latents - step.mean) / step.std).abs().max()
+    what = f"whether 20,000 draws around 30 end 3.1 to 7 std from it (at {widest:.2f})"
+    expect(what, bool(3.1 < widest < 7), True, DRAW, {False: "cut off: any draw may come."})
     both = (each(1.2, -0.4).bfloat16(), each(1.2, -0.4).bfloat16().float())
     seeds = [torch.Generator().manual_seed(0) for _ in both]
     one, other = (
@@ -161,27 +166,29 @@ def test_every_draw_is_new_and_scored():
 
 
 def test_any_latents_sigmas_and_noise_level():
-    """Three samples whose tokens and channels differ, in tables of which only the ends agree.
+    """Tokens and channels differ, of one sample and of three; of the tables only the ends agree.
 
-    In most steps one of what is given is in 16 bits, as a network's velocity may be.
+    In most steps one of what is given is of another dtype, as a network's velocity may be.
     """
     rng = torch.Generator().manual_seed(1)
     fixed = {"0.7 written for noise_level: it may be any.": {"noise_level": 0.7}}
     tables = (
         [1, 0.95, 0.72, 0.31, 0],
         [1, 0.6, 0],
-        [1, 0.9995, 0.99, 0.96, 0.8, 0.3, 0.05, 0],
+        [1, 0.9995, 0.9991, 0.96, 0.8, 0.3, 0.004, 0],
         [1, 0],
     )
-    for table, noise_level in itertools.product(tables, (0.02, 1.3, 0.0)):
-        latents, velocity, given = torch.randn((3, 3, 4, 2), generator=rng)
+    for table, noise_level in itertools.product(tables, (0.02, 2.7, 0.0)):
+        samples = 1 if len(table) == 3 else 3
+        latents, velocity, given = torch.randn((3, samples, 4, 2), generator=rng)
         tensors = dict(latents=latents, velocity=velocity, next_latents=given)
         settings = dict(sigmas=torch.tensor(table, dtype=torch.float32), noise_level=noise_level)
         for index in range(len(table) - 1):
             short = (*tensors, "nothing")[index % 4]
-            what = f"in step {index} of {table}, noise_level {noise_level}, {short} in 16 bits"
-            inputs = {n: x.bfloat16() if n == short else x.clone() for n, x in tensors.items()}
-            rounded = {n: inputs[n].bfloat16().float() for n in ("latents", "velocity")}
+            dtype = (torch.bfloat16, torch.float16, torch.float64)[(index + 2 * len(table)) % 3]
+            what = f"in step {index} of {table}, noise_level {noise_level}, {short} in {dtype}"
+            inputs = {n: x.to(dtype) if n == short else x.clone() for n, x in tensors.items()}
+            rounded = {n: inputs[n].to(dtype).float() for n in ("latents", "velocity")}
             said = "rounded to the dtype of the other input: each goes to float32 by itself."
             mistaken = fixed | {said: rounded}
             inputs["velocity"].requires_grad_()

@@ -112,13 +112,16 @@ def test_the_ratio_moves_with_the_weights():
 
 
 def test_any_rollout_is_of_our_steps_and_replayed_as_ours():
-    """Three samples whose tokens and channels differ; also a single step."""
+    """Samples whose tokens and channels differ; also a single one, and a single step."""
     rng = torch.Generator().manual_seed(1)
-    for table in ([1, 0.95, 0.9, 0.72, 0.5, 0.31, 0.1, 0.02, 0], [1, 0.6, 0], [1, 0]):
-        for level in (0.237, 1.3, 0.0):
-            noise, sigmas = torch.randn((3, 8, 6), generator=rng), torch.tensor(table).float()
-            inputs = dict(velocity_fn=Network(), noise=noise, sigmas=sigmas, noise_level=level)
+    for table in ([1, 0.95376, 0.9, 0.72, 0.5, 0.31, 0.1, 0.0208, 0], [1, 0.6, 0], [1, 0]):
+        for level in (0.237, 2.7, 0.0):
+            size, network = 3 if len(table) > 3 else 1, Network()
+            noise, sigmas = torch.randn((size, 8, 6), generator=rng), torch.tensor(table).float()
+            inputs = dict(velocity_fn=network, noise=noise, sigmas=sigmas, noise_level=level)
             trajectory = ex.rollout(**inputs | {"noise": noise.clone()}, generator=rng)
+            shapes = {tuple(sigma.shape) for _, sigma in network.asked}
+            expect(f"the shape of sigma for {size} samples", shapes, {(size,)}, ROLLOUT)
             levels = [level] * (len(table) - 2) + [0.0]
             expect_walk(trajectory, Network(), noise, sigmas, levels, ROLLOUT)
             told = trajectory.noise_level

@@ -45,6 +45,9 @@ def test_points_are_the_mean_of_both_orders():
     expect("points of a pair from 0.9 and 0.6", ex.mean_points(0.9, 0.6), 0.75, POINTS)
     got = ex.mean_points(0.0, 1.0)
     expect("points of a pair from 0 and 1", got, 0.5, POINTS)
+    got = ex.mean_points(0.5172, 0.4963)
+    said = {0.5: "a near tie made one.", 0.51: "rounded to it."}
+    expect("points of a pair from 0.5172 and 0.4963", got, 0.50675, POINTS, said)
 
 
 def test_a_pair_that_lost_one_order_is_lost():
@@ -74,6 +77,8 @@ def test_a_tie_is_half_a_win():
 def test_a_probability_counts_as_it_is():
     rate = ex.win_rates([(0, 1), (0, 2)], [0.75, 0.9], 3)[0]
     expect("win rate of image 0 with 0.75 and 0.9", rate, 0.825, RATES)
+    rate, exact = ex.win_rates([(0, 1)], [0.5172], 2)[0], {0.5: "nearly one half made one half."}
+    expect("win rate of image 0 with 0.5172", rate, 0.5172, RATES, exact)
 
 
 def test_a_lost_comparison_is_not_counted():
@@ -134,7 +139,7 @@ def test_a_pair_of_which_one_answer_is_lost_is_left_out():
 
 
 def test_any_points_and_pairs():
-    points = (None, 0.0, 0.1, 0.5, 0.9, 1.0)
+    points = (None, 0.0, 0.0137, 0.1, 0.4963, 0.5, 0.5172, 0.9871, 1.0)
     for forward, backward in itertools.product(points, points):
         what, inputs = f"from {forward} and {backward}", dict(forward=forward, backward=backward)
         expect_as_ours(ex, "mean_points", what, POINTS, **inputs)

@@ -39,6 +39,8 @@ def test_nothing_is_read_from_the_reasons():
     reads(f"Image 1 is better in color. {TWO}", "SECOND", LAST)
     text = "Image 1 is better in color.\nImage 2 is better in shape."
     reads(text, "UNPARSABLE", LAST)
+    said = {"FIRST": "the last line without tags: what stands between the tags counts."}
+    reads("Let me see.\nImage 1 is better", "UNPARSABLE", LAST, said)
 
 
 def test_the_last_answer_counts():
@@ -63,6 +65,8 @@ def test_the_phrase_counts_as_a_whole():
     reads("<answer>Image 2 is better\nin color alone</answer>", "UNPARSABLE", WHOLE, lines)
     ends = {"FIRST": "changed within the phrase: blanks and full stops go at its two ends only."}
     reads("<answer>Image 1 is ... better</answer>", "UNPARSABLE", WHOLE, ends)
+    said = {"FIRST": "no opening tag: rpartition keeps all where it finds none."}
+    reads("Image 1 is better </answer> Hm.", "UNPARSABLE", LAST, said)
 
 
 def test_a_thought_is_no_answer():
@@ -70,6 +74,8 @@ def test_a_thought_is_no_answer():
     reads(f"<think>Perhaps {ONE}?</think>{TWO}", "SECOND", THINKING)
     reads(f"<think>Perhaps {ONE}? Or rather", "UNPARSABLE", THINKING)
     reads(f"Perhaps {ONE}?</think> Hm.", "UNPARSABLE", THINKING)
+    said = {"FIRST": "the thought in capitals: text.lower() comes before all else."}
+    reads(f"<THINK>Perhaps {ONE}?</THINK> Hm.", "UNPARSABLE", THINKING, said)
 
 
 def test_any_answer():

@@ -77,7 +77,7 @@ def test_any_groups_floor_and_clip():
         rewards = torch.randn((groups, size), generator=rng) ** 5
         rewards = (rewards - rewards.mean(1, keepdim=True)) / rewards.std(1, False, keepdim=True)
         rewards = spreads * rewards + torch.tensor([0.5, -2.0, 0.3, 0.0, 90.0])[:groups, None]
-        for settings in ({}, {"std_floor": 0.05}, {"std_floor": 2e-4, "clip": 1.2}, {"clip": 6.0}):
+        for settings in ({}, {"std_floor": 0.05}, {"std_floor": 2.0, "clip": 0.4}, {"clip": 6.0}):
             for given in (rewards, rewards.double(), rewards.half(), rewards.flip(0)):
                 what = f"of {groups} groups of {size}, {settings}"
                 args = (ex, "group_advantages", what, FLOOR, mistaken if settings else {})
@@ -85,5 +85,7 @@ def test_any_groups_floor_and_clip():
     least = {"1e-8 for the least that divides: it is 1e-12.": {"std_floor": 1e-8}}
     what, tiny = "of a tiny spread, floor 0", torch.tensor([[0.0, 1e-9, 3e-9, 5e-9]])
     expect_as_ours(ex, "group_advantages", what, FLOOR, least, rewards=tiny)
+    what, near = "of a small spread beside a large mean", torch.tensor([[22.42, 22.4201, 22.42015]])
+    expect_as_ours(ex, "group_advantages", what, FLOOR, rewards=near, std_floor=0.0)
     whole = torch.tensor([[0, 1, 1], [7, 7, 9]])
     expect_as_ours(ex, "group_advantages", "of whole numbers", NORMAL, rewards=whole, std_floor=0.0)

@@ -50,6 +50,9 @@ def test_the_loss_of_six_steps():
     left_out = {-2.0: "steps with advantage 0 left out of the mean: it is over all b."}
     got = loss_of([1.0, 1.0], [2.0, 0.0]).loss
     expect("loss of two steps, of which one has advantage 0", got, -1.0, CLIPPED, left_out)
+    whole = bool(loss_of([3000.0], [-1.0]).loss > 2999)
+    said = {False: "capped: a ratio that left the clip range against A counts in full."}
+    expect("whether a step of ratio 3000 and A -1 has a loss of 3000", whole, True, CLIPPED, said)
 
 
 def test_what_pulls_and_what_does_not():
@@ -104,7 +107,7 @@ def test_guards_ratio_has_a_gradient():
 def test_any_ratios_and_clip_range():
     rng = torch.Generator().manual_seed(1)
     fixed = {"0.2 written for clip_range: it may be any.": {"clip_range": 0.2}}
-    for count, clip_range, spread in ((1, 0.2, 1), (9, 0.05, 0.1), (40, 1e-3, 2e-3), (40, 0.6, 1)):
+    for count, clip_range, spread in ((1, 0.2, 1), (9, 0.05, 0.1), (40, 1e-3, 2e-3), (40, 0.6, 4)):
         log_ratio, advantages = torch.randn((2, count), generator=rng)
         advantages[1::3] = 0.0
         advantages[0] *= 9

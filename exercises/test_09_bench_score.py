@@ -44,6 +44,9 @@ def test_labels_and_pictures_do_not_weigh():
     """Of five testpoints of one primary dimension, in two pictures, three hold."""
     pictures = [result([COLOR, COLOR, SHAPE], [1, 0, 1]), result([COLOR, SHAPE], [0, 1])]
     expect("score of two pictures with labels that repeat", ex.overall(pictures), 3 / 5, MEAN)
+    got = ex.overall([result(["属性-数量", "属性-颜色", "风格"], [1, 0, 1])])
+    said = {2 / 3: "Chinese labels not split: primary_of reads them too."}
+    expect("score of a picture with Chinese labels", got, 3 / 4, COLLECT, said)
 
 
 def test_what_was_not_judged_is_left_out():
