@@ -142,7 +142,7 @@ def parts_of(function: Callable, inputs: dict) -> dict:
     result = function(**inputs)
     parts = result._asdict() if hasattr(result, "_asdict") else {"what comes": result}
     by = [x for x in tensors_in(list(inputs.values())) if x.requires_grad]
-    for name in parts.keys() & {"loss", "log_prob", "what comes"} if by else ():
+    for name in parts.keys() & {"loss", "log_prob", "mean", "what comes"} if by else ():
         value = torch.as_tensor(parts[name])
         uneven = (value * torch.linspace(1, 2, value.numel()).view(value.shape)).sum()
         slopes = [None] * len(by)

@@ -92,6 +92,7 @@ def test_any_answer():
         "Image 3 is better": "UNPARSABLE",
         "Image 1 is worse": "UNPARSABLE",
         "Image 2 is better?": "UNPARSABLE",
+        "Image 1 is better <i>in parts</i>": "UNPARSABLE",
         "Image 1 is better,": "UNPARSABLE",
         "Image 2. Is better": "UNPARSABLE",
         "Image 1 is bet ter": "UNPARSABLE",
@@ -103,7 +104,7 @@ def test_any_answer():
     counts += "|<THINK>{tie}</THINK>\n{answer}|{tie}</think>{other}</think>{answer}"
     counts += "|<think>{other}</think>{answer}<think>{tie}<think>{other}"
     counts += "|<think>{tie}</think>{other}<think>{tie}</think>{answer}"
-    counts += "|<answer>\n. {phrase}.. .</answer>|{tie} <answer> {phrase} .</answer>"
+    counts += "|<answer> .\n. {phrase}.. .</answer>|{tie} <answer> {phrase} .</answer>"
     lost = "{phrase}|Answer, {phrase}, I think|<think>{answer}|{answer}</think>"
     lost += "|<think>{answer}</think><think>{other}|{answer} <answer></answer>|({answer}</think>)"
     lost += "|<think>{other}</think>{answer}<think>{tie}</think>Hm.|{other} <answer>?</answer>"

@@ -93,6 +93,8 @@ def test_the_network_is_asked_as_in_exercise_3():
     expect("how often the network is asked in 6 steps", len(asked), 6, ROLLOUT)
     shapes = [tuple(sigma.shape) for _, sigma in asked]
     expect("the shape of the sigma it is told", shapes[0], (3,), ROLLOUT)
+    walk([2, 3], size=1, asked=(alone := []))
+    expect("its shape for one image alone", tuple(alone[0][1].shape), (1,), ROLLOUT)
     for k in (1, 4):
         told = asked[k][1][0]
         expect(f"the sigma that the network is told in step {k}", told, SIGMAS[k].item(), ROLLOUT)

@@ -191,6 +191,7 @@ TABLES = {  # of each study those that come of its runs, by the end of their nam
     "longer": (lambda study: longer.tables(study, longer.FIGURES, ALL), longer.FLAGS),
     "longer_estimators": (lambda s: estimators.tables(s, longer.PAIR), longer.PAIR_FLAGS),
     "kl": (kl.tables, longer.FLAGS),
+    "dropped": (dropped.tables, longer.FLAGS),
     "kinds": (kinds.tables, kinds.FLAGS),
 }
 
