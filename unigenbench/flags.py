@@ -83,6 +83,19 @@ def make_parser() -> argparse.ArgumentParser:
     text = "for a GPU that does not hold the model: it gets one part of it at a time"
     p.add_argument("--offload", action="store_true", help=text)
 
+    add_asking_commands(command)
+    add_reading_commands(command)
+
+    p = command("construct", "prompts of our own, written and checked by an MLLM")
+    p.add_argument("--count", type=positive, required=True, help="number of prompts")
+    p.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
+    p.add_argument("--out", required=True, help="prompt file; the journal lies beside it")
+    add_judge_flags(p)
+    return parser
+
+
+def add_asking_commands(command) -> None:
+    """A judge and scorers, of images that are there."""
     p = command("judge", "ask a judge about each image")
     p.add_argument("--images", required=True, help="folder of images")
     add_image_flags(p)
@@ -101,15 +114,6 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--scorers", required=True, help=text)
     text = "CSV of single scores (quality.csv); the journal lies beside it"
     p.add_argument("--out", default="quality.csv", help=text)
-
-    add_reading_commands(command)
-
-    p = command("construct", "prompts of our own, written and checked by an MLLM")
-    p.add_argument("--count", type=positive, required=True, help="number of prompts")
-    p.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
-    p.add_argument("--out", required=True, help="prompt file; the journal lies beside it")
-    add_judge_flags(p)
-    return parser
 
 
 def add_image_flags(parser) -> None:
