@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import torch
 
-from judges.answers import CATEGORIES, Outcome, Verdict, ask, parse_verdict  # noqa: F401
+from judges.answers import Outcome, Verdict, ask, parse_verdict  # noqa: F401
 from judges.mllm import MLLM, Query
 from judges.templates import PAIRWISE_TEMPLATE
 
@@ -53,12 +53,6 @@ STD_FLOORS = {
 def std_floors(names: Iterable[str], given: float = -1.0) -> dict[str, float]:
     """The std floor of each reward: its own, or the given one if that is not negative."""
     return {name: STD_FLOORS.get(name, 0.0) if given < 0 else given for name in names}
-
-
-# UnifiedReward-Flex's reward (released script): what the overall win rate counts, what those in
-# categories do, and what each of these does by its place in the answer.
-OVERALL, BY_CATEGORY = 0.3, 0.7
-CATEGORY_WEIGHTS = (1.0, 0.7, 0.7)
 
 
 class Comparison(NamedTuple):
@@ -162,25 +156,6 @@ def points_table(comparisons: Sequence[Comparison], group_size: int) -> list[lis
     return table
 
 
-def flex_rewards(overall: torch.Tensor, comparisons: Sequence[Comparison]) -> torch.Tensor:
-    """(G,): UnifiedReward-Flex's reward of one group, from its overall win rates (G,).
-
-    (0.3 overall + 0.7 sum_c(w_c rate_c) / sum_c(w_c)) / (0.3 + 0.7); rate_c: win rate in the
-    category at a place of the answers, over the pairs that have one there in all orders that were
-    asked. The overall win rate alone for an image without any.
-    """
-    total, weights = torch.zeros_like(overall), torch.zeros_like(overall)
-    for place, weight in enumerate(CATEGORY_WEIGHTS):
-        named = [(*c.outcome.categories, *[None] * CATEGORIES)[place] for c in comparisons]
-        placed = [c._replace(outcome=Outcome(point)) for c, point in zip(comparisons, named)]
-        for image, row in enumerate(points_table(placed, len(overall))):
-            if known := [point for point in row if point is not None]:
-                total[image] += weight * sum(known) / len(known)
-                weights[image] += weight
-    mixed = (OVERALL * overall + BY_CATEGORY * total / weights) / (OVERALL + BY_CATEGORY)
-    return torch.where(weights > 0, mixed, overall)
-
-
 def count_cycles(table: Sequence[Sequence[float | None]]) -> tuple[int, int]:
     """Of one group's points (G, G): the triples whose three pairs are all decided, neither lost nor
     tied, and how many of them are cyclic: a over b, b over c, c over a."""
@@ -222,7 +197,6 @@ class PairwiseReward:
     opponents: compare each image with that many others only.
     template: text of the question; {prompt} in it is replaced and nothing else interpreted.
     soft: take P(first is better) for points (judges.answers.ask).
-    flex: reward as UnifiedReward-Flex does, by the categories of its answers too.
     """
 
     def __init__(
@@ -232,12 +206,11 @@ class PairwiseReward:
         opponents: int | None = None,
         template: str = PAIRWISE_TEMPLATE,
         soft: bool = False,
-        flex: bool = False,
     ):
         if "{prompt}" not in template:
             raise ValueError("the template of the pairwise judge lacks {prompt}")
         self.mllm, self.both_orders, self.opponents = mllm, both_orders, opponents
-        self.template, self.soft, self.flex, self.name = template, soft, flex, mllm.name
+        self.template, self.soft, self.name = template, soft, mllm.name
 
     def calls(self, group_size: int) -> int:
         """Questions that one group costs, repeats of lost ones not included."""
@@ -258,8 +231,6 @@ class PairwiseReward:
         tables = [points_table(group, size) for group in groups]
         points = [[table[i][j] for i, j in pairs] for table in tables]  # (P, pairs)
         rates = torch.stack([win_rates(pairs, group, size) for group in points])
-        if self.flex:
-            rates = torch.stack([flex_rewards(*group) for group in zip(rates, groups)])
         lost = [all(point is None for point in group) for group in points]
         known = [point for group in points for point in group if point is not None]
         counts = self.count(compared)
@@ -283,7 +254,7 @@ class PairwiseReward:
 
     def count(self, compared: Sequence[Comparison]) -> Counter:
         """What was wanted, asked, lost, and said of the first and the second image; of how many
-        pairs both orders say the same; how many categories are missing or malformed."""
+        pairs both orders say the same."""
         final = Counter(c.outcome.verdict for c in compared)
         every = final + Counter(outcome.verdict for c in compared for outcome in c.lost)
         counts = Counter(
@@ -298,10 +269,6 @@ class PairwiseReward:
             points = [c.outcome.points for c in compared]
             both = [pair for pair in zip(points[::2], points[1::2]) if None not in pair]
             counts["agree"] = sum((a > 0.5, a < 0.5) == (b < 0.5, b > 0.5) for a, b in both)
-        if self.flex:
-            read = [c.outcome.categories for c in compared if c.outcome.points is not None]
-            named = sum(point is not None for places in read for point in places)
-            counts["categories_lost"] = CATEGORIES * len(read) - named
         return counts
 
 

@@ -14,6 +14,7 @@ from judges.released import FUNCTIONS, constants
 from rewards import PairwiseReward
 from shapes.verifier import ShapesMLLM
 from training.config import Config
+from training.flex import FlexReward
 from training.log import contents
 from training.start import comparison_of, judge_of
 
@@ -94,7 +95,7 @@ def test_a_server_is_asked_as_the_released_client_asks(kind, tmp_path):
         assert judge_of(Config(judge_tokens=9, **usual)).max_tokens == 9
         assert judge_of(Config(**usual)).max_tokens == 2048
     assert result.counts["unparsable"] == 0 and "enable_thinking" in judge.name
-    assert reward.flex == (kind == "flex")
+    assert isinstance(reward, FlexReward) is (kind == "flex")
     (body, _), _ = server.requests
     (*images, text) = body.pop("messages")[0]["content"]
     assert text["text"] == ASKED[kind].replace("{prompt}", "a {cat}")
@@ -127,9 +128,8 @@ def flex(winner, *categories) -> str:
 ONE, TWO, ODD = "Image 1", "Image 2", "Image 1/2"
 
 
-def compared(*said, images=3, **settings):
-    settings = dict(both_orders=False, flex=True) | settings
-    return PairwiseReward(in_turn(*said), **settings)(["p"], [[*range(images)]])
+def compared(*said, images=3, reward=FlexReward, both_orders=False):
+    return reward(in_turn(*said), both_orders=both_orders)(["p"], [[*range(images)]])
 
 
 def test_flex_rewards_by_hand():
@@ -139,7 +139,7 @@ def test_flex_rewards_by_hand():
     overall 1, 0, 1/2; first category 1, 0, 1/2; second 1/4, 1, 1/2; third 1, 1/2, 0
     """
     said = flex(ONE, ONE, TWO, ONE, TWO), flex(ONE, ONE, "tie"), flex(TWO, TWO, ODD, ONE)
-    rewards, plain = compared(*said), compared(*said, flex=False)
+    rewards, plain = compared(*said), compared(*said, reward=PairwiseReward)
     by_hand = [0.3 + 0.7 * (1 + 0.7 / 4 + 0.7) / 2.4, 0.7 * (0.7 + 0.35) / 2.4]
     by_hand += [0.15 + 0.7 * (0.5 + 0.35) / 2.4]
     torch.testing.assert_close(rewards.values, torch.tensor([by_hand]))

@@ -26,6 +26,7 @@ from training import distributed
 from training.config import Config, parse_eval_judge, parse_rewards
 from training.data import Prompts, TextCache, read_prompts
 from training.distributed import DTYPES, Processes
+from training.flex import FlexReward
 from training.judging import Record, answered, models_of
 
 log = logging.getLogger("train")
@@ -195,8 +196,8 @@ def comparison_of(cfg: Config, judge, **settings) -> PairwiseReward:
     elif path:
         template = read_template(path, "--judge_prompt")
         check_template(template, f"--judge_prompt '{path}'", ["prompt"])
-    how = dict(template=template, soft=cfg.soft, flex=kind == "flex")
-    return PairwiseReward(judge, **how, **settings)
+    reward = FlexReward if kind == "flex" else PairwiseReward
+    return reward(judge, template=template, soft=cfg.soft, **settings)
 
 
 def rewards_of(cfg: Config, judge, device) -> dict:
