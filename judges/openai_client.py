@@ -17,7 +17,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from PIL import Image
 
 from common.rgb import to_rgb
-from judges.answers import ask
 from judges.mllm import MLLM, Answer, Query
 from judges.refusal import Address, Refusal
 from judges.reply import answer_of
@@ -36,7 +35,7 @@ def data_uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _data_uri(image: Image.Image) -> str:
+def png_uri(image: Image.Image) -> str:
     """The image as a PNG data URI: lossless, at the fastest compression level."""
     buffer = io.BytesIO()
     to_rgb(image).save(buffer, "PNG", compress_level=1)
@@ -88,7 +87,7 @@ class OpenAIMLLM(MLLM):
         temperature: float | None = 0.0,
         seed: int | None = 0,
         max_tokens: int = 2048,
-        encode: Callable[[Image.Image], str] = _data_uri,
+        encode: Callable[[Image.Image], str] = png_uri,
         text_first: bool = False,
         others: dict | None = None,
         max_calls: int | None = None,
@@ -170,9 +169,6 @@ class OpenAIMLLM(MLLM):
     def ask_with_tokens(self, queries: Sequence[Query]) -> list[Answer]:
         """As `ask`, with each answer's tokens and the likeliest in the place of each."""
         return self.ask(queries, logprobs=True, top_logprobs=ALTERNATIVES)
-
-    def first_probability(self, queries: Sequence[Query]) -> list[float | None]:
-        return [said[-1].points for said in ask(self, queries, soft=True)]
 
     async def _ask_all(self, queries: Sequence[Query], more: dict) -> list[Answer]:
         if not self._batches:  # time in which nothing was asked is no silence of the server

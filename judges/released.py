@@ -16,7 +16,6 @@ from typing import Any
 
 from PIL import Image
 
-from common.rgb import to_rgb
 from judges.openai_client import data_uri
 from judges.templates import check_template, read_template
 
@@ -102,9 +101,9 @@ def constants(path: str | Path, flag: str = "the file") -> dict[str, Any]:
 
 
 def jpeg_uri(image: Image.Image) -> str:
-    """An image as the released client sends it."""
+    """An image as both released clients send it, of this paper's judges and of the benchmark's."""
     buffer = io.BytesIO()
-    to_rgb(image).save(buffer, "JPEG", quality=95)
+    image.convert("RGB").save(buffer, "JPEG", quality=95)
     return data_uri("image/jpeg", buffer.getvalue())
 
 

@@ -61,17 +61,17 @@ def split_source(text: str) -> tuple[str, str] | None:
     return (name, source) if name in PUBLISHED and bool(equals) == bool(source) else None
 
 
-def parse_scorers(text: str) -> dict[str, str]:
+def parse_scorers(text: str, flag: str = "--scorers") -> dict[str, str]:
     """The sources of "NAME[=SOURCE],...", by name, in their order.
 
-    Raises ValueError for a part that is none.
+    flag: what errors call the text. Raises ValueError for a part that is none.
     """
     sources = {}
     for item in map(str.strip, text.split(",")):
         name, source = split_source(item) or ("", "")
         if not name or name in sources:
             raise ValueError(
-                f"--scorers: '{item}' in '{text}' is no NAME[=SOURCE]: NAME one of "
+                f"{flag}: '{item}' in '{text}' is no NAME[=SOURCE]: NAME one of "
                 f"{', '.join(PUBLISHED)}, each once; =SOURCE the folder or hub name of its weights"
             )
         sources[name] = source

@@ -120,7 +120,7 @@ def test_the_image_that_is_given_stays_as_it_is():
 @pytest.mark.parametrize("image", [RED, Image.fromarray(SIXTEEN), RED.quantize(4)])
 def test_all_who_read_an_image_see_the_same(image, tmp_path):
     upright = to_rgb(image)
-    uri = openai_client._data_uri(image)
+    uri = openai_client.png_uri(image)
     asked = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")
     (scored,) = scorers._rgb([image], 1, "x")
     image.save(tmp_path / "0_0.png")

@@ -12,7 +12,14 @@ from collections.abc import Iterator
 from judges.make import parse_extra
 from judges.released import kind_of
 from rewards import pair_schedule
-from training.config import RECIPES, Config, micro_batch_of, parse_eval_judge, parse_rewards
+from training.config import (
+    RECIPES,
+    Config,
+    micro_batch_of,
+    parse_eval_judge,
+    parse_eval_rewards,
+    parse_rewards,
+)
 from training.data import window_range
 
 
@@ -178,13 +185,13 @@ def learning(cfg: Config, world: int) -> Iterator[str]:
 def evaluation(cfg: Config, world: int) -> Iterator[str]:
     """What would only show the reward again."""
     try:
-        rewards, seen = parse_rewards(cfg.reward), parse_rewards(cfg.eval_rewards, "--eval_rewards")
+        rewards, seen = parse_rewards(cfg.reward), parse_eval_rewards(cfg.eval_rewards)
         kind, url, model = parse_eval_judge(cfg.eval_judge)
     except ValueError as error:
         yield str(error)
         return
-    for name, part in seen.items():
-        if name in rewards and rewards[name].source == part.source:
+    for name, source in seen.items():
+        if name in rewards and rewards[name].source == source:
             yield f"--eval_rewards {name} is in --reward too: it would be trained on"
     own = (cfg.base_url or os.environ.get("OPENAI_BASE_URL", "")) * (cfg.judge == "openai")
     if (kind, url.rstrip("/"), model) == (cfg.judge, own.rstrip("/"), cfg.judge_model):

@@ -42,42 +42,44 @@ class Part(NamedTuple):
     weight: float
 
 
-def parse_rewards(text: str, flag: str = "--reward") -> dict[str, Part]:
+def parse_rewards(text: str) -> dict[str, Part]:
     """The parts of "NAME[=SOURCE][:WEIGHT],...", by name; a weight that is not given is 1.
 
-    flag: that of --eval_rewards are scorers without weights, or none.
     Raises ValueError for a part that is none.
     """
     from judges.scorers import PUBLISHED, split_source
     from rewards import JUDGED
 
-    trained = flag == "--reward"
-    parts, known = {}, [*(JUDGED if trained else ()), *PUBLISHED]
-    for item in map(str.strip, text.split(",") if text or trained else ()):
+    parts, known = {}, [*JUDGED, *PUBLISHED]
+    for item in map(str.strip, text.split(",")):
         head, _, weight = item.rpartition(":") if ":" in item else (item, "", "1")
         name, source = (head, "") if head in JUDGED else split_source(head) or ("", "")
         try:
             weight = float(weight)
         except ValueError:
             weight = math.nan
-        weighted = ":" in item and not trained
-        if name not in known or name in parts or weighted or not 0 < weight < math.inf:
+        if name not in known or name in parts or not 0 < weight < math.inf:
             raise ValueError(
-                f"{flag}: '{item}' in '{text}' is no NAME[=SOURCE]{'[:WEIGHT]' * trained}: NAME is "
-                f"one of {', '.join(known)}, each once; =SOURCE for a scorer alone, the folder or "
-                f"hub name of its weights{'; WEIGHT a number above 0' * trained}"
+                f"--reward: '{item}' in '{text}' is no NAME[=SOURCE][:WEIGHT]: NAME is one of "
+                f"{', '.join(known)}, each once; =SOURCE for a scorer alone, the folder or hub "
+                "name of its weights; WEIGHT a number above 0"
             )
         parts[name] = Part(source, weight)
     return parts
 
 
-def parts_of(cfg: "Config") -> list[tuple[str, str, Part]]:
-    """(flag, name, part) of all rewards, and of all scorers that are only seen."""
-    return [
-        (flag, name, part)
-        for flag in ("reward", "eval_rewards")
-        for name, part in parse_rewards(getattr(cfg, flag), f"--{flag}").items()
-    ]
+def parse_eval_rewards(text: str) -> dict[str, str]:
+    """Sources of the scorers that are only seen, by name. Raises ValueError as parse_rewards."""
+    from judges.scorers import parse_scorers
+
+    return parse_scorers(text, "--eval_rewards") if text else {}
+
+
+def sources_of(cfg: "Config") -> list[tuple[str, str, str]]:
+    """(flag, name, source) of all rewards, and of all scorers that are only seen."""
+    rewards, seen = parse_rewards(cfg.reward), parse_eval_rewards(cfg.eval_rewards)
+    found = [("reward", name, part.source) for name, part in rewards.items()]
+    return found + [("eval_rewards", name, source) for name, source in seen.items()]
 
 
 def parse_eval_judge(text: str) -> tuple[str, str, str]:

@@ -15,7 +15,7 @@ from shapes.verifier import ShapesMLLM
 from training import distributed, start
 from training import log as run_log
 from training.checks import check_numbers, fault_of, faults
-from training.config import Config, parse_eval_judge, parts_of
+from training.config import Config, parse_eval_judge, sources_of
 from training.distributed import DTYPES
 from training.plan import Plan, fits, make_plan, refuse, table
 
@@ -56,7 +56,7 @@ def calls_in_flight(s: Config, world: int, calls: int) -> str:
 
 def check_folders(cfg: Config) -> None:
     """Raises ValueError for a scorer or a judge in process whose folder is not there."""
-    named = [(f"--{flag}", part.source) for flag, _, part in parts_of(cfg)]
+    named = [(f"--{flag}", source) for flag, _, source in sources_of(cfg)]
     named += [("--judge_model", cfg.judge_model)] if cfg.judge == "local" else []
     kind, _, model = parse_eval_judge(cfg.eval_judge)
     named += [("--eval_judge", model)] if kind == "local" else []

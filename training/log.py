@@ -23,7 +23,7 @@ import torch
 from common.files import free_bytes, hold, write_atomic
 from common.wording import listed
 from judges.released import kind_of
-from training.config import parse_eval_judge, parts_of
+from training.config import parse_eval_judge, sources_of
 
 log = logging.getLogger("train")
 
@@ -50,7 +50,7 @@ def contents(cfg) -> dict[str, str]:
     found["judge_prompt"] = kind + digest(path)
     kind, _, model = parse_eval_judge(cfg.eval_judge)
     found["eval_judge"] = kind + digest(model)
-    return found | {f"{flag} {name}": digest(part.source) for flag, name, part in parts_of(cfg)}
+    return found | {f"{flag} {name}": digest(source) for flag, name, source in sources_of(cfg)}
 
 
 def check_run(cfg) -> None:

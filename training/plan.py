@@ -18,7 +18,7 @@ import torch
 
 from models.base import DECODED_AT_ONCE, Model
 from training import distributed, footprint, heldout
-from training.config import Config, micro_batch_of, parts_of
+from training.config import Config, micro_batch_of, sources_of
 from training.data import ENCODED_AT_ONCE
 from training.distributed import DTYPES
 from training.footprint import FLOAT
@@ -193,7 +193,7 @@ def scorer_bytes(s: Config) -> int:
         files = Path(source).glob("*.safetensors") if source else ()
         return sum(file.stat().st_size for file in files) or FLOAT * SCORERS[name]
 
-    return sum(size(name, part.source) for _, name, part in parts_of(s) if name in SCORERS)
+    return sum(size(name, source) for _, name, source in sources_of(s) if name in SCORERS)
 
 
 def replayed_steps(s: Config) -> int:

@@ -23,7 +23,7 @@ from rewards import JUDGED, PairwiseReward, PointwiseReward
 from shapes.grammar import parse_prompt
 from shapes.verifier import ShapesMLLM
 from training import distributed
-from training.config import Config, parse_eval_judge, parse_rewards
+from training.config import Config, parse_eval_judge, parse_eval_rewards, parse_rewards
 from training.data import Prompts, TextCache, read_prompts
 from training.distributed import DTYPES, Processes
 from training.flex import FlexReward
@@ -151,8 +151,8 @@ def measures_of(cfg: Config, procs: Processes) -> dict:
     Raises ValueError for weights that cannot be loaded, and a judge that cannot judge.
     """
     measures = {}
-    for name, part in parse_rewards(cfg.eval_rewards, "--eval_rewards").items():
-        score = scorers.load(name, part.source, procs.device).score
+    for name, source in parse_eval_rewards(cfg.eval_rewards).items():
+        score = scorers.load(name, source, procs.device).score
         measures[f"heldout_{name}"] = lambda texts, images, _, score=score: score(texts, images)
     if cfg.eval_judge:
         judge = judge_of(cfg, procs.world_size, beside=True)

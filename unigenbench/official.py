@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from judges.openai_client import data_uri
-from judges.released import constants_of
+from judges import released
+from judges.openai_client import data_uri, png_uri
 from unigenbench.testpoints import fold, language_of
 
 PLACES = ("", "eval/src/eval_common.py", "src/eval_common.py", "eval_common.py")
@@ -105,7 +105,7 @@ def read_official(
         )
     data, others = file.read_bytes(), {}
     try:
-        known, others = constants_of(data.decode("utf-8-sig"))
+        known, others = released.constants_of(data.decode("utf-8-sig"))
         wordings = wordings_of(known)
         for wording in wordings.values():
             "".join((wording.template, *wording.openings, *wording.definitions.values()))
@@ -123,28 +123,22 @@ def read_official(
 # ----------------------------------------------------------------------------- asking
 
 
-def saved(image: Image.Image, kind: str, **how) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **how)
-    return buffer.getvalue()
-
-
-def jpeg_uri(image: Image.Image) -> str:
+def jpeg_of_file(image: Image.Image) -> str:
     """The image's file, as it is decoded, as a JPEG."""
     _, data = image.info.get("file", ("", None))
-    pixels = Image.open(io.BytesIO(data)) if data else image
-    return data_uri("image/jpeg", saved(pixels.convert("RGB"), "JPEG", quality=95))
+    return released.jpeg_uri(Image.open(io.BytesIO(data)) if data else image)
 
 
 def file_uri(image: Image.Image) -> str:
     """The bytes of the image's file; the kind is what the name says."""
-    name, data = image.info.get("file", ("of no file.png", None))
-    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    return data_uri(kind, data or saved(image, "PNG"))
+    if "file" not in image.info:  # one of check_sight's
+        return png_uri(image)
+    name, data = image.info["file"]
+    return data_uri(mimetypes.guess_type(name)[0] or "application/octet-stream", data)
 
 
 SAMPLING = dict(temperature=None, seed=None)  # neither is sent: the server's own decide
 FORMS = {  # how the two clients ask, as settings of OpenAIMLLM
-    "offline": SAMPLING | dict(encode=jpeg_uri, others={"do_sample": False}, max_retries=9),
+    "offline": SAMPLING | dict(encode=jpeg_of_file, others={"do_sample": False}, max_retries=9),
     "api": SAMPLING | dict(encode=file_uri, text_first=True, max_retries=10),
 }
