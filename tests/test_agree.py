@@ -2,6 +2,7 @@
 
 import html
 import json
+import random
 import re
 from pathlib import Path
 
@@ -69,6 +70,21 @@ def test_dimensions_are_told_apart_and_the_benchmarks_own_score_shifts():
     rows = agreement_rows(agreement(one, two))
     assert [row[0] for row in rows] == [STYLE, "Attribute", "- Color", EVERY, OVERALL]
     assert rows[-1][2] == "-" and rows[-1][6] == "+12.50"
+
+
+def test_a_judge_with_ten_percent_errors_agrees_with_itself_as_often_as_it_has_to():
+    """Two answers with independent errors of 10 % are the same in 0.9² + 0.1² = 82 %."""
+    draw = random.Random(0)
+    truth = [[draw.random() < 0.5 for _ in range(4)] for _ in range(1000)]
+    subs = (STYLE, COLOR, "Grammar - Negation", "World Knowledge")
+    one, two = (
+        results(*([int(v ^ (draw.random() < 0.1)) for v in row] for row in truth), subs=subs)
+        for _ in range(2)
+    )
+    every = agreement(one, two)[EVERY]
+    low, high = every.share_interval
+    assert low < 0.82 < high and high - low < 0.03
+    assert every.kappa == pytest.approx(0.64, abs=0.03)
 
 
 def test_what_one_of_them_did_not_judge_is_left_out_and_other_prompts_are_refused():

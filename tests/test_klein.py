@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import ROOT
 from diffusers import Flux2KleinPipeline
-from real_runs import ALONE, log_of, whole_run
+from real_runs import ALONE, log_of, stepped, whole_run
+from safetensors.torch import load_file
 from test_flux import PROMPTS
 from tiny_models import KLEIN_TOKENS, klein_pipeline
 
@@ -122,7 +123,7 @@ def test_a_step_distilled_base_is_warned_of_by_configuration_or_by_name(
         assert warned(tmp_path / name) == expected
 
 
-def test_a_lora_binds_to_double_and_fused_single_blocks(load):
+def test_a_lora_binds_to_double_and_fused_single_blocks(load, tmp_path):
     model = load()
     model.add_lora(rank=4)
     named = model.transformer.named_parameters()
@@ -134,20 +135,46 @@ def test_a_lora_binds_to_double_and_fused_single_blocks(load):
         f"single_transformer_blocks.1.attn.{part}" for part in ("to_qkv_mlp_proj", "to_out")
     }
     assert expected <= adapted and len(adapted) == 2 * 12 + 2 * 2
+    for name, parameter in model.transformer.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.3)
+    trained = latents(model)
+    model.save(tmp_path)
+    plain = klein_pipeline()
+    before = latents_of_diffusers(plain, model, guidance_scale=4.0)
+    plain.load_lora_weights(tmp_path)
+    after = latents_of_diffusers(plain, model, guidance_scale=4.0)
+    assert (after - trained).abs().max() <= 1e-5 * trained.abs().max()
+    assert (after - before).abs().max() > 1e-2
 
 
-def test_a_folder_of_klein_trains_and_draws_in_plain_diffusers(klein_folder, tmp_path):
+@pytest.mark.parametrize("lora", [0, 4])
+def test_a_folder_of_klein_trains_resumes_and_draws_in_plain_diffusers(
+    klein_folder, tmp_path, lora
+):
     settings = dict(steps=2, prompts_per_step=1, group_size=4, num_steps=3, heldout=2, lr=1e-2)
-    settings |= dict(guidance=4.0, model=klein_folder, shift=0.0, eval_every=2, ema=0.0)
-    settings |= dict(reward=f"clip={ROOT / 'assets' / 'tiny-clip'}", noise_level=0.8)
-    run = whole_run(Config(**settings, out=str(tmp_path)))
+    settings |= dict(guidance=4.0, model=klein_folder, lora_rank=lora, shift=0.0, eval_every=2)
+    settings |= dict(reward=f"clip={ROOT / 'assets' / 'tiny-clip'}", noise_level=0.8, ema=0.0)
+    run = whole_run(Config(**settings, out=str(tmp_path / "whole")))
     assert isinstance(run.model, Klein)
-    rows = log_of(tmp_path)
+    rows = log_of(tmp_path / "whole")
     assert rows[1]["ratio_min"] == rows[1]["ratio_max"] == 1.0
     assert rows[1]["grad_norm"] > 0 and rows[1]["frac_floor"] == 0
 
-    pipe = Flux2KleinPipeline.from_pretrained(tmp_path / "final")
-    theirs, ours = latents_of_diffusers(pipe, run.model, guidance_scale=4.0), latents(run.model)
+    part = settings | dict(out=str(tmp_path / "part"))
+    stepped(Config(**part)).held.close()
+    whole_run(Config(**part, resume=True))
+    for file in (tmp_path / "whole" / "final").rglob("*.safetensors"):
+        again = tmp_path / "part" / file.relative_to(tmp_path / "whole")
+        ours, theirs = load_file(file), load_file(again)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    pipe = Flux2KleinPipeline.from_pretrained(klein_folder if lora else tmp_path / "whole/final")
+    if lora:
+        pipe.load_lora_weights(tmp_path / "whole" / "final")
+    theirs = latents_of_diffusers(pipe, run.model, guidance_scale=4.0)
+    ours = latents(run.model)
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
     untrained = latents(base.load(klein_folder, 32, 4.0))
     assert (ours - untrained).abs().max() > 1e-3

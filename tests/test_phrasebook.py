@@ -5,6 +5,7 @@ import re
 
 from judges.answers import parse_reasons, parse_scores
 from shapes import phrasebook
+from shapes.server import ClassroomMLLM
 from unigenbench import construct as C
 from unigenbench.testpoints import SUBS, Prompt
 
@@ -42,3 +43,10 @@ def test_what_a_prompt_excludes_no_phrase_brings_in():
     words = set(re.findall(r"\w+", json.dumps([others, phrasebook.PHRASES])))
     excluded = phrasebook.WORDS["none"]
     assert not words & {*excluded, *(noun.removesuffix("s") for noun in excluded)}
+
+
+def test_the_server_asks_it_where_there_is_no_picture():
+    questions = (C.writing_question(DRAFT, 0), "Write a poem")
+    written, refused = ClassroomMLLM().ask([C.Query((), text) for text in questions])
+    assert written.text == phrasebook.answer(questions[0])
+    assert "only judge pictures" in refused.text

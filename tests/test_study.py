@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from real_runs import undrawn
 
@@ -121,6 +122,13 @@ def test_a_table_is_of_one_set_of_flags(tmp_path):
 
 
 # ----------------------------------------------------------------------------- formulas
+
+
+def test_a_floor_of_one_divides_by_nothing():
+    scores = torch.tensor([[0.0, 1.1, 0.0, 1.1], [0.5, 0.51, 0.5, 0.5]])  # the widest, and a narrow
+    centered = scores - scores.mean(1, keepdim=True)
+    made = spread.advantages_of(estimators.ESTIMATORS["centered only"], scores)
+    torch.testing.assert_close(made, centered)
 
 
 def test_formulas_are_what_simulated_groups_give():

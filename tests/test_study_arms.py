@@ -76,6 +76,12 @@ def test_the_arms_differ_in_the_reward_the_floor_and_the_kl_alone():
     assert not any("third" in flag or "fourth" in flag for arm in arms for flag in arm.flags)
 
 
+def test_what_two_scorers_give_is_their_mean():
+    columns = {"first": (1.0, None, 2.0), "second": (3.0, None, 5.0)}
+    rows = [{"step": n} | {key: column[n] for key, column in columns.items()} for n in range(3)]
+    assert table1.own(rows, "two scorers mixed") == ([0, 2], [2.0, 3.5])
+
+
 # ----------------------------------------------------------------------------- estimators
 
 

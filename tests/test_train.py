@@ -152,7 +152,7 @@ VARIANTS = [
 def test_the_variants_train(settings, tmp_path):
     rows = stepped(small(tmp_path, **settings), 2).metrics
     saved = checkpoint.checkpoint_steps(tmp_path / "checkpoint")
-    assert saved == [2] if "checkpoint_every" in settings else [1, 2]
+    assert saved == ([2] if "checkpoint_every" in settings else [1, 2])
     assert rows[1]["ratio_max"] == 1.0 and rows[2]["grad_norm"] > 0 and rows[2]["kl_to_base"] > 0
     if "reward" in settings:
         assert 1 <= rows[1]["reward_mean"] <= 5
