@@ -398,7 +398,7 @@ import train
 
 @pytest.mark.parametrize(
     "given, expected",
-    [({}, "40000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
 )
 def test_idle_threads_let_go_of_cores_unless_the_user_says_how_they_wait(given, expected):
     """It is set before torch is imported, which reads it once."""
