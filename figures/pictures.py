@@ -166,7 +166,9 @@ def unrewarded(keys) -> list[Panel]:
     found = [Panel(title, "mean, own units", [(f"heldout_{n}", n)], limits=free) for n in names]
     judges = [("win_rate_vs_base", "judge of the reward"), (OTHER_JUDGE, "another judge")]
     by_two = Panel(title, "win rate against the base", judges, (0.5, "no difference from the base"))
-    return [*found, *[by_two] * (OTHER_JUDGE in keys)]
+    scores = [("bench_overall", "overall"), ("bench_low", "95 % from"), ("bench_high", "95 % to")]
+    bench = Panel("UniGenBench", "score", scores)
+    return [*found, *[by_two] * (OTHER_JUDGE in keys), *[bench] * ("bench_overall" in keys)]
 
 
 def series(metrics, key) -> tuple[list, list]:

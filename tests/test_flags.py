@@ -118,7 +118,7 @@ ELSEWHERE = {
     *("recipe", "out", "steps", "resume", "device", "logger", "text_cache", "micro_batch"),
     *("checkpoint_every", "eval_size", "eval_steps", "accept_judge", "export", "tflops", "price"),
     *("max_failed", "reduce_each", "dry_run", "gpu_memory", "ranks", "eval_every", "heldout"),
-    *("eval_rewards", "eval_judge"),
+    *("eval_rewards", "eval_judge", "bench_every", "bench_prompts", "bench_judge"),
 }
 
 

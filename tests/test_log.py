@@ -99,13 +99,16 @@ def prepare(cfg):
 def with_files(tmp_path):
     """A run that was started with files and folders, and the place of each."""
     places = {name: tmp_path / file for name, file in FILES.items()}
-    for folder in ("model", "judge_model", "scorer"):
+    places["bench_prompts"] = tmp_path / "bench.csv"
+    for folder in ("model", "judge_model", "bench_judge", "scorer"):
         (tmp_path / folder).mkdir()
         places[folder] = tmp_path / folder / "weights.safetensors"
     for place in places.values():
         place.write_text("a\n")
     named = {name: str(tmp_path / FILES.get(name, name)) for name in places if name != "scorer"}
     named |= dict(out=str(tmp_path / "run"), reward=f"clip={tmp_path / 'scorer'}")
+    named |= dict(bench_judge=f"local={tmp_path / 'bench_judge'}")
+    named |= dict(bench_prompts=f"{tmp_path / 'bench.csv'}:9")
     cfg = Config(**named, lr=1e-4, shard=True, micro_batch=4)
     prepare(cfg)
     return replace(cfg, resume=True), places
@@ -121,7 +124,9 @@ def test_a_run_resumes_on_other_hardware_and_by_another_server_but_not_as_anothe
         prepare(replace(cfg, lr=0.1))
 
 
-@pytest.mark.parametrize("name", [*FILES, "model", "judge_model", "scorer"])
+@pytest.mark.parametrize(
+    "name", [*FILES, "model", "judge_model", "bench_judge", "bench_prompts", "scorer"]
+)
 def test_a_run_is_of_what_stood_in_its_files(name, with_files):
     cfg, places = with_files
     prepare(cfg)

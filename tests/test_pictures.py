@@ -101,6 +101,8 @@ def test_what_nothing_is_trained_on_has_panels_of_its_own(tmp_path):
     lines = [line | {k: v + line["step"] for k, v in seen.items()} for line in LINES]
     more = pictures.panels(lines)[6:]
     assert [panel.lines[-1][0] for panel in more] == [*seen] and not pictures.panels(LINES)[6:]
+    bench = pictures.panels([*LINES, {"step": 9, "bench_overall": 0.5}])[6:]
+    assert [panel.lines[0][0] for panel in bench] == ["bench_overall"]
     pictures.training_curves(lines, tmp_path / "more.png")
     pictures.training_curves(LINES, tmp_path / "usual.png")
     more, usual = Image.open(tmp_path / "more.png"), Image.open(tmp_path / "usual.png")

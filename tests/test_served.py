@@ -249,7 +249,7 @@ def test_what_is_seen_and_not_rewarded_changes_no_other_number_and_resumes(tmp_p
         whole, cut, plain = (tmp_path / name for name in ("whole", "cut", "plain"))
         cfg = Config(**usual | more | {"out": str(cut)})
         check_config(cfg, 1)
-        assert judge_of(cfg, beside=True)._client.api_key == "its-key"
+        assert judge_of(cfg, flag="eval_judge")._client.api_key == "its-key"
         stepped(cfg).held.close()
         asked = server.calls
         whole_run(replace(cfg, resume=True)).held.close()

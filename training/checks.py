@@ -16,8 +16,8 @@ from training.config import (
     RECIPES,
     Config,
     micro_batch_of,
-    parse_eval_judge,
     parse_eval_rewards,
+    parse_judge,
     parse_rewards,
 )
 from training.data import window_range
@@ -65,7 +65,7 @@ def fault_of(check, *args) -> list[str]:
     return []
 
 
-# Settings that --eval_judge heeds too.
+# Settings that --eval_judge and --bench_judge heed too.
 OF_BOTH = ("judge_tokens", "judge_seed", "max_calls", "concurrency", "call_timeout", "patience")
 
 
@@ -76,8 +76,9 @@ def needs(cfg: Config, world: int) -> Iterator[str]:
         other, *values = f.metadata["needs"].split() or [""]
         if other and getattr(cfg, f.name) != getattr(usual, f.name):
             found = getattr(cfg, other)
-            beside = cfg.eval_judge.partition("=")[0] if f.name in OF_BOTH else ""
-            if not ({found, beside} & {*values} if values else found):
+            others = [cfg.eval_judge, cfg.bench_judge] if f.name in OF_BOTH else []
+            kinds = {found, *(text.partition("=")[0] for text in others)}
+            if not (kinds & {*values} if values else found):
                 needed = f"--{other} {' or '.join(values)}".rstrip()
                 yield f"--{f.name} needs {needed}: it changes nothing otherwise"
     if cfg.window and cfg.timestep_fraction != usual.timestep_fraction:
@@ -186,7 +187,8 @@ def evaluation(cfg: Config, world: int) -> Iterator[str]:
     """What would only show the reward again."""
     try:
         rewards, seen = parse_rewards(cfg.reward), parse_eval_rewards(cfg.eval_rewards)
-        kind, url, model = parse_eval_judge(cfg.eval_judge)
+        kind, url, model = parse_judge(cfg.eval_judge, "eval_judge")
+        parse_judge(cfg.bench_judge, "bench_judge")
     except ValueError as error:
         yield str(error)
         return
@@ -198,4 +200,14 @@ def evaluation(cfg: Config, world: int) -> Iterator[str]:
         yield (
             "--eval_judge is --judge, by which win_rate_vs_base is measured already: give another "
             "one, or leave it out"
+        )
+    if cfg.bench_every and not (cfg.bench_prompts and cfg.bench_judge):
+        yield (
+            "--bench_every needs --bench_prompts, such as en:60, and --bench_judge, which is never "
+            "assumed: --bench_judge shapes knows prompts of shapes alone"
+        )
+    if cfg.bench_every % cfg.eval_every:
+        yield (
+            f"--bench_every {cfg.bench_every} must be a multiple of --eval_every {cfg.eval_every}: "
+            "both are measured with the same weights"
         )

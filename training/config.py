@@ -30,6 +30,7 @@ def option(default, help, bounds=(), *, choices=None, needs="", free=False, **mo
     return field(default=default, metadata=about)
 
 
+BENCH = dict(needs="bench_every")
 # Where a run happens, what fits there, how its judge is reached and what may be lost.
 free = functools.partial(option, free=True)
 served = functools.partial(free, needs="judge openai")
@@ -82,7 +83,7 @@ def sources_of(cfg: "Config") -> list[tuple[str, str, str]]:
     return found + [("eval_rewards", name, source) for name, source in seen.items()]
 
 
-def parse_eval_judge(text: str) -> tuple[str, str, str]:
+def parse_judge(text: str, flag: str) -> tuple[str, str, str]:
     """Kind, URL and model of "shapes", "local=FOLDER" or "openai=[MODEL@]URL"; all empty of "".
 
     Raises ValueError for another text, which is not quoted: it may hold a password.
@@ -92,10 +93,16 @@ def parse_eval_judge(text: str) -> tuple[str, str, str]:
     whole = {"": not where, "shapes": not where, "local": model, "openai": url}
     if not whole.get(kind) or "://" in model:
         raise ValueError(
-            "--eval_judge is none of shapes, local=FOLDER and openai=[MODEL@]URL, with no password "
+            f"--{flag} is none of shapes, local=FOLDER and openai=[MODEL@]URL, with no password "
             "in it: EVAL_API_KEY, or else OPENAI_API_KEY, is its key"
         )
     return kind, url, model
+
+
+def parse_bench_prompts(text: str) -> tuple[str, int | None]:
+    """A set or file, and how many of its prompts, None for all, of "en", "en:60" or "FILE:60"."""
+    name, _, count = text.rpartition(":")
+    return (name, int(count)) if name and count.isdecimal() else (text, None)
 
 
 SOURCES = """(P) is what the paper says, (C) what the released code has, (T) what was tried here. In
@@ -267,6 +274,11 @@ class Config:
         "", "another judge of held-out images: shapes, local=FOLDER or openai=[MODEL@]URL"
     )
     eval_steps: int = option(0, "denoising steps of held-out images; 0: --num_steps", nonnegative)
+    bench_every: int = free(0, "steps between UniGenBench scores; 0: none", nonnegative)
+    bench_prompts: str = option(
+        "", "of which prompts, one image each: a set of bench.py, or a file, [:N] of them", **BENCH
+    )
+    bench_judge: str = free("", "by which judge, as --eval_judge names it", **BENCH)
     checkpoint_every: int = free(10, "steps between checkpoints", positive)
     logger: str = free("", "beside metrics.jsonl", choices=("", "tensorboard", "wandb"))
     device: str = free("", "cpu, cuda, ...; empty: cuda if there is one")

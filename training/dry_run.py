@@ -15,7 +15,7 @@ from shapes.verifier import ShapesMLLM
 from training import distributed, start
 from training import log as run_log
 from training.checks import check_numbers, fault_of, faults
-from training.config import Config, parse_eval_judge, sources_of
+from training.config import Config, parse_judge, sources_of
 from training.distributed import DTYPES
 from training.plan import Plan, fits, make_plan, refuse, table
 
@@ -58,8 +58,9 @@ def check_folders(cfg: Config) -> None:
     """Raises ValueError for a scorer or a judge in process whose folder is not there."""
     named = [(f"--{flag}", source) for flag, _, source in sources_of(cfg)]
     named += [("--judge_model", cfg.judge_model)] if cfg.judge == "local" else []
-    kind, _, model = parse_eval_judge(cfg.eval_judge)
-    named += [("--eval_judge", model)] if kind == "local" else []
+    for flag in ("eval_judge", "bench_judge"):
+        kind, _, model = parse_judge(getattr(cfg, flag), flag)
+        named += [(f"--{flag}", model)] if kind == "local" else []
     for flag, name in named:
         if name and not is_hub_name(name) and not Path(name).is_dir():
             raise ValueError(f"{flag}: no folder '{name}'")
@@ -71,9 +72,11 @@ def check_judge(cfg: Config) -> None:
     reached = cfg.judge == "shapes" or (cfg.judge == "openai" and named)
     if reached and (doubt := start.try_judge(cfg, start.judge_of(cfg))):
         print(f"warning: {doubt}")
-    beside = cfg.eval_judge.startswith("openai")
-    if beside and (doubt := check_sight(start.judge_of(cfg, beside=True))):
-        print(f"warning: --eval_judge: {doubt}")
+    for flag in ("eval_judge", "bench_judge"):
+        served = getattr(cfg, flag).startswith("openai")
+        pairs = flag == "eval_judge"
+        if served and (doubt := check_sight(start.judge_of(cfg, flag=flag), pairs_first=pairs)):
+            print(f"warning: --{flag}: {doubt}")
 
 
 def check_plan(cfg: Config, world: int) -> None:
@@ -105,6 +108,7 @@ def main(cfg: Config) -> None:
         (distributed.check_device, cfg.device),
         (run_log.check_run, cfg),
         (start.prompts_of, cfg),
+        (start.bench_prompts_of, cfg),
         (check_folders, cfg),
         (start.comparison_of, cfg, ShapesMLLM()),  # its template
         (check_judge, cfg),

@@ -23,7 +23,8 @@ import torch
 from common.files import free_bytes, hold, write_atomic
 from common.wording import listed
 from judges.released import kind_of
-from training.config import parse_eval_judge, sources_of
+from training.config import parse_bench_prompts, parse_judge, sources_of
+from unigenbench.sets import prompt_file
 
 log = logging.getLogger("train")
 
@@ -48,8 +49,11 @@ def contents(cfg) -> dict[str, str]:
     found = {name: digest(getattr(cfg, name)) for name in ("prompts", "model", "judge_model")}
     kind, path = kind_of(cfg.judge_prompt)
     found["judge_prompt"] = kind + digest(path)
-    kind, _, model = parse_eval_judge(cfg.eval_judge)
-    found["eval_judge"] = kind + digest(model)
+    for flag in ("eval_judge", "bench_judge"):
+        kind, _, model = parse_judge(getattr(cfg, flag), flag)
+        found[flag] = kind + digest(model)
+    bench, _ = parse_bench_prompts(cfg.bench_prompts)
+    found["bench_prompts"] = bench if bench == "shapes" else digest(str(prompt_file(bench)))
     return found | {f"{flag} {name}": digest(source) for flag, name, source in sources_of(cfg)}
 
 
@@ -249,7 +253,7 @@ def write_card(folder: Path, cfg, pipeline: str, result: str, base: dict, traine
     flags = []
     for field in dataclasses.fields(cfg):
         name, value = field.name, getattr(cfg, field.name)
-        if name in ("base_url", "eval_judge", "out", "device", "resume", "export"):
+        if name in ("base_url", "eval_judge", "bench_judge", "out", "device", "resume", "export"):
             continue
         if value != field.default or name in always:
             switch = f"--{'' if value else 'no-'}{name}"

@@ -223,7 +223,8 @@ def counted_bytes(
     if s.gradient_checkpointing:
         model.transformer.enable_gradient_checkpointing()
     rows = s.micro_batch or heldout.BATCH
-    seen = model.resized(s.eval_size or s.size), min(rows, s.heldout or rows)
+    drawn = rows if s.bench_every else min(rows, s.heldout or rows)
+    seen = model.resized(s.eval_size or s.size), drawn
     return dict(
         evaluation=max(
             footprint.forward_bytes(*seen, text), footprint.decode_bytes(*seen, s.vae_slicing)

@@ -19,6 +19,7 @@ from figures import explain, gallery, pictures
 from models.base import Model, check_finite
 from training import checkpoint, diagnostics, distributed
 from training import log as run_log
+from training.benchmark import Benchmark, in_words
 from training.config import Config, micro_batch_of, parse_rewards
 from training.data import Batch, Prompts, make_batch
 from training.distributed import Processes
@@ -44,9 +45,11 @@ class Run:
         judging: Judging,
         heldout: Heldout,
         prompts: Prompts | None,
+        bench: Benchmark | None = None,
     ):
         self.cfg, self.procs, self.out = cfg, procs, Path(cfg.out)
         self.model, self.judging, self.heldout, self.prompts = model, judging, heldout, prompts
+        self.bench = bench
         samples = cfg.prompts_per_step // procs.world_size * cfg.group_size
         self.micro_batch = micro_batch_of(cfg, samples)
         self.weights = {name: part.weight for name, part in parse_rewards(cfg.reward).items()}
@@ -181,13 +184,15 @@ class Run:
 
     def evaluate(self, step: int) -> None:
         """Adds the held-out results to the step's line, saves it, and draws what people look at."""
-        cfg, heldout, group = self.cfg, self.heldout, None
+        cfg, heldout, group, scores = self.cfg, self.heldout, None, {}
         with self.average.swapped_in():
             self.last = heldout.evaluate(), heldout.grid_images(self.model.transformer)
+            if self.bench and (step % cfg.bench_every == 0 or step == cfg.steps):
+                scores = self.bench.measure(step, self.model.transformer)
             if cfg.judge == "shapes" and heldout.scenes:  # where a verdict costs nothing
                 group = explain.draw_group(self.model, cfg, heldout.scenes[0], cfg.seed)
         held, grid = self.last
-        self.metrics[-1] |= held.metrics()
+        self.metrics[-1] |= held.metrics() | scores
         self.save(step)
         if self.procs.is_main:
             name, value = next(iter(held.metrics().items()))
@@ -247,6 +252,8 @@ class Run:
         with self.average.swapped_in():
             held, grid = self.last or (heldout.evaluate(), heldout.grid_images(model.transformer))
             result = held.against(heldout.base)
+            if self.bench:
+                result += in_words(self.metrics, len(self.bench.prompts))
             self.write_model("final", f"After step {cfg.steps}, the last: {result}", held.metrics())
         if not self.procs.is_main:
             return

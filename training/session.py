@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training import checkpoint, distributed, start
 from training import log as run_log
+from training.benchmark import Benchmark
 from training.checks import check_config
 from training.config import Config
 from training.data import make_batch
@@ -39,6 +40,7 @@ def start_run(cfg: Config, procs: Processes) -> Run:
         contents = procs.broadcast(run_log.contents, cfg)
         procs.on_all_ranks(check_shared, cfg, contents, last if cfg.resume else None)
         prompts, judging, compare, measures, write = procs.on_all_ranks(tried, cfg, procs)
+        bench_prompts, bench_judge = procs.on_all_ranks(start.bench_of, cfg, procs)
         model = procs.on_all_ranks(start.load_model, cfg, procs)
         if procs.world_size > 1 and not cfg.shard:
             model.policy = DistributedDataParallel(model.transformer)
@@ -47,13 +49,18 @@ def start_run(cfg: Config, procs: Processes) -> Run:
         procs.on_all_ranks(run_log.check_disk, out, needed)
         beside = dict(record=judging.record, measures=measures)
         heldout = Heldout(cfg, procs, model, compare, prompts, **beside)
+        benched = [p.text for p in bench_prompts]
         if cfg.text_cache:
             drawn = [make_batch(cfg, prompts, step).prompts for step in range(1, cfg.steps + 1)]
-            start.cache_text(model, cfg, procs, sum(drawn, []) + heldout.texts)
-        if procs.is_main and (cfg.judge != "shapes" or cfg.eval_judge):
-            log.info(start.call_budget(cfg, len(heldout.texts)))
+            start.cache_text(model, cfg, procs, sum(drawn, []) + heldout.texts + benched)
+        if procs.is_main and (cfg.judge != "shapes" or cfg.eval_judge or benched):
+            log.info(start.call_budget(cfg, len(heldout.texts), len(benched)))
         heldout.measure_base()
-        run = Run(cfg, procs, model, judging, heldout, prompts)
+        bench = Benchmark(cfg, procs, heldout, bench_prompts, bench_judge) if benched else None
+        run = Run(cfg, procs, model, judging, heldout, prompts, bench)
+        if bench and not last:
+            with model.base() as base:
+                run.metrics[0] |= bench.measure(0, base)
         if procs.is_main and not cfg.resume:  # the base, from which a run that is cut off begins
             run_log.write_metrics(out, run.metrics)
         run.write, run.held = write, held.pop_all()

@@ -23,11 +23,19 @@ from rewards import JUDGED, PairwiseReward, PointwiseReward
 from shapes.grammar import parse_prompt
 from shapes.verifier import ShapesMLLM
 from training import distributed
-from training.config import Config, parse_eval_judge, parse_eval_rewards, parse_rewards
+from training.config import (
+    Config,
+    parse_bench_prompts,
+    parse_eval_rewards,
+    parse_judge,
+    parse_rewards,
+)
 from training.data import Prompts, TextCache, read_prompts
 from training.distributed import DTYPES, Processes
 from training.flex import FlexReward
 from training.judging import Record, answered, models_of
+from unigenbench.sets import find_prompts
+from unigenbench.testpoints import Prompt
 
 log = logging.getLogger("train")
 
@@ -91,21 +99,40 @@ def prompts_of(cfg: Config) -> Prompts | None:
     return read_prompts(cfg.prompts, cfg.heldout, cfg.prompts_per_step) if cfg.prompts else None
 
 
-def judge_of(cfg: Config, world: int = 1, beside: bool = False):
-    """The judge that the settings name; beside: that of --eval_judge, which is asked our own
-    question. The calls in flight are shared over `world` processes.
+def bench_prompts_of(cfg: Config) -> list[Prompt]:
+    """Those of --bench_prompts, spread evenly over the set where not all are asked for.
+
+    Raises ValueError for a set that cannot be read or is too small, or that --bench_judge, if it is
+    the verifier, does not know.
+    """
+    if not cfg.bench_every:
+        return []
+    name, count = parse_bench_prompts(cfg.bench_prompts)
+    prompts = find_prompts(name)
+    count = len(prompts) if count is None else count
+    if not 0 < count <= len(prompts):
+        raise ValueError(f"--bench_prompts {cfg.bench_prompts}: 1 to {len(prompts)} of this set")
+    prompts = [prompts[i * len(prompts) // count] for i in range(count)]
+    if cfg.bench_judge == "shapes":
+        check_known([p.text for p in prompts], "bench_prompts", cfg.bench_prompts, "bench_judge")
+    return prompts
+
+
+def judge_of(cfg: Config, world: int = 1, flag: str = "judge"):
+    """The judge that --judge names, or another flag: --eval_judge, --bench_judge. Those are asked
+    our own question. The calls in flight are shared over `world` processes.
 
     Raises ValueError for the verifier and prompts that it does not know.
     """
-    kind, url, model = cfg.judge, cfg.base_url, cfg.judge_model
+    kind, url, model, beside = cfg.judge, cfg.base_url, cfg.judge_model, flag != "judge"
     as_released = bool(released.kind_of(cfg.judge_prompt)[0]) and not beside
     own = dict(others=parse_extra(cfg.judge_extra))
     own |= {"encode": released.jpeg_uri} if as_released else {}
     if beside:
-        kind, url, model = parse_eval_judge(cfg.eval_judge)
+        kind, url, model = parse_judge(getattr(cfg, flag), flag)
         own = dict(api_key=os.environ.get("EVAL_API_KEY"))
-    if kind == "shapes":
-        check_known(cfg)
+    if kind == "shapes" and flag != "bench_judge":
+        check_known(sum(prompts_of(cfg) or [], []), "prompts", cfg.prompts, "judge")
     return make_judge(
         kind,
         url or None,
@@ -121,17 +148,18 @@ def judge_of(cfg: Config, world: int = 1, beside: bool = False):
     )
 
 
-def check_known(cfg: Config) -> None:
-    """Raises ValueError for a prompt of a file that the verifier cannot judge: it would be lost in
-    every step and in every evaluation, whatever the reward is."""
-    prompts = sum(prompts_of(cfg) or [], [])
-    foreign = [text for text in prompts if parse_prompt(text) is None]
+def check_known(texts: list[str], flag: str, file: str, judge: str) -> None:
+    """Raises ValueError for a prompt of a file that the verifier cannot judge: it would be lost
+    each time, whatever the reward is. flag, file: where texts are from; judge: the judge's flag."""
+    foreign = [text for text in texts if parse_prompt(text) is None]
+    others = "openai=[MODEL@]URL or local=FOLDER"
+    if judge == "judge":
+        others = "openai --base_url URL, or --judge local --judge_model FOLDER"
     if foreign:
         raise ValueError(
             f"the judge 'shapes' is the verifier: it knows captions of colored shapes alone, and "
-            f"{len(foreign)} of {len(prompts)} prompts in --prompts '{cfg.prompts}' are none, such "
-            f"as '{foreign[0][:60]}': give --judge openai --base_url URL, or --judge local "
-            "--judge_model FOLDER"
+            f"{len(foreign)} of {len(texts)} prompts in --{flag} '{file}' are none, such as "
+            f"'{foreign[0][:60]}': give --{judge} {others}"
         )
 
 
@@ -155,7 +183,7 @@ def measures_of(cfg: Config, procs: Processes) -> dict:
         score = scorers.load(name, source, procs.device).score
         measures[f"heldout_{name}"] = lambda texts, images, _, score=score: score(texts, images)
     if cfg.eval_judge:
-        judge = judge_of(cfg, procs.world_size, beside=True)
+        judge = judge_of(cfg, procs.world_size, "eval_judge")
         if cfg.eval_judge != "shapes" and (doubt := check_sight(judge)) and procs.is_main:
             log.warning("--eval_judge: %s", doubt)
         kept = procs.is_main and cfg.eval_judge != "shapes"
@@ -164,6 +192,19 @@ def measures_of(cfg: Config, procs: Processes) -> dict:
             points_by, PairwiseReward(judge), procs, record, set()
         )
     return measures
+
+
+def bench_of(cfg: Config, procs: Processes) -> tuple[list[Prompt], object]:
+    """The prompts of UniGenBench, none where it is not asked for, and on rank 0 their judge.
+
+    Raises ValueError as bench_prompts_of and measures_of do.
+    """
+    prompts, judge = bench_prompts_of(cfg), None
+    if prompts and procs.is_main:
+        judge = judge_of(cfg, flag="bench_judge")
+        if cfg.bench_judge != "shapes" and (doubt := check_sight(judge, pairs_first=False)):
+            log.warning("--bench_judge: %s", doubt)
+    return prompts, judge
 
 
 def points_by(compare, procs: Processes, record, known: set, texts, images, base) -> list:
@@ -225,15 +266,17 @@ def calls_of(cfg: Config) -> int:
     return sum(judged_reward(cfg, name, judge).calls(cfg.group_size) for name in asked)
 
 
-def call_budget(cfg: Config, heldout: int) -> str:
-    """The questions that a whole run puts to its judge, repeats left aside."""
+def call_budget(cfg: Config, heldout: int, bench: int = 0) -> str:
+    """The questions that a whole run puts to its judges, repeats left aside. heldout, bench: their
+    prompts."""
     evaluations = -(-cfg.steps // cfg.eval_every)  # also after the last step; not of the base
+    scored = 1 + -(-cfg.steps // cfg.bench_every) if bench else 0  # of the base too
     group = calls_of(cfg)
     steps, held = group * cfg.prompts_per_step * cfg.steps, 2 * heldout * evaluations
     return (
         f"calls to the judge: {group} a group x {cfg.prompts_per_step} prompts x {cfg.steps} steps "
         f"= {steps:,}, and 2 orders x {heldout} held-out prompts x {evaluations} evaluations = "
         f"{held:,}; {steps + held:,} in all, and once more for each that is lost"
-        + f"; {held:,} more to --eval_judge"
-        * bool(cfg.eval_judge)
+        + f"; {held:,} more to --eval_judge" * bool(cfg.eval_judge)
+        + f"; {bench * scored:,} more to --bench_judge" * bool(bench)
     )

@@ -237,7 +237,7 @@ class JudgmentStore:
     def tasks(self, prompts: list[Prompt], folder: Path, layout: Layout) -> Iterator[Task]:
         """What is left to be asked; an image is opened when its turn comes."""
         named = [(p, name) for p in prompts for name in layout.names(p.index)]
-        for prompt, name in tqdm(named, desc="judge"):
+        for prompt, name in tqdm(named, desc="judge", leave=None):
             text = self.texts[prompt.index]
             try:
                 image, data = open_image(folder / name, prompt.text)

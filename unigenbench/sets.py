@@ -15,6 +15,10 @@ PROMPT_FILES = {
 }
 
 
+def prompt_file(name: str) -> Path:
+    return PROMPT_FILES.get(name, Path(name))
+
+
 def find_prompts(name: str) -> list[Prompt]:
     """The prompts of a known set or of a file. Raises ValueError if there is no such file."""
     if name == "shapes":
@@ -22,7 +26,7 @@ def find_prompts(name: str) -> list[Prompt]:
             Prompt(i, p.text, list(p.testpoints), "Shapes", p.kind, "en")
             for i, p in enumerate(shapes_prompts.heldout_prompts())
         ]
-    path = PROMPT_FILES.get(name, Path(name))
+    path = prompt_file(name)
     if not path.is_file():
         raise ValueError(
             f"no prompt file '{path}'; sets: shapes, {', '.join(PROMPT_FILES)}. The "
