@@ -43,7 +43,7 @@ from unigenbench import tables
 from unigenbench.agree import agreement_table, agreement_text, write_agreement
 from unigenbench.asking import judge_images, pace_of
 from unigenbench.board import board_rows, board_text, find_published, judged, nearest, set_of
-from unigenbench.construct import construct
+from unigenbench.construct import write_sets
 from unigenbench.flags import check_flags, make_parser
 from unigenbench.generate import draw_one, generate
 from unigenbench.images import IMAGES, Layout
@@ -74,7 +74,6 @@ from unigenbench.testpoints import (  # noqa: F401, the second and third for rea
     Prompt,
     load_prompts,
     primary_of,
-    write_prompts,
 )
 
 HERE = Path(__file__).parent
@@ -225,12 +224,8 @@ def run_board(args) -> int:
 
 
 def run_construct(args) -> int:
-    out = Path(args.out)
-    journal = journal_of(out)
-    prompts, given_up = construct(judge_of(args), args.count, journal, args.seed, args.patience)
-    if prompts:
-        write_prompts(prompts, out)
-    return 1 if given_up else 0
+    how = dict(seed=args.seed, language=args.language, patience=args.patience)
+    return 1 if write_sets(judge_of(args), args.count, args.out, args.long, **how) else 0
 
 
 # python bench.py is these four commands; 6 steps are what the tiny FLUX is trained with.

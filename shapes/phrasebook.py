@@ -16,28 +16,37 @@ import re
 import zlib
 from pathlib import Path
 
-BOOK = json.loads(Path(__file__).with_name("phrasebook.json").read_text(encoding="utf-8"))
-SUBJECTS = BOOK["subjects"]  # the subject that a prompt is to be about -> names for it
-WORDS = {"who": [who for names in SUBJECTS.values() for who in names], **BOOK["words"]}
-PHRASES = BOOK["phrases"]  # sub dimension -> its one phrase, whose slots WORDS fills
+BOOKS = json.loads(Path(__file__).with_name("phrasebook.json").read_text(encoding="utf-8"))
+for book in BOOKS.values():  # subjects: what a prompt is to be about -> names for it
+    book["words"]["who"] = [who for names in book["subjects"].values() for who in names]
+# Sub dimension, by its label in either language -> its one phrase, and words for its slots.
+PHRASES = {sub: (p, book["words"]) for book in BOOKS.values() for sub, p in book["phrases"].items()}
 
 
 @functools.cache
 def phrase_regex(sub: str) -> re.Pattern:
     """What the descriptions of a testpoint look like."""
-    choice = lambda match: "(?:" + "|".join(map(re.escape, WORDS[match[1]])) + ")"
-    return re.compile(re.sub(r"\{(\w+)\}", choice, PHRASES[sub]))
+    phrase, words = PHRASES[sub]
+    choice = lambda match: "(?:" + "|".join(map(re.escape, words[match[1]])) + ")"
+    return re.compile(re.sub(r"\{(\w+)\}", choice, phrase))
 
 
 def write(question: str) -> str:
-    """A prompt and its descriptions, drawn by the question's text: the same one gives the same."""
+    """A prompt and its descriptions, drawn by the question's text: the same one gives the same.
+    A long form begins with the short prompt."""
     rng = random.Random(zlib.crc32(question.encode()))
     fields = dict(re.findall(r"^(Theme|Sub-theme|Subject): (.+)$", question, re.MULTILINE))
-    who = rng.choice(SUBJECTS[fields["Subject"]])
+    chinese = "model in Chinese" in question
+    book = BOOKS["zh" if chinese else "en"]
+    who = rng.choice(book["subjects"][fields["Subject"]])
     subs = re.findall(r"^Testpoint \d+: (.+)$", question, re.MULTILINE)
-    drawn = lambda: {name: rng.choice(of) for name, of in WORDS.items()} | {"who": who}
-    phrases = [PHRASES[sub].format(**drawn()) for sub in subs]
+    drawn = lambda: {name: rng.choice(of) for name, of in book["words"].items()} | {"who": who}
+    phrases = [PHRASES[sub][0].format(**drawn()) for sub in subs]
     prompt = f"{fields['Theme']}, {fields['Sub-theme']}: a {who}; {', '.join(phrases)}."
+    if chinese:
+        prompt = f"{fields['Theme']}，{fields['Sub-theme']}：{who}；{'，'.join(phrases)}。"
+    if short := re.search(r"^It is the long form of .*:\n(.+)$", question, re.MULTILINE):
+        prompt = f"{short[1]} {prompt}"
     return json.dumps({"prompt": prompt, "descriptions": phrases})
 
 
@@ -57,7 +66,7 @@ def check(question: str) -> str:
 
 def answer(question: str) -> str | None:
     """The answer to a question of construct.py; None if it is none of its two."""
-    if question.startswith("Write one prompt for a text-to-image model"):
+    if question.startswith("Write one prompt for a text-to-image model in "):
         return write(question)
     if question.startswith("Does this prompt for a text-to-image model really ask"):
         return check(question)

@@ -155,9 +155,9 @@ COMMANDS = {
     "construct": f"--count 2 --out p.csv {JUDGE}",
 }
 CALLED = (
-    "check_judges check_same_prompts check_sight complete compare construct coverage_of generate "
+    "check_judges check_same_prompts check_sight complete compare write_sets coverage_of generate "
     "journal_of judged_by question_notes question_record "
-    "judge_images make_judge read_models read_results score settings_of tables write_prompts "
+    "judge_images make_judge read_models read_results score settings_of tables "
     "write_report write_results write_scores write_settings find_published set_of read_named "
     "judged quality "
     "agreement_table agreement_text write_agreement board_rows board_text nearest radar polygons"
@@ -168,7 +168,7 @@ def called(line, patch):
     """What a command calls, of which nothing is done, and its exit status."""
     made = MagicMock()
     made.make_judge.return_value.name = "m"
-    made.construct.return_value = [1], []
+    made.write_sets.return_value = []
     made.check_sight.return_value = ""
     made.quality.return_value = "", True
     for name in CALLED.split():

@@ -3,11 +3,13 @@
 import json
 import re
 
+import pytest
+
 from judges.answers import parse_reasons, parse_scores
 from shapes import phrasebook
 from shapes.server import ClassroomMLLM
 from unigenbench import construct as C
-from unigenbench.testpoints import SUBS, Prompt
+from unigenbench.testpoints import DIMENSIONS, SUBS, Prompt
 
 DRAFT = C.Draft(0, "Art", "Other", "Animal", tuple(SUBS[:5]))
 
@@ -16,10 +18,12 @@ def write(plan, attempt=0):
     return C.read_written(phrasebook.answer(C.writing_question(plan, attempt)), plan)
 
 
-def test_it_has_a_phrase_for_each_testpoint_and_knows_it_again():
-    assert tuple(phrasebook.PHRASES) == SUBS
+@pytest.mark.parametrize("language", C.LANGUAGES)
+def test_it_has_a_phrase_for_each_testpoint_and_knows_it_again(language):
+    labels = [dimension.label(language) for dimension in DIMENSIONS.values()]
+    assert [*phrasebook.BOOKS[language]["phrases"]] == labels
     for sub in SUBS:
-        prompt = write(DRAFT._replace(subs=(sub,)))
+        prompt = write(DRAFT._replace(subs=(sub,), language=language))
         assert prompt.testpoints[0][1] in prompt.text
         assert parse_scores(phrasebook.answer(C.checking_question(prompt)), 1) == [1]
     assert write(DRAFT) == write(DRAFT) != write(DRAFT, attempt=1)
@@ -39,9 +43,10 @@ def test_its_check_refuses_what_is_not_there_or_is_of_another_dimension():
 
 
 def test_what_a_prompt_excludes_no_phrase_brings_in():
-    others = {name: words for name, words in phrasebook.WORDS.items() if name != "none"}
-    words = set(re.findall(r"\w+", json.dumps([others, phrasebook.PHRASES])))
-    excluded = phrasebook.WORDS["none"]
+    book = phrasebook.BOOKS["en"]
+    others = {name: words for name, words in book["words"].items() if name != "none"}
+    words = set(re.findall(r"\w+", json.dumps([others, book["phrases"]])))
+    excluded = book["words"]["none"]
     assert not words & {*excluded, *(noun.removesuffix("s") for noun in excluded)}
 
 

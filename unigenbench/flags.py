@@ -6,6 +6,7 @@ args.command, args.results, args.out                      # "report", ["a.csv", 
 
 import argparse
 import math
+from pathlib import Path
 
 from judges.make import KINDS
 from unigenbench.board import SETS
@@ -50,6 +51,8 @@ def check_flags(args: argparse.Namespace) -> None:
                 "local with --judge_model; shapes, the verifier, judges prompts of shapes alone"
             )
         args.judge = args.judge or "shapes"
+    if args.command == "construct" and args.long and Path(args.long) == Path(args.out):
+        raise ValueError(f"--long {args.long} is --out: give the long prompts a file of their own")
     if "judge" in args:
         if args.judge == "shapes" and (args.base_url or args.judge_model):
             raise ValueError("--base_url and --judge_model need --judge openai or local")
@@ -89,7 +92,10 @@ def make_parser() -> argparse.ArgumentParser:
     p = command("construct", "prompts of our own, written and checked by an MLLM")
     p.add_argument("--count", type=positive, required=True, help="number of prompts")
     p.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
+    p.add_argument("--language", choices=("en", "zh"), default="en", help="of the prompts (en)")
     p.add_argument("--out", required=True, help="prompt file; the journal lies beside it")
+    text = "second stage: prompt file of a long form of each, which tests more"
+    p.add_argument("--long", metavar="PROMPTS", help=text)
     add_judge_flags(p)
     return parser
 

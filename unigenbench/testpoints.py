@@ -221,10 +221,12 @@ def load_prompts(path) -> list[Prompt]:
 
 
 def write_prompts(prompts: list[Prompt], path) -> None:
-    """The official English prompt file of these prompts."""
-    rows = []
+    """The official prompt file of these prompts, which are of one language."""
+    rows, language = [], prompts[0].language
     for p in prompts:
         subs, descriptions = zip(*p.testpoints)
-        fields = dict(zip(KEYS, (p.theme, p.subtheme, subs, descriptions)))
+        labels = [DIMENSIONS[sub].label(language) for sub in subs]
+        keys = KEYS.values() if language == "zh" else KEYS
+        fields = dict(zip(keys, (p.theme, p.subtheme, labels, descriptions)))
         rows.append([p.index, p.text, json.dumps(fields, ensure_ascii=False)])
-    write_table(path, ["index", "prompt_en", "sub_dims_en"], rows)
+    write_table(path, ["index", f"prompt_{language}", f"sub_dims_{language}"], rows)
