@@ -208,6 +208,8 @@ def test_the_server_of_shapes_writes_and_checks_both_stages_over_the_network(lan
         assert prompt.text in more.text and prompt.testpoints != more.testpoints[: len(subs)]
         assert prompt.index == more.index and {prompt.language, more.language} == {language}
         assert (prompt.theme, prompt.subtheme) == (draft.theme, draft.subtheme)
+        assert C.is_chinese(prompt.theme) == (language == "zh")
+        assert all(DIMENSIONS[sub].label(language) in out.read_text() for sub in subs)
         for each in (prompt, more):
             assert all(description in each.text for _, description in each.testpoints)
     assert len({len(q.testpoints) - len(p.testpoints) for p, q in zip(prompts, longer)}) > 2
