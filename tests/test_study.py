@@ -12,7 +12,19 @@ from real_runs import undrawn
 
 from common.files import hold
 from rewards import PointwiseReward
-from study import curves, dropped, estimators, judging, kinds, kl, longer, spread, summary, table1
+from study import (
+    curves,
+    dropped,
+    estimators,
+    judging,
+    kinds,
+    kl,
+    longer,
+    places,
+    spread,
+    summary,
+    table1,
+)
 from study.runs import OUT, RESULTS, TINY, Arm, Study, Table
 from study.summary import ACCURACY, markdown, summarize
 
@@ -30,7 +42,9 @@ FULL_ONLY = {"table1_slower", "table1_curves_slower", "longer_cures", "longer_fa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", [estimators, judging, table1, longer, kl, dropped, kinds, spread])
+@pytest.mark.parametrize(
+    "study", [estimators, judging, table1, longer, kl, dropped, kinds, places, spread]
+)
 def test_the_smallest_study_is_whole_and_made_again_without_its_runs(
     study, tmp_path_factory, monkeypatch
 ):
@@ -200,6 +214,7 @@ TABLES = {  # of each study those that come of its runs, by the end of their nam
     "longer_estimators": (lambda s: estimators.tables(s, longer.PAIR), longer.PAIR_FLAGS),
     "kl": (kl.tables, longer.FLAGS),
     "dropped": (dropped.tables, longer.FLAGS),
+    "places": (places.tables, places.FLAGS),
     "kinds": (kinds.tables, kinds.FLAGS),
 }
 
