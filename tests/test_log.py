@@ -142,6 +142,14 @@ def test_a_run_is_of_what_stood_in_its_files(name, with_files):
         prepare(replace(cfg, **{name: str(places[name].rename(places[name].with_name("new")))}))
 
 
+def test_what_is_not_named_is_no_part_of_a_run(tmp_path, monkeypatch):
+    """Above all not the current folder, which the run itself writes into."""
+    monkeypatch.chdir(tmp_path)
+    before = log.contents(Config())
+    (tmp_path / "new").write_text("a file")
+    assert log.contents(Config()) == before and before["bench_prompts"] == ""
+
+
 def test_of_a_file_too_large_to_be_read_the_length_counts(tmp_path, monkeypatch):
     monkeypatch.setattr("training.log.WHOLE", 3)
     file, found = tmp_path / "weights", []

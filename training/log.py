@@ -53,7 +53,8 @@ def contents(cfg) -> dict[str, str]:
         kind, _, model = parse_judge(getattr(cfg, flag), flag)
         found[flag] = kind + digest(model)
     bench, _ = parse_bench_prompts(cfg.bench_prompts)
-    found["bench_prompts"] = bench if bench == "shapes" else digest(str(prompt_file(bench)))
+    named = bench and bench != "shapes"  # Path("") is the current folder
+    found["bench_prompts"] = digest(str(prompt_file(bench))) if named else bench
     return found | {f"{flag} {name}": digest(source) for flag, name, source in sources_of(cfg)}
 
 
