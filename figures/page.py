@@ -8,6 +8,7 @@ DATA with what the script then finds in `data`.
 
 import base64
 import json
+import math
 from io import BytesIO
 from pathlib import Path
 
@@ -15,18 +16,24 @@ from common.files import write_atomic
 from common.rgb import to_rgb
 
 HERE = Path(__file__).parent
-THUMBNAIL = 384  # pixels: larger images are shrunk to this before they are put into a page
+THUMBNAIL = 384  # pixels: larger images are shrunk to this before they are put into a page,
+SMALLEST = 64  # and to this at the least where many have to share its bytes
 
 
-def image_uri(image) -> str:
-    """An image for an <img>: PNG, or WebP shrunk from larger ones."""
+def image_uri(image, room: float = math.inf) -> str:
+    """An image for an <img>, in at most `room` bytes: PNG, or WebP shrunk from larger ones, which
+    looks the same in half the bytes of JPEG."""
     image = to_rgb(image)
-    small = max(image.size) <= THUMBNAIL
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    data = BytesIO()
-    kind = "png" if small else "webp"  # half of JPEG: a page may hold 2,400 of them
-    image.save(data, kind, quality=75)
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+    kind, side = "png" if max(image.size) <= THUMBNAIL else "webp", THUMBNAIL
+    while True:
+        image.thumbnail((side, side))
+        data = BytesIO()
+        image.save(data, kind, quality=75)
+        uri = f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+        if len(uri) <= room or side == SMALLEST:
+            return uri
+        # the bytes go about with the area; a twentieth less, since small ones hold more for theirs
+        kind, side = "webp", max(SMALLEST, int(0.95 * max(image.size) * (room / len(uri)) ** 0.5))
 
 
 def write_page(path, template: Path, data, **parts: str) -> None:

@@ -1,9 +1,13 @@
 """Charts have the size and pixels that they should; the page holds hostile text as text."""
 
+import base64
 import html.parser
+import io
 import json
 import re
+import urllib.parse
 
+import numpy as np
 import pytest
 from browser import needs_browser, seen
 from PIL import Image
@@ -118,6 +122,28 @@ def test_page_is_whole_offline_and_holds_hostile_text_as_text(page, results):
     assert "<th>&lt;/script" in page.read_text() and "b" not in Elements(page).tags
 
 
+def test_thumbnails_share_a_page_and_the_files_are_where_it_looks(monkeypatch, tmp_path):
+    """Large and small images, noise that cannot be packed; the page may lie elsewhere, and in the
+    name of a folder may be anything."""
+    monkeypatch.setattr(report, "THUMBNAILS", 100_000)
+    folder, out = tmp_path / "im %41#?", tmp_path / "out" / "r.html"
+    folder.mkdir(), out.parent.mkdir()
+    rng = np.random.default_rng(0)
+    for n, side in enumerate([300, 700] * 5):
+        noise = rng.integers(0, 256, (side, side // 2, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{n}_0.png")
+    groups = report.gallery_data({"m": [result(n, folder / f"{n}_0.png", [1]) for n in range(10)]})
+    report.write_gallery(out, ("", ""), [], [], [], groups)
+    images = [group["images"][0] for group in json.loads(Elements(out).scripts[0])]
+    sizes = [len(image["src"]) for image in images]
+    assert 25_000 < sum(sizes) <= 100_000  # noise loses more of its bytes than of its area
+    for n, image in enumerate(images):
+        assert (out.parent / urllib.parse.unquote(image["file"])).samefile(folder / f"{n}_0.png")
+        data = base64.b64decode(image["src"].split(",")[1])
+        width, height = Image.open(io.BytesIO(data)).size
+        assert height // 2 == width > 32  # not cropped, not smaller than need be
+
+
 def test_what_was_not_judged_comes_first_with_what_failed():
     results = [result(1, "", [1, 0], (STYLE,) * 2), result(2, "", [1]), result(3, "", None)]
     assert [group["index"] for group in report.gallery_data({"model": results})] == [3, 1, 2]
@@ -143,8 +169,11 @@ def test_page_filters_in_a_real_browser(page, tmp_path):
       const seeable = id => getComputedStyle(document.getElementById(id)).display !== "none";
       seen.push(seeable("model-label"), seeable("more"), seeable("words"));  // one model, one page
       document.querySelector(".view").click();
-      seen.push(document.querySelector("dialog").open, document.title);"""
+      const large = document.querySelector("dialog img");
+      seen.push(document.querySelector("dialog").open, document.title, large.src.slice(0, 7));
+      large.onerror();  // as where the folder has been moved
+      seen.push(large.src.slice(0, 10));"""
     assert seen(page, script, tmp_path) == [
         *([2, 1], [1], [1], [1], [2, 1], [1], [2, 1], [1], [2, 1]),
-        *(True, False, False, True, True, "UniGenBench report"),
+        *(True, False, False, True, True, "UniGenBench report", "file://", "data:image"),
     ]

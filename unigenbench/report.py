@@ -7,8 +7,14 @@ radar({"base": {"Style": 85.0, "Grammar": 62.3, "Action": None}}, "radar.png")
 import base64
 import html
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
+
+from tqdm import tqdm
 
 from common.files import write_atomic
 from figures.fonts import literal
@@ -22,6 +28,7 @@ from unigenbench.tables import SCORE_HEADER, coverage_line, markdown_table, scor
 from unigenbench.testpoints import PRIMARIES
 
 PAGE = Path(__file__).with_name("report.html")  # the page, with @@SLOTS@@
+THUMBNAILS = 14_000_000  # bytes of a page: one of 2,400 images stays below 20 MB
 # Told apart not by color alone. Their numbers have no common factor with that of the colors that
 # would bring the same three together before the 85th model.
 LOOKS = dict(color=PALETTE, linestyle=("-", "--", "-.", ":"), marker="os^DvxP")
@@ -74,13 +81,8 @@ def points_of(result: Result) -> list[tuple]:
 
 
 def figure_of(result: Result, points: list[tuple]) -> dict:
-    """An image of the page, None if it cannot be read, and the testpoints below it."""
-    path = Path(result.image)
-    try:
-        src = image_uri(open_image(path)[0])
-    except ValueError:
-        src = None
-    return dict(src=src, name=path.name, points=points)
+    """An image of the page, and the testpoints below it."""
+    return dict(file=result.image, name=Path(result.image).name, points=points)
 
 
 def gallery_data(results_by_model: dict[str, list[Result]]) -> list[dict]:
@@ -172,11 +174,28 @@ def write_report(
     write_gallery(page, titles, notes, header, rows, gallery_data(results), image)
 
 
+def embed(images: list[dict], folder: Path) -> None:
+    """Gives each image its thumbnail, `src` (None if the file cannot be read), and the address of
+    its `file` as seen from the page's folder: there the page finds it when it is enlarged."""
+    room = THUMBNAILS / max(1, len(images))
+
+    def thumbnail(image: dict) -> str | None:
+        with suppress(ValueError):
+            return image_uri(open_image(Path(image["file"]))[0], room)
+
+    with ThreadPoolExecutor() as pool:
+        found = tqdm(pool.map(thumbnail, images), desc="thumbnails", total=len(images), leave=None)
+        for image, src in zip(images, found):
+            image |= {"src": src, "file": quote(os.path.relpath(image["file"], folder))}
+
+
 def write_gallery(path, titles, notes, header, rows, groups, image="") -> None:
     """The page: notes, a table, an image's markup, and a gallery of groups.
 
-    titles: of the page, and of the gallery
+    titles: of the page, and of the gallery; groups: as gallery_data gives them. An image has the
+    `file` that it lies in, or else its `src` as image_uri gives it.
     """
+    embed([i for group in groups for i in group["images"] if "file" in i], Path(path).parent)
 
     def cells(tag, row):
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
