@@ -5,6 +5,7 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036, so that an older one ends in a sentence
     raise SystemExit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}")
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -71,8 +72,26 @@ def klein_folder(tmp_path_factory):
     return folder
 
 
+TEXTS = {}  # of one prompt, by all that its shape depends on
+
+
 @pytest.fixture
 def uncounted(monkeypatch):
-    """Plans of memory whose passes are not counted, which takes a second each."""
-    passes = ("activations", "forward", "decode", "encode", "evaluation")
+    """Plans of memory whose passes are not counted, and fake weights made once for each kind of
+    text: both take seconds."""
+    from training import footprint
+
+    passes, faked = ("activations", "forward", "decode", "encode", "evaluation"), footprint.faked
+
+    @contextlib.contextmanager
+    def once(model):
+        parts = model.pipe.components.items()
+        encoders = (str(part.config) for name, part in parts if part and "text_enc" in name)
+        key = type(model), model.guidance, model.transformer.dtype, *encoders
+        if key not in TEXTS:
+            with faked(model) as TEXTS[key]:
+                pass
+        yield TEXTS[key]
+
+    monkeypatch.setattr(footprint, "faked", once)
     monkeypatch.setattr("training.plan.counted_bytes", lambda *_: dict.fromkeys(passes, 0))
