@@ -237,19 +237,20 @@ def test_a_second_ctrl_c_or_sigterm_ends_at_once_and_other_signals_do_not(made):
 
 def test_a_signal_is_heard_unless_whoever_started_the_process_has_it_ignored():
     """None is sent: where nobody listened, it would end all tests."""
-    numbers = [getattr(signal, name) for name in distributed.SIGNALS]
+    numbers, hangup = [getattr(signal, name) for name in distributed.SIGNALS], signal.SIGHUP
+    outside = signal.signal(hangup, signal.SIG_DFL)  # under nohup the tests have it ignored
     before = [signal.getsignal(number) for number in numbers]
-    with distributed.signals() as stop:
-        assert [signal.getsignal(number) for number in numbers] == [stop] * len(numbers)
-        with pytest.raises(KeyboardInterrupt):  # before and after the loop nothing is to finish
-            stop(signal.SIGTERM)
-    assert [signal.getsignal(number) for number in numbers] == before
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     try:
         with distributed.signals() as stop:
-            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert [signal.getsignal(number) for number in numbers] == [stop] * len(numbers)
+            with pytest.raises(KeyboardInterrupt):  # before and after the loop nothing is to finish
+                stop(signal.SIGTERM)
+        assert [signal.getsignal(number) for number in numbers] == before
+        signal.signal(hangup, signal.SIG_IGN)
+        with distributed.signals():
+            assert signal.getsignal(hangup) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before[distributed.SIGNALS.index("SIGHUP")])
+        signal.signal(hangup, outside)
 
 
 def test_a_signal_within_a_checkpoints_write_waits_for_its_end(made, monkeypatch):
