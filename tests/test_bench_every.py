@@ -22,7 +22,7 @@ from unigenbench.results import read_results, settings_of
 
 MODEL = str(ROOT / "assets" / "tiny-flux")
 USUAL = dict(model=MODEL, prompts_per_step=2, group_size=3, num_steps=3, heldout=1, steps=3)
-USUAL |= dict(eval_every=1, checkpoint_every=1)
+USUAL |= dict(eval_every=2, checkpoint_every=2)
 BENCH = dict(bench_every=2, bench_prompts="shapes:4", bench_judge="shapes")
 
 
@@ -65,8 +65,11 @@ def test_the_logs_scores_are_those_of_bench_and_change_nothing_else(tmp_path, ca
 
 
 @pytest.mark.parametrize("count, said", [(40, "goes on without a score"), (4, "were not judged")])
-def test_a_judge_that_dies_ends_no_run_and_makes_no_zeros(count, said, tmp_path, caplog, capsys):
+def test_a_judge_that_dies_ends_no_run_and_makes_no_zeros(
+    count, said, tmp_path, caplog, capsys, monkeypatch
+):
     """Whether it counts as dead or loses all its answers. Those of the base it had given."""
+    monkeypatch.setattr("judges.openai_client.retry_delay", lambda *_: 0.0)
     answered, verifier = [], ShapesMLLM()
 
     def answer(query):

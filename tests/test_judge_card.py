@@ -128,13 +128,17 @@ def test_a_server_is_measured_by_the_command(capsys, tmp_path):
     assert "none of them as poor (51% right, 49% tied, 0% wrong)" in printed
 
 
-def test_a_random_model_is_measured_where_it_answers_and_else_the_status_says_so(capsys, tmp_path):
-    vlms.save("Qwen2_5_VL", tmp_path / "m")
-    flags = (f"--local={tmp_path / 'm'}", "--judge_tokens=1")
+def test_of_answers_without_a_verdict_the_status_says_so(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge.start, "judge_of", lambda cfg: FakeMLLM(lambda query: "Nice."))
     with pytest.raises(SystemExit, match="nothing could be measured"):
-        card(capsys, tmp_path / "words.html", *flags)
+        card(capsys, tmp_path / "words.html")
     assert "answers: without a verdict" in (tmp_path / "words.html").read_text()
-    printed, _ = card(capsys, tmp_path / "soft.html", *flags, "--soft")
+
+
+def test_a_random_model_is_measured_by_its_probabilities(capsys, tmp_path):
+    vlms.save("Qwen2_5_VL", tmp_path / "m")
+    flags = (f"--local={tmp_path / 'm'}", "--judge_tokens=1", "--soft")
+    printed, _ = card(capsys, tmp_path / "soft.html", *flags)
     lines = [json.loads(x) for x in (tmp_path / "soft.journal.jsonl").read_text().splitlines()[1:]]
     assert all(0 < pair["points"] < 1 for line in lines for pair in line["pairs"])
     assert "On shapes it left a gain of" in printed
