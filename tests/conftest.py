@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
@@ -95,3 +96,14 @@ def uncounted(monkeypatch):
 
     monkeypatch.setattr(footprint, "faked", once)
     monkeypatch.setattr("training.plan.counted_bytes", lambda *_: dict.fromkeys(passes, 0))
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Runs draw neither curves nor a group, and of the held-out prompts' images for people one
+    alone, unless a file of tests is of what people look at: it takes as long as the steps."""
+    if "training.run" in sys.modules:
+        monkeypatch.setattr("training.heldout.GRID_ROWS", 1)
+        monkeypatch.setattr("training.run.explain", SimpleNamespace(draw_group=lambda *_: None))
+        silent = SimpleNamespace(training_curves=lambda *_: None)
+        monkeypatch.setattr("training.run.pictures", silent)

@@ -1,12 +1,10 @@
 """What tests of runs share: one process or several in threads, a run of a few steps, its log."""
 
-import contextlib
 import itertools
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 import torch
 
 import train
@@ -37,15 +35,6 @@ def together(function, world=2) -> list:
         return list(pool.map(function, ranks))
 
 
-@contextlib.contextmanager
-def undrawn():
-    """Runs draw neither curves nor a group: that takes as long as steps and evaluation."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.run.pictures.training_curves", lambda *_: None)
-        patch.setattr("training.run.explain.draw_group", lambda *_: None)
-        yield
-
-
 def few_steps(run: Run, count=1) -> Run:
     """Makes so many steps of a run, and not its last, after which held-out prompts are measured and
     drawn: most tests are of what is learned, and that takes as long as two steps."""
@@ -61,7 +50,7 @@ def stepped(cfg, count=1, procs=ALONE) -> Run:
 
 def whole_run(cfg) -> Run:
     run = start_run(cfg, ALONE)
-    with undrawn(), ends_well(run):
+    with ends_well(run):
         train.train(cfg, run)
         run.finish()
     return run

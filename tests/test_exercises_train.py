@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 from PIL import Image
-from real_runs import log_of, undrawn
+from real_runs import log_of
 
 import grpo
 from exercises import hack, our_hack, train
@@ -21,8 +21,7 @@ def run(monkeypatch, tmp_path):
     def run(module, *flags):
         out = tmp_path / "run"
         monkeypatch.setattr("sys.argv", ["", *BRIEFEST.split(), f"--out={out}", *flags])
-        with undrawn():
-            module.main()
+        module.main()
         return out
 
     return run

@@ -9,7 +9,7 @@ import pytest
 import torch
 from browser import needs_browser, seen
 from PIL import Image
-from real_runs import ALONE, stepped, undrawn, whole_run
+from real_runs import ALONE, stepped, whole_run
 
 import train
 from figures import gallery
@@ -128,7 +128,7 @@ def a_run(tmp_path_factory):
     out, steps = tmp_path_factory.mktemp("run") / "run", []
     run = start_run(replace(MIXTURE, out=str(out)), ALONE)
     run.observers.append(steps.append)
-    with undrawn(), ends_well(run):
+    with ends_well(run):
         train.train(run.cfg, run)
         run.finish()
     return out, steps

@@ -74,6 +74,11 @@ def test_the_readme_names_files_that_exist_and_about_their_lines():
         assert len((ROOT / name).read_text().splitlines()) == pytest.approx(int(lines), rel=0.1)
 
 
+@pytest.fixture(autouse=True)
+def undrawn():
+    """Commands leave all that they say."""
+
+
 def test_what_is_to_be_broken_stands_in_its_file_once():
     breaks = BREAK.findall(PROSE)
     assert breaks and len(breaks) == len(re.findall(r"`\s+→", PROSE))  # each arrow is one of them

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 from fakes import FakeMLLM
 from PIL import Image
-from real_runs import ALONE, few_steps, log_of, stepped, undrawn, whole_run
+from real_runs import ALONE, few_steps, log_of, stepped, whole_run
 
 import train
 from judges.mllm import Answer, Query
@@ -169,7 +169,7 @@ def test_a_run_survives_a_server_that_dies_twice(tmp_path, monkeypatch):
     flags, says = [f"--{key}={value}" for key, value in settings.items()], []
     for extra, left in (([], 2 + 2 * 12 + 2), (["--resume"], 2 + 10)):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, *extra])
-        with undrawn(), dying(port, left), pytest.raises(SystemExit) as stop:
+        with dying(port, left), pytest.raises(SystemExit) as stop:
             train.main()
         says.append(stop.value.code)  # a text: exit status 1
     for said, of in zip(says, (8, 12), strict=True):

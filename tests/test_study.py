@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from real_runs import undrawn
 
 from common.files import hold
 from rewards import PointwiseReward
@@ -86,8 +85,7 @@ def made(folder, reward):
         within.chdir(folder)
         within.setattr("study.runs.TINY", (*TINY, "--steps=2", "--eval_every=1"))
         study = Study("a", "smallest", {})
-        with undrawn():
-            study.make([Arm("score", reward)], [0], estimators.watch)
+        study.make([Arm("score", reward)], [0], estimators.watch)
     return study
 
 
