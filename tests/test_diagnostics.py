@@ -1,15 +1,20 @@
 """What is checked before the first update and doubted after each step."""
 
 import csv
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
+from real_runs import ALONE
 from test_loop import BATCH, SIGMAS, TOY, Toy, sampled
 
 import grpo
 import sampler
+from training.config import Config
 from training.diagnostics import check_on_policy, drifting, kl_to_base, warnings_of
+from training.run import Run
 
 
 class Odd(torch.nn.Module):
@@ -92,14 +97,22 @@ def test_learning_nothing_is_said_aloud(odd, kind, once):
 def test_a_judge_that_never_ties_is_warned_of_once_where_no_kl_holds_the_policy():
     both = HEALTHY | dict(tie_rate=0.3, order_agreement=0.7)
     one = {k: v for k, v in HEALTHY.items() if k != "order_agreement"} | dict(tie_rate=0.0)
-    for row in (both, one):
+    soft = HEALTHY | dict(tie_rate=0.0, order_agreement=0.7)  # 0.6 in one order, 0.3 in the other
+    for row in (both, one, soft):
         log = [{"step": 0}, *[row] * 20]
         said = [n for n in range(1, 21) if "winner" in warnings_of(log[: n + 1], n == 1, True)]
         assert said == [12]
         assert not any(warnings_of(log[: n + 1], False, False) for n in range(1, 21))
-        tied = [*log[:5], row | dict(tie_rate=row["tie_rate"] + 0.01), *log[6:]]
+        tied = [*log[:5], row | dict(tie_rate=0.31), *log[6:]]
         assert "winner" not in warnings_of(tied[:13], False, True)
     assert "--kl_coef 0.1" in warnings_of([both] * 12, False, True)["winner"]
+
+
+@pytest.mark.parametrize(("settings", "said"), [(dict(soft=True), 1), (dict(kl_coef=0.1), 0)])
+def test_a_run_by_probabilities_is_advised_too(settings, said, caplog):
+    cfg, log = Config(**settings), [HEALTHY | dict(tie_rate=0.0, step=12)] * 12
+    Run.warn(SimpleNamespace(cfg=cfg, metrics=log, warned=Counter(step=11), procs=ALONE))
+    assert caplog.text.count("called no pair equal") == said
 
 
 def test_a_run_that_breaks_down_is_warned_of_before_its_accuracy_falls():

@@ -171,8 +171,7 @@ class Run:
     def warn(self) -> None:
         """Warns of what says that nothing is learned, or too much; of each kind the 1st, 2nd, 4th,
         ... time."""
-        advise_kl = not self.cfg.kl_coef and not self.cfg.soft
-        found = diagnostics.warnings_of(self.metrics, not self.warned, advise_kl)
+        found = diagnostics.warnings_of(self.metrics, not self.warned, not self.cfg.kl_coef)
         for kind, sentence in found.items():
             self.warned[kind] += 1
             if self.procs.is_main and self.warned[kind].bit_count() == 1:
