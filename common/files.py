@@ -42,7 +42,10 @@ def write_atomic(path, content: bytes) -> None:
 
 
 def check_outputs(outputs, inputs) -> None:
-    """Raises ValueError if a file that is to be written is one that is read, by whatever name."""
+    """Raises ValueError if a file that is to be written is a folder, or is one that is read, by
+    whatever name."""
+    for out in filter(os.path.isdir, outputs):
+        raise ValueError(f"'{out}' is a folder; name a file to write")
     for out, path in itertools.product(map(Path, outputs), map(Path, inputs)):
         if out.exists() and path.exists() and out.samefile(path):
             raise ValueError(

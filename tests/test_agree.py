@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 import bench
@@ -250,6 +251,7 @@ def test_report_against_published_models_has_their_columns_and_says_whose_they_a
         ("agree a.csv a.csv", "same name"),
         ("agree a.csv b.csv --out b.csv", "choose another output"),
         ("board a.csv --out a.settings.json", "choose another output"),
+        (f"report a.csv --out {ROOT}", "is a folder"),
         ("board no.csv", "no.csv"),
         ("report a.csv --against FLUX.9", "'FLUX.9' for en; there are: GPT-4o-1.5"),
         ("report a.csv --against FLUX.1-dev --prompts zh", "for zh; there are: none"),

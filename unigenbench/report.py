@@ -184,7 +184,7 @@ def embed(images: list[dict], folder: Path) -> None:
             return image_uri(open_image(Path(image["file"]))[0], room)
 
     with ThreadPoolExecutor() as pool:
-        found = tqdm(pool.map(thumbnail, images), desc="thumbnails", total=len(images), leave=None)
+        found = tqdm(pool.map(thumbnail, images), desc="thumbnails", total=len(images), leave=False)
         for image, src in zip(images, found):
             image |= {"src": src, "file": quote(os.path.relpath(image["file"], folder))}
 
