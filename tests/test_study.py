@@ -1,8 +1,10 @@
 """The study: its runs are the loop's, can be killed, and come out the same; its formulas describe
 what the loop's own functions do; its pages show what its CSVs hold and nothing else."""
 
+import csv
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from study import (
     kl,
     longer,
     places,
+    shares,
     spread,
     summary,
     table1,
@@ -256,3 +259,30 @@ def test_each_longer_arm_has_the_seeds_that_are_claimed():
     for arm in {name for arms in longer.FIGURES.values() for name in arms}:
         wanted = [*longer.SEEDS, *(longer.MORE if arm in longer.JUDGED else ())]
         assert sorted(lines.seeds(arm)) == wanted, arm
+
+
+def test_shares_before_and_after_are_those_of_the_images(tmp_path):
+    """By hand: two prompts of a kind and one of another; two models, of which one learned."""
+    prompts = [SimpleNamespace(kind=kind) for kind in ("count", "count", "style")]
+    before = np.array([[0.0, 0.5], [0.2, 0.5], [1.0, 1.0]])
+    after = np.array([[[0.5, 0.5], [0.8, 1.0], [1.0, 1.0]], before])
+    of_share, of_kind = shares.tables(prompts, before, after).values()
+    assert [row["share"] for row in of_share] == ["none", "above 0.1 to 0.25", "above 0.75 to 1"]
+    assert [row["right_after"] for row in of_share] == [0.25, 0.5, 1.0]
+    count, style = of_kind
+    assert (count["prompts"], count["right_before"], count["right_after"]) == (2, 0.1, 0.375)
+    both = 1 - 0.2**8 - 0.8**8  # of the second prompt; the first one's groups hold none
+    assert count["groups_with_both"] == pytest.approx(both / 2) and style["groups_with_both"] == 0
+    assert count["named_before"] == pytest.approx(0.2 / 1.0)
+    assert count["named_after"] == pytest.approx((0.2 + 1.3) / (1.0 + 1.5))
+
+
+def test_a_model_that_is_the_base_has_the_bases_shares(tmp_path, monkeypatch):
+    monkeypatch.setattr(shares, "IMAGES", 2)
+    monkeypatch.setattr(shares, "AT_ONCE", 3)
+    shares.main([str(ROOT / "assets" / "tiny-flux"), "--groups=4", f"--out={tmp_path / 's'}"])
+    _, *rows = (tmp_path / "s.csv").read_text().splitlines()
+    cells = list(csv.DictReader(rows))
+    assert len(cells) == 4 and all(row["base"] == row["model 0"] for row in cells)
+    assert {float(row["base"]) for row in cells} <= {0.0, 0.5, 1.0}
+    assert (tmp_path / "s_by_kind.md").read_text().count("\n") > 3
