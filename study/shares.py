@@ -5,11 +5,12 @@
 A group without a right image, or with no other, teaches nothing about it. So training prompts are
 drawn as the loop draws them, in groups of 32, by the base and by each model: which share of a
 prompt's images is right, all of its testpoints at once, before and after? Some five minutes a model
-on one core. Writes shares.csv, a row a prompt, and two tables: prompts by their share in the base,
-and by kind. --groups and --out for less, and elsewhere.
+on one core, and what the file has is not drawn again. Writes shares.csv, a row a prompt, and two
+tables: prompts by their share in the base, and by kind.
 """
 
 import argparse
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from training.heldout import verify
 
 IMAGES, AT_ONCE = 32, 20  # images of a prompt, prompts of a batch
 LEARNED_IN = 8  # images of a group of the run
+WHAT = ("right", "but for the first")  # shares: of images with all testpoints, with all the others
 ENDS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of the classes of shares
 
 
@@ -49,30 +51,34 @@ def held(folder: str, groups: int) -> tuple[list, np.ndarray]:
     return prompts[:groups], np.array(rows[:groups])
 
 
-def row_of(mine: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict:
+def row_of(mine: np.ndarray, shares: np.ndarray) -> dict:
     """Of some prompts: shares before, and after with its interval over models."""
-    low, high = over_seeds(after[:, mine, 0].mean(1))
-    share = before[mine, 0]
+    after = shares[1:, mine, 0].mean(1)
+    low, high = over_seeds(after)
+    share = shares[0, mine, 0]
     both = 1 - share**LEARNED_IN - (1 - share) ** LEARNED_IN
-    row = {"prompts": int(mine.sum()), "right_before": share.mean()}
-    row |= {"right_after": after[:, mine, 0].mean(), "seeds_low": low, "seeds_high": high}
+    row = {"prompts": int(mine.sum()), "right_before": share.mean(), "right_after": after.mean()}
+    row["over_models"] = "" if low is None else f"{low:.3f} .. {high:.3f}"
     return row | {"groups_with_both": both.mean()}
 
 
-def tables(prompts: list, before: np.ndarray, after: np.ndarray) -> dict[str, list[dict]]:
-    """By the end of their files' names. before: (prompts, 2), after: (models, prompts, 2)."""
-    by_share, by_kind, kinds = [], [], np.array([prompt.kind for prompt in prompts])
+def tables(rows: list[dict]) -> dict[str, list[dict]]:
+    """By the end of their files' names. rows: of the CSV file."""
+    columns = [name for name in rows[0] if name not in ("kind", "prompt")]
+    numbers = np.array([[float(row[name]) for name in columns] for row in rows])
+    shares = np.moveaxis(numbers.reshape(len(rows), -1, len(WHAT)), 1, 0)  # (1 + models, P, 2)
+    by_share, by_kind, kinds = [], [], np.array([row["kind"] for row in rows])
     for low, high in zip((-1.0, *ENDS), ENDS):
-        mine = (before[:, 0] > low) & (before[:, 0] <= high)
+        mine = (shares[0, :, 0] > low) & (shares[0, :, 0] <= high)
         if mine.any():
             name = f"above {low:g} to {high:g}" if low >= 0 else "none"
-            by_share.append({"share": name} | row_of(mine, before, after))
+            by_share.append({"share": name} | row_of(mine, shares))
     for kind in sorted(set(kinds)):
         mine = kinds == kind
         # among images in which the others hold: that things are drawn at all is another matter
-        sums = [x[..., mine, :].reshape(-1, 2).sum(0) for x in (before, after)]
+        sums = [x[:, mine].reshape(-1, 2).sum(0) for x in (shares[:1], shares[1:])]
         named = [right / others if others else None for right, others in sums]
-        row = {"kind": kind} | row_of(mine, before, after)
+        row = {"kind": kind} | row_of(mine, shares)
         by_kind.append(row | dict(zip(("named_before", "named_after"), named)))
     return {"_by_share": by_share, "_by_kind": by_kind}
 
@@ -82,18 +88,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("models", nargs="+", help="folders of pipelines, trained from the base")
     parser.add_argument("--groups", type=int, default=320, help="prompts (320)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "shares")
+    parser.add_argument("--out", type=Path, default=RESULTS / "shares.csv", help="the CSV file")
     args = parser.parse_args(arguments)
-    prompts, before = held(parse_config([]).model, args.groups)
-    after = np.array([held(folder, args.groups)[1] for folder in args.models])
-    head = f"# {args.groups} prompts, {IMAGES} images each; {len(args.models)} models"
-    rows = [
-        {"kind": p.kind, "prompt": p.text, "base": b} | {f"model {n}": x for n, x in enumerate(a)}
-        for p, b, a in zip(prompts, before[:, 0], after[:, :, 0].T)
-    ]
-    write_csv(args.out.with_name(f"{args.out.name}.csv"), rows, head)
-    for end, table in tables(prompts, before, after).items():
-        write_rows(table, head, args.out.with_name(args.out.name + end))
+    head, rows = f"# {args.groups} prompts, {IMAGES} images each", [{}] * args.groups
+    if args.out.exists():
+        first, *lines = args.out.read_text().splitlines()
+        rows = list(csv.DictReader(lines)) if first == head else rows
+    for name, folder in {"base": parse_config([]).model, **{m: m for m in args.models}}.items():
+        keys = [f"{name} {what}" for what in WHAT]
+        if keys[0] in rows[0]:
+            continue
+        prompts, shares = held(folder, args.groups)
+        new = [
+            {"kind": p.kind, "prompt": p.text} | dict(zip(keys, s)) for p, s in zip(prompts, shares)
+        ]
+        rows = [row | more for row, more in zip(rows, new)]
+        write_csv(args.out, rows, head)
+    for end, table in tables(rows).items():
+        write_rows(table, head, args.out.with_name(args.out.stem + end))
 
 
 if __name__ == "__main__":

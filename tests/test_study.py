@@ -4,7 +4,6 @@ what the loop's own functions do; its pages show what its CSVs hold and nothing 
 import csv
 import re
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -261,12 +260,18 @@ def test_each_longer_arm_has_the_seeds_that_are_claimed():
         assert sorted(lines.seeds(arm)) == wanted, arm
 
 
-def test_shares_before_and_after_are_those_of_the_images(tmp_path):
+def shares_of(path) -> list[dict]:
+    return list(csv.DictReader(path.read_text().splitlines()[1:]))
+
+
+def test_shares_before_and_after_are_those_of_the_images():
     """By hand: two prompts of a kind and one of another; two models, of which one learned."""
-    prompts = [SimpleNamespace(kind=kind) for kind in ("count", "count", "style")]
-    before = np.array([[0.0, 0.5], [0.2, 0.5], [1.0, 1.0]])
-    after = np.array([[[0.5, 0.5], [0.8, 1.0], [1.0, 1.0]], before])
-    of_share, of_kind = shares.tables(prompts, before, after).values()
+    before, learned = [(0.0, 0.5), (0.2, 0.5), (1.0, 1.0)], [(0.5, 0.5), (0.8, 1.0), (1.0, 1.0)]
+    rows = [
+        {"kind": kind, "prompt": "p"} | dict(zip("abcdef", (*b, *a, *b)))
+        for kind, b, a in zip(("count", "count", "style"), before, learned)
+    ]
+    of_share, of_kind = shares.tables(rows).values()
     assert [row["share"] for row in of_share] == ["none", "above 0.1 to 0.25", "above 0.75 to 1"]
     assert [row["right_after"] for row in of_share] == [0.25, 0.5, 1.0]
     count, style = of_kind
@@ -277,12 +282,20 @@ def test_shares_before_and_after_are_those_of_the_images(tmp_path):
     assert count["named_after"] == pytest.approx((0.2 + 1.3) / (1.0 + 1.5))
 
 
-def test_a_model_that_is_the_base_has_the_bases_shares(tmp_path, monkeypatch):
+def test_the_tables_of_shares_are_remade_from_the_csv():
+    for end, rows in shares.tables(shares_of(RESULTS / "shares.csv")).items():
+        assert markdown(rows) == (RESULTS / f"shares{end}.md").read_text(), end
+
+
+def test_a_model_that_is_the_base_has_the_bases_shares_and_is_drawn_once(tmp_path, monkeypatch):
     monkeypatch.setattr(shares, "IMAGES", 2)
     monkeypatch.setattr(shares, "AT_ONCE", 3)
-    shares.main([str(ROOT / "assets" / "tiny-flux"), "--groups=4", f"--out={tmp_path / 's'}"])
-    _, *rows = (tmp_path / "s.csv").read_text().splitlines()
-    cells = list(csv.DictReader(rows))
-    assert len(cells) == 4 and all(row["base"] == row["model 0"] for row in cells)
-    assert {float(row["base"]) for row in cells} <= {0.0, 0.5, 1.0}
-    assert (tmp_path / "s_by_kind.md").read_text().count("\n") > 3
+    command = [str(ROOT / "assets" / "tiny-flux"), "--groups=4", f"--out={tmp_path / 's.csv'}"]
+    shares.main(command)
+    rows = shares_of(tmp_path / "s.csv")
+    assert len(rows) == 4 and {float(row["base right"]) for row in rows} <= {0.0, 0.5, 1.0}
+    assert all(row["base right"] == row[f"{command[0]} right"] for row in rows)
+    first = files(tmp_path, ".csv", ".md")
+    monkeypatch.setattr(shares, "held", lambda *_: pytest.fail("drawn again"))
+    shares.main(command)
+    assert files(tmp_path, ".csv", ".md") == first and len(first) == 5
