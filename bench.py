@@ -56,6 +56,7 @@ from unigenbench.results import (
     check_judges,
     check_same_prompts,
     complete,
+    files_read,
     judged_by,
     question_notes,
     read_models,
@@ -158,7 +159,8 @@ def run_quality(args) -> int:
 def run_score(args) -> int:
     paths = [Path(p) for p in (args.results, args.other) if p]
     if args.json:
-        read = [*paths, settings_path(paths[0]), PROMPT_FILES.get(args.prompts, args.prompts or "")]
+        prompts = PROMPT_FILES.get(args.prompts, args.prompts or "")
+        read = [*paths, *map(settings_path, paths), prompts]
         check_outputs([args.json], read)
     results = [read_results(p) for p in paths]
     check_judges(dict(zip(paths, results)), args.allow_mixed_judges)
@@ -186,8 +188,8 @@ def run_score(args) -> int:
 
 def run_report(args) -> int:
     paths, out = [Path(p) for p in args.results], Path(args.out)
-    check_outputs(files_of(out), paths)
     results = read_models(paths)
+    check_outputs(files_of(out), files_read(paths, results))
     check_judges(results, args.allow_mixed_judges)
     against = find_published(args.prompts or set_of(results), args.against)
     scores = {name: score(r) for name, r in results.items()}
@@ -198,8 +200,8 @@ def run_report(args) -> int:
 
 def run_agree(args) -> int:
     paths = [Path(p) for p in (args.first, *args.others)]
-    check_outputs([args.out] if args.out else [], paths)
     results = read_named(paths)
+    check_outputs([args.out] if args.out else [], files_read(paths, results))
     table = agreement_table(results, question_notes(paths))
     print(agreement_text(*table))
     if args.out:

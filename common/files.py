@@ -31,14 +31,15 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 def write_atomic(path, content: bytes) -> None:
     """Writes a file such that a reader, or a kill, never meets half of it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError:  # a full disk: the half that was written would take up what is left
-        part.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(content)
+            os.replace(part, path)
+        except OSError:  # a full disk: the half that was written would take up what is left
+            part.unlink(missing_ok=True)
+            raise
 
 
 def check_outputs(outputs, inputs) -> None:
@@ -47,7 +48,7 @@ def check_outputs(outputs, inputs) -> None:
     for out in filter(os.path.isdir, outputs):
         raise ValueError(f"'{out}' is a folder; name a file to write")
     for out, path in itertools.product(map(Path, outputs), map(Path, inputs)):
-        if out.exists() and path.exists() and out.samefile(path):
+        if os.path.exists(out) and os.path.exists(path) and out.samefile(path):
             raise ValueError(
                 f"'{out}' is read here and would be written over; choose another output"
             )
@@ -109,10 +110,11 @@ class Journal:
         data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         try:
-            first, *self.lines = [json.loads(line) for line in whole.splitlines()] or [None]
-        except json.JSONDecodeError as error:
+            lines = [dict(json.loads(line)) for line in whole.splitlines()]
+        except (ValueError, TypeError) as error:
             self.file.close()
             raise ValueError(f"{path} is damaged ({error}); remove it to begin anew") from None
+        first, *self.lines = lines or [None]
         if first is not None and not same(first, header):
             self.file.close()
             raise ValueError(
@@ -123,15 +125,23 @@ class Journal:
             self.write(header)
 
     def write(self, line: dict) -> None:
-        with self.lock:  # flushed to the system, which outlives this process
-            self.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-            self.file.flush()
+        with self.lock, writing(self.file.name):
+            try:
+                self.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                self.file.flush()  # to the system, which outlives this process
+            except OSError:
+                self.file.raw.close()  # else its end would try once more, and name no file
+                raise
+
+
+def journal_path(out: Path) -> Path:
+    return out.with_suffix(".journal.jsonl")
 
 
 def journal_of(out: Path) -> Path:
     """The path of the journal beside an output. Raises ValueError if the output is there without
     it: it may be another evaluator's, or made by hand."""
-    journal = out.with_suffix(".journal.jsonl")
+    journal = journal_path(out)
     if out.exists() and not journal.exists():
         raise ValueError(
             f"{out} is there, but not its journal {journal.name}; choose another --out"

@@ -10,7 +10,8 @@ import re
 import socket
 import ssl
 import time
-from datetime import UTC
+from contextlib import suppress
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -48,6 +49,8 @@ class Address:
         self.port = url.port or {"https": 443}.get(url.scheme, 80)
         if self.scheme not in ("http", "https") or not self.host:
             raise ValueError(f"{what} must begin with http:// or https:// and a host")
+        if url.query:
+            raise ValueError(f"{what} must end with its path: no request takes what follows the ?")
         if self.path.endswith("/chat/completions"):
             raise ValueError(f"{what} must end before /chat/completions, with /v1")
         if not (self.key.isascii() and self.key.isprintable()):
@@ -88,12 +91,15 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SPAN = rf"{_PART}(?:[\s,]*(?:and\s+)?{_PART})*"
 # "Please try again in 1m26.4s", "retry after 60 seconds", "retryDelay": "37s"
 _TOLD = re.compile(
-    rf"(?:retry|again|wait)\w*(?:[\s\"':=_-]+[a-z]+){{0,3}}[\s\"':=]*({_SPAN})", re.I
+    rf"(?:retry|again|wait|resets)\w*(?:[\s\"':=_-]+[a-z]+){{0,3}}[\s\"':=]*({_SPAN})", re.I
 )
-# "retry_after": 30, "retryAfterMs": 500
+# "retry_after": 30, "retryAfterMs": 500, retry_delay { seconds: 37 }
 _FIELD = re.compile(
-    r"retry[_-]?(?:after|delay)[_-]?(ms|milli)?[a-z]*[\"'\s:=]{1,6}(\d+(?:\.\d+)?)(?![\w.])", re.I
+    r"retry[_-]?(?:after|delay)[_-]?(ms|milli)?[a-z]*(?:\W+(?:n\s+)?seconds)?"
+    r"[\"'\s:=]{1,6}(\d+(?:\.\d+)?)(?![\w.])",
+    re.I,
 )
+_RESET = re.compile(r"ratelimit-reset\W+(\d+)", re.I)  # the headers of another server, in a body
 
 
 def _span(text: str) -> float:
@@ -106,10 +112,13 @@ def _span(text: str) -> float:
 
 
 def _date(text: str | None) -> float:
-    """Seconds since 1970 of an HTTP date, GMT where it names no zone; NaN where it is none."""
-    try:
-        when = parsedate_to_datetime(text)
-    except (TypeError, ValueError, IndexError):
+    """Seconds since 1970 of a date as HTTP or ISO 8601 has it, GMT where it names no zone; NaN
+    where it is none."""
+    for parse in (parsedate_to_datetime, datetime.fromisoformat):
+        with suppress(TypeError, ValueError, IndexError):
+            when = parse(text)
+            break
+    else:
         return math.nan
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
@@ -140,7 +149,8 @@ def told_wait(error: Exception) -> float | None:
     headers = {name.lower(): v for name, v in getattr(response, "headers", {}).items()}
     date = _date(headers.get("date"))
     now = time.time() if math.isnan(date) else date
-    for value in (headers.get("retry-after-ms", "") + "ms", headers.get("retry-after", "")):
+    ms = headers.get("retry-after-ms") or headers.get("x-ms-retry-after-ms", "")
+    for value in (f"{ms}ms", headers.get("retry-after", "")):
         if (seconds := _seconds(value, now)) is not None:
             return seconds
     body = getattr(response, "text", "") or getattr(error, "reported", "")
@@ -148,13 +158,16 @@ def told_wait(error: Exception) -> float | None:
         return _span(found[1])
     if found := _FIELD.search(body):
         return float(found[2]) * (0.001 if found[1] else 1.0)
+    if found := _RESET.search(body):
+        return _seconds(found[1], now)
     if getattr(error, "status_code", None) != 429:
         return None
     # Of the limits that are used up; those of others say nothing about this refusal.
     resets = [
         _seconds(value, now)
         for name, value in headers.items()
-        if "ratelimit-reset" in name and headers.get(name.replace("reset", "remaining"), "0") == "0"
+        if re.search("ratelimit.*reset", name)
+        and headers.get(name.replace("reset", "remaining"), "0") == "0"
     ]
     return max((seconds for seconds in resets if seconds is not None), default=None)
 
@@ -228,7 +241,10 @@ class Refusal(Exception):  # noqa: N818
         lasting = getattr(self.error, "code", None) == "insufficient_quota" or (
             self.status in range(400, 500) and self.status not in (408, 409, 429)
         )
-        said = self.words()
+        said, response = self.words(), getattr(self.error, "response", None)
+        if getattr(response, "history", None):
+            where = f"{response.url}".removesuffix("/chat/completions")
+            return lasting, f"the base URL leads on to another, {where}: give that one. "
         model = "model" in said.lower() or self.status == 503
         if self.status in (404, 410, 503) and model and _GONE.search(said):
             what = f"the server no longer offers this model, or never did (HTTP {self.status}): "
@@ -254,6 +270,10 @@ class Refusal(Exception):  # noqa: N818
         if kinds & {"RemoteProtocolError", "ReadError"} and self.address.tls_for_http:
             return True, f"{self.address.where} speaks TLS: its address begins with https://. "
         if isinstance(cause, ssl.SSLCertVerificationError):
+            if "mismatch" in str(cause):
+                return True, "the server's certificate is for another host than the base URL's. "
+            if cause.verify_code in (9, 10):  # not yet valid; expired
+                return True, "the server's certificate is out of date, or this machine's clock is. "
             return True, "the server's certificate is not trusted: SSL_CERT_FILE names what is. "
         if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
             return True, f"{peer} does not speak TLS: does its address begin with http://? "

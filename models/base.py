@@ -73,7 +73,8 @@ def loading(model: str):
         while cause:
             chain += [kind.__name__ for kind in type(cause).__mro__]
             cause = cause.__cause__ or cause.__context__
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        lines = [*filter(str.strip, str(error).splitlines()), type(error).__name__]
+        first = " ".join(map(str.strip, lines[: 1 + lines[0].rstrip().endswith(":")]))
         reason = next((HUB[name] for name in HUB if name in chain), first[:300])
         raise ValueError(f"cannot load '{model}': {reason}") from None
 

@@ -17,7 +17,7 @@ from conftest import ROOT
 from fakes import FakeMLLM
 from PIL import Image
 
-from common.files import Journal
+from common.files import Journal, write_atomic
 from judges.mllm import Answer, cut_off
 from unigenbench.asking import Patience, judge_images
 from unigenbench.images import open_image, opens
@@ -169,9 +169,25 @@ def test_a_journal_is_whole_and_of_one_process_and_one_judge_at_a_time(place):
         place(judge())
     first.file.close()
     lines = whole.splitlines(keepends=True)
-    place.journal.write_bytes(b"".join([lines[0], lines[1][:9] + b"\n", *lines[2:]]))
-    with pytest.raises(ValueError, match="is damaged"):
-        place(judge())
+    for odd in (lines[1][:9], b'"\xff"', b"5"):
+        place.journal.write_bytes(b"".join([lines[0], odd + b"\n", *lines[2:]]))
+        with pytest.raises(ValueError, match=f"{place.journal} is damaged"):
+            place(judge())
+
+
+def test_a_disk_that_is_full_is_named_with_the_file_and_what_came_is_kept(place):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"cannot write '{place.journal}': File too large"):
+            place(judge())
+        with pytest.raises(OSError, match="cannot write '.*/folder/x': File too large"):
+            write_atomic(place.journal.parent / "folder" / "x", b"x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    again = judge()
+    assert {r.state for r in place(again)} == {"judged"} and 0 < len(again.asked) < 12
 
 
 def test_a_fault_in_one_call_ends_the_work_and_keeps_what_came(place):

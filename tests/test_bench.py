@@ -86,6 +86,9 @@ def test_judge_score_and_report_from_the_command_line(drawn, capsys):
     "command",
     [
         "report r.csv --out link.csv",
+        "report r.csv --out r.settings.json",
+        "report r.csv --out 0_0.png",
+        "agree r.csv x.md --out 0_0.png",
         "report r.csv x.md --out x.html",  # whose table is x.md
         "score r.csv --json {here}/r.settings.json",
         "score r.csv --prompts p.csv --json p.csv",
@@ -99,6 +102,7 @@ def test_no_command_writes_over_what_it_reads_or_did_not_write(command, tmp_path
     write_prompts([Prompt(0, "a", [("Style", "ink")], "", "", "en")], "p.csv")
     Path("x.md").write_bytes(Path("r.csv").read_bytes())
     Path("r.settings.json").write_text("{}")
+    Image.new("RGB", (8, 8)).save("0_0.png")
     Path("link.csv").symlink_to("r.csv")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     with pytest.raises(ValueError, match="choose another (output|--out)"):

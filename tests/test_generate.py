@@ -222,8 +222,13 @@ def test_a_lora_in_every_form_draws_what_was_trained(tmp_path, model, lora):
     with torch.no_grad():
         clean = sampler.ode_sample(velocity, noise, sampler.sigma_schedule(2, 1.0))
     expected = np.stack([np.asarray(i, int) for i in trained.decode(clean)])
-    peft = peft_folder(trained.pipe, tmp_path / "peft")
-    for given in (folder, tmp_path / "one.safetensors", peft, peft / PEFT_FILE):
+    peft, named = (peft_folder(trained.pipe, tmp_path / name) for name in ("peft", "named"))
+    state = load_file(named / PEFT_FILE)  # of which diffusers would take the layers alone
+    save_file(
+        {k.replace("_A.", "_A.x.").replace("_B.", "_B.x."): v for k, v in state.items()},
+        named / PEFT_FILE,
+    )
+    for given in (folder, tmp_path / "one.safetensors", peft, peft / PEFT_FILE, named):
         generate(PROMPTS[:1], tmp_path / "images", model, lora=str(given), steps=2)  # all the same
         shown = [Image.open(tmp_path / "images" / f"0_{i}.png") for i in range(4)]
         assert abs(np.stack([np.asarray(i, int) for i in shown]) - expected).max() <= 1
@@ -248,6 +253,7 @@ def without(state, end):
         (lambda s: {k.replace("to_q", "to_x"): v for k, v in s.items()}, "are not for the FluxPip"),
         (lambda s: {k.replace(".attn.", "."): v for k, v in s.items() if ".attn." in k}, "nothing"),
         (lambda s: without(without(s, "to_q.lora_A.weight"), "to_q.lora_B.weight"), "it lacks"),
+        (lambda s: {k: v * float("nan") for k, v in s.items()}, "48 of 48 weights, .*not finite"),
         (lambda s: {}, "nothing in .* is for the FluxPipeline"),
         (None, "cannot load"),
     ],

@@ -49,6 +49,12 @@ def _plain_environment(monkeypatch):
         ({}, "Try again in 2 hours and 3 minutes", 7380),
         ({}, '{"retry_after": 30}', 30),
         ({}, '{"retryAfterMs": "500"}', 0.5),
+        ({}, "limit resets in 30s", 30),
+        ({}, "retry_delay {\n  seconds: 37\n}", 37),
+        ({"x-ms-retry-after-ms": "1500"}, "", 1.5),
+        ({"Retry-After": "2026-11-30T20:01:00Z", "Date": DATE}, "", 60),
+        ({"anthropic-ratelimit-tokens-reset": "2026-11-30T20:01:00Z", "Date": DATE}, "", 60),
+        ({"Date": DATE}, '{"headers": {"X-RateLimit-Reset": "1796068860000"}}', 60),
         ({}, "try again later: 3 of 60 seconds are left", None),
         ({}, "retry in -5s", None),
     ],
@@ -111,14 +117,14 @@ def test_a_group_is_set_aside_for_what_it_shows_but_not_for_a_judge_that_cannot_
 
 @pytest.fixture(scope="session")
 def tls(tmp_path_factory):
-    """A server's side of TLS with a certificate for "localhost" that nobody has signed."""
+    """A server's side of TLS, with a certificate for "localhost" that nobody has signed: a file."""
     folder = tmp_path_factory.mktemp("tls")
     files = ["-keyout", folder / "key.pem", "-out", folder / "certificate.pem"]
     kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"]
     subprocess.run(["openssl", "req", "-x509", "-nodes", *kind, *files], check=True, stderr=-3)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "certificate.pem", folder / "key.pem")
-    return context
+    return context, str(folder / "certificate.pem")
 
 
 def told(url, calls) -> str:
@@ -133,13 +139,28 @@ def told(url, calls) -> str:
     return answer.error
 
 
-def test_what_is_wrong_with_tls_is_told_and_not_tried_again(tls):
-    with serving(tls=tls) as server:
+def test_a_base_url_that_leads_on_to_another_is_told_with_that():
+    """A POST arrives there as a GET."""
+    with serving() as there, serving() as here:
+        here.refuse = lambda body: (301, {}, {"Location": f"{there.url}/chat/completions"})
+        (answer,) = client(here).ask(questions("x"))
+        assert f"leads on to another, {there.url}: give that" in answer.error
+        assert (len(here.requests), len(there.requests)) == (1, 0)
+
+
+def test_what_is_wrong_with_tls_is_told_and_not_tried_again(tls, monkeypatch):
+    context, certificate = tls
+    with serving(tls=context) as server:
         https = server.url.replace("http://127.0.0.1", "https://localhost")
         said = told(https, 1)
         assert said.startswith("the server's certificate is not trusted: SSL_CERT_FILE")
         assert "self-signed certificate" in said
         assert "speaks TLS: its address begins with https://" in told(server.url, 1)
+        monkeypatch.setenv("SSL_CERT_FILE", certificate)
+        assert told(server.url.replace("http:", "https:"), 1).startswith(
+            "the server's certificate is for another host than the base URL's. "
+        )
+        monkeypatch.delenv("SSL_CERT_FILE")
     with serving() as server:
         said = told(server.url.replace("http:", "https:"), 1)
     assert "does not speak TLS: does its address begin with http://?" in said
@@ -199,6 +220,7 @@ def test_a_reply_that_is_not_compressed_as_it_says_is_told(monkeypatch):
         ("base_url", "http://[::1/v1", "cannot be read"),
         ("base_url", "http://a host/v1", "it holds no spaces"),
         ("base_url", "http://999.1.1.1/v1", "no judge can be asked: Invalid IPv4"),
+        ("base_url", "http://127.0.0.1:1/v1?api-version=1", "no request takes what follows the ?"),
         ("base_url", "http://127.0.0.1:1/v1/chat/completions", "must end before /chat/completions"),
         ("all_proxy", "socks5://127.0.0.1:1", "socksio.* .the environment sets ALL_PROXY"),
         ("HTTP_PROXY", f"http://u:{PASSWORD}@127.0.0.1:99999", "proxy 127.0.0.1:99999 .HTTP_PROXY"),

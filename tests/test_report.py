@@ -144,6 +144,15 @@ def test_thumbnails_share_a_page_and_the_files_are_where_it_looks(monkeypatch, t
         assert height // 2 == width > 32  # not cropped, not smaller than need be
 
 
+def test_images_that_are_not_there_are_counted_and_named(tmp_path, caplog):
+    """As where the page is made elsewhere than the images were judged."""
+    groups = report.gallery_data({"m": [result(0, "im/0_0.png", [1]), result(1, "", [1])]})
+    report.write_gallery(tmp_path / "r.html", ("", ""), [], [], [], groups)
+    assert [image["src"] for group in groups for image in group["images"]] == [None, None]
+    said = caplog.records[-1].getMessage()
+    assert said.startswith("2 of 2 images are not on the page: ") and "0_0.png: missing" in said
+
+
 def test_what_was_not_judged_comes_first_with_what_failed():
     results = [result(1, "", [1, 0], (STYLE,) * 2), result(2, "", [1]), result(3, "", None)]
     assert [group["index"] for group in report.gallery_data({"model": results})] == [3, 1, 2]

@@ -227,8 +227,8 @@ class JudgmentStore:
         line |= {"error": answer.error, "unfinished": answer.unfinished, "model": answer.model}
         self.journal.write(line)
         if answer.model and answer.model not in self.models:
-            if self.models:
-                before = ", ".join(sorted(self.models))
+            if len(self.models) == 1:  # of a third one there is nothing more to say
+                (before,) = self.models
                 said = "another model answers than before, %s and not %s; all is kept, but score "
                 said += "takes both together only with --allow_mixed_judges"
                 log.warning(said, wording.one_line(answer.model), wording.one_line(before))

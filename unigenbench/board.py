@@ -8,6 +8,7 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
+from common.wording import listed
 from unigenbench.questions import OFFICIAL
 from unigenbench.results import Result, models_of, question_of
 from unigenbench.scores import Scores
@@ -80,7 +81,7 @@ def set_of(results: dict[str, list[Result]]) -> str:
 def judged(name: str, results: list[Result], settings: dict) -> tuple[str, str]:
     """Who judged one's own results, and doubt of them; settings: of the results, or {}."""
     judge, question = settings.get("judge", ""), question_of(settings)
-    return ", ".join(models_of(results)) or judge, doubt(name, results, judge, question)
+    return listed(models_of(results)) or judge, doubt(name, results, judge, question)
 
 
 def doubt(name: str, results: list[Result], judge: str, question: str = "") -> str:

@@ -8,6 +8,7 @@ import argparse
 import math
 from pathlib import Path
 
+from common.files import journal_path
 from judges.make import KINDS
 from unigenbench.board import SETS
 from unigenbench.images import IMAGES
@@ -51,8 +52,13 @@ def check_flags(args: argparse.Namespace) -> None:
                 "local with --judge_model; shapes, the verifier, judges prompts of shapes alone"
             )
         args.judge = args.judge or "shapes"
-    if args.command == "construct" and args.long and Path(args.long) == Path(args.out):
-        raise ValueError(f"--long {args.long} is --out: give the long prompts a file of their own")
+    if args.command == "construct" and args.long:
+        one, two = (journal_path(Path(name).resolve()) for name in (args.out, args.long))
+        if one == two:
+            raise ValueError(
+                f"--long {args.long} is --out, or shares its journal: give the long prompts a file "
+                "of another name"
+            )
     if "judge" in args:
         if args.judge == "shapes" and (args.base_url or args.judge_model):
             raise ValueError("--base_url and --judge_model need --judge openai or local")

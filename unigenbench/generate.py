@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from common.files import write_atomic
 from common.wording import listed
-from unigenbench.images import IMAGES, Layout, fingerprint, opens, png_of
+from unigenbench.images import IMAGES, Layout, fingerprint, opens, png_of, read_settings
 from unigenbench.testpoints import Prompt
 
 FIRST_SEED = 3407  # of the released code
@@ -35,7 +35,7 @@ def keep_settings(folder: Path, settings: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     images = any(folder.glob("*.png"))  # looked for first: another process may be starting as well
     if path.is_file():
-        old, new = json.loads(path.read_text()), json.loads(json.dumps(settings))
+        old, new = read_settings(path), json.loads(json.dumps(settings))
         both = [k for k in new if k in old and k not in NAMES]  # earlier versions wrote fewer
         odd = [f"{k}: {old[k]} -> {new[k]}" for k in both if old[k] != new[k]]
         if odd:

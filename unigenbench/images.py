@@ -7,6 +7,7 @@ An image that was drawn here holds its prompt, since its name is but an index.
 
 import hashlib
 import io
+import json
 import logging
 import re
 from pathlib import Path
@@ -98,6 +99,14 @@ def prompt_of(data: bytes) -> str | None:
     those of other tools and of earlier versions do not."""
     prompt = Image.open(io.BytesIO(data), formats=FORMATS).info.get(PROMPT)
     return None if prompt is None else one_line(prompt)
+
+
+def read_settings(path: Path) -> dict:
+    """What a settings.json says; {} where there is none. Raises ValueError for a damaged one."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it, or remove it") from None
 
 
 def opens(path: Path, prompt: str | None = None) -> bool:

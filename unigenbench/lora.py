@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from models.base import is_hub_name, loading
 
 PEFT = "base_model.model."  # before each key of a LoRA that PEFT saved
+NAMED = re.compile(r"(\.lora_[AB])\.\w+(\.weight)$")  # with the adapter's name, as in a state_dict
 
 
 def lora_file(name: str) -> tuple[Path | str, dict | None, bool]:
@@ -66,12 +67,14 @@ def check_weights(name: str, state: dict, pipe, where: str) -> None:
     layers = {f"transformer.{k}": layer for k, layer in pipe.transformer.named_modules()}
     mine = {key for key in state if key.startswith("transformer.")}
     known = {key for key in state.keys() - mine if key.partition(".")[0] in pipe.components}
-    known |= {key for key in mine if layer_of(key) in layers}
+    known |= {key for key in mine if layer_of(key) in layers and not NAMED.search(key)}
     odd = [key for key in state if key not in known]
     if len(odd) == len(state):
         raise ValueError(f"nothing in '{name}' is for {where}")
     if odd:
         raise ValueError(f"{len(odd)} of {len(state)} weights, as {odd[0]}, are not for {where}")
+    if broken := [key for key in state if not state[key].float().isfinite().all()]:
+        raise ValueError(f"{len(broken)} of {len(state)} weights, as {broken[0]}, are not finite")
     for key in sorted(mine):
         for half, other, side, axis in (
             (".lora_A.", ".lora_B.", "in_features", 1),
@@ -109,7 +112,7 @@ def load_lora(pipe, name: str, where: str) -> None:
     if network is None or not hasattr(pipe, "load_lora_weights"):
         raise ValueError(f"--lora '{name}': {where} takes no LoRA")
     layers = [key for key, _ in network.named_modules()]
-    logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)  # what it warns of is checked
+    logging.getLogger("diffusers.loaders").setLevel(logging.CRITICAL)  # what it warns of is checked
     with loading(name), warnings.catch_warnings(action="ignore"):
         file, config, told = lora_file(name)
         if config is None:
@@ -117,6 +120,7 @@ def load_lora(pipe, name: str, where: str) -> None:
             state = state[0] if isinstance(state, tuple) else state
         else:
             state = {f"{part}.{k.removeprefix(PEFT)}": v for k, v in load_file(file).items()}
+            state = {NAMED.sub(r"\1\2", k): v for k, v in state.items()}
         if part == "transformer":  # those for a U-Net come in more forms
             check_weights(name, state, pipe, where)
         if config is None:

@@ -6,17 +6,18 @@ radar({"base": {"Style": 85.0, "Grammar": 62.3, "Action": None}}, "radar.png")
 
 import base64
 import html
+import logging
 import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
 from tqdm import tqdm
 
 from common.files import write_atomic
+from common.wording import reasons
 from figures.fonts import literal
 from figures.page import image_uri, write_page
 from figures.pictures import PALETTE, new_figure, save_figure
@@ -26,6 +27,8 @@ from unigenbench.results import Result, judged_by
 from unigenbench.scores import Scores
 from unigenbench.tables import SCORE_HEADER, coverage_line, markdown_table, score_rows
 from unigenbench.testpoints import PRIMARIES
+
+log = logging.getLogger("bench")
 
 PAGE = Path(__file__).with_name("report.html")  # the page, with @@SLOTS@@
 THUMBNAILS = 14_000_000  # bytes of a page: one of 2,400 images stays below 20 MB
@@ -177,16 +180,22 @@ def write_report(
 def embed(images: list[dict], folder: Path) -> None:
     """Gives each image its thumbnail, `src` (None if the file cannot be read), and the address of
     its `file` as seen from the page's folder: there the page finds it when it is enlarged."""
-    room = THUMBNAILS / max(1, len(images))
+    room, lost = THUMBNAILS / max(1, len(images)), []
 
-    def thumbnail(image: dict) -> str | None:
-        with suppress(ValueError):
-            return image_uri(open_image(Path(image["file"]))[0], room)
+    def thumbnail(image: dict) -> tuple[str | None, str | None]:
+        try:
+            return image_uri(open_image(Path(image["file"]))[0], room), None
+        except ValueError as error:
+            return None, str(error)
 
     with ThreadPoolExecutor() as pool:
         found = tqdm(pool.map(thumbnail, images), desc="thumbnails", total=len(images), leave=False)
-        for image, src in zip(images, found):
-            image |= {"src": src, "file": quote(os.path.relpath(image["file"], folder))}
+        for image, (src, why) in zip(images, found):
+            image |= {"src": src, "file": quote(os.path.relpath(image["file"] or ".", folder))}
+            lost += [why] * (src is None)
+    if lost:
+        said = "%d of %d images are not on the page: %s; it looks where img_path says, from here"
+        log.warning(said, len(lost), len(images), reasons(lost))
 
 
 def write_gallery(path, titles, notes, header, rows, groups, image="") -> None:

@@ -18,10 +18,12 @@ from typing import NamedTuple
 from common.files import write_atomic
 from common.wording import listed, one_line
 from judges.answers import read_literal
+from unigenbench.images import read_settings
 from unigenbench.testpoints import (
     DIMENSIONS,
     Prompt,
     canonical,
+    index_of,
     language_of,
     line_ends,
     read_table,
@@ -81,7 +83,7 @@ def parse_result(row: dict) -> Result:
         for texts in (judged.get("analysis"), judged.get("description"))
     )
     return Result(
-        int(row["index"]),
+        index_of(row),
         line_ends(row["prompt"]).strip(),
         subs,
         row["img_path"],
@@ -115,8 +117,8 @@ def read_results(path) -> list[Result]:
                     f"another prompt or other testpoints than in a row above have "
                     f"the index {result.index}"
                 )
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}, row {number}: {error}") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path}, row {number}: {one_line(str(error), 300)}") from None
         first_row[key] = number
         results.append(result)
     return results
@@ -171,10 +173,13 @@ def check_same_prompts(paths: list, results: list[list[Result]]) -> None:
 
 def read_named(paths: list[Path]) -> dict[str, list[Result]]:
     """The results of each file by the file's name. Raises ValueError."""
-    results = {one_line(path.stem): read_results(path) for path in paths}
-    if len(results) < len(paths):
-        raise ValueError("two result files have the same name, which they are told apart by")
-    return results
+    names = Counter(one_line(path.stem) for path in paths)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(
+            f"two result files have the same name, {listed(twice)}, which they are told apart by: "
+            "rename one"
+        )
+    return dict(zip(names, map(read_results, paths)))
 
 
 def read_models(paths: list[Path]) -> dict[str, list[Result]]:
@@ -204,7 +209,7 @@ def models_of(results: Sequence[Result]) -> dict[str, int]:
 
 
 def named_models(results: list[Result]) -> str:
-    return ", ".join(f"{one_line(name)} ({n})" for name, n in models_of(results).items())
+    return listed(f"{one_line(name, 100)} ({n})" for name, n in models_of(results).items())
 
 
 def judged_by(results: list[Result]) -> str:
@@ -235,10 +240,15 @@ def settings_path(results_path: Path) -> Path:
     return results_path.with_suffix(".settings.json")
 
 
+def files_read(paths: list[Path], results: dict[str, list[Result]]) -> list[Path]:
+    """These result files, and what is read beside them: their settings and images."""
+    images = [Path(r.image) for of_one in results.values() for r in of_one]
+    return [*paths, *map(settings_path, paths), *images]
+
+
 def settings_of(results_path: Path) -> dict:
     """The settings that judge wrote beside its results; {} for files of other origin."""
-    path = settings_path(results_path)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_settings(settings_path(results_path))
 
 
 def question_of(settings: dict) -> str:
@@ -266,11 +276,10 @@ def write_settings(
     results: Sequence[Result],
 ) -> None:
     """What these results were made with, beside them. asked: as question_record has it."""
-    made = images / "settings.json"
     settings = {
         "judge": judge,
         "models": models_of(results),
         **asked,
-        "images": json.loads(made.read_text()) if made.is_file() else None,
+        "images": read_settings(images / "settings.json") or None,
     }
     write_atomic(settings_path(results_path), json.dumps(settings, indent=2).encode())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.files import write_atomic
-from common.wording import listed
+from common.wording import listed, one_line
 
 TABLE = Path(__file__).with_name("dimensions.csv").read_text(encoding="utf-8")  # the paper's order
 
@@ -111,6 +111,12 @@ def parse_json(text: str) -> tuple[dict, bool]:
     return value, repaired
 
 
+def index_of(row: dict) -> int:
+    if not re.fullmatch(r"\s*\d+\s*", row["index"]):
+        raise ValueError(f"index '{row['index']}' is not a whole number")
+    return int(row["index"])
+
+
 def parse_row(row: dict, ending: str) -> tuple[Prompt, bool]:
     """One line of a prompt file, and whether its JSON had to be repaired. Raises ValueError.
 
@@ -119,8 +125,6 @@ def parse_row(row: dict, ending: str) -> tuple[Prompt, bool]:
     text = line_ends(row[f"prompt{ending}"]).strip()
     if not text:
         raise ValueError("empty prompt")
-    if not re.fullmatch(r"\s*\d+\s*", row["index"]):
-        raise ValueError(f"index '{row['index']}' is not a whole number")
     fields, repaired = parse_json(row[f"sub_dims{ending}"])
     fields = {key.strip(): value for key, value in fields.items()}
     theme, subtheme, labels, descriptions = (
@@ -135,7 +139,7 @@ def parse_row(row: dict, ending: str) -> tuple[Prompt, bool]:
     points = [(canonical(label), str(d).strip()) for label, d in zip(labels, descriptions)]
     themes = str(theme or ""), str(subtheme or "")
     language = ending[1:] or language_of(labels[0])
-    return Prompt(int(row["index"]), text, points, *themes, language), repaired
+    return Prompt(index_of(row), text, points, *themes, language), repaired
 
 
 def line_ends(text: str) -> str:
@@ -163,6 +167,10 @@ def read_table(path) -> tuple[list[str], list[tuple[int, dict]]]:
             f"and double quotes (line {lines.line_num}: {error}); save it as one"
         ) from None
     columns = [name.strip() for name in columns]
+    if len(columns) == 1 and re.search(r"[;\t|]", columns[0]):
+        raise ValueError(
+            f"{path} has no commas between its columns: {columns[0][:60]!r}; save it with commas"
+        )
     if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
         raise ValueError(f"{path} has more than one column {listed(twice)}; leave one of them")
     rows = [(n, row) for n, row in enumerate(rows, 1) if any(field.strip() for field in row)]
@@ -207,8 +215,9 @@ def load_prompts(path) -> list[Prompt]:
             prompt, repaired = parse_row(row, ending)
             if prompt.index in first_row:
                 raise ValueError(f"the index stands in row {first_row[prompt.index]} too")
-        except ValueError as error:
-            raise ValueError(f"{path}, row {number} (index {row['index']}): {error}") from None
+        except (ValueError, RecursionError) as error:
+            row_name = f"row {number} (index {one_line(row['index'], 40)})"
+            raise ValueError(f"{path}, {row_name}: {one_line(str(error), 300)}") from None
         if repaired:
             warnings.warn(
                 f"{path}, row {number} (index {prompt.index}): put in a missing comma", stacklevel=2
