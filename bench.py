@@ -40,7 +40,7 @@ from judges.sight import check_sight
 from judges.templates import read_template
 from shapes.server import ClassroomMLLM
 from unigenbench import tables
-from unigenbench.agree import agreement_table, agreement_text, write_agreement
+from unigenbench.agree import agreement_table, agreement_text, image_notes, write_agreement
 from unigenbench.asking import judge_images, pace_of
 from unigenbench.board import board_rows, board_text, find_published, judged, nearest, set_of
 from unigenbench.construct import write_sets
@@ -202,7 +202,7 @@ def run_agree(args) -> int:
     paths = [Path(p) for p in (args.first, *args.others)]
     results = read_named(paths)
     check_outputs([args.out] if args.out else [], files_read(paths, results))
-    table = agreement_table(results, question_notes(paths))
+    table = agreement_table(results, [*question_notes(paths), *image_notes(paths)])
     print(agreement_text(*table))
     if args.out:
         write_agreement(results, table, Path(args.out))

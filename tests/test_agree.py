@@ -182,6 +182,18 @@ def files(tmp_path, monkeypatch):
     Path("a.settings.json").write_text(json.dumps({"judge": "QwenVL"}))
 
 
+@pytest.mark.parametrize(
+    "change, said", [({"model": "copy"}, ""), ({"weights": "w", "steps": 9}, "(steps, weights)")]
+)
+def test_agree_says_where_the_images_are_others_of_the_same_names(files, capsys, change, said):
+    made = {"model": "m", "weights": "v", "steps": 6}
+    for name, images in [("a", made), ("b", made | change), ("c", None)]:
+        Path(f"{name}.settings.json").write_text(json.dumps({"judge": "m", "images": images}))
+    assert run("agree a.csv b.csv c.csv") == 0
+    told = capsys.readouterr().out
+    assert f"drawn otherwise {said}: these" in told if said else "drawn otherwise" not in told
+
+
 def page_data(path):
     page = Path(path).read_text()
     return page, json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from common.bootstrap import interval, resample
+from common.wording import listed
+from unigenbench import generate
 from unigenbench.report import figure_of, write_gallery
-from unigenbench.results import Result, judged_by
+from unigenbench.results import Result, judged_by, settings_of
 from unigenbench.scores import COLUMNS_OF, NAMES, OVERALL, accuracies
 from unigenbench.tables import LABELS, percent, percent_range, range_text, text_table
 
@@ -141,6 +143,16 @@ def said(result: Result, n: int, judge: str) -> tuple:
 
 
 # ----------------------------------------------------------------------------- files
+
+
+def image_notes(paths: Sequence[Path]) -> list[str]:
+    """What is to be said where their settings tell that these results are of other images: the
+    names of files are but indices."""
+    first, *others = (settings_of(path).get("images") or {} for path in paths)
+    keys = {k for made in others for k in first.keys() & made.keys() if first[k] != made[k]}
+    odd = listed(sorted(keys - set(generate.NAMES)))
+    said = f"The images were drawn otherwise ({odd}): these are answers about different ones."
+    return [said] if odd else []
 
 
 def agreement_table(
