@@ -48,6 +48,7 @@ def check_outputs(outputs, inputs) -> None:
     for out in filter(os.path.isdir, outputs):
         raise ValueError(f"'{out}' is a folder; name a file to write")
     for out, path in itertools.product(map(Path, outputs), map(Path, inputs)):
+        # os.path: False, and no error, for a name that no file can have
         if os.path.exists(out) and os.path.exists(path) and out.samefile(path):
             raise ValueError(
                 f"'{out}' is read here and would be written over; choose another output"

@@ -1,17 +1,15 @@
 """From which share of right images on is a prompt learned? Groups before and after training.
 
-    python -m study.shares runs/study/full/kinds/all_kinds-*/final   # of study.kinds, one a seed
+    python -m study.shares                      # 20 minutes on one core; after study.kinds
 
 A group without a right image, or with no other, teaches nothing about it. So training prompts are
-drawn as the loop draws them, in groups of 32, by the base and by each model: which share of a
-prompt's images is right, all of its testpoints at once, before and after? Some five minutes a model
-on one core, and what the file has is not drawn again. Writes shares.csv, a row a prompt, and two
-tables: prompts by their share in the base, and by kind.
-"""
+drawn as the loop draws them, in groups of 32, by the base and by the models that study.kinds left
+after training on all kinds: which share of a prompt's images is right, all of its testpoints at
+once, before and after?
 
-import argparse
-import csv
-from pathlib import Path
+Writes shares*: a row a prompt, and two tables, prompts by their share in the base, and by kind.
+--quick and --smallest as the others have them.
+"""
 
 import numpy as np
 import torch
@@ -21,91 +19,82 @@ import sampler
 import train
 from models import base
 from shapes.grammar import parse_prompt
-from study.runs import RESULTS, write_csv
-from study.summary import over_seeds, write_rows
+from study import kinds
+from study.runs import Study, size_asked_for
+from study.summary import over_seeds, write_tables
 from training.config import parse_config
 from training.data import make_batch
 from training.heldout import verify
 
-IMAGES, AT_ONCE = 32, 20  # images of a prompt, prompts of a batch
 LEARNED_IN = 8  # images of a group of the run
-WHAT = ("right", "but for the first")  # shares: of images with all testpoints, with all the others
 ENDS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of the classes of shares
+BASE = "base"
+FLAGS = dict.fromkeys(("full", "quick"), ("--prompts_per_step=20", "--group_size=32", "--seed=7"))
+BATCHES = {"full": 16, "quick": 4, "smallest": 2}
 
 
 @torch.no_grad()
-def held(folder: str, groups: int) -> tuple[list, np.ndarray]:
-    """The prompts; and (prompts, 2): the share of each one's images that are right, and of those
-    in which all testpoints hold but the first, which its kind is named for, or that one too."""
-    flags = [f"--prompts_per_step={AT_ONCE}", f"--group_size={IMAGES}", "--seed=7"]
-    cfg, prompts, rows = parse_config(flags), [], []
+def drawn(folder: str, flags: tuple[str, ...], batches: int) -> list[dict]:
+    """A row a prompt: its kind, the share of its images that are right, and the share in which all
+    testpoints hold but the first, which the kind is named for, or that one too."""
+    cfg, rows = parse_config(flags), []
     model = base.load(folder, cfg.size, cfg.guidance)
     sigmas = sampler.sigma_schedule(cfg.num_steps, cfg.shift)
-    how = dict(noise_level=cfg.noise_level, kind=cfg.sde_kind, micro_batch=2 * IMAGES)
-    for step in tqdm(range(-(-groups // AT_ONCE)), desc=folder):
-        drawn = train.sample(model, make_batch(cfg, None, step), sigmas, **how)
-        for prompt, images in zip(map(parse_prompt, drawn.prompts), drawn.images):
-            met, _ = verify([prompt] * IMAGES, images)
-            rows.append(np.mean([(all(m), all(m[1:])) for m in met], axis=0))
-            prompts.append(prompt)
-    return prompts[:groups], np.array(rows[:groups])
+    how = dict(noise_level=cfg.noise_level, kind=cfg.sde_kind, micro_batch=64)
+    for step in tqdm(range(batches), desc=folder):
+        rollout = train.sample(model, make_batch(cfg, None, step), sigmas, **how)
+        for prompt, images in zip(map(parse_prompt, rollout.prompts), rollout.images):
+            met, _ = verify([prompt] * len(images), images)
+            right, others = np.mean([(all(m), all(m[1:])) for m in met], axis=0).tolist()
+            rows.append({"kind": prompt.kind, "right": right, "others": others})
+    return rows
 
 
-def row_of(mine: np.ndarray, shares: np.ndarray) -> dict:
-    """Of some prompts: shares before, and after with its interval over models."""
-    after = shares[1:, mine, 0].mean(1)
+def row_of(shares: np.ndarray) -> dict:
+    """Of some prompts, (1 + models, prompts): shares before, and after with its interval over
+    models."""
+    before, after = shares[0], shares[1:].mean(1)
     low, high = over_seeds(after)
-    share = shares[0, mine, 0]
-    both = 1 - share**LEARNED_IN - (1 - share) ** LEARNED_IN
-    row = {"prompts": int(mine.sum()), "right_before": share.mean(), "right_after": after.mean()}
+    both = 1 - before**LEARNED_IN - (1 - before) ** LEARNED_IN
+    row = {"prompts": len(before), "right_before": before.mean(), "right_after": after.mean()}
     row["over_models"] = "" if low is None else f"{low:.3f} .. {high:.3f}"
     return row | {"groups_with_both": both.mean()}
 
 
-def tables(rows: list[dict]) -> dict[str, list[dict]]:
-    """By the end of their files' names. rows: of the CSV file."""
-    columns = [name for name in rows[0] if name not in ("kind", "prompt")]
-    numbers = np.array([[float(row[name]) for name in columns] for row in rows])
-    shares = np.moveaxis(numbers.reshape(len(rows), -1, len(WHAT)), 1, 0)  # (1 + models, P, 2)
-    by_share, by_kind, kinds = [], [], np.array([row["kind"] for row in rows])
+def tables(study: Study) -> dict[str, list[dict]]:
+    """By the end of their files' names."""
+    rows = study.lines.rows  # those of the base come first
+    named = np.array([row["kind"] for row in rows if row["arm"] == BASE])
+    columns = [np.array([float(row[key]) for row in rows]) for key in ("right", "others")]
+    right, others = (column.reshape(-1, len(named)) for column in columns)
+    by_share, by_kind = [], []
     for low, high in zip((-1.0, *ENDS), ENDS):
-        mine = (shares[0, :, 0] > low) & (shares[0, :, 0] <= high)
+        mine = (right[0] > low) & (right[0] <= high)
         if mine.any():
             name = f"above {low:g} to {high:g}" if low >= 0 else "none"
-            by_share.append({"share": name} | row_of(mine, shares))
-    for kind in sorted(set(kinds)):
-        mine = kinds == kind
+            by_share.append({"share": name} | row_of(right[:, mine]))
+    for kind in sorted(set(named)):
+        mine, row = named == kind, {"kind": kind}
+        row |= row_of(right[:, mine])
         # among images in which the others hold: that things are drawn at all is another matter
-        sums = [x[:, mine].reshape(-1, 2).sum(0) for x in (shares[:1], shares[1:])]
-        named = [right / others if others else None for right, others in sums]
-        row = {"kind": kind} | row_of(mine, shares)
-        by_kind.append(row | dict(zip(("named_before", "named_after"), named)))
+        for name, models in (("named_for_before", slice(1)), ("named_for_after", slice(1, None))):
+            count = others[models, mine].sum()
+            row[name] = right[models, mine].sum() / count if count else None
+        by_kind.append(row)
     return {"_by_share": by_share, "_by_kind": by_kind}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
-    parser.add_argument("models", nargs="+", help="folders of pipelines, trained from the base")
-    parser.add_argument("--groups", type=int, default=320, help="prompts (320)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "shares.csv", help="the CSV file")
-    args = parser.parse_args(arguments)
-    head, rows = f"# {args.groups} prompts, {IMAGES} images each", [{}] * args.groups
-    if args.out.exists():
-        first, *lines = args.out.read_text().splitlines()
-        rows = list(csv.DictReader(lines)) if first == head else rows
-    for name, folder in {"base": parse_config([]).model, **{m: m for m in args.models}}.items():
-        keys = [f"{name} {what}" for what in WHAT]
-        if keys[0] in rows[0]:
-            continue
-        prompts, shares = held(folder, args.groups)
-        new = [
-            {"kind": p.kind, "prompt": p.text} | dict(zip(keys, s)) for p, s in zip(prompts, shares)
-        ]
-        rows = [row | more for row, more in zip(rows, new)]
-        write_csv(args.out, rows, head)
-    for end, table in tables(rows).items():
-        write_rows(table, head, args.out.with_name(args.out.stem + end))
+    size = size_asked_for(__doc__, arguments)
+    study, runs = Study("shares", size, FLAGS), Study("kinds", size, kinds.FLAGS)
+    trained = {(kinds.ALL, n): runs.run_folder(kinds.ALL, n) / "final" for n in kinds.SEEDS}
+    there = {key: str(folder) for key, folder in trained.items() if folder.exists()}
+    if not there and not study.lines.seeds(kinds.ALL):
+        raise SystemExit("there is no model to hold against the base: python -m study.kinds first")
+    for (arm, seed), folder in {(BASE, 0): parse_config([]).model, **there}.items():
+        if seed not in study.lines.seeds(arm):
+            study.lines.add(arm, seed, drawn(folder, study.flags, BATCHES[size]))
+    write_tables(study, tables(study))
 
 
 if __name__ == "__main__":

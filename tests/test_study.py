@@ -1,9 +1,9 @@
 """The study: its runs are the loop's, can be killed, and come out the same; its formulas describe
 what the loop's own functions do; its pages show what its CSVs hold and nothing else."""
 
-import csv
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from study import (
 )
 from study.runs import OUT, RESULTS, TINY, Arm, Study, Table
 from study.summary import ACCURACY, markdown, summarize
+from training.config import parse_config
 
 PAGES = {name: (ROOT / name).read_text() for name in ("STUDY.md", "docs/study.md")}
 
@@ -216,6 +217,7 @@ TABLES = {  # of each study those that come of its runs, by the end of their nam
     "dropped": (dropped.tables, longer.FLAGS),
     "places": (places.tables, places.FLAGS),
     "kinds": (kinds.tables, kinds.FLAGS),
+    "shares": (shares.tables, shares.FLAGS),
 }
 
 
@@ -260,42 +262,46 @@ def test_each_longer_arm_has_the_seeds_that_are_claimed():
         assert sorted(lines.seeds(arm)) == wanted, arm
 
 
-def shares_of(path) -> list[dict]:
-    return list(csv.DictReader(path.read_text().splitlines()[1:]))
-
-
-def test_shares_before_and_after_are_those_of_the_images():
+def test_shares_before_and_after_are_those_of_the_images(tmp_path, monkeypatch):
     """By hand: two prompts of a kind and one of another; two models, of which one learned."""
     before, learned = [(0.0, 0.5), (0.2, 0.5), (1.0, 1.0)], [(0.5, 0.5), (0.8, 1.0), (1.0, 1.0)]
-    rows = [
-        {"kind": kind, "prompt": "p"} | dict(zip("abcdef", (*b, *a, *b)))
-        for kind, b, a in zip(("count", "count", "style"), before, learned)
-    ]
-    of_share, of_kind = shares.tables(rows).values()
+    monkeypatch.chdir(tmp_path)
+    study = Study("shares", "smallest", {})
+    for arm, seed, found in ((shares.BASE, 0, before), ("a", 0, learned), ("a", 1, before)):
+        each = zip(("count", "count", "style"), found)
+        study.lines.add(arm, seed, [{"kind": k, "right": r, "others": o} for k, (r, o) in each])
+    of_share, of_kind = shares.tables(study).values()
     assert [row["share"] for row in of_share] == ["none", "above 0.1 to 0.25", "above 0.75 to 1"]
     assert [row["right_after"] for row in of_share] == [0.25, 0.5, 1.0]
     count, style = of_kind
     assert (count["prompts"], count["right_before"], count["right_after"]) == (2, 0.1, 0.375)
     both = 1 - 0.2**8 - 0.8**8  # of the second prompt; the first one's groups hold none
     assert count["groups_with_both"] == pytest.approx(both / 2) and style["groups_with_both"] == 0
-    assert count["named_before"] == pytest.approx(0.2 / 1.0)
-    assert count["named_after"] == pytest.approx((0.2 + 1.3) / (1.0 + 1.5))
-
-
-def test_the_tables_of_shares_are_remade_from_the_csv():
-    for end, rows in shares.tables(shares_of(RESULTS / "shares.csv")).items():
-        assert markdown(rows) == (RESULTS / f"shares{end}.md").read_text(), end
+    assert count["named_for_before"] == pytest.approx(0.2 / 1.0)
+    assert count["named_for_after"] == pytest.approx((0.2 + 1.3) / (1.0 + 1.5))
 
 
 def test_a_model_that_is_the_base_has_the_bases_shares_and_is_drawn_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(shares, "IMAGES", 2)
-    monkeypatch.setattr(shares, "AT_ONCE", 3)
-    command = [str(ROOT / "assets" / "tiny-flux"), "--groups=4", f"--out={tmp_path / 's.csv'}"]
-    shares.main(command)
-    rows = shares_of(tmp_path / "s.csv")
-    assert len(rows) == 4 and {float(row["base right"]) for row in rows} <= {0.0, 0.5, 1.0}
-    assert all(row["base right"] == row[f"{command[0]} right"] for row in rows)
-    first = files(tmp_path, ".csv", ".md")
-    monkeypatch.setattr(shares, "held", lambda *_: pytest.fail("drawn again"))
-    shares.main(command)
-    assert files(tmp_path, ".csv", ".md") == first and len(first) == 5
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="python -m study.kinds first"):
+        shares.main(["--smallest"])
+    run = Study("kinds", "smallest", kinds.FLAGS).run_folder(kinds.ALL, 1)
+    run.mkdir(parents=True)
+    (run / "final").symlink_to(ROOT / "assets" / "tiny-flux")
+    asked, load = [], shares.base.load
+    monkeypatch.setattr(shares.base, "load", lambda *how: asked.append(Path(how[0])) or load(*how))
+    shares.main(["--smallest"])
+    assert asked == [Path(parse_config([]).model), run / "final"]  # each once
+    rows = Study("shares", "smallest", {}).lines.rows
+    base, model = ([r["right"] for r in rows if r["arm"] == a] for a in (shares.BASE, kinds.ALL))
+    assert len(base) == 2 and base == model and set(map(float, base)) <= {0, 0.333333, 0.666667, 1}
+    met = [[True, False], [True, True], [False, True]]  # of three images of a prompt
+    with monkeypatch.context() as within:
+        within.setattr(shares, "verify", lambda *_: (met, None))
+        (row,) = shares.drawn(str(run / "final"), TINY, 1)
+    assert (row["right"], row["others"]) == pytest.approx((1 / 3, 2 / 3))
+    first = files(OUT / "smallest", ".csv", ".md")
+    shutil.rmtree(run)
+    monkeypatch.setattr(shares, "drawn", lambda *_: pytest.fail("drawn again"))
+    shares.main(["--smallest"])
+    assert files(OUT / "smallest", ".csv", ".md") == first and len(first) == 5

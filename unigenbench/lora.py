@@ -119,8 +119,8 @@ def load_lora(pipe, name: str, where: str) -> None:
             state = pipe.lora_state_dict(str(file))
             state = state[0] if isinstance(state, tuple) else state
         else:
-            state = {f"{part}.{k.removeprefix(PEFT)}": v for k, v in load_file(file).items()}
-            state = {NAMED.sub(r"\1\2", k): v for k, v in state.items()}
+            unnamed = {NAMED.sub(r"\1\2", k): v for k, v in load_file(file).items()}
+            state = {f"{part}.{k.removeprefix(PEFT)}": v for k, v in unnamed.items()}
         if part == "transformer":  # those for a U-Net come in more forms
             check_weights(name, state, pipe, where)
         if config is None:

@@ -178,8 +178,8 @@ def write_report(
 
 
 def embed(images: list[dict], folder: Path) -> None:
-    """Gives each image its thumbnail, `src` (None if the file cannot be read), and the address of
-    its `file` as seen from the page's folder: there the page finds it when it is enlarged."""
+    """Gives each image its thumbnail, `src`, and the address of its `file` as seen from the page's
+    folder: there the page finds it when it is enlarged. Both are None if it cannot be read."""
     room, lost = THUMBNAILS / max(1, len(images)), []
 
     def thumbnail(image: dict) -> tuple[str | None, str | None]:
@@ -191,8 +191,9 @@ def embed(images: list[dict], folder: Path) -> None:
     with ThreadPoolExecutor() as pool:
         found = tqdm(pool.map(thumbnail, images), desc="thumbnails", total=len(images), leave=False)
         for image, (src, why) in zip(images, found):
-            image |= {"src": src, "file": quote(os.path.relpath(image["file"] or ".", folder))}
-            lost += [why] * (src is None)
+            address = quote(os.path.relpath(image["file"], folder)) if src else None
+            image |= {"src": src, "file": address}
+            lost += [why] if why else []
     if lost:
         said = "%d of %d images are not on the page: %s; it looks where img_path says, from here"
         log.warning(said, len(lost), len(images), reasons(lost))
