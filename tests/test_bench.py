@@ -345,6 +345,16 @@ def test_ctrl_c_is_one_sentence(at, line, tmp_path):
     assert (ended.returncode, ended.stderr.strip()) == (1, stopped("bench.py").strip())
 
 
+def test_a_command_says_nothing_but_its_own_sentence(tmp_path):
+    """Libraries warn of what is not installed and not needed, unless models.base is first."""
+    line = f"generate --model {tmp_path} --prompt circle --out {tmp_path / 'one.png'}"
+    command = [sys.executable, "bench.py", *line.split()]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stderr.startswith(
+        f"bench.py: no pipeline in '{tmp_path}'"
+    )
+
+
 def test_ctrl_c_waits_for_no_call_and_loses_no_answer(drawn):
     header = {"judge": "shapes at http://x/v1 (temperature 0.0, seed 0)"}
     (lines := Path("r.journal.jsonl")).write_text(json.dumps(header) + "\n")

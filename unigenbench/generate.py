@@ -80,7 +80,6 @@ def load_pipeline(
     LoRA is not wholly for it (diffusers would only warn, and draw with the base).
     """
     import torch
-    from diffusers import DiffusionPipeline
 
     from models import base
 
@@ -93,6 +92,8 @@ def load_pipeline(
         own = base.load(model, size, guidance, device, dtype)
         pipe = own.pipe
     else:
+        from diffusers import DiffusionPipeline
+
         pipe = DiffusionPipeline.from_pretrained(model, dtype=dtype)
         pipe = pipe if offload else pipe.to(device)
         pipe.set_progress_bar_config(disable=True)
