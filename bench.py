@@ -31,7 +31,7 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-from common.files import check_outputs, journal_of
+from common.files import check_outputs, journal_of, stem_of
 from common.wording import one_line
 from judges.answers import parse_scores  # noqa: F401, a reader looks for it here
 from judges.make import make_judge, parse_extra
@@ -176,7 +176,7 @@ def run_score(args) -> int:
         print(f"{one_line(str(path))}: {tables.coverage_line(s.coverage)}{judged_by(r)}")
     if len(paths) == 2:
         check_same_prompts(paths, results)
-        header = ["Dimension", *(one_line(p.stem) for p in paths), *tables.COMPARE_HEADER]
+        header = ["Dimension", *(one_line(stem_of(p)) for p in paths), *tables.COMPARE_HEADER]
         print(tables.text_table(header, tables.compare_rows(scores, compare(*results))))
     else:
         print(tables.text_table(tables.SCORE_HEADER, tables.score_rows(scores[0])))

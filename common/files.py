@@ -135,8 +135,13 @@ class Journal:
                 raise
 
 
+def stem_of(path: Path) -> str:
+    """The name without its suffix. What holds more than letters is none: `flux.1-dev` is a name."""
+    return path.stem if path.suffix[1:].isalpha() else path.name
+
+
 def journal_path(out: Path) -> Path:
-    return out.with_suffix(".journal.jsonl")
+    return out.with_name(f"{stem_of(out)}.journal.jsonl")
 
 
 def journal_of(out: Path) -> Path:

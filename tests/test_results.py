@@ -3,12 +3,14 @@
 import ast
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench import overall, score
 from common.bootstrap import interval, resample
+from common.files import journal_path
 from unigenbench import results as R
 from unigenbench import scores, tables
 from unigenbench.report import radar_percent
@@ -308,6 +310,17 @@ def test_damaged_settings_are_named(tmp_path, content):
     (tmp_path / "r.settings.json").write_bytes(content)
     with pytest.raises(ValueError, match="r.settings.json is damaged .*; restore it, or remove it"):
         R.settings_of(tmp_path / "r.csv")
+
+
+def test_results_without_a_suffix_have_files_of_their_own(tmp_path):
+    """What follows the last point of a name is a suffix only where it is letters."""
+    for of_path in (journal_path, R.settings_path):
+        paths = {of_path(tmp_path / name) for name in ("flux.1-dev", "flux.1-schnell", "flux.2")}
+        assert len(paths) == 3
+        assert of_path(tmp_path / "a.csv") == tmp_path / of_path(Path("a.tsv"))
+    for name in ("flux.1-dev", "flux.1-schnell"):
+        write_results([Result(0, "p", ["Style"], "0_0.png", [1])], tmp_path / name)
+    assert sorted(R.read_named([*tmp_path.iterdir()])) == ["flux.1-dev", "flux.1-schnell"]
 
 
 def test_of_many_models_a_few_are_named():

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from common.files import write_atomic
+from common.files import stem_of, write_atomic
 from common.wording import listed, one_line
 from judges.answers import read_literal
 from unigenbench.images import read_settings
@@ -173,7 +173,7 @@ def check_same_prompts(paths: list, results: list[list[Result]]) -> None:
 
 def read_named(paths: list[Path]) -> dict[str, list[Result]]:
     """The results of each file by the file's name. Raises ValueError."""
-    names = Counter(one_line(path.stem) for path in paths)
+    names = Counter(one_line(stem_of(path)) for path in paths)
     if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(
             f"two result files have the same name, {listed(twice)}, which they are told apart by: "
@@ -237,7 +237,7 @@ def check_judges(results: dict, allow_mixed: bool = False) -> None:
 
 def settings_path(results_path: Path) -> Path:
     """Where judge keeps the settings of its results: beside them."""
-    return results_path.with_suffix(".settings.json")
+    return results_path.with_name(f"{stem_of(results_path)}.settings.json")
 
 
 def files_read(paths: list[Path], results: dict[str, list[Result]]) -> list[Path]:
