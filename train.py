@@ -13,7 +13,6 @@ hold the three ideas; training/ holds what a run needs besides.
     python train.py --resume                         # continue runs/shapes after Ctrl-C or a kill
 """
 
-import os
 import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036, so that an older one ends in a sentence
@@ -24,13 +23,9 @@ from training.config import parse_config
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
     parse_config()  # answers and ends: before the libraries below, which take seconds to load
 
-# Idle threads of GNU's OpenMP, which torch uses on a CPU, spin 300,000 rounds before they sleep and
-# take the cores from whatever else works there. It has to be said before torch is imported. At
-# 2,000 rounds a step takes 1.02 of the time on two quiet cores, and beside two busy processes it is
-# as quick as one thread; at 400 it would take 1.2 when quiet, at 40,000 up to four times when busy.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+import common.threads  # noqa: F401, before torch
 
+# isort: split
 import logging
 from typing import NamedTuple
 

@@ -1,0 +1,1 @@
+import common.threads  # noqa: F401, before torch

@@ -392,17 +392,26 @@ def imported(name, *rest):
         os._exit(0)
     return real(name, *rest)
 builtins.__import__ = imported
-import train
 """
+TOUR = json.loads((ROOT / "tour.ipynb").read_text(encoding="utf-8"))["cells"][1]["source"]
 
 
 @pytest.mark.parametrize(
-    "given, expected",
-    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    "imports, given, expected",
+    [
+        ("import train", {}, "2000"),
+        ("import train", {"GOMP_SPINCOUNT": "7"}, "7"),
+        ("import train", {"OMP_WAIT_POLICY": "active"}, "None"),
+        ("import exercises.hack", {}, "2000"),
+        ("import study.scorers", {}, "2000"),
+        ("import measure.speed", {}, "2000"),
+        ("import shapes.pretrain", {}, "2000"),
+        ("".join(TOUR).replace("from IPython", "#"), {}, "2000"),
+    ],
 )
-def test_idle_threads_let_go_of_cores_unless_the_user_says_how_they_wait(given, expected):
-    """It is set before torch is imported, which reads it once."""
+def test_idle_threads_let_go_of_cores_unless_the_user_says_how_they_wait(imports, given, expected):
+    """It is set before torch is imported, which reads it once, wherever training starts."""
     clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    command = [sys.executable, "-u", "-c", LOOK]
+    command = [sys.executable, "-u", "-c", LOOK + imports]
     found = subprocess.run(command, cwd=ROOT, env=clean | given, capture_output=True, text=True)
     assert found.stdout.strip() == expected, found.stderr
