@@ -1,14 +1,13 @@
-"""What the loop costs: beyond the bare network, one image at a time, by size, by processes.
+"""What the loop costs: beyond the bare network, one image at a time, by processes.
 
     python -m measure.speed              # all of it, some ten minutes
-    python -m measure.speed floor        # one part: floor, batching, growth, memory or commands
+    python -m measure.speed floor        # one part: floor, batching or commands
 
 What is compared alternates within one run, and each ratio comes with its spread. Not a test: times
 on a shared machine vary.
 """
 
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -27,7 +26,6 @@ from rewards import PairwiseReward
 from shapes.verifier import ShapesMLLM
 from training.config import Config
 from training.data import make_batch
-from training.footprint import Alive
 
 AGAINST = {  # what is measured -> what it is held against
     "rollout": "K bare passes",
@@ -35,7 +33,6 @@ AGAINST = {  # what is measured -> what it is held against
     "step without judging": "both",
     "judging": "a step",
 }
-SHAPES = [(4, 4, 2), (8, 4, 2), (4, 8, 2), (4, 4, 4), (8, 8, 4)]  # micro-batch, G, prompts
 
 
 def timed(function, *args, **kwargs):
@@ -111,34 +108,6 @@ def batching(rounds: int = 3) -> None:
         print(f"B = {8 * prompts}: one image at a time / all at once: {spread(ratios)}")
 
 
-def growth(rounds: int = 5) -> None:
-    """How time grows with K, G and P: the exponent of the power law from the least to the most."""
-    step, values = Step(Config()), (4, 8, 16)
-    for name in ("num_steps", "group_size", "prompts_per_step"):
-        times = {value: [] for value in values}
-        for turn in range(rounds + 1):  # the first warms up
-            for value in values:
-                seconds, _ = timed(step.run, **({"prompts_per_step": 8} | {name: value}))
-                times[value] += [seconds] if turn else []
-        ratios = zip(times[values[0]], times[values[-1]])
-        exponents = [math.log(last / first, values[-1] / values[0]) for first, last in ratios]
-        print(f"time grows with {name} to the power of: {spread(exponents)}")
-
-
-def memory() -> None:
-    """Most bytes alive in a whole step, with and without what is cached of its samples."""
-    print("micro-batch  G  prompts    peak MB  of which cached  the rest")
-    for micro_batch, group, prompts in SHAPES:
-        # one batch of up to 64 images in the decoder would decide
-        step = Step(Config(size=64, num_steps=3), vae_slicing=True)
-        step.run(micro_batch, group_size=group, prompts_per_step=1)  # the optimizer's states
-        with Alive() as alive:
-            rollout = step.run(micro_batch, group_size=group, prompts_per_step=prompts)
-        cached = sum(x.nbytes for x in (*rollout.trajectory[:4], *rollout.text))
-        mb = [bytes / 1e6 for bytes in (alive.peak, cached, alive.peak - cached)]
-        print(f"{micro_batch:11} {group:2} {prompts:8} {mb[0]:10.2f} {mb[1]:16.2f} {mb[2]:9.2f}")
-
-
 # ----------------------------------------------------------------------------- whole commands
 
 
@@ -175,7 +144,7 @@ def commands(rounds: int = 3) -> None:
     print(f"speed of two ranks of one thread / of one process of two threads: {spread(ratios)}")
 
 
-PARTS = {part.__name__: part for part in (floor, batching, growth, memory, commands)}
+PARTS = {part.__name__: part for part in (floor, batching, commands)}
 
 
 def main() -> None:

@@ -18,10 +18,8 @@ from training.distributed import Processes
 
 
 class Step:
-    def __init__(self, cfg: Config, vae_slicing: bool = False):
+    def __init__(self, cfg: Config):
         self.cfg, self.model = cfg, base.load(cfg.model, cfg.size, cfg.guidance)
-        if vae_slicing:
-            self.model.pipe.vae.enable_slicing()
         self.model.transformer.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(self.model.trainable(), lr=0.0)
 
