@@ -23,7 +23,7 @@ from training.config import parse_config
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):
     parse_config()  # answers and ends: before the libraries below, which take seconds to load
 
-import common.threads  # noqa: F401, before torch
+import common.environment  # noqa: F401, before torch
 
 # isort: split
 import logging

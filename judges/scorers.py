@@ -23,17 +23,16 @@ pickle. None of the published weights were at hand here: tests run the real clas
     scores = load("pickscore", device="cuda", dtype=torch.float16).score(["a red circle"], [image])
 """
 
+import common.environment  # noqa: F401, before torch
+
+# isort: split
 import logging
-import os
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.nn.functional import normalize
-
-# Before the import: it would warn that image processors miss torchvision.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from safetensors import safe_open
+from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection
 from transformers.utils import cached_file
 

@@ -9,22 +9,21 @@ A new base model is one file beside flux.py and sd3.py, a subclass of Model, and
     model.decode(clean)[0].save("circle.png")
 """
 
+import common.environment  # noqa: F401, before torch
+
+# isort: split
 import contextlib
 import copy
 import math
-import os
 import re
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
-
-# Before the import: it would warn that image processors of other pipelines miss torchvision.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import diffusers
+import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from transformers.utils import logging as transformers_logging
 
 DECODED_AT_ONCE = 64  # latents through the VAE

@@ -1,1 +1,1 @@
-import common.threads  # noqa: F401, before torch
+import common.environment  # noqa: F401, before torch
