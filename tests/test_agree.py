@@ -68,6 +68,8 @@ def test_dimensions_are_told_apart_and_the_benchmarks_own_score_shifts():
     assert found[EVERY].count == 8 and found[EVERY].share == 0.75
     one[1] = one[1]._replace(scores=[0, 0])  # color: 1 of 4, then 2 of 4
     assert agreement(one, two)[OVERALL].shift == pytest.approx(0.125)
+    alone = [Result(4, "prompt 4", [STYLE], "folder/4_0.png", [1])]  # of style, and of no color
+    assert agreement(one + alone, two + alone)[COLOR].shift == pytest.approx(0.25)
     rows = agreement_rows(agreement(one, two))
     assert [row[0] for row in rows] == [STYLE, "Attribute", "- Color", EVERY, OVERALL]
     assert rows[-1][2] == "-" and rows[-1][6] == "+12.50"
@@ -146,6 +148,11 @@ def test_own_rows_stand_in_their_place_and_say_how_far_they_can_be_compared():
         ("en", lost, "", "no: not all was judged"),
     ]:
         assert board.doubt(name, judged, judge) == why
+
+
+def test_the_published_rows_are_of_the_language_that_all_results_have():
+    one, other = ([r._replace(language=name) for r in results([1])] for name in ("en", "zh"))
+    assert [board.set_of({"a": a, "b": other}) for a in (one, other)] == ["en", "zh"]
 
 
 def test_published_models_are_found_by_name_and_others_are_named():

@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from fakes import FakeMLLM
 from PIL import Image
@@ -20,7 +21,7 @@ from PIL import Image
 from common.files import Journal, write_atomic
 from judges.mllm import Answer, cut_off
 from unigenbench.asking import Patience, judge_images
-from unigenbench.images import open_image, opens
+from unigenbench.images import fingerprint, open_image, opens
 from unigenbench.testpoints import Prompt
 
 GOOD = '<analysis>["a", "b"]</analysis> <score>[1, 0]</score>'
@@ -229,6 +230,13 @@ def test_a_judge_without_answers_ends_the_work_in_one_sentence(many, answer, cal
     assert len(set(again)) == len(again)  # never the same twice
     whole = judge()
     assert {r.state for r in many(whole)} == {"judged"} and len(whole.asked) == 140
+
+
+def test_a_model_is_known_by_weights_from_all_over_each_matrix():
+    model = torch.nn.Linear(200, 1, bias=False)
+    before = fingerprint({"model": model, "tokenizer": object()})
+    model.weight.data[0, 150] += 1
+    assert before != fingerprint({"model": model})
 
 
 def test_patience_counts_failures_in_a_row_and_the_time_without_an_answer():

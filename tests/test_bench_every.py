@@ -14,11 +14,12 @@ import bench
 from judges.mllm import Answer
 from shapes.server import served
 from shapes.verifier import ShapesMLLM
+from training.benchmark import metrics_of, scored
 from training.checks import check_config
 from training.config import Config
 from training.start import bench_prompts_of, call_budget
 from unigenbench.generate import generate
-from unigenbench.results import read_results, settings_of
+from unigenbench.results import Result, read_results, settings_of
 
 MODEL = str(ROOT / "assets" / "tiny-flux")
 USUAL = dict(model=MODEL, prompts_per_step=2, group_size=3, num_steps=3, heldout=1, steps=3)
@@ -50,8 +51,10 @@ def test_the_logs_scores_are_those_of_bench_and_change_nothing_else(tmp_path, ca
     assert "on 4 prompts" in said
 
     stepped(replace(cfg, out=str(cut)), 2).held.close()
+    base = (cut / "bench" / "step_00000.csv").stat()
     whole_run(replace(cfg, out=str(cut), resume=True))
-    assert log_of(cut) == rows
+    assert log_of(cut) == rows and (cut / "bench" / "step_00000.csv").stat() == base  # once
+    assert len([*(cut / "bench").glob("step_0000[0-3].journal.jsonl")]) == 3
     whole_run(Config(**USUAL, out=str(plain)))
     without = [{k: v for k, v in row.items() if k not in benched(row)} for row in rows]
     assert without == log_of(plain)
@@ -86,6 +89,12 @@ def test_a_judge_that_dies_ends_no_run_and_makes_no_zeros(
     assert said in caplog.text and "UniGenBench not measured" in capsys.readouterr().out
 
 
+def test_what_is_judged_of_the_testpoints_stands_beside_the_score():
+    results = [Result(n, f"p{n}", ["Style"], "", scores) for n, scores in enumerate(([1], None))]
+    row = metrics_of(scored(results))
+    assert (row["bench_overall"], row["bench_judged"]) == (1.0, 0.5)
+
+
 def test_a_share_of_the_prompts_is_spread_over_the_set(tmp_path):
     some = bench_prompts_of(Config(**BENCH | dict(bench_prompts="shapes:11")))
     every = bench_prompts_of(Config(**BENCH | dict(bench_prompts="shapes")))
@@ -102,6 +111,7 @@ def test_a_share_of_the_prompts_is_spread_over_the_set(tmp_path):
         (dict(bench_prompts="shapes:0"), ("--bench_prompts shapes:0", "1 to ")),
         (dict(bench_prompts="shapes:9999"), ("--bench_prompts shapes:9999", "1 to ")),
         (dict(bench_prompts="none.csv:3"), ("no prompt file 'none.csv'",)),
+        (dict(bench_prompts="none.csv:3a"), ("no prompt file 'none.csv:3a'",)),
     ],
 )
 def test_prompts_that_cannot_be_judged_are_refused(settings, named):

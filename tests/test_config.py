@@ -145,6 +145,9 @@ def test_the_call_budget_of_every_flag(settings, calls):
     cfg = Config(**({"steps": 110, "eval_every": 22} | settings))
     said = call_budget(cfg, cfg.heldout or 314)
     assert [f"= {n:,}" in said for n in calls] == [True, True] and f"{sum(calls):,} in all" in said
+    assert "--eval_judge" not in said
+    more = call_budget(dataclasses.replace(cfg, eval_judge="shapes"), cfg.heldout or 314)
+    assert more == f"{said}; {calls[1]:,} more to --eval_judge"
 
 
 def test_help_shows_every_setting_in_its_group_and_loads_no_library():
@@ -278,10 +281,18 @@ SERVER = dict(judge="openai", base_url="http://h/v1")
         (dict(bench_every=8, bench_prompts="en", bench_judge="x"), ("--bench_judge is none of",)),
         (dict(eval_judge="local=m", patience=90.0), ("--patience needs --judge openai",)),
         (SERVER | dict(eval_judge="openai=http://h/v1/"), ("--eval_judge is --judge, by which",)),
+        (
+            SERVER | dict(base_url="http://h/v1/", eval_judge="openai=http://h/v1"),
+            ("--eval_judge is --judge, by which",),
+        ),
         (SERVER | dict(base_url="http://me:secret@h/v1"), ("--base_url", "OPENAI_BASE_URL")),
         (SERVER | dict(patience=9.0), ("--patience 9.0", "--call_timeout 60.0")),
         (SERVER | dict(concurrency=1, world=2), ("--concurrency 1", "2 processes")),
         (dict(prompts_per_step=3, world=2), ("--prompts_per_step 3", "never spans ranks")),
+        (
+            dict(prompts_per_step=4, micro_batch=16, updates=2, world=2),  # one process: 2 of 16
+            ("--updates 2", "1 of --micro_batch 16", "with --micro_batch 8"),
+        ),
     ],
     ids=str,
 )

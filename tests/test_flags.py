@@ -70,6 +70,17 @@ def tried(cfg, folder, patch):
     return start.try_judge(cfg, ShapesMLLM())
 
 
+def test_a_judge_is_made_with_its_share_of_the_calls_and_a_key_of_its_own(monkeypatch):
+    monkeypatch.setattr(start, "make_judge", made := MagicMock())
+    monkeypatch.setenv("EVAL_API_KEY", "of the other")
+    cfg = Config(judge="openai", base_url="http://h/v1", judge_seed=-1, concurrency=9)
+    cfg = dataclasses.replace(cfg, eval_judge="openai=m@http://y/v1")
+    start.judge_of(cfg, 4), start.judge_of(cfg, 20, "eval_judge")
+    own, other = (call.kwargs for call in made.call_args_list)
+    assert own["seed"] is None and own["concurrency"] == 2 and "api_key" not in own
+    assert other["api_key"] == "of the other" and other["concurrency"] == 1
+
+
 # What is looked at, the settings to begin with, and another value of each flag that it reads.
 PARTS = [
     (drawn, {}, dict(same_noise=True, num_steps=5, timestep_fraction=0.2, prompts="a file")),

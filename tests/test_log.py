@@ -58,8 +58,10 @@ def test_a_logger_gets_every_number_at_its_step_or_is_named(kind, made, tmp_path
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux):
     """Run as it stands, with the placeholder filled in, in float32 on the CPU."""
-    cfg = Config(model=TINY, size=40, num_steps=3, guidance=2.5, guard=False, reward="clip")
-    cfg = replace(cfg, base_url="http://x", lora_rank=2 if lora else 0)
+    cfg = Config(model=TINY, size=32, num_steps=2, guidance=2.5, guard=False, reward="clip")
+    cfg = replace(cfg, eval_size=40, eval_steps=3, lora_rank=2 if lora else 0)
+    judges = dict(eval_judge="openai=http://y", bench_judge="openai=http://z")
+    cfg = replace(cfg, base_url="http://x", **judges)
     final, model = tmp_path / "final", base.load(TINY)
     if lora:
         model.add_lora(2)
@@ -73,8 +75,10 @@ def test_the_code_on_the_card_draws_what_the_run_would(lora, tmp_path, tiny_flux
     card = card_of(cfg)
     for part in ("it went well", "| win_rate_vs_base | 0.500 | 0.625 |", f"base_model: {TINY}"):
         assert part in card
-    assert {"--recipe shapes", "--reward clip", "--no-guard", "--size 40"} <= {*card.splitlines()}
-    assert "http://x" not in card and ("load_lora_weights" in card) == lora
+    assert {"--recipe shapes", "--reward clip", "--no-guard", "--eval_size 40"} <= {
+        *card.splitlines()
+    }
+    assert "http://" not in card.replace("https://", "") and ("load_lora_weights" in card) == lora
     code = card.split("```python\n")[1].split("```")[0].replace("PATH/TO/THIS/FOLDER", str(final))
     drawn = {}
     exec("import torch; torch.manual_seed(0)\n" + code, drawn)

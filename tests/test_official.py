@@ -172,6 +172,7 @@ def test_a_changed_file_asks_again_about_what_it_changed_alone_and_settings_name
         calls, server.requests[:] = len(server.requests), []
         return calls, question_record(prompts, official=found)
 
+    assert pace_of("openai", 2, 180, False)["tries"] == 0  # other questions have a reminder
     with serving() as server:
         server.refuse = lambda body: (
             (200, choice(GOOD if "Negation" in str(body) else "<score>[1]</score>"))

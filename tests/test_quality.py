@@ -14,6 +14,7 @@ from tiny_clip import save_aesthetic, save_clip
 import bench
 from common.bootstrap import mean_interval
 from judges import scorers
+from unigenbench.quality import mean_rows
 from unigenbench.testpoints import Prompt, write_prompts
 
 TEXTS = ["a large red circle", "two green squares", "a blue triangle"]
@@ -75,6 +76,13 @@ def test_single_scores_means_and_intervals(run, capsys, caplog):
     assert "redness  97.5000  45.0000 to 150.0000" in capsys.readouterr().out
     caplog.clear()
     assert run("redness", "--out l.csv --limit 2") == 0 and "cannot be scored" not in caplog.text
+
+
+def test_a_prompt_of_more_images_weighs_more():
+    """0 once and 10 nine times for each of three. In one resample of twenty three prompts of four
+    are the first: 90 of 12 images."""
+    ((_, mean, bounds),) = mean_rows(["score"], [[[0.0]], *[[[10.0]] * 9] * 3])
+    assert (mean, bounds) == ("9.6429", "7.5000 to 10.0000")
 
 
 def test_done_work_is_known_by_what_it_was_made_from(run):

@@ -12,7 +12,7 @@ import pytest
 from fake_server import KEY, PASSWORD, Handler, choice, client, picture, questions, serving, texts
 
 from judges.openai_client import OpenAIMLLM
-from judges.refusal import told_wait
+from judges.refusal import Refusal, told_wait
 from rewards import PairwiseReward, join
 from training.judging import JudgeError, check_lost
 
@@ -95,6 +95,24 @@ def test_waits_end_with_patience_and_a_longer_one_ends_all_at_once():
             assert answer.error.startswith("the server asks for a wait of 7200 s, longer than")
             assert answer.unreachable
         assert len(server.requests) == 1
+
+
+def test_a_question_that_alone_is_told_to_wait_is_given_up_as_well(monkeypatch):
+    """Others are answered meanwhile, so that the server is none that is silent."""
+    calls = []
+
+    async def call(content, more):
+        calls.append(content)
+        judge._last_success = judge._clock()
+        refusal = Refusal(ValueError("busy"), judge._address)
+        refusal.wait, refusal.crowded, refusal.lasting = 0.02, False, len(calls) > 50
+        raise refusal
+
+    with serving() as server:
+        judge = client(server, max_retries=0, patience=0.1, clock=time.monotonic)
+        monkeypatch.setattr(judge, "_call", call)
+        assert judge.ask(questions("x"))[0].error
+    assert 5 <= len(calls) <= 7
 
 
 @pytest.mark.parametrize("fault", [(429, {}, {"Retry-After": "7200"}), "drop", 400])

@@ -157,6 +157,8 @@ def test_a_category_that_one_order_lost_is_lost_and_nothing_is_guessed():
     assert rewards.counts["categories_lost"] == 1
     bare = compared('{"winner": "1"}', flex(TWO), **both)
     assert bare.values.tolist() == [[1, 0]] and bare.counts["categories_lost"] == 6
+    lost = compared("?", "?", images=2)  # asked again; of a lost comparison nothing else is lost
+    assert lost.counts["unparsable"] == 1 and lost.counts["categories_lost"] == 0
 
 
 @pytest.mark.parametrize(

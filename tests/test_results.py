@@ -226,6 +226,7 @@ def test_counts_equal_the_official_ones_in_both_languages(tmp_path, language, la
     counts = {k: (v["correct"], v["total"], v["accuracy"]) for k, v in entries.items()}
     by_hand = {"Style": (1, 1, 1.0), "Attribute": (2, 3, 0.6667), COLOR: (1, 2, 0.5)}
     assert counts == {label[k]: v for k, v in (by_hand | {SIZE: (1, 1, 1.0)}).items()}
+    assert entries[label[COLOR]]["strict"] == 0.3333  # of three, one of which was not judged
     assert written["overall"] == pytest.approx((1 + 2 / 3) / 2) and written["overall_over"] == 2
     assert written["coverage"] == {"expected": 5, "judged": 4, "unparsable": 1, "failed": 0}
     assert written["settings"] == {"judge": "me"}
@@ -327,3 +328,4 @@ def test_of_many_models_a_few_are_named():
     """Some servers give each answer's model another name."""
     rows = [result(n, ("Style",), [1], model=f"m-{n}" * 99) for n in range(800)]
     assert R.judged_by(rows).endswith(" and 795 more.") and len(R.judged_by(rows)) < 700
+    assert R.models_of([result(0, ("Style",), None, model="m", output="?")]) == {}  # no judgment
