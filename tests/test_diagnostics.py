@@ -115,6 +115,15 @@ def test_a_run_by_probabilities_is_advised_too(settings, said, caplog):
     assert caplog.text.count("called no pair equal") == said
 
 
+def test_a_warning_is_given_the_first_second_fourth_and_eighth_time(caplog):
+    run = SimpleNamespace(cfg=Config(), warned=Counter(step=1), procs=ALONE)
+    for step in range(1, 11):
+        run.metrics = [HEALTHY | dict(groups_lost=1, step=step)]
+        Run.warn(run)
+    said = [record.args[0] for record in caplog.records if "teach nothing" in record.message]
+    assert said == [1, 2, 4, 8]
+
+
 def test_a_run_that_breaks_down_is_warned_of_before_its_accuracy_falls():
     """The study's runs of 240 steps: accuracy falls for good at the steps that STUDY.md draws."""
     runs = {}

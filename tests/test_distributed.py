@@ -358,6 +358,8 @@ def test_the_last_two_whole_checkpoints_stay_and_those_that_are_named(state, tmp
     (tmp_path / "step_000011" / "half").write_text("")
     assert checkpoint.checkpoint_steps(tmp_path) == [2, 4, 5]
     assert checkpoint.newest_checkpoint(tmp_path).name == "step_000005"
+    checkpoint.save_checkpoint(tmp_path, ALONE, checkpoint.training_state(*state), 11)
+    assert not (tmp_path / "step_000011" / "half").exists()  # of a run that was killed there
 
 
 def test_a_damaged_checkpoint_is_told_in_one_sentence(state, tmp_path):

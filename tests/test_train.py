@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import logging
 import math
 import os
 import shutil
@@ -14,6 +15,8 @@ from contextlib import redirect_stdout
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -25,8 +28,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 import train
 from common.files import hold
-from training import checkpoint, distributed
+from shapes.prompts import heldout_prompts
+from training import checkpoint, distributed, start
 from training.config import Config
+from training.data import make_batch
 from training.distributed import StoppedError
 from training.session import ends_well, start_run
 
@@ -157,7 +162,7 @@ def test_the_variants_train(settings, tmp_path):
         assert 1 <= rows[1]["reward_mean"] <= 5
 
 
-def test_one_bad_gradient_in_a_healthy_run_costs_no_checkpoint(tmp_path):
+def test_one_bad_gradient_in_a_healthy_run_costs_no_checkpoint(tmp_path, caplog):
     cfg = small(tmp_path)
     run = start_run(cfg, ALONE)
     weight = run.model.trainable()[0]
@@ -174,7 +179,9 @@ def test_one_bad_gradient_in_a_healthy_run_costs_no_checkpoint(tmp_path):
     assert [row["step"] for row in log_of(tmp_path)] == [0, 1, 2]
     assert checkpoint.checkpoint_steps(tmp_path / "checkpoint") == [1, 2]
     run.held.close()
-    again = stepped(replace(cfg, resume=True))
+    with caplog.at_level(logging.INFO, "train"):
+        again = stepped(replace(cfg, resume=True))
+    assert "on-policy check" in caplog.text  # in each process: this one may be another machine
     assert all(torch.isfinite(p).all() for p in again.model.trainable())
 
 
@@ -182,7 +189,8 @@ def test_weights_that_ran_away_are_not_saved(tmp_path, monkeypatch):
     run = start_run(small(tmp_path), ALONE)
     weight = run.model.trainable()[0].data.view(-1)
     monkeypatch.setattr(train, "update", lambda *_: (weight.fill_(math.inf), []))
-    with pytest.raises(FloatingPointError, match="trained weights.* no checkpoint"), ends_well(run):
+    cause = "trained weights: likely the base model overflows in --dtype float32; .* no checkpoint"
+    with pytest.raises(FloatingPointError, match=cause), ends_well(run):
         train.train(run.cfg, run)
     assert [row["step"] for row in log_of(tmp_path)] == [0]
 
@@ -195,6 +203,27 @@ def test_a_judge_that_cannot_be_read_ends_with_no_claim_and_a_status(tmp_path, m
     assert "win rate against the base not measured" in said and "interval 0.5" not in said
     card = (tmp_path / "final" / "README.md").read_text()
     assert "| win_rate_vs_base | 0.500 | not measured |" in card
+
+
+def test_the_text_of_every_step_and_evaluation_is_cached(tmp_path, monkeypatch):
+    (tmp_path / "p.txt").write_text("\n".join(p.text for p in heldout_prompts()[:20]))
+    cfg = small(tmp_path / "run", steps=3, prompts=str(tmp_path / "p.txt"), text_cache="texts")
+    cached, drawn = [], []
+    monkeypatch.setattr(start, "cache_text", lambda *given: cached.extend(given[-1]))
+    run = start_run(cfg, ALONE)
+    run.held.close()
+    drawn = sum((make_batch(cfg, run.prompts, step).prompts for step in (1, 2, 3)), [])
+    assert {*drawn, *run.heldout.texts} == {*cached} and len({*drawn}) == 6
+
+
+def test_ranks_encode_each_text_once(tmp_path, monkeypatch):
+    made, texts = MagicMock(), list("abcdeab")
+    monkeypatch.setattr(start, "TextCache", lambda *_: made)
+    for rank in range(3):
+        procs = SimpleNamespace(rank=rank, world_size=3, meet=lambda: None, device="cpu")
+        start.cache_text(MagicMock(), small(tmp_path), procs, texts)
+    shares = [call.args[0] for call in made.prepare.call_args_list]
+    assert shares == [["a", "d"], ["b", "e"], ["c"]]
 
 
 @pytest.fixture
@@ -223,6 +252,7 @@ SIGNALS = {
     ("SIGUSR1", "SIGTERM"): SAVED,
     ("SIGINT", "SIGINT"): AT_ONCE,
     ("SIGUSR1", "SIGTERM", "SIGINT"): AT_ONCE,
+    ("SIGTERM", "SIGHUP", "SIGTERM"): AT_ONCE,
 }
 
 
@@ -232,6 +262,19 @@ def test_a_second_ctrl_c_or_sigterm_ends_at_once_and_other_signals_do_not(made):
         heard = [partial(made.procs.stop, getattr(signal, name)) for name in names]
         said = end_of(made, *heard, made.boundary)
         assert end.format(names[0]) in said and ("at once" in said) == (end == AT_ONCE), names
+
+
+def test_what_torchrun_passes_on_is_not_a_second_ctrl_c(monkeypatch):
+    """A terminal sends Ctrl-C to all; torchrun then sends SIGTERM to those who had it."""
+    stop = distributed.Stop()
+    stop.patient = True
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
+    stop(signal.SIGINT)
+    stop.since = math.inf  # as if just now
+    stop(signal.SIGTERM)
+    stop.since = -math.inf
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGTERM)
 
 
 def test_a_signal_is_heard_unless_whoever_started_the_process_has_it_ignored():
