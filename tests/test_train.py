@@ -269,10 +269,11 @@ def test_what_torchrun_passes_on_is_not_a_second_ctrl_c(monkeypatch):
     stop = distributed.Stop()
     stop.patient = True
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
+    monkeypatch.setattr(distributed.time, "monotonic", lambda: 10.0)
     stop(signal.SIGINT)
-    stop.since = math.inf  # as if just now
+    stop.since = 9.5
     stop(signal.SIGTERM)
-    stop.since = -math.inf
+    stop.since = 8.5
     with pytest.raises(KeyboardInterrupt):
         stop(signal.SIGTERM)
 
