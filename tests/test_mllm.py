@@ -45,3 +45,4 @@ def test_only_what_is_lost_is_asked_again_and_once():
     assert outcomes == [["b", "b!"], ["a"], ["c", "c!"]]  # each its own
     assert ask_again(ask, [Query((), "a")], louder) == [["a"]]
     assert asked == [["b", "a", "c"], ["b!", "c!"], ["a"]]  # then there is nothing to ask
+    assert ask_again(ask, [Query((), "d")], louder, times=3) == [["d", "d!", "d!", "d!"]]

@@ -57,6 +57,7 @@ def test_a_judge_that_says_the_same_whatever_it_is_shown_is_refused(pair, single
         *((True, always(said), sees_single) for said in BLIND[2] + UNREADABLE),
         *((False, sees_pairs, always(said)) for said in BLIND[1] + UNREADABLE),
         (True, always(ONE), lambda red: f"Testpoint 1: {int(red)}, it is." + "<score>"),
+        (True, always(ONE), lambda red: f"Score {int(red)} for testpoint 1."),
         (True, always(ONE), lambda red: Answer(f"</think>{int(red)} and", unfinished="cut off")),
         (True, lambda first, _: TWO if first else ONE, None),  # it takes blue for red
         (False, None, lambda red: str(int(not red))),
