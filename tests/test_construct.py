@@ -167,6 +167,9 @@ def test_what_the_check_refuses_is_written_again_and_in_the_end_given_up(
         assert times in shown and len(refusals) == C.ATTEMPTS * len(given_up)
         assert all(line["refused"] == ["does not ask for Style"] for line in refusals)
         assert all("<score>" in line["check"] for line in refusals)
+        assert bench.run(f"construct --judge shapes --count 40 --out {out}".split()) == 1  # again
+        times = f"refused {2 * C.ATTEMPTS * len(given_up)} times: does not ask for Style"
+        assert times in capsys.readouterr().out
 
 
 def test_near_duplicates_are_refused(tmp_path):

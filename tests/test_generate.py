@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -27,9 +28,9 @@ import sampler
 from models import base
 from shapes import pretrain
 from unigenbench.asking import judge_images
-from unigenbench.generate import FIRST_SEED, generate
+from unigenbench.generate import FIRST_SEED, configuration, generate
 from unigenbench.images import prompt_of
-from unigenbench.lora import load_lora
+from unigenbench.lora import check_weights, load_lora
 from unigenbench.testpoints import Prompt, write_prompts
 
 PROMPTS = [
@@ -276,6 +277,27 @@ def test_a_lora_that_does_not_fit_is_one_sentence(tmp_path, model, lora, form, c
         generate(PROMPTS[:1], tmp_path / "x", model, lora=str(folder), steps=2)
     assert "\n" not in str(told.value) and str(folder) in str(told.value)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_lora_that_diffusers_would_pass_over_or_guess_at_is_refused(tmp_path, lora):
+    """Keys with the adapter's name, of which diffusers takes the layers alone; and two files."""
+    trained, folder = lora
+    layer = "transformer.transformer_blocks.0.attn.to_q.lora_{}.x.weight"
+    named = {layer.format(half): torch.ones(2, 2) for half in "AB"}
+    with pytest.raises(ValueError, match="nothing in 'named' is for it"):
+        check_weights("named", named, trained.pipe, "it")
+    for name in ("one.safetensors", "two.safetensors"):
+        shutil.copy(folder / "pytorch_lora_weights.safetensors", tmp_path / name)
+    with pytest.raises(ValueError, match="2 files of safetensors there, none of them named"):
+        load_lora(trained.pipe, str(tmp_path), "it")
+
+
+def test_what_a_pipeline_reads_a_prompt_with_is_part_of_its_settings():
+    def set_up(**vocabulary):
+        tokenizer = SimpleNamespace(get_vocab=lambda: vocabulary)
+        return configuration(SimpleNamespace(config={}, components={"tokenizer": tokenizer}))
+
+    assert set_up(red=1, blue=2) == set_up(blue=2, red=1) != set_up(red=2, blue=1)
 
 
 def test_a_lora_that_diffusers_puts_on_no_layer_of_a_unet_is_refused(lora):

@@ -158,6 +158,13 @@ def test_what_was_not_judged_comes_first_with_what_failed():
     assert [group["index"] for group in report.gallery_data({"model": results})] == [3, 1, 2]
 
 
+def test_strict_accuracy_stands_beside_a_model_that_was_not_judged_whole():
+    whole = Result(0, "p", ["Style"], "", [1])
+    results = {"whole": [whole], "half": [whole, whole._replace(index=1, scores=None)]}
+    header, _ = report.report_table({name: score(r) for name, r in results.items()}, {})
+    assert header == ["Dimension", "whole", "half", "half, strict"]
+
+
 def test_markdown_table():
     table = markdown_table(["Dim", "a|b"], [["Style", "50.00"]], ["a note"])
     assert table == "| Dim | a\\|b |\n|---|---:|\n| Style | 50.00 |\n\na note\n"
