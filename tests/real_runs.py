@@ -1,18 +1,36 @@
 """What tests of runs share: one process or several in threads, a run of a few steps, its log."""
 
+import functools
 import itertools
 import json
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from conftest import ROOT
 
 import train
+from models import base
 from training.distributed import Processes
 from training.run import Run
 from training.session import ends_well, start_run
 
 ALONE = Processes(0, 1, torch.device("cpu"))
+SHALLOW = tempfile.TemporaryDirectory()  # of the folder below, removed when the tests end
+
+
+@functools.cache
+def shallow() -> str:
+    """A folder of the model that ships with the last block of each kind alone: its images are
+    worse and still differ, and a step takes half the time."""
+    model = base.load(str(ROOT / "assets" / "tiny-flux"))
+    network = model.transformer
+    network.transformer_blocks = network.transformer_blocks[-1:]
+    network.single_transformer_blocks = network.single_transformer_blocks[-1:]
+    network.register_to_config(num_layers=1, num_single_layers=1)
+    model.pipe.save_pretrained(SHALLOW.name)
+    return SHALLOW.name
 
 
 def together(function, world=2) -> list:

@@ -12,12 +12,13 @@ import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from conftest import ROOT
 from diffusers import FluxPipeline
-from real_runs import ALONE, few_steps, log_of, stepped
+from real_runs import ALONE, few_steps, log_of, shallow, stepped
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -36,16 +37,15 @@ HANG = 480.0  # seconds after which processes that have not ended never will
 MODES = {
     "ddp": dict(lora_rank=2),
     "fsdp": dict(shard=True, gradient_checkpointing=True),
-    "fsdp_bf16": dict(shard=True, dtype="bfloat16"),
-    "reduced": dict(shard=True, reduce_each=True),
+    "reduced": dict(shard=True, reduce_each=True, dtype="bfloat16"),
     "lora": dict(shard=True, lora_rank=2, dtype="bfloat16", gradient_checkpointing=True),
 }
 
 
-def config(mode, out):
+def config(mode, out, model):
     """On each of two ranks an update adds up 4 passes: 2 micro-batches x 2 steps."""
     shape = dict(prompts_per_step=2, group_size=4, micro_batch=2, num_steps=3)
-    kept = dict(heldout=1, checkpoint_every=1, out=str(out))
+    kept = dict(heldout=1, checkpoint_every=1, out=str(out), model=model)
     return Config(**shape, **kept, timestep_fraction=1.0, ema=0.5, **MODES[mode])
 
 
@@ -76,7 +76,8 @@ def free_ports(count: int) -> list[int]:
 
 
 class Sent(TorchDispatchMode):
-    """Counts the weights and gradients that went to other ranks, by the name of the operation."""
+    """Counts the weights and gradients that an update sends to other ranks, by the name of the
+    operation. Not those of a whole step: to look at each operation takes longer than to do it."""
 
     def __init__(self):
         super().__init__()
@@ -86,6 +87,10 @@ class Sent(TorchDispatchMode):
         if func.namespace == "c10d" and tree_leaves(args)[0].is_floating_point():
             self.counts[func.__name__.split(".")[0]] += 1
         return func(*args, **(kwargs or {}))
+
+    def update(self, *args, update=train.update):
+        with self:
+            return update(*args)
 
 
 def a_lora_is_whole_and_its_base_is_not(run) -> None:
@@ -172,13 +177,14 @@ def in_two_processes(said: Path, function, *args) -> None:
     assert [rank.exitcode for rank in ranks] == [0, 0], said.read_text()[-3000:]
 
 
-def steps_of_each_mode(folder: Path, ports: list[int]) -> None:
+def steps_of_each_mode(folder: Path, model: str, ports: list[int]) -> None:
     """A step of each mode, whose checkpoint both take up again. Rank 0 writes what the tests
     compare."""
     procs = distributed.start_processes("cpu")
     for mode in MODES:
-        with Sent() as sent:
-            run = stepped(config(mode, folder / mode), procs=procs)
+        sent = Sent()
+        with mock.patch("train.update", sent.update):
+            run = stepped(config(mode, folder / mode, model), procs=procs)
         weights = trained_weights(run)
         with torch.no_grad():
             for parameter in run.model.trainable():
@@ -197,8 +203,8 @@ def steps_of_each_mode(folder: Path, ports: list[int]) -> None:
         if mode == "lora":
             a_lora_is_whole_and_its_base_is_not(run)
     ends_of_one_rank_end_all(procs)
-    stopped = replace(config("fsdp", folder / "stopped"), updates=2, checkpoint_every=9)
-    a_signal_to_one_rank_ends_both(procs, stopped)
+    stopped = config("ddp", folder / "stopped", model)
+    a_signal_to_one_rank_ends_both(procs, replace(stopped, updates=2, checkpoint_every=9))
     torch.distributed.destroy_process_group()
     groups_end_after_their_wrappers(ports)
 
@@ -207,7 +213,7 @@ def steps_of_each_mode(folder: Path, ports: list[int]) -> None:
 def two(tmp_path_factory):
     """The folder that two processes left, and what rank 0 wrote of each mode."""
     folder = tmp_path_factory.mktemp("two")
-    in_two_processes(folder / "said.txt", steps_of_each_mode, folder, free_ports(12))
+    in_two_processes(folder / "said.txt", steps_of_each_mode, folder, shallow(), free_ports(12))
     return folder, {mode: torch.load(folder / f"{mode}.pt") for mode in MODES}
 
 
@@ -215,7 +221,7 @@ def two(tmp_path_factory):
 def test_two_processes_learn_what_one_learns_and_one_resumes_them(mode, two, tmp_path):
     folder, written = two
     weights, average, _, row = written[mode]
-    cfg = replace(config(mode, tmp_path), shard=False)
+    cfg = replace(config(mode, tmp_path, shallow()), shard=False)
     alone = stepped(cfg)
     for key in ("comparisons", "reward_std", "grad_norm"):
         assert row[key] == pytest.approx(alone.metrics[1][key], rel=1e-4), key
@@ -235,7 +241,7 @@ def test_two_processes_learn_what_one_learns_and_one_resumes_them(mode, two, tmp
 
 
 def test_bfloat16_shards_keep_float32_masters(two):
-    masters, exact = (two[1][mode][0] for mode in ("fsdp_bf16", "fsdp"))
+    masters, exact = (two[1][mode][0] for mode in ("reduced", "fsdp"))
     assert all(value.dtype == torch.float32 for value in masters.values())
     masters, exact = flat(masters.values()), flat(exact.values())
     assert not torch.equal(masters, masters.bfloat16().float())  # small updates survive
@@ -246,18 +252,17 @@ def test_gradients_are_sent_once_an_update_not_once_a_pass(two):
     sent = {mode: two[1][mode][2] for mode in MODES}
     assert 1 <= sent["ddp"]["allreduce_"] <= 2  # buckets; each pass would send them
     assert sent["lora"]["allreduce_"] == 1 and not sent["lora"]["_reduce_scatter_base_"]
-    units = 6 + 1  # the tiny FLUX's blocks, and what is outside
+    units = 2 + 1  # the model's blocks, and what is outside
     assert sent["fsdp"]["_reduce_scatter_base_"] == units
     assert sent["reduced"]["_reduce_scatter_base_"] == 4 * units  # after each of its passes
-    (once, *_, row), (often, *_, same) = (two[1][mode] for mode in ("fsdp", "reduced"))
-    assert same["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-4)
-    assert (flat(once.values()) - flat(often.values())).abs().mean() < Config().lr / 100
+    once, often = (two[1][mode][3]["grad_norm"] for mode in ("fsdp", "reduced"))
+    assert often == pytest.approx(once, rel=0.02)  # in bfloat16
 
 
 def test_offloaded_blocks_learn_the_same_and_are_fetched_one_at_a_time(tmp_path):
     weights, peaks = [], []
     for offload in (False, True):
-        cfg = config("ddp", tmp_path / str(offload))
+        cfg = config("ddp", tmp_path / str(offload), Config().model)
         run = stepped(replace(cfg, gradient_checkpointing=True, offload=offload))
         weights.append(flat(trained_weights(run).values()))
         transformer = run.model.transformer

@@ -86,6 +86,7 @@ def ready(tmp_path, monkeypatch):
         yield [*files, f"--base_url={server.url}"]
 
 
+@pytest.mark.slow
 def test_the_lora_recipe_fits_80_and_48_GB_and_with_offload_24(ready, capsys, monkeypatch):
     plans = []
     make = lambda *settings: plans.append(plan.make_plan(*settings)) or plans[0]

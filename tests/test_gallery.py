@@ -9,7 +9,7 @@ import pytest
 import torch
 from browser import needs_browser, seen
 from PIL import Image
-from real_runs import ALONE, stepped, whole_run
+from real_runs import ALONE, shallow, stepped, whole_run
 
 import train
 from figures import gallery
@@ -126,7 +126,7 @@ MIXTURE = replace(CFG, reward="pairwise:0.4,redness:0.6")
 def a_run(tmp_path_factory):
     """The folder of a run, and its steps as they are handed to what observes them."""
     out, steps = tmp_path_factory.mktemp("run") / "run", []
-    run = start_run(replace(MIXTURE, out=str(out)), ALONE)
+    run = start_run(replace(MIXTURE, out=str(out), model=shallow()), ALONE)
     run.observers.append(steps.append)
     with ends_well(run):
         train.train(run.cfg, run)
@@ -153,7 +153,7 @@ def test_a_run_that_is_resumed_keeps_the_same_and_the_command_makes_its_page_aga
     a_run, tmp_path, monkeypatch, capsys
 ):
     page = tmp_path / "run" / "gallery.html"
-    cfg = replace(MIXTURE, out=str(page.parent))
+    cfg = replace(MIXTURE, out=str(page.parent), model=shallow())
     stepped(cfg).held.close()
     whole_run(replace(cfg, resume=True))
     assert page.read_text() == (a_run[0] / "gallery.html").read_text()
@@ -172,7 +172,7 @@ def test_a_run_that_is_resumed_keeps_the_same_and_the_command_makes_its_page_aga
 def test_a_run_that_ends_early_has_its_page(tmp_path, monkeypatch):
     monkeypatch.setattr("training.start.judge_of", lambda *_: Judge(left=1))
     with pytest.raises(JudgeError, match="the state after step 1 is saved"):
-        whole_run(replace(CFG, out=str(tmp_path)))
+        whole_run(replace(CFG, out=str(tmp_path), model=shallow()))
     assert '"step": 1' in (tmp_path / "gallery.html").read_text()
     assert [file.stem for file in gallery.steps_in(tmp_path)] == ["step_000001"]
 

@@ -1,12 +1,12 @@
 """The report card of judges of whom all is known; cases whose ground truth is in the pixels."""
 
+import functools
 import itertools
 import json
 import operator
 
 import numpy as np
 import pytest
-import vlms
 from fakes import FakeMLLM
 
 from judges.mllm import Answer
@@ -17,11 +17,19 @@ from shapes.server import served
 from shapes.verifier import ShapesMLLM
 
 SMALL = ("--pairs=78", "--size=32")
+CASES = functools.cache(judge.draw_case)  # the same for all tests
 
 
-def card(capsys, out, *flags) -> tuple[str, str]:
-    """What the command prints, and its page."""
-    judge.main([*SMALL, f"--out={out}", *flags])
+@pytest.fixture(autouse=True)
+def drawn_once(monkeypatch):
+    monkeypatch.setattr(judge, "draw_case", CASES)
+
+
+def card(capsys, out, *flags, chart=lambda *_: "") -> tuple[str, str]:
+    """What the command prints, and its page, which takes longest to chart."""
+    with pytest.MonkeyPatch.context() as within:
+        within.setattr(judge, "chart", chart)
+        judge.main([*SMALL, f"--out={out}", *flags])
     return capsys.readouterr().out, out.read_text()
 
 
@@ -95,11 +103,11 @@ def test_stopped_anywhere_it_goes_on_and_says_the_same(capsys, tmp_path, monkeyp
 
     fake = FakeMLLM(answer, verifier.name)
     monkeypatch.setattr(judge.start, "judge_of", lambda cfg: fake)
-    whole = card(capsys, tmp_path / "whole.html")
+    whole = card(capsys, tmp_path / "whole.html", chart=judge.chart)
     assert len(fake.asked) == 26 * 7 and "question 700 tokens, answer 20" in whole[0]
     assert "answered by: m." in whole[0] and "--recipe shapes asks 896 calls" in whole[0]
     assert "'80 % right, both orders' is nearest" in whole[0] and "gain of +0.055" in whole[0]
-    assert all(said in whole[1] for said in ("cleanness only", "data:image/png", "differ in"))
+    assert all(said in whole[1] for said in ("cleanness only", 'table" src="data:', "differ in"))
     out, journal = tmp_path / "card.html", tmp_path / "card.journal.jsonl"
     left[0] = 61  # two chunks and a bit
     with pytest.raises(SystemExit, match="does not answer: dead; what it answered is kept"):
@@ -135,13 +143,13 @@ def test_of_answers_without_a_verdict_the_status_says_so(capsys, tmp_path, monke
     assert "answers: without a verdict" in (tmp_path / "words.html").read_text()
 
 
-def test_a_random_model_is_measured_by_its_probabilities(capsys, tmp_path):
-    vlms.save("Qwen2_5_VL", tmp_path / "m")
-    flags = (f"--local={tmp_path / 'm'}", "--judge_tokens=1", "--soft")
-    printed, _ = card(capsys, tmp_path / "soft.html", *flags)
+def test_soft_answers_are_measured_by_their_probabilities(capsys, tmp_path, monkeypatch):
+    judging = ShapesMLLM()
+    judging.first_probability = lambda queries: [0.25 for _ in queries]
+    monkeypatch.setattr(judge.start, "judge_of", lambda cfg: judging)
+    card(capsys, tmp_path / "soft.html", "--base_url=http://x", "--soft")
     lines = [json.loads(x) for x in (tmp_path / "soft.journal.jsonl").read_text().splitlines()[1:]]
-    assert all(0 < pair["points"] < 1 for line in lines for pair in line["pairs"])
-    assert "On shapes it left a gain of" in printed
+    assert lines and all(pair["points"] == 0.25 for line in lines for pair in line["pairs"])
 
 
 @pytest.mark.parametrize(

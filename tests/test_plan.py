@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 import sampler
 import train
 from models import base
-from training import checks, config, footprint, plan
+from training import checks, config, distributed, footprint, plan
 from training.data import Batch
 
 TINY = str(ROOT / "assets" / "tiny-flux")
@@ -351,9 +352,13 @@ def test_hours_and_dollars_are_worked_by_hand(uncounted, sd3_folders):
         assert part in said
 
 
-def test_what_offload_leaves_on_the_card_is_said_without_a_second_plan(uncounted):
+def test_what_offload_leaves_on_the_card_is_said_without_a_second_plan(uncounted, tiny_flux):
     cfg = settings_of(lora_rank=4)
     without, offloaded = (plan.make_plan(replace(cfg, offload=way)) for way in (False, True))
+    blocks = distributed.blocks(tiny_flux.transformer)
+    frozen = [weight.numel() for block in blocks for weight in block.parameters()]
+    rounded = [2 ** math.ceil(math.log2(count)) for count in frozen]
+    assert sum(rounded) == without.counts["pinned"] > without.counts["outside"] == sum(frozen)
     assert without.offloaded(True).bytes == offloaded.bytes != without.bytes
     assert offloaded.offloaded(False).bytes == without.bytes
     low, high = (max(made.phases.values()) / 0.9e9 for made in (offloaded, without))

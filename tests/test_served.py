@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 from fakes import FakeMLLM
 from PIL import Image
-from real_runs import ALONE, few_steps, log_of, stepped, whole_run
+from real_runs import ALONE, few_steps, log_of, shallow, stepped, whole_run
 
 import train
 from judges.mllm import Answer, Query
@@ -32,7 +32,7 @@ from training.start import judge_of, try_judge
 
 WAIT = 60  # seconds after which a test fails that waits for another thread
 SMALL = dict(prompts_per_step=2, group_size=3, num_steps=3, heldout=1, judge="openai")
-SMALL |= dict(model=str(ROOT / "assets" / "tiny-flux"), steps=9, eval_every=9, checkpoint_every=9)
+SMALL |= dict(steps=9, eval_every=9, checkpoint_every=9)
 
 
 @contextmanager
@@ -53,7 +53,8 @@ def dying(port, calls):
 
 
 def config(server, out, **settings) -> Config:
-    return Config(**(SMALL | {"out": str(out), "base_url": server.url} | settings))
+    more = dict(out=str(out), base_url=server.url, model=shallow())
+    return Config(**(SMALL | more | settings))
 
 
 class Recorder:
@@ -241,7 +242,7 @@ def test_what_is_seen_and_not_rewarded_changes_no_other_number_and_resumes(tmp_p
         "".join(f"a large {c} circle\n" for c in ("red", "blue", "green"))
     )
     usual = SMALL | dict(judge="shapes", prompts=str(tmp_path / "p.txt"), steps=2, eval_every=1)
-    usual |= dict(checkpoint_every=1, heldout=1)
+    usual |= dict(checkpoint_every=1, heldout=1, model=shallow())
     clip = ROOT / "assets" / "tiny-clip"
     keys = ["heldout_clip", "heldout_redness", "win_rate_vs_base_eval_judge"]
     with served() as server:

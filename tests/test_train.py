@@ -23,7 +23,7 @@ import torch
 from conftest import ROOT
 from diffusers import FluxPipeline
 from fakes import FakeMLLM
-from real_runs import ALONE, log_of, stepped, whole_run
+from real_runs import ALONE, log_of, shallow, stepped, whole_run
 from torch.distributed.checkpoint.api import CheckpointException
 
 import train
@@ -49,7 +49,7 @@ WEIGHTS = "final/transformer/diffusion_pytorch_model.safetensors"
 
 def small(out, **settings):
     """Settings of a run that is not measured on the way."""
-    usual = SMALL | dict(steps=9, eval_every=9, heldout=1, out=str(out))
+    usual = SMALL | dict(steps=9, eval_every=9, heldout=1, out=str(out), model=shallow())
     return Config(**(usual | settings))
 
 
@@ -100,6 +100,7 @@ def test_a_run_leaves_what_the_readme_promises_and_plain_diffusers_loads(undistu
     assert picture.size == (32, 32) and picture.convert("L").getextrema() != (0, 0)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bit_identical(undisturbed, tmp_path):
     out, (whole, _) = tmp_path / "runs" / "shapes", undisturbed
     process = subprocess.Popen(
@@ -129,7 +130,7 @@ def test_the_best_held_out_step_is_exported_with_its_own_numbers(tmp_path, monke
     rows[1]["heldout_accuracy"] = 0.987
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = [f"--{f.name}={getattr(cfg, f.name)}" for f in fields(cfg) if f.type in (int, float)]
-    flags += [f"--out={out}", "--resume", "--export", "best"]
+    flags += [f"--model={cfg.model}", f"--out={out}", "--resume", "--export", "best"]
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
     train.main()
     weights = Path("transformer/diffusion_pytorch_model.safetensors")
