@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import ROOT
 from diffusers import Flux2KleinPipeline
-from real_runs import ALONE, log_of, whole_run
+from real_runs import ALONE, log_of, stepped, whole_run
+from safetensors.torch import load_file
 from test_flux import PROMPTS
 from tiny_models import KLEIN_TOKENS, klein_pipeline
 
@@ -148,19 +149,30 @@ def test_a_lora_binds_to_double_and_fused_single_blocks(load, tmp_path):
 
 
 @pytest.mark.parametrize("lora", [0, 4])
-def test_a_folder_of_klein_trains_and_draws_in_plain_diffusers(klein_folder, tmp_path, lora):
+def test_a_folder_of_klein_trains_resumes_and_draws_in_plain_diffusers(
+    klein_folder, tmp_path, lora
+):
     settings = dict(steps=2, prompts_per_step=1, group_size=4, num_steps=3, heldout=2, lr=1e-2)
     settings |= dict(guidance=4.0, model=klein_folder, lora_rank=lora, shift=0.0, eval_every=2)
     settings |= dict(reward=f"clip={ROOT / 'assets' / 'tiny-clip'}", noise_level=0.8, ema=0.0)
-    run = whole_run(Config(**settings, out=str(tmp_path)))
+    run = whole_run(Config(**settings, out=str(tmp_path / "whole")))
     assert isinstance(run.model, Klein)
-    rows = log_of(tmp_path)
+    rows = log_of(tmp_path / "whole")
     assert rows[1]["ratio_min"] == rows[1]["ratio_max"] == 1.0
     assert rows[1]["grad_norm"] > 0 and rows[1]["frac_floor"] == 0
 
-    pipe = Flux2KleinPipeline.from_pretrained(klein_folder if lora else tmp_path / "final")
+    part = settings | dict(out=str(tmp_path / "part"))
+    stepped(Config(**part)).held.close()
+    whole_run(Config(**part, resume=True))
+    for file in (tmp_path / "whole" / "final").rglob("*.safetensors"):
+        again = tmp_path / "part" / file.relative_to(tmp_path / "whole")
+        ours, theirs = load_file(file), load_file(again)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    pipe = Flux2KleinPipeline.from_pretrained(klein_folder if lora else tmp_path / "whole/final")
     if lora:
-        pipe.load_lora_weights(tmp_path / "final")
+        pipe.load_lora_weights(tmp_path / "whole" / "final")
     theirs = latents_of_diffusers(pipe, run.model, guidance_scale=4.0)
     ours = latents(run.model)
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
